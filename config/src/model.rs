@@ -1,0 +1,423 @@
+//! The cluster config as typed values: what every other crate reads.
+//!
+//! A value of these types can't be bad: addresses are parsed, defaults filled in, names resolve.
+//! Only [`crate::parse`] makes a [`Config`], so the type is the proof that validation passed.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+/// A whole document. Maps are keyed by resource name.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Config {
+    pub listeners: BTreeMap<String, Listener>,
+    pub routes: BTreeMap<String, Route>,
+    pub pools: BTreeMap<String, Pool>,
+    pub access_log: AccessLog,
+    pub cluster: ClusterSettings,
+}
+
+// === listeners ===
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Listener {
+    /// At least one.
+    pub bind: Vec<Bind>,
+    pub protocol: Protocol,
+    /// Present for `tcp`, `udp`, `tcp+udp`; for `http` where no route fits (else 404).
+    pub pool: Option<String>,
+    pub udp: UdpSettings,
+    pub tcp: TcpSettings,
+    pub http: HttpSettings,
+}
+
+/// Where a listener accepts: an address (none: all, IPv6 and IPv4) and a port (0: the system's choice).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Bind {
+    pub ip: Option<IpAddr>,
+    pub port: u16,
+}
+
+impl Bind {
+    /// The socket address to bind; "all addresses" is `[::]`, to be bound dual-stack.
+    pub fn socket_addr(&self) -> SocketAddr {
+        SocketAddr::new(self.ip.unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED)), self.port)
+    }
+}
+
+impl fmt::Display for Bind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.ip {
+            Some(ip) => SocketAddr::new(ip, self.port).fmt(f),
+            None => write!(f, ":{}", self.port),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Protocol {
+    Http,
+    Tcp,
+    Udp,
+    TcpUdp,
+}
+
+impl Protocol {
+    /// Whether the listener accepts TCP connections (HTTP rides on TCP).
+    pub fn has_tcp(self) -> bool {
+        !matches!(self, Protocol::Udp)
+    }
+
+    pub fn has_udp(self) -> bool {
+        matches!(self, Protocol::Udp | Protocol::TcpUdp)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct UdpSettings {
+    /// A session without a datagram in either direction for this long is dropped. Default 60 s.
+    pub idle: Duration,
+    /// A session ends after this many replies; 0: only by `idle`.
+    pub replies: u32,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct TcpSettings {
+    /// A connection without a byte in either direction for this long is closed. Default 1 h.
+    pub idle: Duration,
+    pub nodelay: bool,
+    /// Bytes held for one direction of one connection. Default 16 KiB.
+    pub buffer: usize,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct HttpSettings {
+    /// From the first byte of a request (or the accept) to the end of its header. Default 10 s.
+    pub header_timeout: Duration,
+    /// Keep-alive without a request. Default 75 s.
+    pub idle: Duration,
+    /// Request line and header fields together, bytes. Default 64 KiB.
+    pub max_headers: usize,
+}
+
+// === routes ===
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Route {
+    /// `None`: all http listeners.
+    pub listeners: Option<Vec<String>>,
+    /// Default: `*`.
+    pub hosts: Vec<HostPattern>,
+    /// At least one.
+    pub rules: Vec<Rule>,
+}
+
+/// A host of a route, lower case, without port.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum HostPattern {
+    Any,
+    Exact(String),
+    /// `*.example.com`: holds `example.com`; matches one or more labels before it
+    /// (Gateway API `Hostname`), never the bare name.
+    Suffix(String),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rule {
+    /// Default: the rule's index in its route.
+    pub name: String,
+    /// Any of; at least one ([`Match::default`] matches everything).
+    pub matches: Vec<Match>,
+    pub pools: Vec<WeightedPool>,
+    pub timeout: RouteTimeouts,
+    pub retry: Retry,
+    /// Request body, bytes; 0: no limit.
+    pub max_body: u64,
+}
+
+/// All of its conditions must hold.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Match {
+    pub path: Option<PathMatch>,
+    /// Empty: any.
+    pub methods: Vec<String>,
+    pub headers: Vec<HeaderMatch>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PathMatch {
+    Exact(String),
+    /// By path element: `/foo` matches `/foo`, `/foo/`, `/foo/bar`, not `/foobar`.
+    Prefix(String),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeaderMatch {
+    /// Lower case.
+    pub name: String,
+    pub value: ValueMatch,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ValueMatch {
+    Exact(String),
+    Prefix(String),
+    Present(bool),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WeightedPool {
+    pub pool: String,
+    /// 0: gets no traffic. Not all pools of a rule may be 0.
+    pub weight: u32,
+}
+
+/// Zero means none. What is not set (`None`) is taken from the pool.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RouteTimeouts {
+    /// All attempts together. Default none.
+    pub request: Duration,
+    /// One attempt. Default none.
+    pub attempt: Duration,
+    /// A stream without a byte. Default 5 min.
+    pub idle: Duration,
+    /// Until the upstream's response header. `None`: the pool's.
+    pub first_byte: Option<Duration>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Retry {
+    /// Further attempts after the first. Default 1.
+    pub attempts: u32,
+    /// The upstream could not be connected to (nothing was sent).
+    pub on_connect: bool,
+    /// A reused connection closed before a byte came back.
+    pub on_reused: bool,
+}
+
+// === pools ===
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pool {
+    /// May be empty.
+    pub members: Vec<Member>,
+    pub balance: Balance,
+    pub timeout: PoolTimeouts,
+    pub outlier: Outlier,
+    /// Above this share of members down, all are used; 0: never. Default 0.5.
+    pub panic: f64,
+    /// Live requests of which retries may be a share. Default 0.2.
+    pub retry_budget: f64,
+    /// `None`: members are not probed and count as up.
+    pub health: Option<HealthCheck>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Member {
+    pub address: SocketAddr,
+    /// Unique in its pool. Default: the address.
+    pub name: String,
+    pub weight: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Balance {
+    RoundRobin,
+    Random,
+    RandomTwo,
+    LeastRequest,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct PoolTimeouts {
+    pub connect: Duration,
+    pub first_byte: Duration,
+    /// An upstream connection without a request is closed after this. Default 60 s.
+    pub pool_idle: Duration,
+}
+
+/// Passive ejection by errors in a row.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outlier {
+    /// 0: off. Default 5.
+    pub failures: u32,
+    /// Times the number of ejections in a row. Default 30 s.
+    pub eject: Duration,
+    /// Of the pool at once, but always one. Default 0.1.
+    pub max_share: f64,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct HealthCheck {
+    pub interval: Duration,
+    pub timeout: Duration,
+    /// Good probes in a row before a member is up.
+    pub rise: u32,
+    /// Bad probes in a row before a member is down.
+    pub fall: u32,
+    /// Nodes that probe one member.
+    pub probers: u32,
+    pub kind: CheckKind,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum CheckKind {
+    Tcp,
+    Http(HttpCheck),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct HttpCheck {
+    pub path: String,
+    pub method: String,
+    /// `Host` of the request; `None`: the member's address.
+    pub host: Option<String>,
+    /// Accepted codes, inclusive ranges. Default 200-399.
+    pub status: Vec<(u16, u16)>,
+    /// A header that the answer must carry, with this value.
+    pub headers: Vec<(String, String)>,
+    /// Must occur in the first 64 KiB of the body.
+    pub body: Option<String>,
+}
+
+// === the rest ===
+
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct AccessLog {
+    pub format: AccessLogFormat,
+    pub to: AccessLogTarget,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum AccessLogFormat {
+    #[default]
+    Json,
+    Off,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub enum AccessLogTarget {
+    #[default]
+    Stdout,
+}
+
+/// Timers of the cluster itself. Raft's take effect when a node restarts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClusterSettings {
+    /// Target number of Raft voters. Default 5.
+    pub voters: u32,
+    pub heartbeat: Duration,
+    pub election: (Duration, Duration),
+    /// TTL of a node's seat. Default 1 s.
+    pub seat: Duration,
+    pub gossip: Duration,
+    pub drain: Drain,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Drain {
+    /// How long `/readyz` fails before listeners stop accepting. Default 0 s.
+    pub announce: Duration,
+    /// After this, connections still open are closed. Default 30 s.
+    pub deadline: Duration,
+}
+
+// === defaults, shared by the parser, the schema and whoever starts without a document ===
+
+impl Default for UdpSettings {
+    fn default() -> Self {
+        Self { idle: Duration::from_secs(60), replies: 0 }
+    }
+}
+
+impl Default for TcpSettings {
+    fn default() -> Self {
+        Self { idle: Duration::from_secs(3600), nodelay: true, buffer: 16 << 10 }
+    }
+}
+
+impl Default for HttpSettings {
+    fn default() -> Self {
+        Self { header_timeout: Duration::from_secs(10), idle: Duration::from_secs(75), max_headers: 64 << 10 }
+    }
+}
+
+impl Default for RouteTimeouts {
+    fn default() -> Self {
+        Self {
+            request: Duration::ZERO,
+            attempt: Duration::ZERO,
+            idle: Duration::from_secs(300),
+            first_byte: None,
+        }
+    }
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self { attempts: 1, on_connect: true, on_reused: true }
+    }
+}
+
+impl Default for PoolTimeouts {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(5),
+            first_byte: Duration::from_secs(60),
+            pool_idle: Duration::from_secs(60),
+        }
+    }
+}
+
+impl Default for Outlier {
+    fn default() -> Self {
+        Self { failures: 5, eject: Duration::from_secs(30), max_share: 0.1 }
+    }
+}
+
+impl Default for HealthCheck {
+    fn default() -> Self {
+        Self {
+            interval: Duration::from_secs(2),
+            timeout: Duration::from_secs(1),
+            rise: 2,
+            fall: 3,
+            probers: 3,
+            kind: CheckKind::Tcp,
+        }
+    }
+}
+
+impl Default for Pool {
+    fn default() -> Self {
+        Self {
+            members: Vec::new(),
+            balance: Balance::RoundRobin,
+            timeout: PoolTimeouts::default(),
+            outlier: Outlier::default(),
+            panic: 0.5,
+            retry_budget: 0.2,
+            health: Some(HealthCheck::default()),
+        }
+    }
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self { announce: Duration::ZERO, deadline: Duration::from_secs(30) }
+    }
+}
+
+impl Default for ClusterSettings {
+    fn default() -> Self {
+        Self {
+            voters: 5,
+            heartbeat: Duration::from_millis(50),
+            election: (Duration::from_millis(150), Duration::from_millis(250)),
+            seat: Duration::from_secs(1),
+            gossip: Duration::from_millis(200),
+            drain: Drain::default(),
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! Carries traffic: listeners, L7, L4, balancing.
+//!
+//! The plane knows a config revision only as an immutable [`Snapshot`] and health only as
+//! verdicts; it names neither Raft nor gossip. One worker thread a core, each with its own
+//! single-threaded runtime, accept path and upstream connections: what workers share is one
+//! snapshot pointer and atomics.
+//!
+//! The seam to the rest of the program is [`Plane`].
+#![deny(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use trestle_config::Config;
+use trestle_config::model::{Bind, Protocol};
+
+/// How a node wants its plane.
+pub struct Options {
+    /// Worker threads.
+    pub workers: NonZeroUsize,
+    /// This node's name, for logs, `Via` and variables.
+    pub node: String,
+    /// Ports that were chosen for `port 0` binds in an earlier life of this node.
+    pub pinned: PinnedPorts,
+}
+
+/// (listener, position in its `bind` list) -> port.
+pub type PinnedPorts = BTreeMap<(String, usize), u16>;
+
+/// A listener's socket as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BoundListener {
+    pub listener: String,
+    pub index: usize,
+    pub bind: Bind,
+    pub protocol: Protocol,
+    /// Where it accepts, with the port that the system chose; or why it does not.
+    pub state: Result<SocketAddr, String>,
+}
+
+/// A member as the plane sees it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MemberView {
+    pub pool: String,
+    pub member: String,
+    pub address: SocketAddr,
+    pub weight: u32,
+    /// The cluster's verdict.
+    pub up: bool,
+    /// Ejected by this node's outlier detection.
+    pub ejected: bool,
+    pub in_flight: u32,
+}
+
+/// Open connections of one client on this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientCount {
+    pub client: IpAddr,
+    pub connections: u32,
+}
+
+/// Handle of a running plane. Cheap to clone.
+#[derive(Clone)]
+pub struct Plane {}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("worker {index} could not start: {source}")]
+    Worker { index: usize, source: std::io::Error },
+}
+
+/// A revision to be put in force.
+pub struct Install {
+    pub revision: u64,
+    pub config: Arc<Config>,
+    /// Route -> first revision that had it (precedence).
+    pub route_births: Arc<BTreeMap<String, u64>>,
+}
+
+impl Plane {
+    /// Starts the workers; nothing is listened on before the first [`Plane::install`].
+    pub fn start(_options: Options) -> Result<Plane, StartError> {
+        todo!()
+    }
+
+    /// Compiles the revision, puts it in force on every worker, opens, changes and closes
+    /// listeners. Returns once every worker serves by it. A listener that can't bind is reported in
+    /// the result (and retried by the next install); the others serve.
+    pub async fn install(&self, _install: Install) -> Vec<BoundListener> {
+        todo!()
+    }
+
+    /// The cluster's verdict on a pool's members, by name; those not named keep theirs.
+    pub fn set_verdicts(&self, _pool: &str, _up: &BTreeMap<String, bool>) {
+        todo!()
+    }
+
+    pub fn revision(&self) -> u64 {
+        todo!()
+    }
+
+    pub fn listeners(&self) -> Vec<BoundListener> {
+        todo!()
+    }
+
+    pub fn members(&self) -> Vec<MemberView> {
+        todo!()
+    }
+
+    /// Clients whose count changed since the last call, with their present count (0: gone), for the
+    /// exchange with other nodes. One caller only.
+    pub fn take_changed_clients(&self) -> Vec<ClientCount> {
+        todo!()
+    }
+
+    /// The clients with most connections, heaviest first.
+    pub fn clients(&self, _most: usize) -> Vec<ClientCount> {
+        todo!()
+    }
+
+    /// Prometheus text of everything the plane counts.
+    pub fn render_metrics(&self, _out: &mut String) {
+        todo!()
+    }
+
+    /// Open client connections and L4 flows.
+    pub fn open_connections(&self) -> usize {
+        todo!()
+    }
+
+    /// Stops accepting without resetting what waits in a queue, tells HTTP clients to go
+    /// (`Connection: close`), and returns when the last connection has ended or the deadline has
+    /// passed, with the number of connections that were cut.
+    pub async fn drain(&self, _deadline: Duration) -> usize {
+        todo!()
+    }
+
+    /// Ends the workers; open connections are cut.
+    pub fn shutdown(&self) {
+        todo!()
+    }
+}

@@ -1,0 +1,248 @@
+//! What the cluster agrees on: the commands in the Raft log and the state that they build.
+//!
+//! These types cross two borders, the wire and the disk, as bincode behind [`crate::codec`] with a
+//! version in front. So they use no untagged or flattened enums, and a field is only ever added by
+//! a new version. Applying a command is a pure function of state, log index and command
+//! ([`crate::apply`]): no clock, no randomness, no parsing of documents whose meaning could change
+//! between releases.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// The log index of the entry that let the node in (0 for the first). Never used again.
+pub type NodeId = u64;
+
+openraft::declare_raft_types!(
+    /// How Trestle instantiates openraft.
+    pub TypeConfig:
+        D = Command,
+        R = Outcome,
+        NodeId = NodeId,
+        Node = Peer,
+);
+
+/// What Raft's membership says of a node: enough to reach it. The rest is in [`NodeRecord`].
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Peer {
+    pub name: String,
+    /// `host:port` of the cluster port, as others should use it.
+    pub cluster: String,
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.name, self.cluster)
+    }
+}
+
+/// A change that is to be agreed on. Times are milliseconds since the epoch by the proposer's
+/// wall clock: for people to read, nothing depends on them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// The first entry of a cluster: its id, and the node that makes it (id 0).
+    Found { cluster_id: Uuid, node: NodeProfile, at_ms: u64 },
+    /// A new revision of the config.
+    PutConfig(PutConfig),
+    /// Lets a node in; its id becomes this entry's log index. Safe to repeat: the same
+    /// `join_token` gets the same id.
+    Admit { node: NodeProfile, replace: bool, at_ms: u64 },
+    /// Takes a node out for good.
+    Expel { node: NodeId, at_ms: u64 },
+    /// A restarted node's present addresses and version.
+    UpdateNode { node: NodeId, profile: NodeProfile },
+    /// Whether a node may be promoted by the cluster itself.
+    SetRole { node: NodeId, role: Role },
+    /// Seats taken: the epoch of each is this entry's log index.
+    Seat { node: NodeId, session: Uuid },
+    /// Seats lost: only proposed when no lease of that epoch can be alive. An epoch that is not the
+    /// present one changes nothing.
+    Unseat { node: NodeId, epoch: u64 },
+    /// Does nothing but take a log index (a learner must reach it before it is promoted).
+    Mark,
+}
+
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PutConfig {
+    /// Canonical document ([`trestle_config`]), at most [`crate::MAX_DOCUMENT`] bytes.
+    pub document: Arc<[u8]>,
+    /// Names of the routes in it: the state remembers since when each exists.
+    pub routes: Vec<String>,
+    /// Compare-and-set: refused unless this is the present revision.
+    pub expected: Option<u64>,
+    pub author: String,
+    pub message: String,
+    pub at_ms: u64,
+}
+
+/// What a node says about itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeProfile {
+    pub name: String,
+    /// `host:port` of the cluster port.
+    pub cluster: String,
+    /// `host:port` of the admin port, as others should use it (writes are forwarded over the
+    /// cluster port; this is for people).
+    pub admin: String,
+    /// Made once a data folder, so that joining is safe to repeat.
+    pub join_token: Uuid,
+    /// Release, `major.minor.patch`.
+    pub version: String,
+    /// The newest state format that this node reads.
+    pub feature_level: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Role {
+    /// Promoted by the cluster while voters are fewer than the target.
+    Auto,
+    /// Demoted by hand: stays a learner until promoted by hand.
+    Learner,
+    /// Promoted by hand: stays a voter, whatever the target.
+    Voter,
+}
+
+/// What became of a command.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// Blank and membership entries, and commands that yield nothing.
+    Done,
+    Revision(u64),
+    /// The document equals the present one: no new revision.
+    Unchanged(u64),
+    Admitted {
+        id: NodeId,
+        cluster_id: Uuid,
+    },
+    Seated {
+        epoch: u64,
+    },
+    Refused(Refusal),
+}
+
+/// Why a committed command changed nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Refusal {
+    #[error("expected revision {expected}, but the cluster is at {actual}")]
+    RevisionMismatch { expected: u64, actual: u64 },
+    #[error(
+        "the name {name:?} is taken by node {id}; give another --name, or --replace {name} if that node is gone for good"
+    )]
+    NameTaken { name: String, id: NodeId },
+    #[error("node {0} is not a member of the cluster")]
+    NoSuchNode(NodeId),
+    #[error("node {0} was removed from the cluster")]
+    Removed(NodeId),
+    #[error("the cluster exists already ({0})")]
+    Founded(Uuid),
+    #[error("the cluster is not founded yet")]
+    NotFounded,
+    #[error("the cluster writes format {level}, this node reads up to {reads}: upgrade it first")]
+    TooOld { level: u32, reads: u32 },
+}
+
+/// The agreed state. Published after each applied entry as an immutable value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct State {
+    pub cluster_id: Option<Uuid>,
+    /// Log index of the last entry in this state; 0: none.
+    pub applied_index: u64,
+    /// Oldest first, at most [`crate::HISTORY`]; the last is in force. Numbers are contiguous.
+    pub revisions: Vec<Arc<Revision>>,
+    /// Route name -> first revision that had it without a gap since.
+    pub route_births: BTreeMap<String, u64>,
+    pub nodes: BTreeMap<NodeId, NodeRecord>,
+    /// Ids that were expelled: never let in again.
+    pub removed: BTreeSet<NodeId>,
+    pub seats: BTreeMap<NodeId, Seat>,
+}
+
+impl State {
+    pub fn revision(&self) -> Option<&Arc<Revision>> {
+        self.revisions.last()
+    }
+
+    /// Number of the revision in force; 0 before the first.
+    pub fn revision_number(&self) -> u64 {
+        self.revision().map_or(0, |r| r.number)
+    }
+
+    pub fn node_by_name(&self, name: &str) -> Option<(NodeId, &NodeRecord)> {
+        self.nodes.iter().find(|(_, n)| n.profile.name == name).map(|(id, n)| (*id, n))
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revision {
+    /// 1, 2, 3 ...
+    pub number: u64,
+    pub document: Arc<[u8]>,
+    pub author: String,
+    pub message: String,
+    pub at_ms: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    pub profile: NodeProfile,
+    pub role: Role,
+    pub joined_ms: u64,
+}
+
+/// A node's right to count as alive; see the lease protocol in `trestle-cluster`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seat {
+    /// Log index of the entry that gave it.
+    pub epoch: u64,
+    /// The process that holds it: one that starts again asks for a new epoch.
+    pub session: Uuid,
+}
+
+impl fmt::Debug for PutConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PutConfig")
+            .field("document_bytes", &self.document.len())
+            .field("expected", &self.expected)
+            .field("author", &self.author)
+            .field("message", &self.message)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Revision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Revision")
+            .field("number", &self.number)
+            .field("document_bytes", &self.document.len())
+            .field("author", &self.author)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Command::Found { cluster_id, .. } => write!(f, "found({cluster_id})"),
+            Command::PutConfig(p) => write!(f, "put-config({} bytes)", p.document.len()),
+            Command::Admit { node, .. } => write!(f, "admit({})", node.name),
+            Command::Expel { node, .. } => write!(f, "expel({node})"),
+            Command::UpdateNode { node, .. } => write!(f, "update-node({node})"),
+            Command::SetRole { node, role } => write!(f, "set-role({node}, {role:?})"),
+            Command::Seat { node, .. } => write!(f, "seat({node})"),
+            Command::Unseat { node, epoch } => write!(f, "unseat({node}, epoch {epoch})"),
+            Command::Mark => f.write_str("mark"),
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Outcome::Refused(refusal) => write!(f, "refused: {refusal}"),
+            other => write!(f, "{other:?}"),
+        }
+    }
+}

@@ -1,1 +1,19 @@
+//! Starts real Trestle processes and asks them what a user would ask.
+//!
+//! Everything here is blocking `std`: a test reads as a script. What is started is ended by its
+//! guard's `Drop`, by process id, also when the test fails. Waiting is always for a condition with
+//! a deadline ([`eventually`]).
+#![forbid(unsafe_code)]
 
+pub mod backend;
+mod binary;
+pub mod cluster;
+pub mod http;
+pub mod node;
+pub mod peers;
+mod wait;
+
+pub use binary::trestle;
+pub use cluster::Cluster;
+pub use node::Node;
+pub use wait::{eventually, holds_for};

@@ -1,0 +1,42 @@
+//! Programs that are not ours (curl, nginx, docker): used where they are, skipped where they are
+//! not, and demanded under `TRESTLE_CI=1`.
+
+use std::process::{Command, Stdio};
+
+/// Whether all of `programs` are there. If not: one line that says what is missing, and `false`;
+/// under `TRESTLE_CI=1` the test fails.
+#[track_caller]
+pub fn have(programs: &[&str]) -> bool {
+    let missing: Vec<_> = programs.iter().filter(|p| !on_path(p)).collect();
+    missing.is_empty() || skip(&format!("no {missing:?} on the PATH"))
+}
+
+/// Whether a docker daemon answers.
+#[track_caller]
+pub fn have_docker() -> bool {
+    let answers = Command::new("docker")
+        .arg("version")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success());
+    answers || skip("no docker daemon answers")
+}
+
+#[track_caller]
+fn skip(why: &str) -> bool {
+    assert!(
+        std::env::var_os("TRESTLE_CI").is_none_or(|v| v != "1"),
+        "under TRESTLE_CI=1 nothing is skipped: {why}"
+    );
+    eprintln!("skipped: {why}");
+    false
+}
+
+fn on_path(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    // Servers such as nginx live where a user's PATH may not look.
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin".into(), "/sbin".into()])
+        .any(|dir| dir.join(program).is_file())
+}

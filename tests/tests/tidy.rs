@@ -1,0 +1,137 @@
+//! Rules of the tree that a compiler does not check. Each failure names the place and the rule.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+/// Crate -> the crates of ours that it may name.
+const MAY_DEPEND: &[(&str, &[&str])] = &[
+    ("trestle-config", &[]),
+    ("trestle-proto", &[]),
+    ("trestle-raft-store", &["trestle-config"]),
+    ("trestle-dataplane", &["trestle-config"]),
+    ("trestle-cluster", &["trestle-config", "trestle-dataplane", "trestle-proto", "trestle-raft-store"]),
+    ("trestle", &["trestle-config", "trestle-dataplane", "trestle-cluster", "trestle-raft-store"]),
+    ("trestle-tests", &["trestle-config"]),
+];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the workspace").to_owned()
+}
+
+fn metadata() -> Value {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args(["metadata", "--format-version", "1", "--no-deps", "--offline"])
+        .current_dir(root())
+        .output()
+        .expect("cargo runs");
+    serde_json::from_slice(&output.stdout).expect("cargo metadata prints JSON")
+}
+
+/// Every Rust source of the workspace, with its text.
+fn sources() -> Vec<(String, String)> {
+    fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let name = entry.file_name();
+            if path.is_dir() && name != "target" && name != ".git" {
+                walk(&path, found);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                found.push(path);
+            }
+        }
+    }
+    let (root, mut found) = (root(), Vec::new());
+    walk(&root, &mut found);
+    let name = |p: &Path| p.strip_prefix(&root).expect("below the root").display().to_string();
+    found.iter().map(|p| (name(p), std::fs::read_to_string(p).expect("a source is text"))).collect()
+}
+
+#[test]
+fn dependencies_point_one_way() {
+    let metadata = metadata();
+    let packages = metadata["packages"].as_array().expect("packages");
+    for package in packages {
+        let name = package["name"].as_str().expect("name");
+        let allowed = MAY_DEPEND.iter().find(|(n, _)| *n == name);
+        let allowed =
+            allowed.unwrap_or_else(|| panic!("{name} is new: say in {} what it may depend on", file!())).1;
+        for dependency in package["dependencies"].as_array().expect("dependencies") {
+            let (on, kind) = (dependency["name"].as_str().expect("name"), &dependency["kind"]);
+            if on.starts_with("trestle") && kind.is_null() {
+                assert!(allowed.contains(&on), "{name} depends on {on}: dependencies point one way");
+            }
+        }
+    }
+}
+
+#[test]
+fn versions_stand_once() {
+    let metadata = metadata();
+    for package in metadata["packages"].as_array().expect("packages") {
+        let manifest = package["manifest_path"].as_str().expect("path");
+        let text = std::fs::read_to_string(manifest).expect("manifest");
+        let dependencies = text.split("[dependencies]").nth(1).unwrap_or("");
+        for line in dependencies.lines().filter(|l| l.contains('=') && !l.starts_with('[')) {
+            let own = line.contains(".workspace = true")
+                || line.contains("workspace = true")
+                || line.contains("path =");
+            let key = ["name", "path", "harness", "test"]
+                .iter()
+                .any(|k| line.trim_start().starts_with(&format!("{k} =")));
+            assert!(own || key, "{manifest}: {line:?}: versions live in the workspace's Cargo.toml");
+        }
+    }
+}
+
+#[test]
+fn only_its_homes_name_openraft() {
+    for (file, text) in sources() {
+        let home = file.starts_with("raft-store/") || file.starts_with("node/cluster/src/raft/");
+        let named = text.lines().any(|l| !l.trim_start().starts_with("//") && l.contains("openraft"));
+        assert!(
+            home || !named || file == "tests/tests/tidy.rs",
+            "{file} names openraft: keep it behind the Raft node"
+        );
+    }
+}
+
+#[test]
+fn the_data_plane_knows_no_cluster() {
+    for (file, text) in sources().into_iter().filter(|(f, _)| f.starts_with("node/dataplane/src")) {
+        for word in ["chitchat", "tonic", "trestle_raft_store", "trestle_cluster"] {
+            assert!(
+                !text.contains(&format!("use {word}")),
+                "{file} uses {word}: the plane sees snapshots and numbers"
+            );
+        }
+    }
+}
+
+#[test]
+fn queues_have_bounds() {
+    for (file, text) in sources() {
+        for (number, line) in text.lines().enumerate() {
+            let unbounded = line.contains("unbounded_channel(") || line.contains("mpsc::channel::<");
+            let std_unbounded = line.contains("std::sync::mpsc::channel(");
+            let here = file == "tests/tests/tidy.rs";
+            assert!(
+                here || !(unbounded && line.contains("unbounded")) && !std_unbounded,
+                "{file}:{}: no bound",
+                number + 1
+            );
+        }
+    }
+}
+
+#[test]
+fn every_example_is_a_valid_config() {
+    for entry in std::fs::read_dir(root().join("examples")).expect("examples/") {
+        let path = entry.expect("entry").path();
+        let output =
+            Command::new(trestle_tests::trestle()).arg("validate").arg(&path).output().expect("runs");
+        assert!(output.status.success(), "{}: {}", path.display(), String::from_utf8_lossy(&output.stderr));
+    }
+}

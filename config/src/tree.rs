@@ -237,7 +237,7 @@ impl<'a> Reader<'a> {
                 self.refuse_tag(tag.is_some(), mark);
                 let plain = style == ScalarStyle::Plain;
                 if self.awaits_key() {
-                    self.key(text, plain, mark);
+                    self.key(text, mark);
                 } else {
                     self.add(NodeKind::Scalar { text, plain }, mark)?;
                 }
@@ -259,11 +259,11 @@ impl<'a> Reader<'a> {
         })
     }
 
-    fn key(&mut self, text: Cow<'a, str>, plain: bool, mark: Mark) {
+    fn key(&mut self, text: Cow<'a, str>, mark: Mark) {
         let Some(open) = self.open.last_mut() else { return };
         let first = *open.seen.entry(text.to_string()).or_insert(mark);
         open.key = Some((text.clone(), mark));
-        if plain && text == "<<" {
+        if text == "<<" {
             self.fault(mark, Fault::new("merge keys are not supported").help("write the values out"));
         } else if first != mark {
             let message =
@@ -399,6 +399,7 @@ mod tests {
     fn what_would_grow_or_hide_values_is_refused() {
         assert!(fault_of("a: &x [1]\nb: *x\n").contains("aliases"));
         assert!(fault_of("a:\n  <<: {b: 1}\n").contains("merge"));
+        assert!(fault_of("{\"<<\": 1}").contains("merge"));
         assert!(fault_of("a: 1\n---\nb: 2\n").contains("second document"));
         assert_eq!(fault_of("a: 1\nb: 2\na: 3\n"), "`a` is given twice, first at 1:1");
     }

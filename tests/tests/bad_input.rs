@@ -77,7 +77,7 @@ fn a_listener_port_in_use_is_in_the_status_and_the_others_serve() {
 
 #[test]
 fn a_data_folder_has_one_process() {
-    let cluster = Cluster::start(1, "");
+    let cluster = Cluster::start(1, "{}");
     let dir = cluster.nodes[0].data_dir();
     let key = cluster.key().to_str().expect("path").to_owned();
     let second = cluster
@@ -104,7 +104,7 @@ fn keys_are_checked() {
 
 #[test]
 fn a_node_with_another_key_is_refused_and_both_sides_say_so() {
-    let cluster = Cluster::start(1, "");
+    let cluster = Cluster::start(1, "{}");
     let dir = tempfile::tempdir().expect("folder");
     let other = dir.path().join("other.key");
     let made = Command::new(trestle()).args(["keygen", "-o"]).arg(&other).output().expect("runs");
@@ -124,7 +124,7 @@ fn a_node_with_another_key_is_refused_and_both_sides_say_so() {
 
 #[test]
 fn clusters_with_one_key_stay_apart() {
-    let first = Cluster::start(1, "");
+    let first = Cluster::start(1, "{}");
     let key = first.key().to_str().expect("path").to_owned();
     let mut second = first.node("second", &["--bootstrap", "--key-file", &key]);
     second.wait_ready();
@@ -159,7 +159,7 @@ fn wrong_usage_ends_with_2() {
 #[test]
 fn garbage_on_the_cluster_port_is_survived() {
     use std::io::Write;
-    let cluster = Cluster::start(1, "");
+    let cluster = Cluster::start(1, "{}");
     let address = cluster.nodes[0].port("cluster").expect("port");
     let udp = std::net::UdpSocket::bind("127.0.0.1:0").expect("bind");
     for n in 0..50u8 {

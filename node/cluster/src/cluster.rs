@@ -1,0 +1,475 @@
+//! A node's part in the cluster: start, what it can be asked, stop.
+//!
+//! Order of the start: the store, the plane with the last revision that it holds (so a node without
+//! a quorum serves), the cluster port, Raft, then gossip, counts, seats and probers. The end goes
+//! backwards. Every task is owned by the part that started it; the feeder and the news are ours.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, UdpSocket, lookup_host};
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use trestle_dataplane::Plane;
+use trestle_raft_store::Store;
+use trestle_raft_store::types::{Command, NodeId, Outcome, PutConfig, State};
+use uuid::Uuid;
+
+use crate::change::{Applied, ChangeError, Consistency};
+use crate::counts::Counts;
+use crate::feed::{Feed, Feeder, InForce};
+use crate::gossip::{Gossip, GossipSettings, NodeNews};
+use crate::health::{Health, HealthSettings};
+use crate::identity::ClusterKey;
+use crate::lease::clock::SystemClock;
+use crate::lease::{SeatSettings, Seats};
+use crate::membership::Act;
+use crate::raft::{self, Enter, Entered, RaftNode, Timers};
+use crate::settings::{Settings, Start};
+use crate::views::ClientTotal;
+
+/// A part of the stop that takes longer is left behind.
+const STOP_WITHIN: Duration = Duration::from_secs(5);
+/// Tries to bind UDP and TCP on one port when the system chooses it.
+const PORT_TRIES: usize = 32;
+
+/// Why a node ended by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Taken out of the cluster: drain, then end with 0.
+    Removed,
+    /// It can't keep its promises (disk, store): end with 1.
+    Failed(String),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Store(#[from] trestle_raft_store::OpenError),
+    #[error(transparent)]
+    Key(#[from] crate::identity::KeyError),
+    #[error("can't listen on {address} ({transport}, --cluster): {source}")]
+    Bind { address: SocketAddr, transport: &'static str, source: std::io::Error },
+    #[error("{0:?} is no address that others could reach: give --advertise HOST:PORT")]
+    Advertise(String),
+    #[error(transparent)]
+    Raft(#[from] raft::StartError),
+    #[error(transparent)]
+    Gossip(#[from] crate::gossip::GossipError),
+    #[error(transparent)]
+    Counts(#[from] crate::counts::CountsError),
+    #[error("the first config was not taken: {0}; correct it and `trestle apply` it")]
+    FirstConfig(raft::ProposeError),
+}
+
+/// A node's part in the cluster. Cheap to clone; ended by [`Cluster::shutdown`].
+#[derive(Clone)]
+pub struct Cluster {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) name: String,
+    pub(crate) version: String,
+    pub(crate) address: SocketAddr,
+    pub(crate) store: Store,
+    pub(crate) plane: Plane,
+    pub(crate) raft: RaftNode,
+    pub(crate) gossip: Gossip,
+    pub(crate) counts: Counts,
+    pub(crate) seats: Seats,
+    pub(crate) health: Health,
+    pub(crate) feed: Feed,
+    /// What Raft runs on until the next start.
+    pub(crate) timers: Timers,
+    pub(crate) draining: watch::Sender<bool>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Cluster {
+    /// Founds, joins or resumes, and starts to feed the plane. Waits as long as it takes for a
+    /// cluster to join.
+    pub async fn start(settings: Settings, plane: Plane) -> Result<Cluster, StartError> {
+        let key = ClusterKey::parse(&settings.key)?;
+        let dir = settings.data_dir.clone();
+        let opened = tokio::task::spawn_blocking(move || Store::open(&dir)).await;
+        let store = opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+        let (feeder, feed) = Feeder::new(plane.clone(), &store.machine().state()).await;
+        let timers = Timers::from(&feed.in_force.borrow().config().cluster);
+
+        let (listener, socket, address) = bind_cluster_port(settings.cluster).await?;
+        let advertise = advertised(&settings, address)?;
+        let (enter, document) = entry(settings.start.clone());
+        let raft = RaftNode::start(raft::Settings {
+            name: settings.name.clone(),
+            advertise: advertise.clone(),
+            admin: settings.admin.clone(),
+            version: settings.version.clone(),
+            key: key.clone(),
+            store: store.clone(),
+            listener,
+            enter,
+            replace: settings.replace,
+            timers,
+            voters: feed.voters.clone(),
+            tuning: raft::Tuning::default(),
+        })
+        .await?;
+        note_what_was_ignored(&settings.start, raft.entered());
+
+        let stop = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        tasks.spawn(feeder.run(raft.watch_state(), raft.id(), stop.clone()));
+
+        let gossip = Gossip::start(GossipSettings {
+            node: raft.id(),
+            cluster_id: raft.cluster_id(),
+            key: key.gossip_key(),
+            socket,
+            advertise: resolve(&advertise).await?,
+            seeds: feed.seeds.clone(),
+            members: feed.members.clone(),
+            interval: feed.in_force.borrow().config().cluster.gossip,
+        })?;
+        let counts = Counts::start(&gossip, feed.members.clone(), Arc::new(plane.clone()))?;
+        let (draining, draining_seen) = watch::channel(false);
+        let in_force = feed.in_force.clone();
+        let seats = Seats::start(SeatSettings {
+            consensus: Arc::new(raft.clone()),
+            clock: Arc::new(SystemClock),
+            session: Uuid::now_v7(),
+            ttl: feed.ttl.clone(),
+            applied: Arc::new(move || in_force.borrow().revision),
+            draining: draining_seen,
+            shutdown: stop.child_token(),
+        });
+        raft.set_renew_handler(Arc::new(seats.clone()));
+        let health = Health::start(HealthSettings {
+            node: raft.id(),
+            board: Arc::new(gossip.clone()),
+            sink: Arc::new(plane.clone()),
+            config: feed.in_force.clone(),
+            shutdown: stop.child_token(),
+        });
+        let cluster = Cluster {
+            inner: Arc::new(Inner {
+                name: settings.name,
+                version: settings.version,
+                address,
+                store,
+                plane,
+                raft,
+                gossip,
+                counts,
+                seats,
+                health,
+                feed,
+                timers,
+                draining,
+                stop: stop.clone(),
+                tasks: tasks.clone(),
+            }),
+        };
+        tasks.spawn(news(cluster.clone(), settings.admin, stop));
+        tasks.close();
+        if let Some(document) = document.filter(|_| cluster.inner.raft.entered() == Entered::Founded) {
+            cluster.put_first(document).await?;
+        }
+        Ok(cluster)
+    }
+
+    async fn put_first(&self, document: Vec<u8>) -> Result<(), StartError> {
+        let author = format!("node {}", self.inner.name);
+        let put = self.put(document, Some(0), author, "first config (--config)".to_owned());
+        match put.await {
+            // It was founded and given its config in an earlier life.
+            Ok(_) | Err(raft::ProposeError::Refused(_)) => Ok(()),
+            Err(error) => Err(StartError::FirstConfig(error)),
+        }
+    }
+
+    pub fn id(&self) -> NodeId {
+        self.inner.raft.id()
+    }
+
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// The config that this node serves.
+    pub fn in_force(&self) -> Arc<InForce> {
+        self.inner.feed.in_force.borrow().clone()
+    }
+
+    /// Why the newest revision is not served here, if it is not.
+    pub fn apply_problem(&self) -> Option<String> {
+        self.inner.feed.problem.borrow().clone()
+    }
+
+    pub fn watch_state(&self) -> watch::Receiver<Arc<State>> {
+        self.inner.raft.watch_state()
+    }
+
+    /// The agreed state. A linearizable read fails within 5 s where there is no quorum.
+    pub async fn state(&self, consistency: Consistency) -> Result<Arc<State>, ChangeError> {
+        if consistency == Consistency::Linearizable {
+            self.inner.raft.read_index().await.map_err(|e| self.change_error(e))?;
+        }
+        Ok(self.inner.raft.state())
+    }
+
+    /// A new revision from a canonical document; forwarded to the leader. Returns once this node has
+    /// it too; fails within 5 s.
+    pub async fn put_config(
+        &self,
+        document: Vec<u8>,
+        expected: Option<u64>,
+        author: String,
+        message: String,
+    ) -> Result<Applied, ChangeError> {
+        self.put(document, expected, author, message).await.map_err(|e| self.change_error(e))
+    }
+
+    async fn put(
+        &self,
+        document: Vec<u8>,
+        expected: Option<u64>,
+        author: String,
+        message: String,
+    ) -> Result<Applied, raft::ProposeError> {
+        let text = std::str::from_utf8(&document).map_err(|e| raft::ProposeError::Invalid(e.to_string()))?;
+        let source = trestle_config::Source { name: "config", text };
+        let parsed = trestle_config::parse(source).map_err(|e| raft::ProposeError::Invalid(e.to_string()))?;
+        let command = Command::PutConfig(PutConfig {
+            document: Arc::from(parsed.canonical().as_bytes()),
+            routes: parsed.config().routes.keys().cloned().collect(),
+            expected,
+            author,
+            message,
+            at_ms: crate::now_ms(),
+        });
+        match self.inner.raft.propose(command).await? {
+            (Outcome::Revision(revision), _) => {
+                self.served(revision).await;
+                Ok(Applied { revision, unchanged: false })
+            }
+            (Outcome::Unchanged(revision), _) => Ok(Applied { revision, unchanged: true }),
+            (Outcome::Refused(refusal), _) => Err(refusal.into()),
+            (other, _) => Err(raft::ProposeError::Unknown(format!("the cluster answered {other}"))),
+        }
+    }
+
+    /// Waits until this node serves the revision, so that who changed it here sees it here.
+    async fn served(&self, revision: u64) {
+        let mut in_force = self.inner.feed.in_force.clone();
+        let reached = in_force.wait_for(|now| now.revision >= revision);
+        if timeout(STOP_WITHIN, reached).await.is_err() {
+            tracing::warn!(revision, "agreed on, but not served here yet");
+        }
+    }
+
+    pub async fn promote(&self, node: NodeId) -> Result<(), ChangeError> {
+        self.order(Act::Promote, node).await
+    }
+
+    pub async fn demote(&self, node: NodeId) -> Result<(), ChangeError> {
+        self.order(Act::Demote, node).await
+    }
+
+    pub async fn remove(&self, node: NodeId) -> Result<(), ChangeError> {
+        self.order(Act::Remove, node).await
+    }
+
+    async fn order(&self, act: Act, node: NodeId) -> Result<(), ChangeError> {
+        self.inner.raft.change_member(act, node).await.map_err(|e| self.change_error(e))
+    }
+
+    fn change_error(&self, error: raft::ProposeError) -> ChangeError {
+        ChangeError::new(error, self.in_force().revision)
+    }
+
+    /// Connections of each client over the cluster, heaviest first.
+    pub fn clients(&self, most: usize) -> Vec<ClientTotal> {
+        let state = self.inner.raft.state();
+        let name = |id: &NodeId| state.nodes.get(id).map_or_else(|| id.to_string(), |n| n.profile.name.clone());
+        let totals = self.inner.counts.totals(most).into_iter();
+        totals
+            .map(|(client, counts)| ClientTotal {
+                client,
+                total: counts.values().fold(0, |sum: u32, n| sum.saturating_add(*n)),
+                nodes: counts.iter().map(|(id, n)| (name(id), *n)).collect::<BTreeMap<_, _>>(),
+            })
+            .collect()
+    }
+
+    /// Where the cluster port is bound.
+    pub fn address(&self) -> SocketAddr {
+        self.inner.address
+    }
+
+    /// Tells the others that this node goes, and gives its seat up.
+    pub fn set_draining(&self) {
+        self.inner.draining.send_replace(true);
+    }
+
+    /// Becomes `Some` when the node must end by itself.
+    pub fn ended(&self) -> watch::Receiver<Option<Ended>> {
+        self.inner.raft.ended()
+    }
+
+    /// Gives the leadership to another voter, if this node has it.
+    pub async fn hand_over(&self) {
+        self.inner.raft.transfer_leadership().await;
+    }
+
+    /// Gives the seat up, hands leadership over, leaves gossip, stops Raft, syncs the store. Each
+    /// step has a bound.
+    pub async fn shutdown(&self) {
+        self.set_draining();
+        bounded("leadership", self.inner.raft.transfer_leadership()).await;
+        self.inner.stop.cancel();
+        bounded("seats", self.inner.seats.stopped()).await;
+        bounded("probers", self.inner.health.stopped()).await;
+        bounded("counts", self.inner.counts.shutdown()).await;
+        bounded("gossip", self.inner.gossip.leave()).await;
+        bounded("gossip", self.inner.gossip.shutdown()).await;
+        bounded("feeder", self.inner.tasks.wait()).await;
+        self.inner.raft.shutdown().await;
+        if let Err(error) = self.inner.store.close().await {
+            tracing::error!(%error, "store was not closed cleanly; what was acknowledged is safe");
+        }
+    }
+}
+
+async fn bounded<T>(part: &'static str, step: impl Future<Output = T>) {
+    if timeout(STOP_WITHIN, step).await.is_err() {
+        tracing::warn!(part, "did not stop in time");
+    }
+}
+
+fn entry(start: Start) -> (Enter, Option<Vec<u8>>) {
+    match start {
+        Start::Resume => (Enter::Resume, None),
+        Start::Join { join } => (Enter::Join { ask: join }, None),
+        Start::Bootstrap { document, join } => (Enter::Found { ask: join }, document),
+    }
+}
+
+fn note_what_was_ignored(start: &Start, entered: Entered) {
+    match (start, entered) {
+        (Start::Bootstrap { .. }, Entered::Resumed) => {
+            tracing::info!("--bootstrap and --config are ignored: the data folder is part of a cluster already");
+        }
+        (Start::Join { .. }, Entered::Resumed) => {
+            tracing::info!("--join is ignored: the data folder is part of a cluster already");
+        }
+        (Start::Bootstrap { document: Some(_), .. }, Entered::Joined) => {
+            tracing::info!("--config is ignored: the cluster that was joined has its own");
+        }
+        _ => {}
+    }
+}
+
+/// Raft's TCP listener and gossip's UDP socket, on one port.
+async fn bind_cluster_port(wanted: SocketAddr) -> Result<(TcpListener, UdpSocket, SocketAddr), StartError> {
+    let refused = |transport, address| move |source| StartError::Bind { address, transport, source };
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let listener = TcpListener::bind(wanted).await.map_err(refused("TCP", wanted))?;
+        let address = listener.local_addr().map_err(refused("TCP", wanted))?;
+        match UdpSocket::bind(address).await {
+            Ok(socket) => return Ok((listener, socket, address)),
+            // The system chose a port whose UDP half is taken: another one will do.
+            Err(_) if wanted.port() == 0 && tries < PORT_TRIES => {}
+            Err(source) => return Err(StartError::Bind { address, transport: "UDP", source }),
+        }
+    }
+}
+
+/// What others are told. `host:0` gets the port that was bound.
+fn advertised(settings: &Settings, bound: SocketAddr) -> Result<String, StartError> {
+    match &settings.advertise {
+        Some(advertise) => match advertise.rsplit_once(':') {
+            Some((host, "0")) => Ok(format!("{host}:{}", bound.port())),
+            Some((_, port)) if port.parse::<u16>().is_ok() => Ok(advertise.clone()),
+            _ => Err(StartError::Advertise(advertise.clone())),
+        },
+        None if bound.ip().is_unspecified() => Err(StartError::Advertise(bound.to_string())),
+        None => Ok(bound.to_string()),
+    }
+}
+
+async fn resolve(advertise: &str) -> Result<SocketAddr, StartError> {
+    let found = lookup_host(advertise).await.ok().and_then(|mut found| found.next());
+    found.ok_or_else(|| StartError::Advertise(advertise.to_owned()))
+}
+
+/// Tells the others what this node serves, whenever that changes.
+async fn news(cluster: Cluster, admin: String, stop: CancellationToken) {
+    let mut in_force = cluster.inner.feed.in_force.clone();
+    let mut draining = cluster.inner.draining.subscribe();
+    loop {
+        let told = NodeNews {
+            revision: in_force.borrow_and_update().revision,
+            version: cluster.inner.version.clone(),
+            draining: *draining.borrow_and_update(),
+            admin: admin.clone(),
+            feature_level: trestle_raft_store::FEATURE_LEVEL,
+        };
+        if let Err(error) = cluster.inner.gossip.set_news(&told) {
+            tracing::warn!(%error, "news of this node are not shared");
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = in_force.changed() => if changed.is_err() { return },
+            changed = draining.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(advertise: Option<&str>) -> Settings {
+        Settings {
+            name: "n".into(),
+            data_dir: "/nonexistent".into(),
+            cluster: (Ipv4Addr::LOCALHOST, 0).into(),
+            advertise: advertise.map(Into::into),
+            admin: String::new(),
+            key: String::new(),
+            start: Start::Resume,
+            replace: false,
+            version: String::new(),
+        }
+    }
+
+    #[test]
+    fn what_is_advertised_can_be_reached() {
+        let bound = SocketAddr::from(([127, 0, 0, 1], 7400));
+        assert_eq!(advertised(&settings(None), bound).unwrap(), "127.0.0.1:7400");
+        assert_eq!(advertised(&settings(Some("lb1.example.com:0")), bound).unwrap(), "lb1.example.com:7400");
+        assert_eq!(advertised(&settings(Some("lb1:7401")), bound).unwrap(), "lb1:7401");
+        for bad in ["lb1", "lb1:x", ":70000"] {
+            assert!(advertised(&settings(Some(bad)), bound).is_err(), "{bad}");
+        }
+        let everywhere = SocketAddr::from(([0, 0, 0, 0], 7400));
+        assert!(advertised(&settings(None), everywhere).is_err());
+    }
+
+    #[tokio::test]
+    async fn raft_and_gossip_share_one_port() {
+        let (listener, socket, address) = bind_cluster_port((Ipv4Addr::LOCALHOST, 0).into()).await.unwrap();
+        assert_eq!(listener.local_addr().unwrap(), address);
+        assert_eq!(socket.local_addr().unwrap(), address);
+        let refused = bind_cluster_port(address).await.unwrap_err().to_string();
+        assert!(refused.contains(&address.to_string()) && refused.contains("in use"), "{refused}");
+    }
+}

@@ -1,0 +1,166 @@
+//! From agreed state to what this node does by it: the plane serves the newest revision, and the
+//! rest of the cluster code sees config, members and addresses as watched values.
+//!
+//! Invariant: what [`Feed::in_force`] shows is served by every worker of the plane. A document that
+//! this release can't read (written by a newer one) leaves the last revision in force.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use trestle_config::{Config, Document, Source};
+use trestle_dataplane::{Install, Plane};
+use trestle_raft_store::types::{NodeId, Revision, State};
+
+use crate::lease::core::TtlHistory;
+
+/// A revision and the config in it.
+#[derive(Clone, Debug)]
+pub struct InForce {
+    /// 0: none was agreed on yet.
+    pub revision: u64,
+    pub document: Document,
+}
+
+impl InForce {
+    pub fn config(&self) -> &Arc<Config> {
+        self.document.config()
+    }
+
+    fn none() -> Self {
+        Self { revision: 0, document: Document::empty() }
+    }
+}
+
+/// What the feeder publishes.
+#[derive(Clone)]
+pub(crate) struct Feed {
+    pub(crate) in_force: watch::Receiver<Arc<InForce>>,
+    /// Why the newest revision is not in force, if it is not.
+    pub(crate) problem: watch::Receiver<Option<String>>,
+    /// Target number of voters.
+    pub(crate) voters: watch::Receiver<u32>,
+    /// The committed membership.
+    pub(crate) members: watch::Receiver<BTreeSet<NodeId>>,
+    /// Cluster addresses of the other members, `host:port`.
+    pub(crate) seeds: watch::Receiver<Vec<String>>,
+    pub(crate) ttl: watch::Receiver<TtlHistory>,
+}
+
+/// The feeder before its task runs.
+pub(crate) struct Feeder {
+    plane: Plane,
+    in_force: watch::Sender<Arc<InForce>>,
+    problem: watch::Sender<Option<String>>,
+    voters: watch::Sender<u32>,
+    members: watch::Sender<BTreeSet<NodeId>>,
+    seeds: watch::Sender<Vec<String>>,
+    ttl: watch::Sender<TtlHistory>,
+}
+
+impl Feeder {
+    /// Puts in force what `state` holds: a node serves before it is in touch with anybody.
+    pub(crate) async fn new(plane: Plane, state: &Arc<State>) -> (Self, Feed) {
+        let defaults = Document::empty();
+        let cluster = &defaults.config().cluster;
+        let (in_force, in_force_seen) = watch::channel(Arc::new(InForce::none()));
+        let (problem, problem_seen) = watch::channel(None);
+        let (voters, voters_seen) = watch::channel(cluster.voters);
+        let (members, members_seen) = watch::channel(BTreeSet::new());
+        let (seeds, seeds_seen) = watch::channel(Vec::new());
+        let (ttl, ttl_seen) = watch::channel(TtlHistory::new(cluster.seat));
+        let feeder = Self { plane, in_force, problem, voters, members, seeds, ttl };
+        feeder.take(state).await;
+        let feed = Feed {
+            in_force: in_force_seen,
+            problem: problem_seen,
+            voters: voters_seen,
+            members: members_seen,
+            seeds: seeds_seen,
+            ttl: ttl_seen,
+        };
+        (feeder, feed)
+    }
+
+    /// Follows the state until `stop`.
+    pub(crate) async fn run(self, mut state: watch::Receiver<Arc<State>>, me: NodeId, stop: CancellationToken) {
+        loop {
+            let now = state.borrow_and_update().clone();
+            self.take(&now).await;
+            self.name_seeds(&now, me);
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = state.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    async fn take(&self, state: &Arc<State>) {
+        self.members.send_if_modified(|members| {
+            let now: BTreeSet<_> = state.nodes.keys().copied().collect();
+            let changed = *members != now;
+            *members = now;
+            changed
+        });
+        let served = self.in_force.borrow().revision;
+        let Some(newest) = state.revision().filter(|newest| newest.number > served) else { return };
+        match parse(newest) {
+            Ok(document) => self.install(state, newest.number, document).await,
+            Err(error) => {
+                tracing::error!(revision = newest.number, error, "revision can't be read and is not served");
+                let why = format!("revision {} can't be read by this release: {error}", newest.number);
+                self.problem.send_replace(Some(why));
+            }
+        }
+        self.learn_ttls(state);
+    }
+
+    async fn install(&self, state: &Arc<State>, revision: u64, document: Document) {
+        let config = document.config().clone();
+        let route_births = Arc::new(state.route_births.clone());
+        let bound = self.plane.install(Install { revision, config: config.clone(), route_births }).await;
+        for listener in &bound {
+            if let Err(error) = &listener.state {
+                tracing::error!(listener = listener.listener, bind = %listener.bind, error, "listener is not open");
+            }
+        }
+        tracing::info!(revision, listeners = bound.len(), "revision in force");
+        self.voters.send_if_modified(|voters| std::mem::replace(voters, config.cluster.voters) != config.cluster.voters);
+        self.problem.send_replace(None);
+        self.in_force.send_replace(Arc::new(InForce { revision, document }));
+    }
+
+    /// Every revision counts here, also one that was replaced before this node saw it: leases may
+    /// have been granted by it.
+    fn learn_ttls(&self, state: &State) {
+        let known = self.ttl.borrow().revision();
+        let unseen = state.revisions.iter().filter(|r| r.number > known);
+        let unseen: Vec<_> = unseen.collect();
+        let skip = unseen.len().saturating_sub(TtlHistory::KEPT);
+        // A revision that can't be read here rules nothing here: the longest TTL stays.
+        let ttl = |r: &Revision| parse(r).map_or(Duration::from_secs(10), |d| d.config().cluster.seat);
+        let learned: Vec<_> = unseen[skip..].iter().map(|r| (r.number, ttl(r))).collect();
+        if !learned.is_empty() {
+            self.ttl.send_modify(|history| *history = history.extended(learned));
+        }
+    }
+
+    fn name_seeds(&self, state: &State, me: NodeId) {
+        let others = state.nodes.iter().filter(|(id, _)| **id != me);
+        let now: Vec<_> = others.map(|(_, node)| node.profile.cluster.clone()).collect();
+        self.seeds.send_if_modified(|seeds| {
+            let changed = *seeds != now;
+            *seeds = now;
+            changed
+        });
+    }
+}
+
+/// The document of a revision; the error holds every problem in it.
+pub(crate) fn parse(revision: &Revision) -> Result<Document, String> {
+    let text = std::str::from_utf8(&revision.document).map_err(|e| e.to_string())?;
+    let name = format!("revision {}", revision.number);
+    trestle_config::parse(Source { name: &name, text }).map_err(|problems| problems.to_string())
+}

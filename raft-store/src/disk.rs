@@ -333,7 +333,7 @@ fn perform(
         Write::Truncate { after } => {
             let from = after.map_or(0, |id| id.index + 1);
             transaction.open_table(LOG)?.retain_in(from.., |_, _| false)?;
-            floor.log = *after;
+            floor.log = floor.log.min(*after);
         }
         Write::Purge { upto } => {
             transaction.open_table(LOG)?.retain_in(..=upto.index, |_, _| false)?;

@@ -279,7 +279,12 @@ mod tests {
                 admit("c", 2, false),
                 Refusal::Removed(2),
             ),
-            ("a release too old to read the state", vec![found()], too_old, Refusal::TooOld { level: 1, reads: 0 }),
+            (
+                "a release too old to read the state",
+                vec![found()],
+                too_old,
+                Refusal::TooOld { level: 1, reads: 0 },
+            ),
             ("expelling a stranger", vec![found()], expel_node(8), Refusal::NoSuchNode(8)),
             (
                 "expelling twice",

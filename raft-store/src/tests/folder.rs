@@ -252,3 +252,11 @@ async fn a_damaged_database_is_whole_or_an_error() {
     }
     assert!(errors > 20, "only {errors} of 80 were noticed: the damage misses the data");
 }
+
+#[test]
+fn a_crash_while_the_folder_is_made_leaves_one_that_opens() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("raft.redb.new"), [7; 3000]).unwrap();
+    fs::write(dir.path().join("raft.redb"), []).unwrap();
+    drop(Store::open(dir.path()).unwrap());
+}

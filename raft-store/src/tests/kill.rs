@@ -15,6 +15,8 @@ use super::{Dice, append, apply, log_id};
 use crate::{Store, Vote};
 
 const FOLDER: &str = "TRESTLE_TEST_KILL_FOLDER";
+/// Set for the child that is to run into a full disk.
+const FILL: &str = "TRESTLE_TEST_FILL";
 const ROUNDS: u64 = 30;
 
 /// What was acknowledged, over all rounds.
@@ -28,8 +30,13 @@ struct Acknowledged {
 fn child(dir: &Path, limit: bool) -> Child {
     let exe = std::env::current_exe().unwrap();
     // A process that writes past its limit gets SIGXFSZ, which is ignored here, and then an error.
-    let script = if limit { "trap '' XFSZ; ulimit -f 3000; exec \"$0\" \"$@\"" } else { "exec \"$0\" \"$@\"" };
-    Command::new("sh")
+    let script =
+        if limit { "trap '' XFSZ; ulimit -f 1000; exec \"$0\" \"$@\"" } else { "exec \"$0\" \"$@\"" };
+    let mut command = Command::new("sh");
+    if limit {
+        command.env(FILL, "1");
+    }
+    command
         .args(["-c", script])
         .arg(exe)
         .args(["--exact", "tests::kill::writes_until_it_is_killed", "--nocapture"])
@@ -55,16 +62,18 @@ async fn writes_until_it_is_killed() {
     let mut term = log.read_vote().await.unwrap().map_or(1, |v| v.leader_id.term);
     let mut next = log.get_log_state().await.unwrap().last_log_id.map_or(0, |id| id.index + 1);
     let mut applied = machine.applied_state().await.unwrap().0.map_or(0, |id| id.index + 1);
+    let fill = std::env::var_os(FILL).is_some();
     let mut dice = Dice(next);
     say(format!("open {next}"));
     let failure = loop {
+        assert!(!fill || next < 50_000, "the disk is never full");
         let step = async {
             if dice.below(8) == 0 {
                 term += 1;
                 log.save_vote(&Vote::new_committed(term, 0)).await?;
                 say(format!("vote {term}"));
             }
-            let many = 1 + dice.below(3);
+            let many = if fill { 200 } else { 1 + dice.below(3) };
             append(&mut log, term, next..next + many).await?;
             next += many;
             say(format!("log {}", next - 1));
@@ -72,7 +81,7 @@ async fn writes_until_it_is_killed() {
             machine.apply(futures::stream::iter(entries.into_iter().map(|e| Ok((e, None))))).await?;
             applied = next;
             say(format!("applied {}", applied - 1));
-            if dice.below(20) == 0 {
+            if !fill && dice.below(20) == 0 {
                 let snapshot = machine.get_snapshot_builder().await.build_snapshot().await?;
                 log.purge(snapshot.meta.last_log_id.unwrap()).await?;
             }
@@ -86,7 +95,7 @@ async fn writes_until_it_is_killed() {
     let refused = log.save_vote(&Vote::new(term + 9, 0)).await.is_err()
         && apply(&mut machine, term, next..next + 1).await.is_err()
         && log.try_get_log_entries(..).await.is_err();
-    say(format!("failed {refused} {:?} {failure}", store.failure().is_some()));
+    say(format!("failed {refused} {} {failure}", store.failure().is_some()));
 }
 
 /// Everything acknowledged is there, and nothing that was not written.

@@ -35,7 +35,11 @@ pub(crate) fn log_id(term: u64, index: u64) -> LogId {
     openraft::testing::log_id::<TypeConfig>(term, 0, index)
 }
 
-pub(crate) async fn append(log: &mut LogStore, term: u64, indexes: std::ops::Range<u64>) -> std::io::Result<()> {
+pub(crate) async fn append(
+    log: &mut LogStore,
+    term: u64,
+    indexes: std::ops::Range<u64>,
+) -> std::io::Result<()> {
     let entries = indexes.map(|index| entry(term, index)).collect::<Vec<_>>();
     log.blocking_append(entries).await.map_err(|e| std::io::Error::other(e.to_string()))
 }

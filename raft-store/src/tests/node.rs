@@ -180,7 +180,9 @@ async fn reads_are_cut_by_bytes_and_streams_are_whole() {
     super::append(&mut log, 1, 0..2).await.unwrap();
     let large = vec![b'x'; READ_BYTES / 3];
     let entries = (2..12).map(|i| crate::samples::entry(1, i, crate::samples::put_config(&large, None)));
-    openraft::storage::RaftLogStorageExt::blocking_append(&mut log, entries.collect::<Vec<_>>()).await.unwrap();
+    openraft::storage::RaftLogStorageExt::blocking_append(&mut log, entries.collect::<Vec<_>>())
+        .await
+        .unwrap();
 
     let indexes = |entries: &[crate::LogEntry]| entries.iter().map(|e| e.log_id.index).collect::<Vec<_>>();
     let read = log.limited_get_log_entries(0, 12).await.unwrap();

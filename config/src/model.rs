@@ -123,6 +123,16 @@ pub enum HostPattern {
     Suffix(String),
 }
 
+impl fmt::Display for HostPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            HostPattern::Any => f.write_str("*"),
+            HostPattern::Exact(host) => f.write_str(host),
+            HostPattern::Suffix(suffix) => write!(f, "*.{suffix}"),
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rule {
     /// Default: the rule's index in its route.
@@ -385,6 +395,19 @@ impl Default for HealthCheck {
             fall: 3,
             probers: 3,
             kind: CheckKind::Tcp,
+        }
+    }
+}
+
+impl Default for HttpCheck {
+    fn default() -> Self {
+        Self {
+            path: "/".to_owned(),
+            method: "GET".to_owned(),
+            host: None,
+            status: vec![(200, 399)],
+            headers: Vec::new(),
+            body: None,
         }
     }
 }

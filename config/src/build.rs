@@ -1,0 +1,374 @@
+//! From checked values to the model. What was not set is the model's default.
+//!
+//! Runs also on a document with problems, so that [`crate::validate`] and the local rules here find
+//! theirs in the same run; the result is then thrown away.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use crate::check::Sink;
+use crate::model::{
+    AccessLog, AccessLogFormat, AccessLogTarget, Balance, CheckKind, ClusterSettings, Config, Drain,
+    HeaderMatch, HealthCheck, HostPattern, HttpCheck, HttpSettings, Listener, Match, Member, Outlier,
+    PathMatch, Pool, PoolTimeouts, Protocol, Retry, Route, RouteTimeouts, Rule, TcpSettings, UdpSettings,
+    ValueMatch, WeightedPool,
+};
+use crate::problem::{Fault, shown};
+use crate::tree::Place;
+use crate::value::{Fields, Kind, Value};
+
+pub(crate) fn config(root: &Fields, sink: &mut Sink) -> Config {
+    let mut config = Config {
+        listeners: named(root, "listeners", listener),
+        routes: named(root, "routes", |fields| route(fields, sink)),
+        pools: BTreeMap::new(),
+        access_log: root.object("access_log").map(access_log).unwrap_or_default(),
+        cluster: root.object("cluster").map(cluster).unwrap_or_default(),
+    };
+    config.pools = named(root, "pools", |fields| pool(fields, sink));
+    let udp_only = pools_of_udp_alone(&config);
+    for (name, value) in root.map("pools") {
+        let has_health = value.as_object().is_some_and(|fields| fields.has("health"));
+        if let Some(pool) = config.pools.get_mut(name)
+            && udp_only.contains(name)
+            && !has_health
+        {
+            // A TCP connect says nothing about a UDP service.
+            pool.health = None;
+        }
+    }
+    config
+}
+
+/// Pools that udp listeners use, and nobody else.
+pub(crate) fn pools_of_udp_alone(config: &Config) -> HashSet<String> {
+    let mut udp = HashSet::new();
+    let mut other = HashSet::new();
+    for listener in config.listeners.values() {
+        let users = if listener.protocol == Protocol::Udp { &mut udp } else { &mut other };
+        users.extend(listener.pool.clone());
+    }
+    let weighted = config.routes.values().flat_map(|route| &route.rules).flat_map(|rule| &rule.pools);
+    other.extend(weighted.map(|pool| pool.pool.clone()));
+    &udp - &other
+}
+
+fn named<T>(root: &Fields, key: &str, mut build: impl FnMut(&Fields) -> T) -> BTreeMap<String, T> {
+    root.map(key).iter().filter_map(|(name, value)| Some((name.clone(), build(value.as_object()?)))).collect()
+}
+
+/// `slot` takes the value that was set, if any.
+fn set<T>(slot: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *slot = value;
+    }
+}
+
+// === listeners ===
+
+pub(crate) fn protocol(fields: &Fields) -> Option<Protocol> {
+    Some(match fields.word("protocol")? {
+        "tcp" => Protocol::Tcp,
+        "udp" => Protocol::Udp,
+        "tcp+udp" => Protocol::TcpUdp,
+        _ => Protocol::Http,
+    })
+}
+
+fn listener(fields: &Fields) -> Listener {
+    let binds = fields.list("bind").unwrap_or_default().iter().filter_map(|value| match value.kind {
+        Kind::Bind(bind) => Some(bind),
+        _ => None,
+    });
+    let mut udp = UdpSettings::default();
+    if let Some(fields) = fields.object("udp") {
+        set(&mut udp.idle, fields.duration("idle"));
+        set(&mut udp.replies, fields.int32("replies"));
+    }
+    let mut tcp = TcpSettings::default();
+    if let Some(fields) = fields.object("tcp") {
+        set(&mut tcp.idle, fields.duration("idle"));
+        set(&mut tcp.nodelay, fields.bool("nodelay"));
+        set(&mut tcp.buffer, bytes(fields, "buffer"));
+    }
+    let mut http = HttpSettings::default();
+    if let Some(fields) = fields.object("http") {
+        set(&mut http.header_timeout, fields.duration("header_timeout"));
+        set(&mut http.idle, fields.duration("idle"));
+        set(&mut http.max_headers, bytes(fields, "max_headers"));
+    }
+    Listener {
+        bind: binds.collect(),
+        // Anything but a good one was reported, and the listener goes no further.
+        protocol: protocol(fields).unwrap_or(Protocol::Http),
+        pool: fields.text("pool").map(str::to_owned),
+        udp,
+        tcp,
+        http,
+    }
+}
+
+fn bytes(fields: &Fields, key: &str) -> Option<usize> {
+    fields.size(key).and_then(|n| usize::try_from(n).ok())
+}
+
+// === routes ===
+
+fn route(fields: &Fields, sink: &mut Sink) -> Route {
+    let listeners = fields
+        .list("listeners")
+        .map(|names| names.iter().filter_map(Value::as_text).map(str::to_owned).collect());
+    let hosts = match fields.list("hosts") {
+        Some(hosts) => hosts
+            .iter()
+            .filter_map(|value| match &value.kind {
+                Kind::Host(host) => Some(host.clone()),
+                _ => None,
+            })
+            .collect(),
+        None => vec![HostPattern::Any],
+    };
+    let rules = fields.list("rules").unwrap_or_default();
+    let mut names: HashMap<String, usize> = HashMap::new();
+    let rules = rules
+        .iter()
+        .enumerate()
+        .filter_map(|(index, value)| {
+            let fields = value.as_object()?;
+            let rule = rule(index, fields, sink);
+            if let Some(first) = names.insert(rule.name.clone(), index) {
+                let place = fields.at("name").map_or(value.node, |name| name.node);
+                let message =
+                    format!("{} is already the name of the rule with index {first}", shown(&rule.name));
+                sink.report(
+                    Place::Value(place),
+                    Fault::new(message).help("a rule's default name is its index"),
+                );
+            }
+            Some(rule)
+        })
+        .collect();
+    Route { listeners, hosts, rules }
+}
+
+fn rule(index: usize, fields: &Fields, sink: &mut Sink) -> Rule {
+    let matches = match fields.list("match") {
+        Some(list) => list.iter().filter_map(Value::as_object).map(matcher).collect(),
+        None => vec![Match::default()],
+    };
+    let pools = weighted_pools(fields, sink);
+    let mut timeout = RouteTimeouts::default();
+    if let Some(fields) = fields.object("timeout") {
+        set(&mut timeout.request, fields.duration("request"));
+        set(&mut timeout.attempt, fields.duration("attempt"));
+        set(&mut timeout.idle, fields.duration("idle"));
+        timeout.first_byte = fields.duration("first_byte");
+    }
+    let mut retry = Retry::default();
+    if let Some(fields) = fields.object("retry") {
+        set(&mut retry.attempts, fields.int32("attempts"));
+        if let Some(on) = fields.list("on") {
+            retry.on_connect = on.iter().any(|value| value.as_word() == Some("connect"));
+            retry.on_reused = on.iter().any(|value| value.as_word() == Some("reused"));
+        }
+    }
+    Rule {
+        name: fields.text("name").map_or_else(|| index.to_string(), str::to_owned),
+        matches,
+        pools,
+        timeout,
+        retry,
+        max_body: fields.size("max_body").unwrap_or(0),
+    }
+}
+
+fn weighted_pools(fields: &Fields, sink: &mut Sink) -> Vec<WeightedPool> {
+    let Some(items) = fields.list("pools") else { return Vec::new() };
+    let mut pools: Vec<WeightedPool> = Vec::with_capacity(items.len());
+    let mut seen = HashSet::new();
+    for value in items {
+        let Some(fields) = value.as_object() else { continue };
+        let Some(name) = fields.at("pool") else { continue };
+        let Some(pool) = name.as_text() else { continue };
+        if !seen.insert(pool) {
+            let message = format!("the rule names {} twice", shown(pool));
+            sink.report(Place::Value(name.node), Fault::new(message).help("add the weights up"));
+        }
+        pools.push(WeightedPool { pool: pool.to_owned(), weight: fields.int32("weight").unwrap_or(1) });
+    }
+    if pools.len() == items.len()
+        && pools.iter().all(|pool| pool.weight == 0)
+        && let Some(value) = fields.at("pools")
+    {
+        let fault = Fault::new("the weights sum to zero, so no pool would get a request")
+            .help("give one pool a weight above 0");
+        sink.report(Place::Key(value.node), fault);
+    }
+    pools
+}
+
+fn matcher(fields: &Fields) -> Match {
+    let path = fields.object("path").and_then(|path| {
+        let exact = path.text("exact").map(|text| PathMatch::Exact(text.to_owned()));
+        exact.or_else(|| path.text("prefix").map(|text| PathMatch::Prefix(text.to_owned())))
+    });
+    let methods = fields.list("method").unwrap_or_default();
+    let headers = fields.map("headers").iter().filter_map(|(name, value)| {
+        Some(HeaderMatch { name: name.clone(), value: value_match(value.as_object()?)? })
+    });
+    Match {
+        path,
+        methods: methods.iter().filter_map(Value::as_text).map(str::to_owned).collect(),
+        headers: headers.collect(),
+    }
+}
+
+fn value_match(fields: &Fields) -> Option<ValueMatch> {
+    if let Some(exact) = fields.text("exact") {
+        return Some(ValueMatch::Exact(exact.to_owned()));
+    }
+    if let Some(prefix) = fields.text("prefix") {
+        return Some(ValueMatch::Prefix(prefix.to_owned()));
+    }
+    fields.bool("present").map(ValueMatch::Present)
+}
+
+// === pools ===
+
+fn pool(fields: &Fields, sink: &mut Sink) -> Pool {
+    let mut pool = Pool { members: members(fields, sink), ..Pool::default() };
+    set(
+        &mut pool.balance,
+        fields.word("balance").map(|word| match word {
+            "random" => Balance::Random,
+            "random_two" => Balance::RandomTwo,
+            "least_request" => Balance::LeastRequest,
+            _ => Balance::RoundRobin,
+        }),
+    );
+    if let Some(fields) = fields.object("timeout") {
+        let PoolTimeouts { connect, first_byte, pool_idle } = &mut pool.timeout;
+        set(connect, fields.duration("connect"));
+        set(first_byte, fields.duration("first_byte"));
+        set(pool_idle, fields.duration("pool_idle"));
+    }
+    if let Some(fields) = fields.object("outlier") {
+        let Outlier { failures, eject, max_share } = &mut pool.outlier;
+        set(failures, fields.int32("failures"));
+        set(eject, fields.duration("eject"));
+        set(max_share, fields.share("max_share"));
+    }
+    set(&mut pool.panic, fields.share("panic"));
+    set(&mut pool.retry_budget, fields.share("retry_budget"));
+    match fields.at("health").map(|value| &value.kind) {
+        Some(Kind::Off) => pool.health = None,
+        Some(Kind::Object(fields)) => pool.health = Some(health(fields, sink)),
+        _ => {}
+    }
+    pool
+}
+
+fn members(fields: &Fields, sink: &mut Sink) -> Vec<Member> {
+    let items = fields.list("members").unwrap_or_default();
+    let mut members: Vec<Member> = Vec::with_capacity(items.len());
+    let mut names: HashMap<String, usize> = HashMap::with_capacity(items.len());
+    for (index, value) in items.iter().enumerate() {
+        let Some(fields) = value.as_object() else { continue };
+        let Some(Kind::Member(address)) = fields.at("address").map(|value| &value.kind) else { continue };
+        let name = fields.text("name").map_or_else(|| address.to_string(), str::to_owned);
+        if let Some(first) = names.insert(name.clone(), index) {
+            let place = fields.at("name").map_or(value.node, |name| name.node);
+            let fault = Fault::new(format!("{} is already a member, with index {first}", shown(&name)));
+            let help = "members need names that differ; use `weight` for a larger share";
+            sink.report(Place::Value(place), fault.help(help));
+        }
+        members.push(Member { address: *address, name, weight: fields.int32("weight").unwrap_or(1) });
+    }
+    if !members.is_empty()
+        && members.len() == items.len()
+        && members.iter().all(|member| member.weight == 0)
+        && let Some(value) = fields.at("members")
+    {
+        let fault = Fault::new("the weights sum to zero, so no member would get traffic")
+            .help("give one member a weight above 0");
+        sink.report(Place::Key(value.node), fault);
+    }
+    members
+}
+
+fn health(fields: &Fields, sink: &mut Sink) -> HealthCheck {
+    let mut check = HealthCheck::default();
+    set(&mut check.interval, fields.duration("interval"));
+    set(&mut check.timeout, fields.duration("timeout"));
+    set(&mut check.rise, fields.int32("rise"));
+    set(&mut check.fall, fields.int32("fall"));
+    set(&mut check.probers, fields.int32("probers"));
+    set(&mut check.kind, fields.object("http").map(|http| CheckKind::Http(http_check(http, sink))));
+    check
+}
+
+fn http_check(fields: &Fields, sink: &mut Sink) -> HttpCheck {
+    /// As far into the answer as a prober reads.
+    const BODY_MAX: usize = 64 << 10;
+    let mut check = HttpCheck::default();
+    if let (Some(path), Some(value)) = (fields.text("path"), fields.at("path")) {
+        let fits = path.starts_with('/') && !path.contains(|c: char| c.is_control() || c == ' ' || c == '#');
+        if !fits {
+            let fault = Fault::new(format!("{} is no path to ask for", shown(path)));
+            sink.report(Place::Value(value.node), fault.help("a path begins with `/` and has no spaces"));
+        }
+        check.path = path.to_owned();
+    }
+    if let (Some(body), Some(value)) = (fields.text("body"), fields.at("body"))
+        && (body.is_empty() || body.len() > BODY_MAX)
+    {
+        let fault = Fault::new(format!("expected 1 to {BODY_MAX} bytes to look for"));
+        sink.report(Place::Value(value.node), fault);
+    }
+    if let (Some(host), Some(value)) = (fields.text("host"), fields.at("host"))
+        && (host.is_empty() || host.contains([' ', '\t', '/', '@']))
+    {
+        let fault = Fault::new(format!("{} is no host", shown(host))).help("a name, with `:PORT` if need be");
+        sink.report(Place::Value(value.node), fault);
+    }
+    set(&mut check.method, fields.text("method").map(str::to_owned));
+    check.host = fields.text("host").map(str::to_owned);
+    if let Some(statuses) = fields.list("status") {
+        let ranges = statuses.iter().filter_map(|value| match value.kind {
+            Kind::Status(low, high) => Some((low, high)),
+            _ => None,
+        });
+        check.status = ranges.collect();
+    }
+    let headers = fields.map("header").iter();
+    check.headers =
+        headers.filter_map(|(name, value)| Some((name.clone(), value.as_text()?.to_owned()))).collect();
+    check.body = fields.text("body").map(str::to_owned);
+    check
+}
+
+// === the rest ===
+
+fn access_log(fields: &Fields) -> AccessLog {
+    let format = match fields.word("format") {
+        Some("off") => AccessLogFormat::Off,
+        _ => AccessLogFormat::Json,
+    };
+    AccessLog { format, to: AccessLogTarget::Stdout }
+}
+
+fn cluster(fields: &Fields) -> ClusterSettings {
+    let mut cluster = ClusterSettings::default();
+    set(&mut cluster.voters, fields.int32("voters"));
+    set(&mut cluster.heartbeat, fields.duration("heartbeat"));
+    if let Some(Kind::DurationRange(low, high)) = fields.at("election").map(|value| &value.kind) {
+        cluster.election = (*low, *high);
+    }
+    set(&mut cluster.seat, fields.duration("seat"));
+    set(&mut cluster.gossip, fields.duration("gossip"));
+    if let Some(fields) = fields.object("drain") {
+        let Drain { announce, deadline } = &mut cluster.drain;
+        set(announce, fields.duration("announce"));
+        set(deadline, fields.duration("deadline"));
+    }
+    cluster
+}

@@ -1,0 +1,411 @@
+//! Gives every node of a document the type that the schema asks for, and reports what has none.
+//!
+//! Goes on after a problem: what is bad becomes [`Kind::Bad`], and one run reports everything.
+
+use std::collections::HashMap;
+
+use serde_json::Value as Json;
+
+use crate::problem::{Fault, PROBLEMS_MAX, near_miss, shown};
+use crate::scalar;
+use crate::schema::{Choose, Default, Format, Key, Object, Type};
+use crate::tree::{NodeId, NodeKind, Place, Tree};
+use crate::value::{Fields, Kind, Value};
+
+/// Where problems of one document are gathered.
+#[derive(Default)]
+pub(crate) struct Sink {
+    pub(crate) found: Vec<(Place, Fault)>,
+    /// Problems beyond [`PROBLEMS_MAX`].
+    pub(crate) left_out: usize,
+}
+
+impl Sink {
+    pub(crate) fn report(&mut self, place: Place, fault: Fault) {
+        if self.found.len() < PROBLEMS_MAX {
+            self.found.push((place, fault));
+        } else {
+            self.left_out += 1;
+        }
+    }
+
+    /// Looking for near misses costs time: not once nobody will see them.
+    pub(crate) fn full(&self) -> bool {
+        self.found.len() >= PROBLEMS_MAX
+    }
+}
+
+pub(crate) struct Checker<'t> {
+    tree: &'t Tree<'t>,
+    sink: Sink,
+    /// Names of keys that are not supported yet, around the node that is looked at.
+    later: Vec<&'static str>,
+}
+
+/// The root as an object of the schema.
+pub(crate) fn check(tree: &Tree<'_>, object: &'static Object) -> (Option<Fields>, Sink) {
+    let mut checker = Checker { tree, sink: Sink::default(), later: Vec::new() };
+    let fields = checker.object(NodeId::ROOT, object);
+    (fields, checker.sink)
+}
+
+impl Checker<'_> {
+    fn bad(&mut self, node: NodeId, fault: Fault) -> Kind {
+        self.sink.report(Place::Value(node), fault);
+        Kind::Bad
+    }
+
+    fn value(&mut self, node: NodeId, ty: &'static Type) -> Value {
+        Value { node, kind: self.kind(node, ty) }
+    }
+
+    fn kind(&mut self, node: NodeId, ty: &'static Type) -> Kind {
+        if self.tree.is_null(node) && !matches!(ty, Type::Open) {
+            let fault = Fault::new("has no value").help("give one, or leave the key out");
+            return self.bad(node, fault);
+        }
+        match ty {
+            Type::List { of, min } => self.list(node, of, *min).map_or(Kind::Bad, Kind::List),
+            Type::OneOrList(of) => match &self.tree.node(node).kind {
+                NodeKind::List(_) => self.list(node, of, 1).map_or(Kind::Bad, Kind::OneOrList),
+                _ => Kind::OneOrList(vec![self.value(node, of)]),
+            },
+            Type::Map { key, of } => self.map(node, *key, of),
+            Type::Object(object) => self.object(node, object).map_or(Kind::Bad, Kind::Object),
+            Type::Short(short, object) => self.short(node, short, object),
+            Type::OrOff(of) => {
+                if self.is_off(node) {
+                    Kind::Off
+                } else {
+                    self.kind(node, of)
+                }
+            }
+            Type::Open => Kind::Open(raw_json(self.tree, node)),
+            _ => self.scalar(node, ty),
+        }
+    }
+
+    fn is_off(&self, node: NodeId) -> bool {
+        match &self.tree.node(node).kind {
+            NodeKind::Scalar { text, plain } => text == "off" || (*plain && text == "false"),
+            _ => false,
+        }
+    }
+
+    // === scalars ===
+
+    fn scalar(&mut self, node: NodeId, ty: &'static Type) -> Kind {
+        let tree = self.tree;
+        let (text, plain) = match &tree.node(node).kind {
+            NodeKind::Scalar { text, plain } => (text.as_ref(), *plain),
+            NodeKind::List(_) => return self.wrong_kind(node, ty, "a list"),
+            NodeKind::Map(_) => return self.wrong_kind(node, ty, "a map"),
+        };
+        let parsed = match ty {
+            Type::Bool => bool(text, plain),
+            Type::Int { min, max } => {
+                unquoted(text, plain).and_then(|()| scalar::int(text, *min, *max)).map(Kind::Int)
+            }
+            Type::Share => unquoted(text, plain).and_then(|()| scalar::share(text)).map(Kind::Share),
+            Type::Duration { min } => scalar::duration(text, *min).map(Kind::Duration),
+            Type::DurationRange => {
+                scalar::duration_range(text).map(|(low, high)| Kind::DurationRange(low, high))
+            }
+            Type::Size { min, max } => scalar::size(text, *min, *max).map(Kind::Size),
+            Type::Choice { now, later } => choice(if self.is_off(node) { "off" } else { text }, now, later),
+            Type::Text(format) => typed_text(text, *format),
+            _ => unreachable!("{ty:?} is no scalar"),
+        };
+        parsed.unwrap_or_else(|fault| self.bad(node, fault))
+    }
+
+    fn wrong_kind(&mut self, node: NodeId, ty: &'static Type, found: &str) -> Kind {
+        let fault = Fault::new(format!("expected {}, not {found}", expected(ty)));
+        self.bad(node, fault)
+    }
+
+    // === lists and maps ===
+
+    fn list(&mut self, node: NodeId, of: &'static Type, min: usize) -> Option<Vec<Value>> {
+        let tree = self.tree;
+        let NodeKind::List(items) = &tree.node(node).kind else {
+            let fault = Fault::new(format!("expected a list, not {}", kind_name(tree, node)));
+            let fault = match &tree.node(node).kind {
+                NodeKind::Scalar { text, .. } => fault.help(format!("write {}", shown(&format!("[{text}]")))),
+                _ => fault.help("begin each item with `- `"),
+            };
+            self.bad(node, fault);
+            return None;
+        };
+        if items.len() < min {
+            let fault = Fault::new("the list is empty").help("name at least one");
+            self.bad(node, fault);
+            return None;
+        }
+        Some(items.iter().map(|item| self.value(*item, of)).collect())
+    }
+
+    fn map(&mut self, node: NodeId, key_format: Format, of: &'static Type) -> Kind {
+        let tree = self.tree;
+        let NodeKind::Map(entries) = &tree.node(node).kind else {
+            let fault = Fault::new(format!("expected a map, not {}", kind_name(tree, node)));
+            return self.bad(node, fault);
+        };
+        let mut checked: Vec<(String, Value)> = Vec::with_capacity(entries.len());
+        let mut seen: HashMap<String, ()> = HashMap::with_capacity(entries.len());
+        for entry in entries {
+            let value = self.value(entry.value, of);
+            match map_key(&entry.key, key_format) {
+                Ok(key) if seen.insert(key.clone(), ()).is_none() => checked.push((key, value)),
+                // The very same key twice was found when the document was read.
+                Ok(key) if key == entry.key => {}
+                Ok(key) => {
+                    let fault = Fault::new(format!("{} is given twice, in another case", shown(&key)));
+                    self.sink.report(Place::Key(entry.value), fault);
+                }
+                Err(fault) => self.sink.report(Place::Key(entry.value), fault),
+            }
+        }
+        checked.sort_by(|a, b| a.0.cmp(&b.0));
+        Kind::Map(checked)
+    }
+
+    // === objects ===
+
+    fn short(&mut self, node: NodeId, short: &'static str, object: &'static Object) -> Kind {
+        if let NodeKind::Scalar { .. } = self.tree.node(node).kind {
+            let Some(key) = object.key(short) else { return Kind::Bad };
+            let value = self.value(node, &key.ty);
+            if matches!(value.kind, Kind::Bad) {
+                return Kind::Bad;
+            }
+            return Kind::Short(short, Fields { object, set: vec![(key, value)] });
+        }
+        self.object(node, object).map_or(Kind::Bad, |fields| Kind::Short(short, fields))
+    }
+
+    fn object(&mut self, node: NodeId, object: &'static Object) -> Option<Fields> {
+        let tree = self.tree;
+        let NodeKind::Map(entries) = &tree.node(node).kind else {
+            let keys: Vec<_> =
+                object.all_keys().filter(|key| !key.later).take(4).map(|key| key.name).collect();
+            let mut fault = Fault::new(format!("expected a map, not {}", kind_name(tree, node)));
+            if !keys.is_empty() {
+                fault = fault.help(format!("with keys such as `{}`", keys.join("`, `")));
+            }
+            self.bad(node, fault);
+            return None;
+        };
+        let mut set: Vec<(&'static Key, Value)> = Vec::new();
+        for entry in entries {
+            match object.key(&entry.key) {
+                // The first counts; the second was reported when the document was read.
+                Some(key) if set.iter().any(|(k, _)| k.name == key.name) => {}
+                Some(key) => {
+                    let value = self.field(entry.value, key);
+                    set.push((key, value));
+                }
+                // Was refused when the document was read.
+                None if entry.key == "<<" => {}
+                None => {
+                    let fault = if self.sink.full() {
+                        Fault::new("unknown key")
+                    } else {
+                        unknown_key(&entry.key, object)
+                    };
+                    self.sink.report(Place::Key(entry.value), fault);
+                }
+            }
+        }
+        let order = |name: &str| object.all_keys().position(|key| key.name == name);
+        set.sort_by_key(|(key, _)| order(key.name));
+        let fields = Fields { object, set };
+        self.required(node, &fields);
+        self.choose(node, &fields);
+        Some(fields)
+    }
+
+    fn field(&mut self, node: NodeId, key: &'static Key) -> Value {
+        if key.later || !self.later.is_empty() {
+            self.later.push(key.name);
+            let value = self.later_field(node, key);
+            self.later.pop();
+            return value;
+        }
+        self.value(node, &key.ty)
+    }
+
+    /// A key whose function is not built yet: its default, or a problem.
+    fn later_field(&mut self, node: NodeId, key: &'static Key) -> Value {
+        let is_map = matches!(self.tree.node(node).kind, NodeKind::Map(_));
+        if let (Type::Object(object), Default::Yaml(_), true) = (&key.ty, key.default, is_map) {
+            // Key by key, so that one that differs is named, and one that is unknown too.
+            let kind = self.object(node, object).map_or(Kind::Bad, Kind::Object);
+            return Value { node, kind };
+        }
+        if let Default::Yaml(default) = key.default
+            && let Some(kind) = self.equals_default(node, key, default)
+        {
+            return Value { node, kind };
+        }
+        let mut fault = Fault::new(format!("`{}` is not supported yet", self.later.join(".")));
+        if let Default::Yaml(default) = key.default {
+            fault = fault.help(format!("leave it out, or at its default {}", shown(default)));
+        }
+        self.sink.report(Place::Key(node), fault);
+        Value { node, kind: Kind::Bad }
+    }
+
+    fn equals_default(&self, node: NodeId, key: &'static Key, default: &str) -> Option<Kind> {
+        let reading = Tree::read(default);
+        let written = quiet(self.tree, node, &key.ty)?;
+        let default = quiet(&reading.tree, NodeId::ROOT, &key.ty)?;
+        (written.to_json() == default.to_json()).then_some(written.kind)
+    }
+
+    fn required(&mut self, node: NodeId, fields: &Fields) {
+        if !self.later.is_empty() {
+            return;
+        }
+        for key in fields.object.all_keys() {
+            if key.default == Default::Required && !fields.has(key.name) {
+                let mut fault = Fault::new(format!("`{}` is missing", key.name));
+                if key.name == "pools" {
+                    fault = Fault::new("the rule names no pool").help("give `pools`");
+                }
+                self.sink.report(Place::Key(node), fault);
+            }
+        }
+    }
+
+    fn choose(&mut self, node: NodeId, fields: &Fields) {
+        let (names, at_least) = match fields.object.choose {
+            Choose::Any => return,
+            Choose::ExactlyOne(names) => (names, 1),
+            Choose::AtMostOne(names) => (names, 0),
+        };
+        let given: Vec<_> = fields.set.iter().filter(|(key, _)| names.contains(&key.name)).collect();
+        let supported = |name: &&&str| fields.object.key(name).is_some_and(|key| !key.later);
+        let all: Vec<_> = names.iter().filter(supported).copied().collect();
+        if given.len() < at_least {
+            let fault = Fault::new(format!("one of `{}` is missing", all.join("`, `")));
+            self.sink.report(Place::Key(node), fault);
+        } else if let [(first, _), (second, value), ..] = given.as_slice() {
+            let fault = Fault::new(format!("`{}` can't stand beside `{}`", second.name, first.name))
+                .help("give one of them");
+            self.sink.report(Place::Key(value.node), fault);
+        }
+    }
+}
+
+/// The value of `node`, if nothing is wrong with it.
+fn quiet(tree: &Tree<'_>, node: NodeId, ty: &'static Type) -> Option<Value> {
+    let mut checker = Checker { tree, sink: Sink::default(), later: Vec::new() };
+    let value = checker.value(node, ty);
+    (checker.sink.found.is_empty()).then_some(value)
+}
+
+/// A node without a type: numbers and booleans stay text, since nobody says what they are.
+fn raw_json(tree: &Tree<'_>, node: NodeId) -> Json {
+    match &tree.node(node).kind {
+        NodeKind::Scalar { text, .. } => Json::String(text.to_string()),
+        NodeKind::List(items) => items.iter().map(|item| raw_json(tree, *item)).collect(),
+        NodeKind::Map(entries) => {
+            Json::Object(entries.iter().map(|e| (e.key.to_string(), raw_json(tree, e.value))).collect())
+        }
+    }
+}
+
+fn unknown_key(typed: &str, object: &'static Object) -> Fault {
+    let fault = Fault::new(format!("unknown key {}", shown(typed)));
+    match near_miss(typed, object.all_keys().map(|key| key.name)) {
+        Some(near) => fault.near(Some(near)),
+        None => {
+            let keys: Vec<_> = object.all_keys().filter(|key| !key.later).map(|key| key.name).collect();
+            if keys.is_empty() { fault } else { fault.help(format!("known are `{}`", keys.join("`, `"))) }
+        }
+    }
+}
+
+fn map_key(text: &str, format: Format) -> Result<String, Fault> {
+    match format {
+        Format::Name => scalar::name(text),
+        Format::HeaderName => scalar::header_name(text),
+        _ => Ok(text.to_owned()),
+    }
+}
+
+fn unquoted(text: &str, plain: bool) -> Result<(), Fault> {
+    if plain { Ok(()) } else { Err(Fault::new("expected a number, not text in quotes").near(Some(text))) }
+}
+
+fn bool(text: &str, plain: bool) -> Result<Kind, Fault> {
+    let fault = || Fault::new(format!("expected `true` or `false`, not {}", shown(text)));
+    if !plain && matches!(text, "true" | "false") {
+        return Err(Fault::new("expected `true` or `false`, not text in quotes").near(Some(text)));
+    }
+    match text {
+        "true" => Ok(Kind::Bool(true)),
+        "false" | "off" => Ok(Kind::Bool(false)),
+        _ => Err(match text.to_ascii_lowercase().as_str() {
+            "true" | "yes" | "on" | "y" => fault().near(Some("true")),
+            "false" | "no" | "n" => fault().near(Some("false")),
+            _ => fault(),
+        }),
+    }
+}
+
+fn choice(text: &str, now: &'static [&'static str], later: &'static [&'static str]) -> Result<Kind, Fault> {
+    if let Some(word) = now.iter().find(|word| **word == text) {
+        return Ok(Kind::Word(word));
+    }
+    let is_status = text.len() == 3 && text.bytes().all(|b| b.is_ascii_digit());
+    if later.contains(&text) || (is_status && later.contains(&"STATUS")) {
+        return Err(Fault::new(format!("{} is not supported yet", shown(text)))
+            .help(format!("supported: `{}`", now.join("`, `"))));
+    }
+    let fault = Fault::new(format!("{} is none of `{}`", shown(text), now.join("`, `")));
+    Err(fault.near(near_miss(text, now.iter().copied())))
+}
+
+fn typed_text(text: &str, format: Format) -> Result<Kind, Fault> {
+    Ok(match format {
+        Format::Any => Kind::Text(text.to_owned()),
+        Format::Name | Format::Ref(_) => Kind::Text(scalar::name(text)?),
+        Format::Bind => Kind::Bind(scalar::bind(text)?),
+        Format::MemberAddress => Kind::Member(scalar::member_address(text)?),
+        Format::Host => Kind::Host(scalar::host_pattern(text)?),
+        Format::Path => Kind::Text(scalar::request_path(text)?),
+        Format::Method => Kind::Text(scalar::method(text)?),
+        Format::HeaderName => Kind::Text(scalar::header_name(text)?),
+        Format::HeaderValue => Kind::Text(scalar::header_value(text)?),
+        Format::Status => {
+            let (low, high) = scalar::status_range(text)?;
+            Kind::Status(low, high)
+        }
+    })
+}
+
+fn kind_name(tree: &Tree<'_>, node: NodeId) -> String {
+    match &tree.node(node).kind {
+        NodeKind::Scalar { text, .. } => shown(text),
+        NodeKind::List(_) => "a list".to_owned(),
+        NodeKind::Map(_) => "a map".to_owned(),
+    }
+}
+
+fn expected(ty: &Type) -> &'static str {
+    match ty {
+        Type::Bool => "`true` or `false`",
+        Type::Int { .. } => "a whole number",
+        Type::Share => "a number from 0 to 1",
+        Type::Duration { .. } => "a duration such as `2s`",
+        Type::DurationRange => "a range such as `150ms-250ms`",
+        Type::Size { .. } => "a size such as `64KiB`",
+        Type::Choice { .. } => "a word",
+        Type::Text(Format::Ref(_) | Format::Name) => "a name",
+        Type::Text(_) => "text",
+        Type::List { .. } | Type::OneOrList(_) => "a list",
+        _ => "a map",
+    }
+}

@@ -1,0 +1,209 @@
+//! A valid document: its config, its canonical text, its warnings.
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde_json::Value as Json;
+
+use crate::canonical;
+use crate::check::{Sink, check};
+use crate::model::Config;
+use crate::problem::{Fault, Problem, Problems, excerpt};
+use crate::schema::language::DOCUMENT;
+use crate::tree::{DOCUMENT_MAX, Mark, Tree, step_name};
+use crate::{build, validate};
+
+/// A text to parse.
+#[derive(Clone, Copy, Debug)]
+pub struct Source<'a> {
+    /// What messages call it: a file's name, or `-`.
+    pub name: &'a str,
+    /// YAML or JSON, at most [`DOCUMENT_MAX`] bytes.
+    pub text: &'a str,
+}
+
+/// A valid document. Cheap to clone; two are equal if they set the same values.
+#[derive(Clone)]
+pub struct Document(Arc<Inner>);
+
+struct Inner {
+    config: Arc<Config>,
+    canonical: String,
+    json: Json,
+    warnings: Vec<Problem>,
+}
+
+/// Reads a document.
+///
+/// # Errors
+/// Everything that is wrong with it, sorted by place. After text that is no YAML nothing further is
+/// looked at.
+pub fn parse(source: Source<'_>) -> Result<Document, Problems> {
+    let reading = Tree::read(source.text);
+    let tree = &reading.tree;
+    let mut report = Report::new(source);
+    for fault in reading.faults {
+        let path = fault.within.map(|node| tree.path(node)).unwrap_or_default();
+        report.add(fault.mark, path, fault.fault);
+    }
+    if !reading.complete {
+        return Err(report.problems());
+    }
+    let (root, mut sink) = check(tree, &DOCUMENT);
+    let Some(root) = root else {
+        report.add_all(tree, sink);
+        return Err(report.problems());
+    };
+    let config = build::config(&root, &mut sink);
+    validate::errors(&root, &config, &mut sink);
+    report.add_all(tree, sink);
+    if !report.found.is_empty() {
+        return Err(report.problems());
+    }
+
+    let json = root.to_json();
+    let canonical = canonical::yaml(&json);
+    if canonical.len() > DOCUMENT_MAX {
+        let message =
+            format!("the canonical form has {} bytes, at most {DOCUMENT_MAX} are allowed", canonical.len());
+        report.add(Mark::START, String::new(), Fault::new(message));
+        return Err(report.problems());
+    }
+    let mut doubts = Sink::default();
+    validate::warnings(&root, &config, &mut doubts);
+    report.add_all(tree, doubts);
+    let warnings = report.problems().0;
+    Ok(Document(Arc::new(Inner { config: Arc::new(config), canonical, json, warnings })))
+}
+
+impl Document {
+    /// A document that sets nothing.
+    pub fn empty() -> Document {
+        let json = Json::Object(serde_json::Map::new());
+        let canonical = canonical::yaml(&json);
+        let config = Arc::new(Config::default());
+        Document(Arc::new(Inner { config, canonical, json, warnings: Vec::new() }))
+    }
+
+    pub fn config(&self) -> &Arc<Config> {
+        &self.0.config
+    }
+
+    /// What was set, without defaults, as YAML in block style: keys in the order of the reference,
+    /// resources by name, units as large as they go. Parsing it yields an equal document.
+    pub fn canonical(&self) -> &str {
+        &self.0.canonical
+    }
+
+    /// The same as JSON; [`parse`] takes it too.
+    pub fn to_json(&self) -> Json {
+        self.0.json.clone()
+    }
+
+    pub(crate) fn json(&self) -> &Json {
+        &self.0.json
+    }
+
+    /// What is allowed and yet probably not meant, sorted by place.
+    pub fn warnings(&self) -> &[Problem] {
+        &self.0.warnings
+    }
+}
+
+impl PartialEq for Document {
+    fn eq(&self, other: &Document) -> bool {
+        self.0.canonical == other.0.canonical
+    }
+}
+
+impl Eq for Document {}
+
+impl fmt::Debug for Document {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Document").field(&self.0.canonical).finish()
+    }
+}
+
+/// Turns faults with places into problems with excerpts.
+struct Report<'a> {
+    name: &'a str,
+    lines: Vec<&'a str>,
+    found: Vec<(Mark, String, Fault)>,
+    left_out: usize,
+}
+
+impl<'a> Report<'a> {
+    fn new(source: Source<'a>) -> Report<'a> {
+        Report { name: source.name, lines: lines(source.text), found: Vec::new(), left_out: 0 }
+    }
+
+    fn add(&mut self, mark: Mark, path: String, fault: Fault) {
+        if self.found.len() < crate::PROBLEMS_MAX {
+            self.found.push((mark, path, fault));
+        } else {
+            self.left_out += 1;
+        }
+    }
+
+    fn add_all(&mut self, tree: &Tree<'_>, sink: Sink) {
+        self.left_out += sink.left_out;
+        for (place, fault) in sink.found {
+            self.add(tree.mark(place), tree.path(place.node()), fault);
+        }
+    }
+
+    fn problems(mut self) -> Problems {
+        self.found.sort_by(|a, b| (a.0, &a.2.message).cmp(&(b.0, &b.2.message)));
+        let mut problems: Vec<Problem> = Vec::with_capacity(self.found.len() + 1);
+        let found = std::mem::take(&mut self.found);
+        problems.extend(found.into_iter().map(|(mark, path, fault)| self.problem(mark, path, fault)));
+        if self.left_out > 0
+            && let Some(last) = problems.last()
+        {
+            problems.push(Problem {
+                path: String::new(),
+                message: format!("{} more problems are not shown", self.left_out),
+                help: None,
+                excerpt: None,
+                ..last.clone()
+            });
+        }
+        Problems(problems)
+    }
+
+    fn problem(&self, mark: Mark, path: String, fault: Fault) -> Problem {
+        let (line, column) = (mark.line as usize, mark.column as usize);
+        let excerpt = self
+            .lines
+            .get(line - 1)
+            .filter(|text| !text.trim().is_empty())
+            .map(|text| excerpt(line, text, column, mark.width as usize));
+        Problem {
+            file: self.name.to_owned(),
+            line,
+            column,
+            path,
+            message: fault.message,
+            help: fault.help,
+            excerpt,
+        }
+    }
+}
+
+/// Lines as YAML counts them (1.2, 5.4): a lone carriage return ends one too.
+fn lines(text: &str) -> Vec<&str> {
+    let mut lines = Vec::new();
+    let mut rest = text;
+    while let Some(end) = rest.find(['\n', '\r']) {
+        lines.push(&rest[..end]);
+        let skip = if rest[end..].starts_with("\r\n") { 2 } else { 1 };
+        rest = &rest[end + skip..];
+    }
+    lines.push(rest);
+    lines
+}
+
+/// A path of steps, for whoever walks a document's JSON.
+pub(crate) fn join(path: &str, key: &str) -> String {
+    if path.is_empty() { step_name(key) } else { format!("{path}.{}", step_name(key)) }
+}

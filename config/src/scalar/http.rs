@@ -1,0 +1,216 @@
+//! What HTTP has: hosts, paths, header fields, methods, statuses.
+
+use std::net::Ipv6Addr;
+
+use super::Parsed;
+use crate::model::HostPattern;
+use crate::problem::{Fault, near_miss, shown};
+
+pub(crate) fn host_pattern(text: &str) -> Parsed<HostPattern> {
+    let lower = text.to_ascii_lowercase();
+    if lower == "*" {
+        return Ok(HostPattern::Any);
+    }
+    if let Some((_, rest)) = lower.split_once("://") {
+        let bare = rest.split(['/', ':']).next().unwrap_or("");
+        return Err(Fault::new("a host is a name, not a URL").near((!bare.is_empty()).then_some(bare)));
+    }
+    if let Some(v6) = lower.strip_prefix('[').and_then(|h| h.strip_suffix(']'))
+        && let Ok(v6) = v6.parse::<Ipv6Addr>()
+    {
+        return Ok(HostPattern::Exact(format!("[{v6}]")));
+    }
+    if let Some((host, port)) = lower.rsplit_once(':')
+        && port.bytes().all(|b| b.is_ascii_digit())
+    {
+        return Err(Fault::new("a host is matched without its port").near(Some(host)));
+    }
+    if let Some(suffix) = lower.strip_prefix("*.") {
+        hostname(suffix)?;
+        return Ok(HostPattern::Suffix(suffix.to_owned()));
+    }
+    if lower.contains('*') {
+        return Err(Fault::new("`*` may stand alone or as the whole first label")
+            .help("`*`, `*.example.com` and `www.example.com` are patterns"));
+    }
+    hostname(&lower)?;
+    Ok(HostPattern::Exact(lower))
+}
+
+pub(super) fn hostname(text: &str) -> Parsed<()> {
+    if text.is_empty() {
+        return Err(Fault::new("a host must not be empty"));
+    }
+    if text.len() > 253 {
+        return Err(Fault::new("a host has at most 253 characters"));
+    }
+    if !text.is_ascii() {
+        return Err(Fault::new(format!("{} is not ASCII", shown(text)))
+            .help("write international names in their `xn--` form"));
+    }
+    if let Some(bare) = text.strip_suffix('.') {
+        return Err(
+            Fault::new("a host is matched without the final dot").near((!bare.is_empty()).then_some(bare))
+        );
+    }
+    let label_fits = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    match text.split('.').find(|label| !label_fits(label)) {
+        Some("") => Err(Fault::new(format!("{} has an empty label", shown(text)))),
+        Some(label) => Err(Fault::new(format!("{} is no part of a host name", shown(label)))),
+        None => Ok(()),
+    }
+}
+
+/// A request path to compare with, RFC 9110 4.2.3: absolute, without query.
+pub(crate) fn request_path(text: &str) -> Parsed<String> {
+    const PATH_MAX: usize = 4096;
+    if !text.starts_with('/') {
+        return Err(Fault::new("a path begins with `/`").near(Some(&format!("/{text}"))));
+    }
+    if text.len() > PATH_MAX {
+        return Err(Fault::new(format!("a path has at most {PATH_MAX} bytes")));
+    }
+    if text.contains(['?', '#']) {
+        return Err(Fault::new("a path has no query and no fragment").near(text.split(['?', '#']).next()));
+    }
+    if let Some(c) = text.chars().find(|c| c.is_control() || *c == ' ') {
+        return Err(Fault::new(format!("{} can't stand in a path", shown(&c.to_string()))));
+    }
+    if text.contains('*') {
+        return Err(Fault::new("a path has no wildcards").help("`prefix: /a` matches `/a` and all below it"));
+    }
+    match text.split('/').find(|segment| matches!(*segment, "." | "..")) {
+        Some(dots) => {
+            Err(Fault::new(format!("a path with `{dots}` never matches, paths are normalised first")))
+        }
+        None => Ok(text.to_owned()),
+    }
+}
+
+/// Lower case. A token, RFC 9110 5.1.
+pub(crate) fn header_name(text: &str) -> Parsed<String> {
+    const HEADER_NAME_MAX: usize = 256;
+    if text.is_empty() || text.len() > HEADER_NAME_MAX {
+        return Err(Fault::new(format!("a header name has 1 to {HEADER_NAME_MAX} characters")));
+    }
+    if let Some(bare) = text.strip_suffix(':') {
+        return Err(Fault::new("a header name has no colon").near(Some(bare)));
+    }
+    match text.chars().find(|c| !is_token(*c)) {
+        Some(c) => Err(Fault::new(format!("{} can't stand in a header name", shown(&c.to_string())))),
+        None => Ok(text.to_ascii_lowercase()),
+    }
+}
+
+/// A field value as it arrives, RFC 9110 5.5: no control characters, no space around it.
+pub(crate) fn header_value(text: &str) -> Parsed<String> {
+    const HEADER_VALUE_MAX: usize = 8192;
+    if text.len() > HEADER_VALUE_MAX {
+        return Err(Fault::new(format!("a header value has at most {HEADER_VALUE_MAX} bytes")));
+    }
+    if let Some(c) = text.chars().find(|c| c.is_control() && *c != '\t') {
+        return Err(Fault::new(format!("{} can't stand in a header value", shown(&c.to_string()))));
+    }
+    if text.trim_matches([' ', '\t']) != text {
+        return Err(Fault::new("a header value has no space around it").near(Some(text.trim())));
+    }
+    Ok(text.to_owned())
+}
+
+/// A token, RFC 9110 9.1; methods are case-sensitive.
+pub(crate) fn method(text: &str) -> Parsed<String> {
+    const METHODS: [&str; 9] =
+        ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
+    const METHOD_MAX: usize = 32;
+    if text.is_empty() || text.len() > METHOD_MAX || !text.chars().all(is_token) {
+        return Err(Fault::new(format!("{} is no method", shown(text))));
+    }
+    if METHODS.contains(&text) {
+        return Ok(text.to_owned());
+    }
+    let upper = text.to_ascii_uppercase();
+    if upper != text {
+        let near = near_miss(&upper, METHODS.into_iter()).unwrap_or(&upper);
+        return Err(Fault::new("methods are case-sensitive and upper case").near(Some(near)));
+    }
+    // `GTE` is a slip; `PURGE`, `LIST` or `REPORT` are methods of somebody's.
+    match METHODS.into_iter().find(|m| m.len() == text.len() && strsim::damerau_levenshtein(m, text) == 1) {
+        Some(near) => Err(Fault::new(format!("{} is no method", shown(text))).near(Some(near))),
+        None => Ok(text.to_owned()),
+    }
+}
+
+fn is_token(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c)
+}
+
+/// `200` or `200-299`.
+pub(crate) fn status_range(text: &str) -> Parsed<(u16, u16)> {
+    let code = |part: &str| -> Option<u16> {
+        let fits = part.len() == 3 && part.bytes().all(|b| b.is_ascii_digit());
+        part.parse().ok().filter(|n| fits && (100..=599).contains(n))
+    };
+    if let Some(class @ b'1'..=b'5') = text.strip_suffix("xx").and_then(|c| match c.as_bytes() {
+        [digit] => Some(*digit),
+        _ => None,
+    }) {
+        let class = char::from(class);
+        return Err(Fault::new(format!("expected a status such as `200` or `200-299`, not {}", shown(text)))
+            .near(Some(&format!("{class}00-{class}99"))));
+    }
+    let range = match text.split_once('-') {
+        Some((low, high)) => code(low.trim()).zip(code(high.trim())),
+        None => code(text).map(|n| (n, n)),
+    };
+    match range {
+        Some((low, high)) if low <= high => Ok((low, high)),
+        Some(_) => Err(Fault::new("the first status of a range must be the lower one")),
+        None => Err(Fault::new(format!("expected a status such as `200` or `200-299`, not {}", shown(text)))),
+    }
+}
+
+pub(crate) fn status_text((low, high): (u16, u16)) -> String {
+    if low == high { low.to_string() } else { format!("{low}-{high}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::fault;
+    use super::*;
+
+    #[test]
+    fn host_patterns_are_lower_case_and_whole_labels() {
+        assert_eq!(host_pattern("*").unwrap(), HostPattern::Any);
+        assert_eq!(host_pattern("Shop.Example.com").unwrap(), HostPattern::Exact("shop.example.com".into()));
+        assert_eq!(host_pattern("*.example.com").unwrap(), HostPattern::Suffix("example.com".into()));
+        for text in
+            ["", "a..b", "*a.com", "a.*.com", "*.*", "x:80", "http://x/", "x.", "-a.com", "é.fr", "a b"]
+        {
+            fault(host_pattern(text));
+        }
+    }
+
+    #[test]
+    fn methods_headers_paths_and_statuses_follow_http() {
+        assert_eq!(method("PURGE").unwrap(), "PURGE");
+        assert!(fault(method("get")).ends_with("(did you mean `GET`?)"));
+        assert!(fault(method("GTE")).ends_with("(did you mean `GET`?)"));
+        assert_eq!(header_name("X-Canary").unwrap(), "x-canary");
+        assert!(fault(header_name("X-Canary:")).ends_with("(did you mean `X-Canary`?)"));
+        fault(header_value("a\r\nb"));
+        assert!(fault(request_path("a")).ends_with("(did you mean `/a`?)"));
+        for text in ["/a?b", "/a/../b", "/a b", "/*"] {
+            fault(request_path(text));
+        }
+        assert_eq!(status_range("200-299").unwrap(), (200, 299));
+        assert!(fault(status_range("2xx")).ends_with("(did you mean `200-299`?)"));
+        for text in ["", "99", "600", "300-200", "0200"] {
+            fault(status_range(text));
+        }
+    }
+}

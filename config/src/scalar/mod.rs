@@ -1,0 +1,420 @@
+//! Text to typed scalars and back: numbers, durations, sizes, names, addresses, and what HTTP has.
+//!
+//! Every parser here takes the text as it stands in the document and answers with the value or a
+//! [`Fault`] that says what would be right. None of them guesses.
+
+mod http;
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use crate::model::Bind;
+use crate::problem::{Fault, shown};
+
+use http::hostname;
+pub(crate) use http::{
+    header_name, header_value, host_pattern, method, request_path, status_range, status_text,
+};
+
+/// A year. Far from any sum of two durations overflowing.
+pub(crate) const DURATION_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
+/// 1 TiB.
+pub(crate) const SIZE_MAX: u64 = 1 << 40;
+/// Characters of a resource's name, as of a DNS label.
+pub(crate) const NAME_MAX: usize = 63;
+
+type Parsed<T> = Result<T, Fault>;
+
+// === numbers ===
+
+pub(crate) fn int(text: &str, min: u64, max: u64) -> Parsed<u64> {
+    if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(Fault::new(format!("expected a whole number, not {}", shown(text))));
+    }
+    if text.len() > 1 && text.starts_with('0') {
+        let bare = text.trim_start_matches('0');
+        let bare = if bare.is_empty() { "0" } else { bare };
+        return Err(Fault::new("a number must not begin with `0`").near(Some(bare)));
+    }
+    match text.parse::<u64>() {
+        Ok(n) if (min..=max).contains(&n) => Ok(n),
+        _ if max == u64::MAX => Err(Fault::new(format!("{text} is too small, at least {min} is allowed"))),
+        _ => Err(Fault::new(format!("{} is out of range, {min} to {max} is allowed", shown(text)))),
+    }
+}
+
+/// A share from 0 to 1.
+pub(crate) fn share(text: &str) -> Parsed<f64> {
+    if let Some(percent) = text.strip_suffix('%').and_then(|p| p.trim().parse::<f64>().ok())
+        && (0.0..=100.0).contains(&percent)
+    {
+        let share = (percent / 100.0).to_string();
+        return Err(Fault::new("a share is written as a number from 0 to 1").near(Some(&share)));
+    }
+    let digits =
+        !text.is_empty() && text.len() <= 20 && text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    match text.parse::<f64>() {
+        Ok(n) if digits && (0.0..=1.0).contains(&n) => Ok(n),
+        Ok(n) if digits && n <= 100.0 => {
+            Err(Fault::new(format!("{text} is out of range, 0 to 1 is allowed"))
+                .help(format!("{text} % is `{}`", n / 100.0)))
+        }
+        _ => Err(Fault::new(format!("expected a number from 0 to 1, not {}", shown(text)))),
+    }
+}
+
+// === durations and sizes ===
+
+const DURATION_UNITS: [(&str, u64); 4] = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
+const SIZE_UNITS: [(&str, u64); 3] = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)];
+
+pub(crate) fn duration(text: &str, min: Duration) -> Parsed<Duration> {
+    let (number, unit) = split_unit(text);
+    let parsed = match (number, DURATION_UNITS.iter().find(|(name, _)| *name == unit)) {
+        (Some(n), Some((_, ms))) => n.checked_mul(*ms).map(Duration::from_millis),
+        _ => return Err(duration_fault(text)),
+    };
+    match parsed {
+        Some(d) if d > DURATION_MAX => Err(Fault::new(format!("{text} is longer than a year"))),
+        None => Err(Fault::new(format!("{} is longer than a year", shown(text)))),
+        Some(d) if d < min && d.is_zero() => Err(Fault::new("must be longer than zero")),
+        Some(d) if d < min => {
+            Err(Fault::new(format!("{text} is too short, at least {} is allowed", duration_text(min))))
+        }
+        Some(d) => Ok(d),
+    }
+}
+
+fn duration_fault(text: &str) -> Fault {
+    let fault = Fault::new(format!("expected a duration such as `250ms`, `2s` or `1h`, not {}", shown(text)));
+    if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
+        return fault.near(Some(&format!("{text}s")));
+    }
+    match compound_millis(text) {
+        Some(ms) => fault.help(format!("write {}", shown(&duration_text(Duration::from_millis(ms))))),
+        None => fault,
+    }
+}
+
+/// What `1m30s`, `1.5s`, `2sec` or `1d` would be in milliseconds: only to say how to write it.
+fn compound_millis(text: &str) -> Option<u64> {
+    if text.len() > 24 {
+        return None;
+    }
+    let mut rest = text;
+    let mut total = 0.0;
+    while !rest.is_empty() {
+        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let number: f64 = rest[..end].parse().ok()?;
+        rest = rest[end..].trim_start();
+        let end = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+        total += number
+            * match rest[..end].trim().to_ascii_lowercase().as_str() {
+                "ms" | "msec" => 1.0,
+                "s" | "sec" | "secs" | "second" | "seconds" => 1e3,
+                "m" | "min" | "mins" | "minute" | "minutes" => 6e4,
+                "h" | "hour" | "hours" => 3.6e6,
+                "d" | "day" | "days" => 8.64e7,
+                _ => return None,
+            };
+        rest = &rest[end..];
+    }
+    let whole = total.round();
+    (whole == total && whole > 0.0 && whole <= DURATION_MAX.as_millis() as f64).then_some(whole as u64)
+}
+
+/// In the largest unit that loses nothing: `90s`, `1h`, `0s`.
+pub(crate) fn duration_text(d: Duration) -> String {
+    let ms = u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+    if ms == 0 {
+        return "0s".to_owned();
+    }
+    let (name, unit) =
+        DURATION_UNITS.iter().rev().find(|(_, unit)| ms.is_multiple_of(*unit)).unwrap_or(&DURATION_UNITS[0]);
+    format!("{}{name}", ms / unit)
+}
+
+/// `150ms-250ms`, the first shorter than the second.
+pub(crate) fn duration_range(text: &str) -> Parsed<(Duration, Duration)> {
+    let Some((low, high)) = text.split_once('-') else {
+        return Err(Fault::new(format!("expected a range such as `150ms-250ms`, not {}", shown(text))));
+    };
+    let min = Duration::from_millis(1);
+    let (low, high) = (duration(low.trim(), min)?, duration(high.trim(), min)?);
+    if low >= high {
+        return Err(Fault::new("the first duration of a range must be the shorter one").help(format!(
+            "did you mean `{}-{}`?",
+            duration_text(high),
+            duration_text(low)
+        )));
+    }
+    Ok((low, high))
+}
+
+pub(crate) fn size(text: &str, min: u64, max: u64) -> Parsed<u64> {
+    let (number, unit) = split_unit(text);
+    let factor = match SIZE_UNITS.iter().find(|(name, _)| *name == unit) {
+        Some((_, factor)) => *factor,
+        None if unit.is_empty() => 1,
+        None => return Err(size_fault(text)),
+    };
+    match number.map(|n| n.checked_mul(factor)) {
+        None => Err(size_fault(text)),
+        Some(Some(n)) if (min..=max).contains(&n) => Ok(n),
+        Some(_) => Err(Fault::new(format!(
+            "{} is out of range, {} to {} is allowed",
+            shown(text),
+            size_text(min),
+            size_text(max)
+        ))),
+    }
+}
+
+fn size_fault(text: &str) -> Fault {
+    let fault = Fault::new(format!("expected a size such as `64KiB` or `1MiB`, not {}", shown(text)));
+    let (number, unit) = split_unit(text);
+    let meant = match unit.trim().to_ascii_lowercase().as_str() {
+        "k" | "kb" | "ki" | "kib" => "KiB",
+        "m" | "mb" | "mi" | "mib" => "MiB",
+        "g" | "gb" | "gi" | "gib" => "GiB",
+        "b" | "bytes" => "",
+        _ => return fault,
+    };
+    match number {
+        Some(n) => fault.near(Some(&format!("{n}{meant}"))),
+        None => fault,
+    }
+}
+
+/// In the largest unit that loses nothing; bytes without one.
+pub(crate) fn size_text(bytes: u64) -> String {
+    match SIZE_UNITS.iter().rev().find(|(_, unit)| bytes > 0 && bytes.is_multiple_of(*unit)) {
+        Some((name, unit)) => format!("{}{name}", bytes / unit),
+        None => bytes.to_string(),
+    }
+}
+
+fn split_unit(text: &str) -> (Option<u64>, &str) {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    // Longer numbers overflow; `0800ms` is as odd as 0800.
+    let odd = end > 1 && text.starts_with('0');
+    (if odd { None } else { text[..end].parse().ok() }, &text[end..])
+}
+
+// === names ===
+
+/// A resource's name: letters, digits, `.`, `_`, `-`.
+pub(crate) fn name(text: &str) -> Parsed<String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if text.is_empty() {
+        return Err(Fault::new("a name must not be empty"));
+    }
+    if text.len() > NAME_MAX {
+        let message =
+            format!("a name has at most {NAME_MAX} characters, this one has {}", text.chars().count());
+        return Err(Fault::new(message));
+    }
+    match text.chars().find(|c| !fits(*c)) {
+        Some('@') if text.starts_with('@') => {
+            Err(Fault::new("a reference is the bare name").near(Some(&text[1..])))
+        }
+        Some(c) => Err(Fault::new(format!(
+            "{} must not stand in a name, which has letters, digits, `.`, `_` and `-`",
+            shown(&c.to_string())
+        ))),
+        None => Ok(text.to_owned()),
+    }
+}
+
+// === addresses ===
+
+/// `ADDR:PORT`, `:PORT`, `[v6]:PORT`.
+pub(crate) fn bind(text: &str) -> Parsed<Bind> {
+    if text.starts_with('@') {
+        return Err(Fault::new("addresses of a VIP are not supported yet"));
+    }
+    if !text.is_empty() && text.len() <= 5 && text.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(Fault::new(format!("expected an address and a port, not {}", shown(text)))
+            .near(Some(&format!(":{text}"))));
+    }
+    let (host, port) = split_port(text)?;
+    if port.split_once('-').is_some_and(|(a, b)| a.parse::<u16>().is_ok() && b.parse::<u16>().is_ok()) {
+        return Err(Fault::new("port ranges are not supported yet"));
+    }
+    let port = port_number(port)?;
+    match host {
+        "" => Ok(Bind { ip: None, port }),
+        "*" => {
+            Err(Fault::new("`*` is no address")
+                .help(format!("all addresses are {}", shown(&format!(":{port}")))))
+        }
+        _ => match ip(host) {
+            Some(ip) => Ok(Bind { ip: Some(ip), port }),
+            None => Err(Fault::new(format!("{} is no IP address", shown(host)))
+                .help("a listener binds to an IP address, or to all: `:PORT`")),
+        },
+    }
+}
+
+/// The address of a member: an IP address and a port that can be connected to.
+pub(crate) fn member_address(text: &str) -> Parsed<SocketAddr> {
+    if text.starts_with("srv:") {
+        return Err(Fault::new("`srv:` names as members are not supported yet"));
+    }
+    if let Some((_, rest)) = text.split_once("://") {
+        let bare = rest.split('/').next().unwrap_or("");
+        return Err(Fault::new("a member is an address and a port, not a URL")
+            .near((!bare.is_empty()).then_some(bare)));
+    }
+    let (host, port) = split_port(text)?;
+    let port = port_number(port)?;
+    if host.is_empty() {
+        return Err(Fault::new("a member needs an address before its port"));
+    }
+    let Some(ip) = ip(host) else {
+        // The last label of a DNS name is never a number, RFC 1123 2.1.
+        let numeric = host.rsplit('.').next().is_some_and(|label| label.bytes().all(|b| b.is_ascii_digit()));
+        if !numeric && hostname(&host.to_ascii_lowercase()).is_ok() {
+            return Err(Fault::new(format!("DNS names as members are not supported yet: {}", shown(host)))
+                .help("give the IP address"));
+        }
+        return Err(Fault::new(format!("{} is no IP address", shown(host))));
+    };
+    if ip.is_unspecified() {
+        return Err(Fault::new(format!("{ip} is no address that a member can be reached at")));
+    }
+    if port == 0 {
+        return Err(Fault::new("a member's port must not be 0"));
+    }
+    Ok(SocketAddr::new(ip, port))
+}
+
+fn split_port(text: &str) -> Parsed<(&str, &str)> {
+    if text.parse::<Ipv6Addr>().is_ok() {
+        // `::1:80` is an address, and hardly ever meant as one.
+        let meant = match text.rsplit_once(':') {
+            Some((host, port)) if host.parse::<Ipv6Addr>().is_ok() && port.parse::<u16>().is_ok() => {
+                format!("[{host}]:{port}")
+            }
+            _ => format!("[{text}]:PORT"),
+        };
+        let message = format!("an IPv6 address needs brackets before its port: {}", shown(text));
+        return Err(Fault::new(message).help(format!("write {}", shown(&meant))));
+    }
+    let Some((host, port)) = text.rsplit_once(':') else {
+        return Err(Fault::new(format!("{} has no port", shown(text))).help("write `ADDRESS:PORT`"));
+    };
+    if host.contains(':') && !host.starts_with('[') {
+        return Err(Fault::new(format!("an IPv6 address needs brackets: {}", shown(text)))
+            .help(format!("write {}", shown(&format!("[{host}]:{port}")))));
+    }
+    Ok((host, port))
+}
+
+fn port_number(text: &str) -> Parsed<u16> {
+    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    text.parse()
+        .ok()
+        .filter(|_| digits)
+        .ok_or_else(|| Fault::new(format!("{} is no port, 0 to 65535 is allowed", shown(text))))
+}
+
+/// IPv4-mapped addresses become IPv4, so that one address has one form.
+fn ip(text: &str) -> Option<IpAddr> {
+    let bare = match text.strip_prefix('[') {
+        Some(rest) => return rest.strip_suffix(']')?.parse().ok().map(|v6| IpAddr::V6(v6).to_canonical()),
+        None => text,
+    };
+    bare.parse().ok().map(IpAddr::V4)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    pub(super) fn fault<T: std::fmt::Debug>(result: Parsed<T>) -> String {
+        let fault = result.expect_err("refused");
+        match fault.help {
+            Some(help) => format!("{} ({help})", fault.message),
+            None => fault.message,
+        }
+    }
+
+    #[test]
+    fn durations_read_and_print_in_their_largest_unit() {
+        for (text, ms, printed) in [
+            ("250ms", 250, "250ms"),
+            ("2s", 2_000, "2s"),
+            ("60s", 60_000, "1m"),
+            ("90s", 90_000, "90s"),
+            ("1h", 3_600_000, "1h"),
+            ("0ms", 0, "0s"),
+        ] {
+            let d = duration(text, Duration::ZERO).unwrap();
+            assert_eq!(d, Duration::from_millis(ms));
+            assert_eq!(duration_text(d), printed);
+        }
+    }
+
+    #[test]
+    fn a_bad_duration_says_how_to_write_it() {
+        let check = |text: &str| fault(duration(text, Duration::ZERO));
+        assert!(check("30").ends_with("(did you mean `30s`?)"));
+        assert!(check("1m30s").ends_with("(write `90s`)"));
+        assert!(check("1.5s").ends_with("(write `1500ms`)"));
+        assert!(check("2 sec").ends_with("(write `2s`)"));
+        assert!(check("1d").ends_with("(write `24h`)"));
+        for text in ["", "s", "-1s", "1 s x", "1e3s", "99999999999999999999s", "18446744073709551615h", "９s"]
+        {
+            check(text);
+        }
+    }
+
+    #[test]
+    fn sizes_are_binary_and_others_are_named() {
+        assert_eq!(size("64KiB", 0, SIZE_MAX).unwrap(), 65_536);
+        assert_eq!(size("0", 0, SIZE_MAX).unwrap(), 0);
+        assert_eq!(size_text(1 << 20), "1MiB");
+        assert_eq!(size_text(1_000), "1000");
+        assert!(fault(size("64KB", 0, SIZE_MAX)).ends_with("(did you mean `64KiB`?)"));
+        assert!(fault(size("2TiB", 0, SIZE_MAX)).contains("expected a size"));
+        assert!(fault(size("2048GiB", 0, SIZE_MAX)).contains("out of range"));
+    }
+
+    #[test]
+    fn binds_read_all_forms() {
+        for text in ["127.0.0.1:80", ":80", "[::1]:80", ":0", "0.0.0.0:65535"] {
+            assert_eq!(bind(text).unwrap().to_string(), text);
+        }
+        assert_eq!(bind("[::ffff:192.0.2.1]:80").unwrap().to_string(), "192.0.2.1:80");
+        assert!(fault(bind("80")).ends_with("(did you mean `:80`?)"));
+        assert!(fault(bind("::1")).contains("brackets"));
+        assert!(fault(bind("fe80::1:80")).contains("brackets"));
+        for text in ["", ":", "localhost:80", "1.2.3.4:65536", "1.2.3.4:+80", "[::1]80", "1.2.3:80", ":80-90"]
+        {
+            fault(bind(text));
+        }
+    }
+
+    #[test]
+    fn members_must_be_reachable_addresses() {
+        assert_eq!(member_address("[2001:db8::1]:80").unwrap().to_string(), "[2001:db8::1]:80");
+        assert!(fault(member_address("app.example.com:80")).contains("not supported yet"));
+        assert!(fault(member_address("http://192.0.2.1:80/x")).ends_with("(did you mean `192.0.2.1:80`?)"));
+        for text in ["0.0.0.0:80", "[::]:80", "192.0.2.1:0", "192.0.2.1", "300.0.0.1:80", ":80", "srv:x"] {
+            fault(member_address(text));
+        }
+    }
+
+    #[test]
+    fn shares_are_fractions() {
+        assert_eq!(share("0.1").unwrap(), 0.1);
+        assert_eq!(share("1").unwrap(), 1.0);
+        assert!(fault(share("10%")).ends_with("(did you mean `0.1`?)"));
+        assert!(fault(share("50")).ends_with("(50 % is `0.5`)"));
+        for text in ["", "-0.1", "nan", "inf", "1e-1", "1.0001"] {
+            fault(share(text));
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! The shape of the language: one record for each object, one line for each key.
+//!
+//! From these records ([`language`]) follow parsing and its messages ([`crate::check`]), the order
+//! of keys in the canonical form, the JSON Schema ([`json`]) and the tables of `docs/config.md`
+//! (`reference`, in tests). A key that is in no record is unknown; one marked [`Key::later`] is known and
+//! accepted only at its default, since its function is not built yet.
+
+pub(crate) mod json;
+// A table: one line a key reads better than what a formatter makes of it.
+#[rustfmt::skip]
+pub(crate) mod language;
+#[cfg(test)]
+mod reference;
+
+use std::time::Duration;
+
+/// A map with known keys.
+#[derive(Debug)]
+pub(crate) struct Object {
+    /// Name in the JSON Schema and of the table in the reference.
+    pub(crate) name: &'static str,
+    /// In canonical order.
+    pub(crate) keys: &'static [Key],
+    /// Keys that follow, shared between objects (the policy keys).
+    pub(crate) more: &'static [Key],
+    pub(crate) choose: Choose,
+}
+
+impl Object {
+    pub(crate) const fn new(name: &'static str, keys: &'static [Key]) -> Object {
+        Object { name, keys, more: &[], choose: Choose::Any }
+    }
+
+    const fn with(mut self, more: &'static [Key]) -> Object {
+        self.more = more;
+        self
+    }
+
+    const fn choose(mut self, choose: Choose) -> Object {
+        self.choose = choose;
+        self
+    }
+
+    pub(crate) fn all_keys(&self) -> impl Iterator<Item = &'static Key> + Clone + use<> {
+        self.keys.iter().chain(self.more)
+    }
+
+    pub(crate) fn key(&self, name: &str) -> Option<&'static Key> {
+        self.all_keys().find(|key| key.name == name)
+    }
+}
+
+/// Keys of which only some may stand together.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Choose {
+    Any,
+    ExactlyOne(&'static [&'static str]),
+    AtMostOne(&'static [&'static str]),
+}
+
+#[derive(Debug)]
+pub(crate) struct Key {
+    pub(crate) name: &'static str,
+    pub(crate) ty: Type,
+    pub(crate) default: Default,
+    /// Known, but its function is not built yet.
+    pub(crate) later: bool,
+    /// One sentence without its full stop.
+    pub(crate) doc: &'static str,
+}
+
+/// What a key that is left out means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Default {
+    /// It must be given.
+    Required,
+    /// As if this YAML had been written.
+    Yaml(&'static str),
+    /// Nothing that could be written: said in words.
+    Words(&'static str),
+}
+
+impl Key {
+    const fn new(name: &'static str, ty: Type, default: Default, doc: &'static str) -> Key {
+        Key { name, ty, default, later: false, doc }
+    }
+
+    const fn later(mut self) -> Key {
+        self.later = true;
+        self
+    }
+}
+
+/// What a value may be.
+#[derive(Debug)]
+pub(crate) enum Type {
+    Bool,
+    Int {
+        min: u64,
+        max: u64,
+    },
+    /// A number from 0 to 1.
+    Share,
+    Duration {
+        min: Duration,
+    },
+    /// `150ms-250ms`
+    DurationRange,
+    Size {
+        min: u64,
+        max: u64,
+    },
+    Text(Format),
+    /// One of the words of `now`; those of `later` are not supported yet.
+    Choice {
+        now: &'static [&'static str],
+        later: &'static [&'static str],
+    },
+    List {
+        of: &'static Type,
+        min: usize,
+    },
+    /// A list of at least one, or its only item.
+    OneOrList(&'static Type),
+    Map {
+        key: Format,
+        of: &'static Type,
+    },
+    Object(&'static Object),
+    /// A scalar stands for the object with only this key.
+    Short(&'static str, &'static Object),
+    /// `off` (or `false`) or the value.
+    OrOff(&'static Type),
+    /// A shape that is settled with its function.
+    Open,
+}
+
+/// What a text means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Format {
+    Any,
+    /// A resource's own name.
+    Name,
+    /// The name of a resource in the map of this name.
+    Ref(&'static str),
+    Bind,
+    MemberAddress,
+    Host,
+    Path,
+    Method,
+    HeaderName,
+    HeaderValue,
+    Status,
+}

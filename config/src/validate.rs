@@ -1,0 +1,281 @@
+//! Rules that span more than one value: names that dangle, listeners that clash, timers that do not
+//! fit together. Errors and warnings; each with the place at which it can be mended.
+
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use crate::build::{pools_of_udp_alone, protocol};
+use crate::check::Sink;
+use crate::model::{Bind, CheckKind, Config, Protocol};
+use crate::problem::{Fault, near_miss, shown};
+use crate::scalar::duration_text;
+use crate::tree::{NodeId, Place};
+use crate::value::{Fields, Kind, Value};
+
+/// Reports what makes `config` unusable.
+pub(crate) fn errors(root: &Fields, config: &Config, sink: &mut Sink) {
+    for (_, value) in root.map("listeners") {
+        if let Some(fields) = value.as_object() {
+            listener(root, value, fields, sink);
+        }
+    }
+    for (_, value) in root.map("routes") {
+        if let Some(fields) = value.as_object() {
+            route(root, fields, sink);
+        }
+    }
+    clashes(root, sink);
+    cluster(root, config, sink);
+}
+
+/// Reports what is allowed and yet probably not meant.
+pub(crate) fn warnings(root: &Fields, config: &Config, sink: &mut Sink) {
+    timers(root, config, sink);
+    same_matches(root, config, sink);
+    tcp_checks_of_udp(root, config, sink);
+}
+
+// === errors ===
+
+fn listener(root: &Fields, value: &Value, fields: &Fields, sink: &mut Sink) {
+    if let Some(pool) = fields.at("pool") {
+        reference(root, "pools", pool, sink);
+    } else if let Some(protocol) = protocol(fields)
+        && protocol != Protocol::Http
+        && !fields.has("pool")
+    {
+        let word = fields.word("protocol").unwrap_or_default();
+        let fault = Fault::new(format!("a listener of protocol {} needs a `pool`", shown(word)));
+        sink.report(Place::Key(value.node), fault);
+    }
+}
+
+fn route(root: &Fields, fields: &Fields, sink: &mut Sink) {
+    let mut seen = HashSet::new();
+    for value in fields.list("listeners").unwrap_or_default() {
+        reference(root, "listeners", value, sink);
+        let Some(name) = value.as_text() else { continue };
+        if !seen.insert(name) {
+            sink.report(Place::Value(value.node), Fault::new(format!("{} is named twice", shown(name))));
+        }
+        let target = entry(root, "listeners", name).and_then(Value::as_object);
+        if let Some(target) = target
+            && protocol(target).is_some_and(|protocol| protocol != Protocol::Http)
+        {
+            let word = target.word("protocol").unwrap_or_default();
+            let message = format!("listener {} is {}, and routes are for http", shown(name), shown(word));
+            sink.report(Place::Value(value.node), Fault::new(message));
+        }
+    }
+    hosts(fields, sink);
+    for rule in fields.list("rules").unwrap_or_default().iter().filter_map(Value::as_object) {
+        for pool in rule.list("pools").unwrap_or_default().iter().filter_map(Value::as_object) {
+            if let Some(name) = pool.at("pool") {
+                reference(root, "pools", name, sink);
+            }
+        }
+    }
+}
+
+fn hosts(fields: &Fields, sink: &mut Sink) {
+    let mut seen = HashSet::new();
+    for value in fields.list("hosts").unwrap_or_default() {
+        if let Kind::Host(host) = &value.kind
+            && !seen.insert(host)
+        {
+            let fault = Fault::new(format!("{} is named twice", shown(&host.to_string())));
+            sink.report(Place::Value(value.node), fault);
+        }
+    }
+}
+
+/// `value` must name an entry of `map`.
+fn reference(root: &Fields, map: &'static str, value: &Value, sink: &mut Sink) {
+    let Some(name) = value.as_text() else { return };
+    if root.has(map) && root.at(map).is_none() {
+        // The whole map is bad, and that was said.
+        return;
+    }
+    if entry(root, map, name).is_some() {
+        return;
+    }
+    let fault = Fault::new(format!("there is no {} {}", map.trim_end_matches('s'), shown(name)));
+    if sink.full() {
+        return sink.report(Place::Value(value.node), fault);
+    }
+    /// Names that are compared with the one that dangles.
+    const CANDIDATES_MAX: usize = 1_000;
+    let near = near_miss(name, root.map(map).iter().take(CANDIDATES_MAX).map(|(name, _)| name.as_str()));
+    sink.report(Place::Value(value.node), fault.near(near));
+}
+
+fn entry<'f>(root: &'f Fields, map: &str, name: &str) -> Option<&'f Value> {
+    let entries = root.map(map);
+    let index = entries.binary_search_by(|(key, _)| key.as_str().cmp(name)).ok()?;
+    Some(&entries[index].1)
+}
+
+/// Addresses seen at one port of one transport, each with who has it.
+#[derive(Default)]
+struct Taken<'f> {
+    exact: HashMap<IpAddr, &'f str>,
+    any_v4: Option<&'f str>,
+    any: Option<&'f str>,
+    first_v4: Option<&'f str>,
+    first: Option<&'f str>,
+}
+
+impl<'f> Taken<'f> {
+    /// Who already has an address that overlaps `ip`. `::` and no address are all of both families.
+    fn overlaps(&self, ip: Option<IpAddr>) -> Option<&'f str> {
+        match ip {
+            None => self.first,
+            Some(IpAddr::V6(v6)) if v6 == Ipv6Addr::UNSPECIFIED => self.first,
+            Some(IpAddr::V4(v4)) if v4 == Ipv4Addr::UNSPECIFIED => self.any.or(self.first_v4),
+            Some(ip @ IpAddr::V4(_)) => self.any.or(self.any_v4).or_else(|| self.exact.get(&ip).copied()),
+            Some(ip @ IpAddr::V6(_)) => self.any.or_else(|| self.exact.get(&ip).copied()),
+        }
+    }
+
+    fn take(&mut self, ip: Option<IpAddr>, owner: &'f str) {
+        self.first.get_or_insert(owner);
+        match ip {
+            Some(ip) if !ip.is_unspecified() => {
+                self.exact.insert(ip, owner);
+            }
+            Some(IpAddr::V4(_)) => self.any_v4 = Some(owner),
+            _ => self.any = Some(owner),
+        }
+        if matches!(ip, Some(IpAddr::V4(_))) {
+            self.first_v4.get_or_insert(owner);
+        }
+    }
+}
+
+/// Two sockets can't have one address and port of one transport. Port 0 is another one each time.
+fn clashes(root: &Fields, sink: &mut Sink) {
+    let mut taken: HashMap<(u16, &str), Taken<'_>> = HashMap::new();
+    for (name, value, bind, protocol) in binds(root) {
+        let transports = [("TCP", protocol.has_tcp()), ("UDP", protocol.has_udp())];
+        for (transport, _) in transports.iter().filter(|(_, spoken)| *spoken) {
+            let at = taken.entry((bind.port, transport)).or_default();
+            if let Some(owner) = at.overlaps(bind.ip) {
+                let owner = if owner == name {
+                    "the same listener".to_owned()
+                } else {
+                    format!("listener {}", shown(owner))
+                };
+                let message = format!(
+                    "{} clashes with {owner}: {transport} port {}",
+                    shown(&bind.to_string()),
+                    bind.port
+                );
+                sink.report(
+                    Place::Value(value),
+                    Fault::new(message).help("an address and port have one listener"),
+                );
+                break;
+            }
+            at.take(bind.ip, name);
+        }
+    }
+}
+
+/// Every address with a fixed port, in the order in which they stand in the document.
+fn binds(root: &Fields) -> Vec<(&str, NodeId, Bind, Protocol)> {
+    let mut binds = Vec::new();
+    for (name, value) in root.map("listeners") {
+        let Some(fields) = value.as_object() else { continue };
+        let Some(protocol) = protocol(fields) else { continue };
+        for value in fields.list("bind").unwrap_or_default() {
+            if let Kind::Bind(bind) = value.kind
+                && bind.port != 0
+            {
+                binds.push((name.as_str(), value.node, bind, protocol));
+            }
+        }
+    }
+    binds.sort_by_key(|(_, node, _, _)| *node);
+    binds
+}
+
+fn cluster(root: &Fields, config: &Config, sink: &mut Sink) {
+    let Some(fields) = root.object("cluster") else { return };
+    let (heartbeat, low) = (config.cluster.heartbeat, config.cluster.election.0);
+    if heartbeat >= low
+        && let Some(value) = fields.at("heartbeat").or_else(|| fields.at("election"))
+    {
+        let message = format!(
+            "the heartbeat ({}) must be shorter than the shortest election time-out ({})",
+            duration_text(heartbeat),
+            duration_text(low)
+        );
+        sink.report(Place::Value(value.node), Fault::new(message).help("a third of it is usual"));
+    }
+}
+
+// === warnings ===
+
+/// openraft elects after the longest time-out and a random part; meanwhile no lease is renewed.
+fn timers(root: &Fields, config: &Config, sink: &mut Sink) {
+    const MARGIN: Duration = Duration::from_millis(200);
+    let Some(fields) = root.object("cluster") else { return };
+    let (_, election_max) = config.cluster.election;
+    let election = election_max * 2 + MARGIN;
+    let lease = config.cluster.seat * 4 / 5;
+    if election < lease {
+        return;
+    }
+    if let Some(value) = fields.at("election").or_else(|| fields.at("seat")) {
+        let message = format!(
+            "an election may outlast leases: 2 × {} + {} should lie under 0.8 × {}, the smallest TTL",
+            duration_text(election_max),
+            duration_text(MARGIN),
+            duration_text(config.cluster.seat)
+        );
+        sink.report(
+            Place::Value(value.node),
+            Fault::new(message).help("shorten `election` or lengthen `seat`"),
+        );
+    }
+}
+
+/// Of two rules of a route with the same match, the first wins always.
+fn same_matches(root: &Fields, config: &Config, sink: &mut Sink) {
+    for (name, value) in root.map("routes") {
+        let (Some(route), Some(fields)) = (config.routes.get(name), value.as_object()) else { continue };
+        let mut seen: HashMap<String, &str> = HashMap::new();
+        let values = fields.list("rules").unwrap_or_default();
+        for (rule, value) in route.rules.iter().zip(values) {
+            let mut unreachable = None;
+            for matches in &rule.matches {
+                match seen.get(&format!("{matches:?}")) {
+                    Some(first) if *first != rule.name => unreachable = Some(*first),
+                    _ => {
+                        seen.insert(format!("{matches:?}"), &rule.name);
+                    }
+                }
+            }
+            if let Some(first) = unreachable {
+                let message = format!("rule {} has a match of this one and always wins", shown(first));
+                sink.report(
+                    Place::Value(value.node),
+                    Fault::new(message).help("remove one, or add a condition"),
+                );
+            }
+        }
+    }
+}
+
+fn tcp_checks_of_udp(root: &Fields, config: &Config, sink: &mut Sink) {
+    let udp_only = pools_of_udp_alone(config);
+    for (name, value) in root.map("pools") {
+        let Some(health) = config.pools.get(name).and_then(|pool| pool.health.as_ref()) else { continue };
+        let Some(value) = value.as_object().and_then(|fields| fields.at("health")) else { continue };
+        if udp_only.contains(name) && health.kind == CheckKind::Tcp {
+            let fault = Fault::new("members that only serve UDP are checked over TCP").help("`health: off`");
+            sink.report(Place::Key(value.node), fault);
+        }
+    }
+}

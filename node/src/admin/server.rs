@@ -15,7 +15,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
-use super::{Api, Proof, router};
+use super::{Api, Counters, Proof, router};
 
 /// Connections at once; more wait in the kernel's queue, counted. Operators and scrapers need few;
 /// each may hold one body of [`super::body::BODY_MAX`].
@@ -44,12 +44,15 @@ impl Server {
 
     /// Serves until `stop` is cancelled; connections that are open then end after their answer.
     pub(crate) async fn serve(self, api: Arc<Api>, stop: CancellationToken) {
+        self.serve_with(router(api.clone()), &api.counters, stop).await;
+    }
+
+    async fn serve_with(self, service: Router, counters: &Counters, stop: CancellationToken) {
         let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        let service = router(api.clone());
         let accept = async {
             loop {
                 if slots.available_permits() == 0 {
-                    api.counters.full.fetch_add(1, Ordering::Relaxed);
+                    counters.full.fetch_add(1, Ordering::Relaxed);
                 }
                 let Ok(slot) = slots.clone().acquire_owned().await else { return };
                 match self.listener.accept().await {
@@ -118,5 +121,82 @@ impl Connection {
         if let Err(e) = ended {
             tracing::debug!(peer = %self.peer, error = %e, "admin connection ended early");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::Extension;
+    use axum::routing::get;
+    use trestle_cluster::identity::ClusterKey;
+
+    use super::*;
+    use crate::client::{Call, Client, ClientError, Credentials};
+
+    /// A server that tells each client what its connection has proved.
+    async fn mirror(
+        tls: Option<&ClusterKey>,
+    ) -> (SocketAddr, CancellationToken, tokio::task::JoinHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let tls = tls.map(|key| key.admin_server_config("n1", &["localhost".to_owned()]).unwrap());
+        let service = Router::new().route(
+            "/",
+            get(async |Extension(proof): Extension<Proof>| format!("{:?}", format!("{proof:?}"))),
+        );
+        let stop = CancellationToken::new();
+        let server = Server::new(listener, tls);
+        let until = stop.clone();
+        let task = tokio::spawn(async move { server.serve_with(service, &Counters::default(), until).await });
+        (address, stop, task)
+    }
+
+    async fn ask(url: &str, credentials: Credentials<'_>) -> Result<String, ClientError> {
+        Client::new(url, credentials).unwrap().send(&Call::get("/")).await?.json()
+    }
+
+    #[tokio::test]
+    async fn a_client_is_known_by_its_certificate() {
+        let dir = tempfile::tempdir().unwrap();
+        let key_file = dir.path().join("key");
+        let key = crate::key::create(&key_file).unwrap();
+        let (address, _stop, _task) = mirror(Some(&key)).await;
+        let with_key = Credentials { key_file: Some(&key_file), ..Credentials::default() };
+        assert_eq!(ask(&format!("https://{address}"), with_key).await.unwrap(), "ClusterKey");
+
+        let ca_file = dir.path().join("ca");
+        let pem = key.to_pem();
+        let end = "-----END CERTIFICATE-----";
+        std::fs::write(&ca_file, &pem[..pem.find(end).unwrap() + end.len()]).unwrap();
+        let with_ca = Credentials { ca_file: Some(&ca_file), ..Credentials::default() };
+        let by_name = format!("https://localhost:{}", address.port());
+        assert_eq!(ask(&by_name, with_ca).await.unwrap(), "Anonymous");
+
+        let other_file = dir.path().join("other");
+        crate::key::create(&other_file).unwrap();
+        let with_other = Credentials { key_file: Some(&other_file), ..Credentials::default() };
+        let error = ask(&format!("https://{address}"), with_other).await.unwrap_err().to_string();
+        assert!(error.contains("another cluster key"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn on_loopback_it_is_plain_and_ends_when_told_to() {
+        let (address, stop, task) = mirror(None).await;
+        assert_eq!(ask(&format!("http://{address}"), Credentials::default()).await.unwrap(), "Local");
+        // An idle connection must not hold the end up.
+        let _idle = TcpStream::connect(address).await.unwrap();
+        stop.cancel();
+        tokio::time::timeout(Duration::from_secs(10), task).await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_client_that_never_speaks_tls_does_not_hold_others_up() {
+        let key = ClusterKey::generate().unwrap();
+        let (address, stop, task) = mirror(Some(&key)).await;
+        let _silent = TcpStream::connect(address).await.unwrap();
+        let error = ask(&format!("http://{address}"), Credentials::default()).await.unwrap_err();
+        assert!(matches!(error, ClientError::Unreachable(_)), "{error}");
+        stop.cancel();
+        tokio::time::timeout(Duration::from_secs(10), task).await.unwrap().unwrap();
     }
 }

@@ -12,7 +12,6 @@ use super::output::{Failure, Outcome, Output, Paint, complain, table};
 use super::views::{Change, Diff, History};
 use super::{Target, run_async};
 use crate::client::{Call, Client};
-use crate::durations;
 
 /// Standard input, as an argument.
 const STDIN: &str = "-";
@@ -288,9 +287,4 @@ fn read_valid(file: &PathBuf) -> Result<(String, String), Failure> {
             Err(Failure::Told)
         }
     }
-}
-
-/// As clap takes it: `30s`.
-pub(crate) fn duration(text: &str) -> Result<std::time::Duration, String> {
-    durations::parse(text)
 }

@@ -40,7 +40,7 @@ pub(crate) enum Format {
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub(crate) struct Output {
     /// How the result is printed
-    #[arg(short, long = "output", value_name = "FORMAT", value_enum, default_value_t)]
+    #[arg(short = 'o', long = "output", value_name = "FORMAT", value_enum, default_value_t)]
     pub(crate) format: Format,
     /// Print nothing but errors; the exit code tells
     #[arg(short, long)]

@@ -31,7 +31,7 @@ const POLL: Duration = Duration::from_millis(100);
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct DemoArgs {
-    /// End by itself after this time
+    /// End by itself after this time, counted from when it serves
     #[arg(long = "for", value_name = "TIME", value_parser = crate::durations::parse)]
     runtime: Option<Duration>,
     /// Keep keys, data and logs in this folder, which must be empty or new
@@ -46,7 +46,7 @@ pub(crate) struct DemoArgs {
 
 pub(crate) fn demo(args: &DemoArgs) -> Outcome {
     run_async(async {
-        let mut end = End::listen(args.runtime)?;
+        let mut end = End::listen()?;
         let folder = Folder::make(args.keep.as_deref())?;
         let backends = CancellationToken::new();
         let mut demo = Demo { nodes: Vec::new(), folder: folder.path(), backends: backends.clone() };
@@ -59,7 +59,7 @@ pub(crate) fn demo(args: &DemoArgs) -> Outcome {
         }
         tokio::select! {
             () = demo.stop() => {}
-            () = end.signalled() => demo.kill().await,
+            () = end.came() => demo.kill().await,
         }
         backends.cancel();
         folder.remove()?;
@@ -74,7 +74,7 @@ struct Demo {
 }
 
 impl Demo {
-    /// Starts everything, says where it is, then watches until it is dropped.
+    /// Starts everything, says where it is, then watches until its time is over.
     async fn run(&mut self, args: &DemoArgs) -> Outcome {
         let backends = self.start_backends()?;
         let config = self.folder.join("demo.yaml");
@@ -90,9 +90,20 @@ impl Demo {
             let commands: Vec<_> = self.nodes.iter().map(DemoNode::restart_command).collect();
             args.output.text(&report::text(&nodes, &backends, &commands, &config, &node::program()?))?;
         }
+        let ends = async {
+            match args.runtime {
+                Some(runtime) => tokio::time::sleep(runtime).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(ends);
         loop {
-            let (name, exit, restart) = self.next_exit().await;
-            args.output.note(&format!("\n{name} ended ({exit}). Bring it back with:\n  {restart} &"));
+            tokio::select! {
+                () = ends.as_mut() => return Ok(()),
+                (name, exit, restart) = self.next_exit() => {
+                    args.output.note(&format!("\n{name} ended ({exit}). Bring it back with:\n  {restart} &"));
+                }
+            }
         }
     }
 
@@ -226,40 +237,24 @@ impl Folder {
     }
 }
 
-/// What ends the demo.
+/// The signals that end the demo.
 struct End {
     interrupt: Signal,
     terminate: Signal,
     hangup: Signal,
-    at: Option<Instant>,
 }
 
 impl End {
-    fn listen(runtime: Option<Duration>) -> anyhow::Result<End> {
+    fn listen() -> anyhow::Result<End> {
         let listen = |kind| signal(kind).context("signals");
         Ok(End {
             interrupt: listen(SignalKind::interrupt())?,
             terminate: listen(SignalKind::terminate())?,
             hangup: listen(SignalKind::hangup())?,
-            at: runtime.map(|runtime| Instant::now() + runtime),
         })
     }
 
     async fn came(&mut self) {
-        let at = self.at;
-        let due = async {
-            match at {
-                Some(at) => tokio::time::sleep_until(at).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            () = due => {}
-            () = self.signalled() => {}
-        }
-    }
-
-    async fn signalled(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}

@@ -130,8 +130,7 @@ impl Prepared {
     /// The admin socket and the plane. Listeners open with the first revision.
     fn open(&self, settings: &NodeSettings) -> anyhow::Result<(Arc<Node>, AdminTask)> {
         let token = settings.admin_token_file.as_deref().map(Token::read).transpose()?;
-        let listener = std::net::TcpListener::bind(self.admin.address)
-            .map_err(|e| self.admin.refusal("TCP", e, &settings.data_dir))?;
+        let listener = self.admin.bind(&settings.data_dir)?;
         listener.set_nonblocking(true).context("admin socket")?;
         let listener = TcpListener::from_std(listener).context("admin socket")?;
         let bind = listener.local_addr().context("admin socket")?;

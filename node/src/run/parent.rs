@@ -3,38 +3,51 @@
 //! A child asks the kernel for SIGKILL at its parent's death. That signal belongs to the parent's
 //! *thread*, and a node that was started by hand is nobody's child; so a pidfd is watched too.
 
-use anyhow::Context;
-use rustix::process::{Pid, PidfdFlags, Signal, getppid, pidfd_open, set_parent_process_death_signal};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use std::os::fd::OwnedFd;
 
-/// Resolves when the process is gone.
-pub(crate) struct Companion(Option<AsyncFd<std::os::fd::OwnedFd>>);
+use anyhow::Context;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, getppid, pidfd_open, set_parent_process_death_signal};
+use tokio_util::sync::CancellationToken;
+
+/// Resolves when the process is gone. A thread of its own waits for that and then ends.
+pub(crate) struct Companion(CancellationToken);
 
 impl Companion {
     /// Without a process to watch, a companion that never ends.
     pub(crate) fn none() -> Companion {
-        Companion(None)
+        Companion(CancellationToken::new())
     }
 
     pub(crate) fn watch(pid: u32) -> anyhow::Result<Companion> {
         let pid =
             i32::try_from(pid).ok().and_then(Pid::from_raw).context("--ends-with: no such process id")?;
-        let fd = pidfd_open(pid, PidfdFlags::NONBLOCK)
+        let process = pidfd_open(pid, PidfdFlags::empty())
             .with_context(|| format!("--ends-with: process {} is not there", pid.as_raw_nonzero()))?;
         if getppid() == Some(pid) {
             set_parent_process_death_signal(Some(Signal::KILL)).context("--ends-with")?;
         }
-        Ok(Companion(Some(AsyncFd::register_with_interest(fd, Interest::READABLE).context("--ends-with")?)))
+        let gone = CancellationToken::new();
+        let told = gone.clone();
+        std::thread::Builder::new()
+            .name("trestle-companion".to_owned())
+            .spawn(move || {
+                wait(&process);
+                told.cancel();
+            })
+            .context("--ends-with")?;
+        Ok(Companion(gone))
     }
 
     pub(crate) async fn gone(&self) {
-        match &self.0 {
-            // A pidfd is readable once its process has ended (pidfd_open(2)).
-            Some(fd) if fd.readable().await.is_ok() => {}
-            _ => std::future::pending().await,
-        }
+        self.0.cancelled().await;
     }
+}
+
+/// A pidfd is readable once its process has ended (pidfd_open(2)).
+fn wait(process: &OwnedFd) {
+    while let Err(Errno::INTR) = poll(&mut [PollFd::new(process, PollFlags::IN)], None) {}
 }
 
 #[cfg(test)]

@@ -7,12 +7,17 @@
 use std::io::{ErrorKind, Write};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use trestle_dataplane::{BoundListener, PinnedPorts};
 
 const FILE: &str = "ports.json";
+
+/// How often a kept port is asked for while it is in use, and the pause between: a second in all.
+const KEPT_ATTEMPTS: u32 = 10;
+const KEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What is kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,14 +119,31 @@ impl Wanted {
     /// Whether the address can be had, tried before anything is started; the cluster's needs TCP
     /// and UDP. Sockets are closed again: whoever binds for good reports a race in its own words.
     pub(crate) fn probe(&self, data_dir: &Path) -> anyhow::Result<()> {
-        TcpListener::bind(self.address).map_err(|e| self.refusal("TCP", e, data_dir))?;
+        self.patiently(|| TcpListener::bind(self.address)).map_err(|e| self.refusal("TCP", e, data_dir))?;
         if self.used_for == Use::Cluster {
-            UdpSocket::bind(self.address).map_err(|e| self.refusal("UDP", e, data_dir))?;
+            self.patiently(|| UdpSocket::bind(self.address)).map_err(|e| self.refusal("UDP", e, data_dir))?;
         }
         Ok(())
     }
 
-    pub(crate) fn refusal(&self, transport: &str, error: std::io::Error, data_dir: &Path) -> anyhow::Error {
+    pub(crate) fn bind(&self, data_dir: &Path) -> anyhow::Result<TcpListener> {
+        self.patiently(|| TcpListener::bind(self.address)).map_err(|e| self.refusal("TCP", e, data_dir))
+    }
+
+    /// A port of the system's choice may be held for a moment as the near end of a connection that
+    /// somebody else on this machine opens; so a kept one is asked for again for a while.
+    fn patiently<T>(&self, mut bind: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
+        let mut patience = if self.kept { KEPT_ATTEMPTS } else { 1 };
+        loop {
+            patience -= 1;
+            match bind() {
+                Err(e) if e.kind() == ErrorKind::AddrInUse && patience > 0 => std::thread::sleep(KEPT_PAUSE),
+                bound => return bound,
+            }
+        }
+    }
+
+    fn refusal(&self, transport: &str, error: std::io::Error, data_dir: &Path) -> anyhow::Error {
         let flag = match self.used_for {
             Use::Cluster => "--cluster",
             Use::Admin => "--admin",

@@ -82,25 +82,25 @@ pub(crate) struct Backend {
     pub(crate) kind: Kind,
     pub(crate) address: SocketAddr,
     /// Bound, never listening: keeps the port while a flaky backend refuses.
-    placeholder: Socket,
+    reserved: Socket,
 }
 
 impl Backend {
     pub(crate) fn bind(name: &str, kind: Kind, address: SocketAddr) -> io::Result<Backend> {
-        let placeholder = socket(kind, address)?;
-        let address = placeholder
+        let reserved = socket(kind, address)?;
+        let address = reserved
             .local_addr()?
             .as_socket()
             .ok_or_else(|| io::Error::other("a socket without an address"))?;
-        Ok(Backend { name: name.to_owned(), kind, address, placeholder })
+        Ok(Backend { name: name.to_owned(), kind, address, reserved })
     }
 
     /// Serves until `stop` is cancelled; what is open then is cut.
     pub(crate) async fn serve(self, stop: CancellationToken) -> io::Result<()> {
         match self.kind {
             Kind::UdpEcho => {
-                self.placeholder.set_nonblocking(true)?;
-                let socket = UdpSocket::from_std(self.placeholder.into())?;
+                self.reserved.set_nonblocking(true)?;
+                let socket = UdpSocket::from_std(self.reserved.into())?;
                 stop.run_until_cancelled(echo_datagrams(socket)).await.unwrap_or(Ok(()))
             }
             Kind::Flaky => {
@@ -143,7 +143,7 @@ impl Backend {
     }
 }
 
-/// Reusable, so that a listening socket can stand beside the placeholder on one port: Linux allows
+/// Reusable, so that a listening socket can stand beside the reserved one on one port: Linux allows
 /// that as long as only one of them listens.
 fn socket(kind: Kind, address: SocketAddr) -> io::Result<Socket> {
     let (form, protocol) = match kind {

@@ -238,7 +238,7 @@ pub(super) async fn rollback(
     .into_response())
 }
 
-// === helpers ===
+// === revisions and headers ===
 
 /// Revision 0 is the empty document before the first; `None` stands for it.
 fn numbered(state: &types::State, number: u64) -> Result<Option<Arc<Revision>>, ApiError> {

@@ -161,7 +161,7 @@ impl Wanted {
                 Ports::path(data_dir).display()
             )
         } else {
-            format!("give {flag} another port, or 0 for one of the system's choice")
+            format!("Give {flag} another port, or 0 for one of the system's choice")
         };
         anyhow::anyhow!(
             "{flag} {address}: {transport} port {port} is in use, maybe by another trestle; `ss -lntup 'sport = :{port}'` \

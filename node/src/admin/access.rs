@@ -1,0 +1,300 @@
+//! Who may use the admin API.
+//!
+//! On loopback the machine's users are trusted, browsers on it are not: a page from anywhere could
+//! make one send requests (cross-site forgery) or read answers under a name that it has pointed at
+//! 127.0.0.1 (DNS rebinding). So `Host` must be a loopback name, and a write with a foreign
+//! `Origin` is refused. On any other address it takes TLS and a client certificate of the cluster's
+//! CA, or the admin token.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+
+use anyhow::Context;
+use http::uri::Authority;
+use http::{HeaderMap, Method, StatusCode, Uri, header};
+
+use super::error::ApiError;
+
+/// Whoever asks for these learns only whether the node is there and ready.
+const OPEN_PATHS: [&str; 2] = ["/healthz", "/readyz"];
+
+/// Characters of an author's name that are kept.
+const AUTHOR_MAX: usize = 128;
+
+/// The rules of one admin address.
+#[derive(Clone)]
+pub(crate) struct Access {
+    pub(crate) bind: SocketAddr,
+    pub(crate) token: Option<Token>,
+}
+
+/// What a connection has proved before its first request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Proof {
+    /// Plain, on loopback.
+    Local,
+    /// TLS without a client certificate.
+    Anonymous,
+    /// TLS with a certificate of the cluster's CA.
+    ClusterKey,
+}
+
+/// Who made a change, for the history.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Author(pub(crate) String);
+
+/// A bearer token, compared without telling by time how much of it was right.
+#[derive(Clone)]
+pub(crate) struct Token(Vec<u8>);
+
+impl Token {
+    const LENGTH_MIN: usize = 16;
+
+    pub(crate) fn read(path: &Path) -> anyhow::Result<Token> {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("can't read --admin-token-file {}", path.display()))?;
+        Token::new(text.trim()).with_context(|| format!("--admin-token-file {}", path.display()))
+    }
+
+    fn new(text: &str) -> anyhow::Result<Token> {
+        anyhow::ensure!(
+            text.len() >= Token::LENGTH_MIN && text.bytes().all(|b| b.is_ascii_graphic()),
+            "a token is one line of at least {} visible characters, such as `openssl rand -hex 32` prints",
+            Token::LENGTH_MIN
+        );
+        Ok(Token(text.as_bytes().to_vec()))
+    }
+
+    fn is(&self, offered: &[u8]) -> bool {
+        let differences = self.0.iter().zip(offered).fold(0, |sum, (a, b)| sum | (a ^ b));
+        self.0.len() == offered.len() && std::hint::black_box(differences) == 0
+    }
+}
+
+impl Access {
+    /// Whether connections to this address are plain.
+    pub(crate) fn plain(&self) -> bool {
+        self.bind.ip().is_loopback()
+    }
+
+    /// Lets a request in, with who is behind it, or says why not.
+    pub(crate) fn judge(
+        &self,
+        proof: Proof,
+        method: &Method,
+        uri: &Uri,
+        headers: &HeaderMap,
+    ) -> Result<Author, ApiError> {
+        let host = requested_host(uri, headers)?;
+        if self.plain() && !self.is_own_name(&host) {
+            return Err(ApiError::new(
+                StatusCode::MISDIRECTED_REQUEST,
+                "foreign_host",
+                format!(
+                    "this admin API does not answer under the name {:?}; use http://{}",
+                    host.as_str(),
+                    self.bind
+                ),
+            ));
+        }
+        if !method.is_safe() {
+            refuse_foreign_origin(&host, headers)?;
+        }
+        if OPEN_PATHS.contains(&uri.path()) {
+            return Ok(Author("anybody".to_owned()));
+        }
+        let by = self.authenticate(proof, headers)?;
+        Ok(author(headers).unwrap_or_else(|| Author(by.to_owned())))
+    }
+
+    fn is_own_name(&self, host: &Authority) -> bool {
+        let name = host.host();
+        let bare = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+        match bare.parse::<IpAddr>() {
+            Ok(ip) => ip.is_loopback() || ip == self.bind.ip(),
+            Err(_) => bare.eq_ignore_ascii_case("localhost"),
+        }
+    }
+
+    fn authenticate(&self, proof: Proof, headers: &HeaderMap) -> Result<&'static str, ApiError> {
+        if proof == Proof::ClusterKey {
+            return Ok("cluster-key");
+        }
+        let offered = headers
+            .get(header::AUTHORIZATION)
+            .and_then(|value| value.as_bytes().split_at_checked(7))
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"bearer "))
+            .map(|(_, token)| token);
+        match (&self.token, offered) {
+            (Some(token), Some(offered)) if token.is(offered) => Ok("admin-token"),
+            (Some(_), Some(_)) => Err(unauthorized("the token is not this cluster's admin token")),
+            (None, _) if proof == Proof::Local => Ok("local"),
+            (Some(_), None) => {
+                Err(unauthorized("give the admin token (`--token-file`) or the cluster's key (`--key-file`)"))
+            }
+            (None, _) => Err(unauthorized("give the cluster's key (`--key-file`): this node takes no token")),
+        }
+    }
+}
+
+fn unauthorized(message: &str) -> ApiError {
+    ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", message)
+}
+
+/// RFC 9112, section 3.2: an absolute target beats `Host`, and `Host` must be there once.
+fn requested_host(uri: &Uri, headers: &HeaderMap) -> Result<Authority, ApiError> {
+    if let Some(authority) = uri.authority() {
+        return Ok(authority.clone());
+    }
+    let mut hosts = headers.get_all(header::HOST).iter();
+    match (hosts.next().and_then(|host| Authority::try_from(host.as_bytes()).ok()), hosts.next()) {
+        (Some(host), None) => Ok(host),
+        _ => Err(ApiError::bad_request("one valid Host header is needed")),
+    }
+}
+
+fn refuse_foreign_origin(host: &Authority, headers: &HeaderMap) -> Result<(), ApiError> {
+    for origin in headers.get_all(header::ORIGIN) {
+        let origin = Uri::try_from(origin.as_bytes()).ok();
+        if origin.as_ref().and_then(Uri::authority) != Some(host) {
+            let message = "a page from elsewhere may not change this cluster";
+            return Err(ApiError::new(StatusCode::FORBIDDEN, "foreign_origin", message));
+        }
+    }
+    Ok(())
+}
+
+/// `X-Author`: who the caller says they are. Whoever holds key or token is trusted to say so.
+fn author(headers: &HeaderMap) -> Option<Author> {
+    let name = headers.get("x-author")?.to_str().ok()?.trim();
+    (!name.is_empty()).then(|| Author(name.chars().take(AUTHOR_MAX).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TOKEN: &str = "0123456789abcdef0123";
+
+    fn access(bind: &str, token: Option<&str>) -> Access {
+        Access { bind: bind.parse().unwrap(), token: token.map(|t| Token::new(t).unwrap()) }
+    }
+
+    fn judge(
+        access: &Access,
+        proof: Proof,
+        request: &str,
+        headers: &[(&str, &str)],
+    ) -> Result<String, &'static str> {
+        let (method, target) = request.split_once(' ').unwrap();
+        let headers = headers.iter().map(|(k, v)| (k.parse().unwrap(), v.parse().unwrap())).collect();
+        let method = method.parse().unwrap();
+        access.judge(proof, &method, &target.parse().unwrap(), &headers).map(|a| a.0).map_err(|e| e.code)
+    }
+
+    #[test]
+    fn loopback_answers_only_under_its_own_names() {
+        let access = access("127.0.0.1:7480", None);
+        for good in ["127.0.0.1:7480", "localhost:7480", "LOCALHOST", "[::1]:7480", "127.0.0.2"] {
+            assert!(judge(&access, Proof::Local, "GET /v1/status", &[("host", good)]).is_ok(), "{good}");
+        }
+        for bad in
+            ["evil.example", "127.0.0.1.evil.example:7480", "192.0.2.1", "localhost.evil.example", "x@y z"]
+        {
+            assert!(judge(&access, Proof::Local, "GET /v1/status", &[("host", bad)]).is_err(), "{bad}");
+        }
+        let rebound = judge(&access, Proof::Local, "GET /v1/config", &[("host", "evil.example:7480")]);
+        assert_eq!(rebound, Err("foreign_host"));
+    }
+
+    #[test]
+    fn an_absolute_target_does_not_get_around_the_host_check() {
+        let access = access("127.0.0.1:7480", None);
+        let got = judge(&access, Proof::Local, "GET http://evil.example/v1/status", &[("host", "localhost")]);
+        assert_eq!(got, Err("foreign_host"));
+    }
+
+    #[test]
+    fn a_missing_or_repeated_host_is_refused() {
+        let access = access("127.0.0.1:7480", None);
+        assert_eq!(judge(&access, Proof::Local, "GET /healthz", &[]), Err("bad_request"));
+        let twice = [("host", "localhost"), ("host", "localhost")];
+        assert_eq!(judge(&access, Proof::Local, "GET /healthz", &twice), Err("bad_request"));
+    }
+
+    #[test]
+    fn a_page_from_elsewhere_may_not_write() {
+        let access = access("127.0.0.1:7480", None);
+        let from = |origin| {
+            judge(&access, Proof::Local, "PUT /v1/config", &[("host", "localhost:7480"), ("origin", origin)])
+        };
+        assert!(from("http://localhost:7480").is_ok());
+        for bad in ["https://evil.example", "null", "http://localhost:3000", "http://localhost"] {
+            assert_eq!(from(bad), Err("foreign_origin"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn beyond_loopback_it_takes_the_key_or_the_token() {
+        let host = ("host", "node-1:7480");
+        let bearer = |token: &str| format!("Bearer {token}");
+        let keyed = access("0.0.0.0:7480", None);
+        assert_eq!(judge(&keyed, Proof::Anonymous, "GET /v1/status", &[host]), Err("unauthorized"));
+        assert_eq!(judge(&keyed, Proof::ClusterKey, "GET /v1/status", &[host]), Ok("cluster-key".into()));
+        let offered = bearer(TOKEN);
+        assert_eq!(
+            judge(&keyed, Proof::Anonymous, "GET /v1/status", &[host, ("authorization", &offered)]),
+            Err("unauthorized"),
+            "no token is set"
+        );
+
+        let with_token = access("0.0.0.0:7480", Some(TOKEN));
+        assert_eq!(
+            judge(&with_token, Proof::Anonymous, "GET /v1/status", &[host, ("authorization", &offered)]),
+            Ok("admin-token".into())
+        );
+        for wrong in
+            [bearer("0123456789abcdef012x"), bearer(&TOKEN[1..]), bearer(""), format!("Basic {TOKEN}")]
+        {
+            let got =
+                judge(&with_token, Proof::Anonymous, "GET /v1/status", &[host, ("authorization", &wrong)]);
+            assert_eq!(got, Err("unauthorized"), "{wrong}");
+        }
+        assert_eq!(judge(&with_token, Proof::ClusterKey, "GET /metrics", &[host]), Ok("cluster-key".into()));
+    }
+
+    #[test]
+    fn health_is_open_to_anybody_and_nothing_else_is() {
+        let access = access("0.0.0.0:7480", Some(TOKEN));
+        for open in OPEN_PATHS {
+            assert!(judge(&access, Proof::Anonymous, &format!("GET {open}"), &[("host", "x")]).is_ok());
+        }
+        for closed in ["/metrics", "/v1/status", "/v1/openapi.json", "/healthz/x"] {
+            let got = judge(&access, Proof::Anonymous, &format!("GET {closed}"), &[("host", "x")]);
+            assert_eq!(got, Err("unauthorized"), "{closed}");
+        }
+    }
+
+    #[test]
+    fn a_token_on_loopback_is_asked_for_too() {
+        let access = access("127.0.0.1:7480", Some(TOKEN));
+        assert_eq!(
+            judge(&access, Proof::Local, "GET /v1/status", &[("host", "localhost")]),
+            Err("unauthorized")
+        );
+    }
+
+    #[test]
+    fn the_history_names_who_they_say_they_are() {
+        let access = access("127.0.0.1:7480", None);
+        let headers = [("host", "localhost"), ("x-author", "ada@lovelace")];
+        assert_eq!(judge(&access, Proof::Local, "PUT /v1/config", &headers), Ok("ada@lovelace".into()));
+        assert_eq!(judge(&access, Proof::Local, "PUT /v1/config", &headers[..1]), Ok("local".into()));
+    }
+
+    #[test]
+    fn a_short_token_is_refused() {
+        assert!(Token::new("secret").is_err());
+        assert!(Token::new("with a space in it, but long").is_err());
+    }
+}

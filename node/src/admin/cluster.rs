@@ -1,0 +1,218 @@
+//! `/v1/nodes`, `/v1/members`, `/v1/clients`.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use http::StatusCode;
+use serde::{Deserialize, Serialize};
+use trestle_cluster::PoolStatus;
+use trestle_dataplane::MemberView;
+use trestle_raft_store::types::{self, NodeId};
+
+use super::{Api, ApiError, Params};
+
+/// Clients that one answer lists at most.
+const CLIENTS_MAX: usize = 8_192;
+
+pub(super) async fn nodes(State(api): State<Arc<Api>>) -> Result<Response, ApiError> {
+    Ok(Json(serde_json::json!({ "nodes": api.cluster()?.status().nodes })).into_response())
+}
+
+pub(super) async fn promote(
+    State(api): State<Arc<Api>>,
+    Path(node): Path<String>,
+) -> Result<Response, ApiError> {
+    let cluster = api.cluster()?;
+    let id = resolve(&cluster.watch_state().borrow(), &node)?;
+    cluster.promote(id).await?;
+    Ok(Json(serde_json::json!({ "node": id, "membership": "voter" })).into_response())
+}
+
+pub(super) async fn demote(
+    State(api): State<Arc<Api>>,
+    Path(node): Path<String>,
+) -> Result<Response, ApiError> {
+    let cluster = api.cluster()?;
+    let id = resolve(&cluster.watch_state().borrow(), &node)?;
+    cluster.demote(id).await?;
+    Ok(Json(serde_json::json!({ "node": id, "membership": "learner" })).into_response())
+}
+
+pub(super) async fn remove(
+    State(api): State<Arc<Api>>,
+    Path(node): Path<String>,
+) -> Result<Response, ApiError> {
+    let cluster = api.cluster()?;
+    let id = resolve(&cluster.watch_state().borrow(), &node)?;
+    cluster.remove(id).await?;
+    let note = "a removed node still holds the cluster's key: this is no revocation";
+    Ok(Json(serde_json::json!({ "node": id, "removed": true, "note": note })).into_response())
+}
+
+/// A node by name or by id. A name that is also another node's id is nobody's.
+fn resolve(state: &types::State, wanted: &str) -> Result<NodeId, ApiError> {
+    let named = state.node_by_name(wanted).map(|(id, _)| id);
+    let numbered = wanted.parse::<NodeId>().ok().filter(|id| state.nodes.contains_key(id));
+    match (named, numbered) {
+        (Some(named), Some(numbered)) if named != numbered => Err(ApiError::new(
+            StatusCode::CONFLICT,
+            "ambiguous",
+            format!(
+                "{wanted} is the name of node {named} and the id of another; use the id {named} for the former"
+            ),
+        )),
+        (Some(id), _) | (None, Some(id)) => Ok(id),
+        (None, None) => Err(ApiError::new(
+            StatusCode::NOT_FOUND,
+            "no_such_node",
+            format!("no node has the name or id {wanted:?}; the cluster has {}", names(state)),
+        )),
+    }
+}
+
+fn names(state: &types::State) -> String {
+    let names: Vec<_> =
+        state.nodes.iter().map(|(id, node)| format!("{} ({id})", node.profile.name)).collect();
+    names.join(", ")
+}
+
+/// A pool as the cluster judges it and as this node uses it.
+#[derive(Serialize)]
+struct Pool {
+    pool: String,
+    panic: bool,
+    members: Vec<Member>,
+}
+
+#[derive(Serialize)]
+struct Member {
+    name: String,
+    address: String,
+    /// The cluster's verdict.
+    up: bool,
+    /// By this node.
+    ejected: bool,
+    /// By the plane of this node; absent while it has not taken the revision over.
+    weight: Option<u32>,
+    /// On this node.
+    in_flight: Option<u32>,
+    /// What each prober saw; `null`: nothing yet.
+    probers: Vec<Prober>,
+}
+
+#[derive(Serialize)]
+struct Prober {
+    node: String,
+    up: Option<bool>,
+}
+
+pub(super) async fn members(State(api): State<Arc<Api>>) -> Result<Response, ApiError> {
+    let pools = join_views(api.cluster()?.status().pools, api.node.plane.members());
+    Ok(Json(serde_json::json!({ "pools": pools })).into_response())
+}
+
+fn join_views(pools: Vec<PoolStatus>, views: Vec<MemberView>) -> Vec<Pool> {
+    let views: HashMap<(&str, &str), &MemberView> =
+        views.iter().map(|view| ((view.pool.as_str(), view.member.as_str()), view)).collect();
+    let member = |pool: &str, health: &trestle_cluster::MemberHealth| {
+        let view = views.get(&(pool, health.name.as_str()));
+        Member {
+            name: health.name.clone(),
+            address: health.address.clone(),
+            up: health.up,
+            ejected: view.map_or(health.ejected, |view| view.ejected),
+            weight: view.map(|view| view.weight),
+            in_flight: view.map(|view| view.in_flight),
+            probers: health.probers.iter().map(|(node, up)| Prober { node: node.clone(), up: *up }).collect(),
+        }
+    };
+    pools
+        .iter()
+        .map(|pool| Pool {
+            pool: pool.pool.clone(),
+            panic: pool.panic,
+            members: pool.members.iter().map(|health| member(&pool.pool, health)).collect(),
+        })
+        .collect()
+}
+
+#[derive(Deserialize)]
+pub(super) struct ClientsQuery {
+    most: Option<usize>,
+}
+
+pub(super) async fn clients(
+    State(api): State<Arc<Api>>,
+    Params(query): Params<ClientsQuery>,
+) -> Result<Response, ApiError> {
+    let most = query.most.unwrap_or(20).min(CLIENTS_MAX);
+    Ok(Json(serde_json::json!({ "clients": api.cluster()?.clients(most) })).into_response())
+}
+
+#[cfg(test)]
+mod tests {
+    use trestle_cluster::MemberHealth;
+    use trestle_raft_store::types::{NodeProfile, NodeRecord, Role};
+
+    use super::*;
+
+    fn state(nodes: &[(NodeId, &str)]) -> types::State {
+        let record = |name: &str| NodeRecord {
+            profile: NodeProfile {
+                name: name.into(),
+                cluster: String::new(),
+                admin: String::new(),
+                join_token: uuid::Uuid::nil(),
+                version: String::new(),
+                feature_level: 1,
+            },
+            role: Role::Auto,
+            joined_ms: 0,
+        };
+        types::State {
+            nodes: nodes.iter().map(|(id, name)| (*id, record(name))).collect(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn a_node_is_found_by_name_or_id_and_never_guessed() {
+        let state = state(&[(0, "a"), (5, "b"), (9, "5"), (12, "12")]);
+        assert_eq!(resolve(&state, "b").unwrap(), 5);
+        assert_eq!(resolve(&state, "9").unwrap(), 9);
+        assert_eq!(resolve(&state, "12").unwrap(), 12, "name and id of the same node");
+        assert_eq!(resolve(&state, "5").unwrap_err().code, "ambiguous");
+        let unknown = resolve(&state, "c").unwrap_err();
+        assert_eq!(unknown.status, 404);
+        assert!(unknown.message.contains("b (5)"), "{}", unknown.message);
+    }
+
+    #[test]
+    fn a_member_is_shown_as_judged_and_as_used() {
+        let health = |name: &str| MemberHealth {
+            name: name.into(),
+            address: "192.0.2.1:80".into(),
+            up: true,
+            ejected: false,
+            probers: vec![("n1".into(), None)],
+        };
+        let pool = PoolStatus { pool: "app".into(), panic: false, members: vec![health("a"), health("new")] };
+        let view = MemberView {
+            pool: "app".into(),
+            member: "a".into(),
+            address: "192.0.2.1:80".parse().unwrap(),
+            weight: 3,
+            up: true,
+            ejected: true,
+            in_flight: 2,
+        };
+        let json = serde_json::to_value(join_views(vec![pool], vec![view])).unwrap();
+        assert_eq!(json[0]["members"][0]["ejected"], true);
+        assert_eq!(json[0]["members"][0]["in_flight"], 2);
+        assert_eq!(json[0]["members"][0]["probers"], serde_json::json!([{"node": "n1", "up": null}]));
+        assert_eq!(json[0]["members"][1]["weight"], serde_json::Value::Null);
+    }
+}

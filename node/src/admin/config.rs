@@ -1,0 +1,337 @@
+//! `/v1/config`: read, change, history, diff, rollback.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use serde::{Deserialize, Serialize};
+use trestle_cluster::{ChangeError, Cluster, Consistency};
+use trestle_config::Document;
+use trestle_raft_store::types::{self, Revision};
+
+use super::error::ProblemBody;
+use super::{Api, ApiError, Author, Params, body};
+use crate::{documents, durations};
+
+/// Bytes of a change's message that history keeps.
+const MESSAGE_MAX: usize = 1_024;
+
+/// Bytes of the name under which a document is spoken of.
+const SOURCE_MAX: usize = 512;
+
+#[derive(Deserialize)]
+pub(super) struct ReadQuery {
+    revision: Option<u64>,
+    #[serde(default)]
+    consistency: Wanted,
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Wanted {
+    #[default]
+    Local,
+    Linearizable,
+}
+
+impl From<Wanted> for Consistency {
+    fn from(wanted: Wanted) -> Self {
+        match wanted {
+            Wanted::Local => Consistency::Local,
+            Wanted::Linearizable => Consistency::Linearizable,
+        }
+    }
+}
+
+pub(super) async fn read(
+    State(api): State<Arc<Api>>,
+    Params(query): Params<ReadQuery>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let state = api.cluster()?.state(query.consistency.into()).await?;
+    let revision = revision_or_last(&state, query.revision)?;
+    let document = documents::of(revision.as_ref()).await.map_err(ApiError::internal)?;
+    let number = revision.map_or(0, |r| r.number);
+    let (kind, bytes) = if wants_json(&headers) {
+        ("application/json", serde_json::to_vec(&document.to_json()).map_err(ApiError::internal)?)
+    } else {
+        ("application/yaml", Vec::from(document.canonical()))
+    };
+    let etag = HeaderValue::try_from(format!("\"{number}\"")).map_err(ApiError::internal)?;
+    Ok(([(header::CONTENT_TYPE, HeaderValue::from_static(kind)), (header::ETAG, etag)], bytes)
+        .into_response())
+}
+
+#[derive(Deserialize)]
+pub(super) struct WriteQuery {
+    #[serde(default)]
+    dry_run: bool,
+    #[serde(default)]
+    message: String,
+    /// Name of the document in problems.
+    source: Option<String>,
+}
+
+/// What a change did, or would do.
+#[derive(Serialize)]
+struct Change {
+    revision: u64,
+    /// The document equals the one in force: no new revision.
+    unchanged: bool,
+    /// Every live node served it when this was answered.
+    everywhere: bool,
+    dry_run: bool,
+    /// For people.
+    diff: String,
+    warnings: Vec<ProblemBody>,
+}
+
+pub(super) async fn write(
+    State(api): State<Arc<Api>>,
+    Params(query): Params<WriteQuery>,
+    Extension(author): Extension<Author>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let cluster = api.cluster()?;
+    let expected = if_match(&headers)?;
+    bounded("message", &query.message, MESSAGE_MAX)?;
+    let source = query.source.unwrap_or_else(|| "document".to_owned());
+    bounded("source", &source, SOURCE_MAX)?;
+    let text = body::text(body).await?;
+    let document = documents::parse(source, text).await.map_err(ApiError::internal)??;
+    let base = base(cluster, query.dry_run).await?;
+    let diff = difference(&base, &document).await?;
+    let warnings = document.warnings().iter().map(ProblemBody::from).collect();
+    if query.dry_run {
+        let revision = base.revision_number();
+        if let Some(expected) = expected.filter(|expected| *expected != revision) {
+            return Err(ApiError::revision_conflict(expected, revision));
+        }
+        let unchanged = diff.is_empty();
+        return Ok(Json(Change { revision, unchanged, everywhere: false, dry_run: true, diff, warnings })
+            .into_response());
+    }
+    let canonical = Vec::from(document.canonical());
+    let applied = cluster.put_config(canonical, expected, author.0, query.message).await?;
+    Ok(Json(Change {
+        revision: applied.revision,
+        unchanged: applied.unchanged,
+        everywhere: applied.everywhere,
+        dry_run: false,
+        diff,
+        warnings,
+    })
+    .into_response())
+}
+
+/// What a change is compared with. A dry run should tell what an apply would do now, so it asks a
+/// quorum; without one it says what this node knows.
+async fn base(cluster: &Cluster, dry_run: bool) -> Result<Arc<types::State>, ApiError> {
+    if dry_run {
+        match cluster.state(Consistency::Linearizable).await {
+            Err(ChangeError::NoQuorum(..)) => {}
+            answer => return Ok(answer?),
+        }
+    }
+    Ok(cluster.state(Consistency::Local).await?)
+}
+
+async fn difference(base: &types::State, document: &Document) -> Result<String, ApiError> {
+    let old = documents::of(base.revision()).await.map_err(ApiError::internal)?;
+    Ok(diff_text(&old, document))
+}
+
+fn diff_text(old: &Document, new: &Document) -> String {
+    let diff = trestle_config::diff(old, new);
+    if diff.is_empty() { String::new() } else { diff.to_string() }
+}
+
+/// One kept revision, without its document.
+#[derive(Serialize)]
+struct HistoryEntry<'a> {
+    revision: u64,
+    author: &'a str,
+    message: &'a str,
+    at: String,
+    at_ms: u64,
+    bytes: usize,
+}
+
+impl<'a> From<&'a Revision> for HistoryEntry<'a> {
+    fn from(revision: &'a Revision) -> Self {
+        HistoryEntry {
+            revision: revision.number,
+            author: &revision.author,
+            message: &revision.message,
+            at: durations::rfc3339(revision.at_ms),
+            at_ms: revision.at_ms,
+            bytes: revision.document.len(),
+        }
+    }
+}
+
+/// Newest first.
+pub(super) async fn history(State(api): State<Arc<Api>>) -> Result<Response, ApiError> {
+    let state = api.cluster()?.state(Consistency::Local).await?;
+    let revisions: Vec<_> = state.revisions.iter().rev().map(|r| HistoryEntry::from(&**r)).collect();
+    Ok(Json(serde_json::json!({ "revisions": revisions })).into_response())
+}
+
+#[derive(Deserialize)]
+pub(super) struct DiffQuery {
+    from: Option<u64>,
+    to: Option<u64>,
+}
+
+/// Without `to`: the one in force; without `from`: the one before `to`.
+pub(super) async fn diff(
+    State(api): State<Arc<Api>>,
+    Params(query): Params<DiffQuery>,
+) -> Result<Response, ApiError> {
+    let state = api.cluster()?.state(Consistency::Local).await?;
+    let to = query.to.unwrap_or(state.revision_number());
+    let from = query.from.unwrap_or(to.saturating_sub(1));
+    let new = documents::of(numbered(&state, to)?.as_ref()).await.map_err(ApiError::internal)?;
+    let old = documents::of(numbered(&state, from)?.as_ref()).await.map_err(ApiError::internal)?;
+    Ok(Json(serde_json::json!({ "from": from, "to": to, "diff": diff_text(&old, &new) })).into_response())
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Rollback {
+    to: u64,
+    if_revision: Option<u64>,
+    message: Option<String>,
+}
+
+/// A rollback is a new revision with an old document.
+pub(super) async fn rollback(
+    State(api): State<Arc<Api>>,
+    Extension(author): Extension<Author>,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let cluster = api.cluster()?;
+    let order: Rollback = serde_json::from_slice(&body::bytes(body).await?)
+        .map_err(|e| ApiError::bad_request(format!("expected {{\"to\": N, \"if_revision\": N}}: {e}")))?;
+    let message = order.message.unwrap_or_else(|| format!("rollback to {}", order.to));
+    bounded("message", &message, MESSAGE_MAX)?;
+    let state = cluster.state(Consistency::Local).await?;
+    let target = numbered(&state, order.to)?.ok_or_else(|| {
+        let (oldest, newest) = documents::kept(&state);
+        ApiError::no_such_revision(order.to, oldest, newest)
+    })?;
+    let document = documents::of(Some(&target)).await.map_err(ApiError::internal)?;
+    let diff = difference(&state, &document).await?;
+    let applied = cluster.put_config(target.document.to_vec(), order.if_revision, author.0, message).await?;
+    Ok(Json(Change {
+        revision: applied.revision,
+        unchanged: applied.unchanged,
+        everywhere: applied.everywhere,
+        dry_run: false,
+        diff,
+        warnings: document.warnings().iter().map(ProblemBody::from).collect::<Vec<_>>(),
+    })
+    .into_response())
+}
+
+// === revisions and headers ===
+
+/// Revision 0 is the empty document before the first; `None` stands for it.
+fn numbered(state: &types::State, number: u64) -> Result<Option<Arc<Revision>>, ApiError> {
+    if number == 0 {
+        return Ok(None);
+    }
+    let found = documents::find(state, number).cloned();
+    let (oldest, newest) = documents::kept(state);
+    found.map(Some).ok_or_else(|| ApiError::no_such_revision(number, oldest, newest))
+}
+
+fn revision_or_last(state: &types::State, number: Option<u64>) -> Result<Option<Arc<Revision>>, ApiError> {
+    match number {
+        Some(number) => numbered(state, number),
+        None => Ok(state.revision().cloned()),
+    }
+}
+
+/// `If-Match: 7` or `"7"`; `*` or nothing: any (RFC 9110, section 13.1.1).
+fn if_match(headers: &HeaderMap) -> Result<Option<u64>, ApiError> {
+    let Some(value) = headers.get(header::IF_MATCH) else { return Ok(None) };
+    let text = value.to_str().unwrap_or_default().trim();
+    if text == "*" {
+        return Ok(None);
+    }
+    let bare = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text);
+    let wrong = || {
+        ApiError::new(
+            StatusCode::BAD_REQUEST,
+            "bad_request",
+            "If-Match takes one revision number, such as `If-Match: 7`",
+        )
+    };
+    bare.parse().map(Some).map_err(|_| wrong())
+}
+
+/// JSON when it is asked for by name before YAML; else YAML.
+fn wants_json(headers: &HeaderMap) -> bool {
+    let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    for kind in accepted.flat_map(|value| value.split(',')) {
+        let kind = kind.split(';').next().unwrap_or_default().trim();
+        if kind.eq_ignore_ascii_case("application/json") {
+            return true;
+        }
+        if kind.to_ascii_lowercase().ends_with("yaml") {
+            return false;
+        }
+    }
+    false
+}
+
+fn bounded(what: &str, text: &str, bytes_max: usize) -> Result<(), ApiError> {
+    if text.len() <= bytes_max {
+        return Ok(());
+    }
+    Err(ApiError::bad_request(format!("{what} has {} bytes, at most {bytes_max} fit", text.len())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(name: &'static str, value: &'static str) -> HeaderMap {
+        HeaderMap::from_iter([(name.parse().unwrap(), HeaderValue::from_static(value))])
+    }
+
+    #[test]
+    fn the_expected_revision_is_read_quoted_or_bare() {
+        for (given, expected) in [("7", Some(7)), ("\"7\"", Some(7)), ("*", None), (" 12 ", Some(12))] {
+            assert_eq!(if_match(&headers("if-match", given)).unwrap(), expected, "{given}");
+        }
+        for bad in ["", "x", "\"7", "W/\"7\"", "7, 8", "-1"] {
+            assert_eq!(if_match(&headers("if-match", bad)).unwrap_err().status, 400, "{bad}");
+        }
+        assert_eq!(if_match(&HeaderMap::new()).unwrap(), None);
+    }
+
+    #[test]
+    fn json_is_sent_to_who_asks_for_it_and_yaml_to_all_others() {
+        for (accept, json) in [
+            ("application/json", true),
+            ("*/*", false),
+            ("text/html, application/json;q=0.9", true),
+            ("application/yaml, application/json", false),
+        ] {
+            assert_eq!(wants_json(&headers("accept", accept)), json, "{accept}");
+        }
+        assert!(!wants_json(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn revision_zero_is_the_empty_document_and_an_unknown_one_is_not_found() {
+        assert!(numbered(&types::State::default(), 0).unwrap().is_none());
+        assert_eq!(numbered(&types::State::default(), 1).unwrap_err().status, 404);
+    }
+}

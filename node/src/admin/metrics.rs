@@ -1,0 +1,103 @@
+//! `/metrics`: Prometheus text of the plane, the cluster and the process.
+
+use std::fmt::Write;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use http::header;
+
+use super::Api;
+
+const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+pub(super) async fn metrics(State(api): State<Arc<Api>>) -> Response {
+    let mut out = String::with_capacity(64 << 10);
+    render_node(&api, &mut out);
+    render_process(&mut out);
+    api.node.plane.render_metrics(&mut out);
+    if let Some(cluster) = api.node.cluster() {
+        cluster.render_metrics(&mut out);
+    }
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], out).into_response()
+}
+
+fn render_node(api: &Api, out: &mut String) {
+    let node = &api.node;
+    let served = node.plane.revision();
+    let agreed = node.cluster().map_or(0, |cluster| cluster.config().0.revision_number());
+    let bound = node.plane.listeners().iter().all(|listener| listener.state.is_ok());
+    let labels = format!("{{version=\"{}\"}}", crate::VERSION);
+    gauge(out, "trestle_build_info", "Release that runs.", &labels, 1);
+    gauge(
+        out,
+        "trestle_ready",
+        "1 when clients should be sent here.",
+        "",
+        u64::from(node.readiness().is_ok()),
+    );
+    gauge(out, "trestle_draining", "1 while the node is about to stop.", "", u64::from(node.draining()));
+    gauge(out, "trestle_config_revision", "Revision agreed on, as this node knows it.", "", agreed);
+    gauge(out, "trestle_config_served_revision", "Revision that the workers serve by.", "", served);
+    gauge(
+        out,
+        "trestle_config_last_apply_success",
+        "1 when the agreed revision is served and every listener is bound.",
+        "",
+        u64::from(served == agreed && bound),
+    );
+    counter(out, "trestle_admin_answers_total", "Answers of the admin API by status class.");
+    for (class, count) in api.counters.answers.iter().enumerate() {
+        let count = count.load(Ordering::Relaxed);
+        let _ = writeln!(out, "trestle_admin_answers_total{{class=\"{}xx\"}} {count}", class + 1);
+    }
+    counter(out, "trestle_admin_full_total", "Times that all connection slots of the admin API were taken.");
+    let _ = writeln!(out, "trestle_admin_full_total {}", api.counters.full.load(Ordering::Relaxed));
+}
+
+/// Under the names that Prometheus client libraries use.
+fn render_process(out: &mut String) {
+    if let Some(bytes) = resident_bytes() {
+        gauge(out, "process_resident_memory_bytes", "Resident memory.", "", bytes);
+    }
+    if let Ok(open) = std::fs::read_dir("/proc/self/fd") {
+        gauge(out, "process_open_fds", "Open file descriptors.", "", open.count() as u64);
+    }
+    let cpu = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    counter(out, "process_cpu_seconds_total", "CPU time, user and system.");
+    let _ = writeln!(out, "process_cpu_seconds_total {}.{:09}", cpu.tv_sec, cpu.tv_nsec);
+}
+
+/// `VmRSS` of `/proc/self/status`, which is told in KiB (proc(5)).
+fn resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
+}
+
+fn gauge(out: &mut String, name: &str, help: &str, labels: &str, value: u64) {
+    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge\n{name}{labels} {value}");
+}
+
+fn counter(out: &mut String, name: &str, help: &str) {
+    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} counter");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_process_reports_memory_descriptors_and_cpu() {
+        let mut out = String::new();
+        render_process(&mut out);
+        let value = |name: &str| -> f64 {
+            let line = out.lines().find(|line| line.starts_with(name)).unwrap();
+            line.rsplit_once(' ').unwrap().1.parse().unwrap()
+        };
+        assert!(value("process_resident_memory_bytes") > 1e5);
+        assert!(value("process_open_fds") >= 3.0);
+        assert!(value("process_cpu_seconds_total") > 0.0);
+    }
+}

@@ -1,0 +1,169 @@
+//! Answers of the admin API, as far as commands look at them. What is missing takes its default,
+//! so that a newer command line can look at an older node.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Status {
+    pub(crate) ready: bool,
+    pub(crate) reason: Option<String>,
+    pub(crate) draining: bool,
+    pub(crate) version: String,
+    pub(crate) admin: String,
+    pub(crate) cluster: Option<String>,
+    pub(crate) uptime_seconds: u64,
+    pub(crate) workers: usize,
+    pub(crate) open_connections: usize,
+    pub(crate) listeners: Vec<Listener>,
+    pub(crate) cluster_id: String,
+    pub(crate) node: u64,
+    pub(crate) name: String,
+    pub(crate) leader: Option<u64>,
+    pub(crate) term: u64,
+    pub(crate) role: String,
+    pub(crate) quorum: bool,
+    pub(crate) revision: u64,
+    pub(crate) seat: Seat,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) pools: Vec<Pool>,
+    pub(crate) warnings: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Seat {
+    pub(crate) seated: bool,
+    pub(crate) epoch: u64,
+    pub(crate) remaining_ms: u64,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Listener {
+    pub(crate) listener: String,
+    pub(crate) bind: String,
+    pub(crate) protocol: String,
+    pub(crate) address: Option<String>,
+    pub(crate) error: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Node {
+    pub(crate) id: u64,
+    pub(crate) name: String,
+    pub(crate) cluster: String,
+    pub(crate) admin: String,
+    pub(crate) version: String,
+    pub(crate) membership: String,
+    pub(crate) leader: bool,
+    pub(crate) alive: bool,
+    pub(crate) seated: bool,
+    pub(crate) revision: Option<u64>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Pools {
+    pub(crate) pools: Vec<Pool>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Pool {
+    pub(crate) pool: String,
+    pub(crate) panic: bool,
+    pub(crate) members: Vec<Member>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Member {
+    pub(crate) name: String,
+    pub(crate) address: String,
+    pub(crate) up: bool,
+    pub(crate) ejected: bool,
+    pub(crate) weight: Option<u32>,
+    pub(crate) in_flight: Option<u32>,
+    /// In `/v1/members` objects, in `/v1/status` pairs: only the former are read.
+    pub(crate) probers: Vec<serde_json::Value>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Clients {
+    pub(crate) clients: Vec<ClientRow>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct ClientRow {
+    pub(crate) client: String,
+    pub(crate) total: u64,
+    pub(crate) nodes: BTreeMap<String, u64>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Change {
+    pub(crate) revision: u64,
+    pub(crate) unchanged: bool,
+    pub(crate) everywhere: bool,
+    pub(crate) dry_run: bool,
+    pub(crate) diff: String,
+    pub(crate) warnings: Vec<crate::client::Problem>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Diff {
+    pub(crate) diff: String,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct History {
+    pub(crate) revisions: Vec<HistoryRow>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct HistoryRow {
+    pub(crate) revision: u64,
+    pub(crate) author: String,
+    pub(crate) message: String,
+    pub(crate) at: String,
+    pub(crate) bytes: u64,
+}
+
+impl Status {
+    /// Why clients of the whole cluster may not yet see one and the same config, if so: this node
+    /// is not ready, or a live node serves another revision.
+    pub(crate) fn unsettled(&self) -> Option<String> {
+        if !self.ready {
+            return Some(self.reason.clone().unwrap_or_else(|| "not ready".to_owned()));
+        }
+        let behind = self.nodes.iter().find(|node| node.alive && node.revision != Some(self.revision))?;
+        let at = behind.revision.map_or_else(|| "none yet".to_owned(), |revision| revision.to_string());
+        Some(format!("{} serves revision {at}, not {}", behind.name, self.revision))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cluster_is_settled_when_every_live_node_serves_the_same_revision() {
+        let node = |alive, revision| Node { name: "b".into(), alive, revision, ..Node::default() };
+        let status = |nodes| Status { ready: true, revision: 4, nodes, ..Status::default() };
+        assert_eq!(status(vec![node(true, Some(4)), node(false, Some(3))]).unsettled(), None);
+        assert_eq!(status(vec![node(true, Some(3))]).unsettled().unwrap(), "b serves revision 3, not 4");
+        assert_eq!(status(vec![node(true, None)]).unsettled().unwrap(), "b serves revision none yet, not 4");
+        let starting = Status { reason: Some("starting".into()), ..Status::default() };
+        assert_eq!(starting.unsettled().unwrap(), "starting");
+    }
+}

@@ -1,0 +1,423 @@
+//! A node's life: start, serve, drain, end.
+//!
+//! Order of the start: settings and key, the admin socket (so that `/readyz` answers from the first
+//! moment), the plane, the cluster, which feeds the plane. Nothing is written to the data folder
+//! but the key before the store behind [`Cluster`] has locked it. The end is [`shutdown`].
+
+mod node;
+mod notify;
+mod parent;
+mod ports;
+mod shutdown;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use trestle_cluster::identity::ClusterKey;
+use trestle_cluster::{Cluster, Ended, Start};
+use trestle_dataplane::{Options, Plane};
+
+use crate::admin::{Access, Api, Server, Token};
+use crate::settings::{NodeFile, NodeSettings};
+use crate::telemetry::Telemetry;
+use crate::{documents, key};
+
+pub(crate) use node::Node;
+pub(crate) use parent::Companion;
+pub(crate) use ports::Ports;
+
+use ports::{Use, Wanted};
+
+/// Threads for everything but traffic: Raft, gossip, probes, admin.
+const CONTROL_THREADS: usize = 2;
+
+/// How often it is looked whether listeners were given ports that are to be kept.
+const PORTS_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Runs a node to its end. Returns once it has stopped as asked, or was removed from its cluster.
+pub(crate) fn run(
+    settings: NodeSettings,
+    telemetry: &Telemetry,
+    companion: Option<u32>,
+) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(CONTROL_THREADS)
+        .thread_name("trestle-control")
+        .enable_all()
+        .build()
+        .context("no runtime")?
+        .block_on(life(settings, telemetry, companion))
+}
+
+async fn life(settings: NodeSettings, telemetry: &Telemetry, companion: Option<u32>) -> anyhow::Result<()> {
+    let mut signals = Signals::listen()?;
+    let companion = companion.map_or_else(|| Ok(Companion::none()), Companion::watch)?;
+    tracing::info!(
+        name = settings.name,
+        version = crate::VERSION,
+        data_dir = %settings.data_dir.display(),
+        workers = settings.workers.get(),
+        "node starts"
+    );
+    let prepared = Prepared::new(&settings)?;
+    let (node, admin) = prepared.open(&settings)?;
+    let until = CancellationToken::new();
+    let serving = tokio::spawn(admin.serve(until.clone()));
+    let entered = tokio::select! {
+        entered = prepared.enter(&settings, &node) => entered,
+        end = signals.ending.came() => {
+            tracing::info!(signal = end, "stopped before the node was part of a cluster");
+            node.plane.shutdown();
+            return Ok(());
+        }
+        () = companion.gone() => return Ok(()),
+    };
+    let (cluster, ports) = entered?;
+    node.enter(cluster.clone());
+    let kept = tokio::spawn(keep_ports(ports, node.clone(), settings.data_dir.clone(), until.clone()));
+    notify::notify("READY=1");
+    tracing::info!(name = settings.name, cluster = %cluster.address(), admin = %node.admin, "node serves");
+
+    let reason = wait_for_end(&mut signals, &companion, &cluster, &settings, telemetry).await;
+    tracing::info!(reason = %reason, "node stops");
+    notify::notify("STOPPING=1");
+    tokio::select! {
+        () = shutdown::shutdown(&node, &cluster) => {}
+        signal = signals.ending.came() => {
+            tracing::warn!(signal, "second signal: ends at once");
+            std::process::exit(1);
+        }
+        () = companion.gone() => {}
+    }
+    until.cancel();
+    for task in [serving, kept] {
+        let _ = tokio::time::timeout(Duration::from_secs(1), task).await;
+    }
+    tracing::info!("node ended");
+    match reason {
+        Reason::Ended(Ended::Failed(why)) => Err(anyhow::anyhow!("the node can't keep its promises: {why}")),
+        _ => Ok(()),
+    }
+}
+
+/// What is known before anything is started.
+struct Prepared {
+    key: ClusterKey,
+    earlier: Option<Ports>,
+    cluster: Wanted,
+    admin: Wanted,
+}
+
+impl Prepared {
+    fn new(settings: &NodeSettings) -> anyhow::Result<Prepared> {
+        let dir = &settings.data_dir;
+        std::fs::create_dir_all(dir)
+            .with_context(|| format!("can't make the data folder {}", dir.display()))?;
+        let earlier = Ports::load(dir)?;
+        let cluster = Wanted::new(Use::Cluster, settings.cluster, earlier.as_ref().and_then(|e| e.cluster));
+        let admin = Wanted::new(Use::Admin, settings.admin, earlier.as_ref().and_then(|e| e.admin));
+        cluster.probe(dir)?;
+        let key = load_key(settings)?;
+        Ok(Prepared { key, earlier, cluster, admin })
+    }
+
+    /// The admin socket and the plane. Listeners open with the first revision.
+    fn open(&self, settings: &NodeSettings) -> anyhow::Result<(Arc<Node>, AdminTask)> {
+        let token = settings.admin_token_file.as_deref().map(Token::read).transpose()?;
+        let listener = self.admin.bind(&settings.data_dir)?;
+        listener.set_nonblocking(true).context("admin socket")?;
+        let listener = TcpListener::from_std(listener).context("admin socket")?;
+        let bind = listener.local_addr().context("admin socket")?;
+        let access = Access { bind, token };
+        let tls = if access.plain() {
+            None
+        } else {
+            let hosts = certificate_hosts(settings, bind);
+            Some(self.key.admin_server_config(&settings.name, &hosts).context("admin API over TLS")?)
+        };
+        let pinned = self.earlier.as_ref().map(Ports::pinned).unwrap_or_default();
+        let options = Options { workers: settings.workers, node: settings.name.clone(), pinned };
+        let plane = Plane::start(options).context("data plane")?;
+        let node = Arc::new(Node::new(plane, bind, settings.workers.get()));
+        tracing::info!(admin = %bind, tls = tls.is_some(), "admin API listens");
+        Ok((node.clone(), AdminTask { server: Server::new(listener, tls), api: Api::new(node, access) }))
+    }
+
+    /// Founds, joins or resumes; then the chosen ports are kept.
+    async fn enter(&self, settings: &NodeSettings, node: &Node) -> anyhow::Result<(Cluster, Ports)> {
+        let start = self.start(settings).await?;
+        let cluster = Cluster::start(
+            trestle_cluster::Settings {
+                name: settings.name.clone(),
+                data_dir: settings.data_dir.clone(),
+                cluster: self.cluster.address,
+                advertise: settings.advertise.clone(),
+                admin: advertised_admin(settings, node.admin),
+                key: self.key.to_pem(),
+                start,
+                replace: settings.replace,
+                version: crate::VERSION.to_owned(),
+            },
+            node.plane.clone(),
+        )
+        .await?;
+        let mut ports = self.earlier.clone().unwrap_or_default();
+        ports.pid = std::process::id();
+        ports.cluster = Some(cluster.address());
+        ports.admin = Some(node.admin);
+        ports.save(&settings.data_dir)?;
+        Ok((cluster, ports))
+    }
+
+    async fn start(&self, settings: &NodeSettings) -> anyhow::Result<Start> {
+        let join = settings.join.clone();
+        if !settings.bootstrap {
+            return Ok(if join.is_empty() { Start::Resume } else { Start::Join { join } });
+        }
+        let document = match &settings.config {
+            None => None,
+            Some(path) if self.earlier.is_some() => {
+                tracing::info!(config = %path.display(), "--config is ignored: this node is part of a cluster already");
+                None
+            }
+            Some(path) => Some(first_document(path).await?),
+        };
+        Ok(Start::Bootstrap { document, join })
+    }
+}
+
+struct AdminTask {
+    server: Server,
+    api: Arc<Api>,
+}
+
+impl AdminTask {
+    async fn serve(self, until: CancellationToken) {
+        self.server.serve(self.api, until).await;
+    }
+}
+
+/// The key that was named; else the one in the data folder, which a founding node makes.
+fn load_key(settings: &NodeSettings) -> anyhow::Result<ClusterKey> {
+    let own = settings.data_dir.join(key::FILE);
+    let path = settings.key_file.as_ref().unwrap_or(&own);
+    if settings.key_file.is_none() && !path.exists() {
+        anyhow::ensure!(
+            settings.bootstrap && settings.join.is_empty(),
+            "a node needs its cluster's key: give --key-file FILE (`trestle keygen` makes one, the cluster's first \
+             node may have it in its data folder as {}); to found a cluster of one node give --bootstrap",
+            key::FILE
+        );
+        let made = key::create(path)?;
+        tracing::info!(key_file = %path.display(), key = %made.id(), "made a key; further nodes need this file");
+        return Ok(made);
+    }
+    let loaded = key::read(path)?;
+    if key::readable_by_others(path) {
+        tracing::warn!(key_file = %path.display(), "key file is readable by others: chmod 600 it");
+    }
+    Ok(loaded)
+}
+
+async fn first_document(path: &Path) -> anyhow::Result<Vec<u8>> {
+    let text = tokio::fs::read_to_string(path)
+        .await
+        .with_context(|| format!("can't read --config {}", path.display()))?;
+    let document = documents::parse(path.display().to_string(), text).await??;
+    Ok(Vec::from(document.canonical()))
+}
+
+/// Names and addresses under which the admin API's certificate is good.
+fn certificate_hosts(settings: &NodeSettings, bind: SocketAddr) -> Vec<String> {
+    let mut hosts =
+        vec![settings.name.clone(), "localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
+    if !bind.ip().is_unspecified() {
+        hosts.push(bind.ip().to_string());
+    }
+    hosts.extend(settings.advertise.as_deref().map(|advertised| host_of(advertised).to_owned()));
+    hosts.dedup();
+    hosts
+}
+
+/// Where others find the admin API: on every address bound, it goes by the advertised host.
+fn advertised_admin(settings: &NodeSettings, bind: SocketAddr) -> String {
+    match &settings.advertise {
+        Some(advertised) if bind.ip().is_unspecified() => {
+            let host = advertised.rsplit_once(':').map_or(advertised.as_str(), |(host, _)| host);
+            format!("{host}:{}", bind.port())
+        }
+        _ => bind.to_string(),
+    }
+}
+
+/// The host of `host:port`, an IPv6 address without its brackets.
+fn host_of(host_and_port: &str) -> &str {
+    let host = host_and_port.rsplit_once(':').map_or(host_and_port, |(host, _)| host);
+    host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
+}
+
+/// Writes the ports of listeners down as they are given. The last look is taken at the end.
+async fn keep_ports(
+    mut ports: Ports,
+    node: Arc<Node>,
+    data_dir: std::path::PathBuf,
+    until: CancellationToken,
+) {
+    loop {
+        let stop = until.run_until_cancelled(tokio::time::sleep(PORTS_INTERVAL)).await.is_none();
+        // While it stops, listeners close one by one: those ports are to be kept all the same.
+        if stop || node.draining() {
+            return;
+        }
+        let before = ports.listeners.clone();
+        if node.plane.revision() > 0 {
+            ports.note_listeners(&node.plane.listeners());
+        }
+        if ports.listeners != before
+            && let Err(e) = ports.save(&data_dir)
+        {
+            tracing::warn!(error = format!("{e:#}"), "listener ports not kept for the next start");
+        }
+    }
+}
+
+// === the end ===
+
+/// Why a node stops.
+enum Reason {
+    Signal(&'static str),
+    Companion,
+    Ended(Ended),
+}
+
+impl std::fmt::Display for Reason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Reason::Signal(name) => f.write_str(name),
+            Reason::Companion => f.write_str("the process it was to end with is gone"),
+            Reason::Ended(Ended::Removed) => f.write_str("removed from the cluster"),
+            Reason::Ended(Ended::Failed(why)) => write!(f, "failed: {why}"),
+        }
+    }
+}
+
+async fn wait_for_end(
+    signals: &mut Signals,
+    companion: &Companion,
+    cluster: &Cluster,
+    settings: &NodeSettings,
+    telemetry: &Telemetry,
+) -> Reason {
+    let mut ended = cluster.ended();
+    loop {
+        tokio::select! {
+            signal = signals.ending.came() => return Reason::Signal(signal),
+            () = companion.gone() => return Reason::Companion,
+            ended = ended.wait_for(Option::is_some) => match ended.map(|ended| ended.clone()) {
+                Ok(Some(ended)) => return Reason::Ended(ended),
+                _ => return Reason::Ended(Ended::Failed("the cluster task is gone".to_owned())),
+            },
+            _ = signals.hangup.recv() => reread(settings, telemetry),
+        }
+    }
+}
+
+/// SIGHUP: what can change in a running node is what it logs.
+fn reread(settings: &NodeSettings, telemetry: &Telemetry) {
+    let Some(path) = &settings.node_file else {
+        tracing::info!("SIGHUP: there is no node file to read");
+        return;
+    };
+    match NodeFile::read(path) {
+        Ok(file) => {
+            let filter = file.entries.get("log").map(|entry| entry.value.as_str());
+            telemetry.set_filter(filter.or(settings.log.as_deref()));
+            tracing::info!(
+                node_file = %path.display(),
+                filter = filter.unwrap_or("unchanged"),
+                "SIGHUP: node file read again; all but `log` waits for a restart"
+            );
+        }
+        Err(e) => tracing::warn!(error = %e, "SIGHUP: node file not taken over"),
+    }
+}
+
+/// The signals that a node listens to.
+struct Signals {
+    ending: Ending,
+    hangup: Signal,
+}
+
+/// Those that end a node.
+struct Ending {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> anyhow::Result<Signals> {
+        let listen = |kind| signal(kind).context("signals");
+        let terminate = listen(SignalKind::terminate())?;
+        let interrupt = listen(SignalKind::interrupt())?;
+        Ok(Signals { ending: Ending { terminate, interrupt }, hangup: listen(SignalKind::hangup())? })
+    }
+}
+
+impl Ending {
+    async fn came(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::num::NonZeroUsize;
+
+    use super::*;
+    use crate::settings::{Host, Layers, resolve};
+
+    fn settings(flags: &[(&'static str, &str)]) -> NodeSettings {
+        let flags: BTreeMap<_, _> = flags.iter().map(|(k, v)| (*k, (*v).to_owned())).collect();
+        let host = Host { name: "n1".into(), cores: NonZeroUsize::MIN };
+        resolve(Layers { flags, variable: &|_| None, file: None }, &host).unwrap()
+    }
+
+    #[test]
+    fn the_admin_address_others_read_is_one_they_can_reach() {
+        let bound = "0.0.0.0:7480".parse().unwrap();
+        let advertised = settings(&[("advertise", "[2001:db8::1]:7400")]);
+        assert_eq!(advertised_admin(&advertised, bound), "[2001:db8::1]:7480");
+        assert_eq!(advertised_admin(&settings(&[]), "127.0.0.1:7480".parse().unwrap()), "127.0.0.1:7480");
+        assert!(certificate_hosts(&advertised, bound).contains(&"2001:db8::1".to_owned()));
+    }
+
+    #[test]
+    fn only_a_founder_of_one_makes_a_key_for_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().to_str().unwrap();
+        for flags in
+            [vec![("data-dir", data)], vec![("data-dir", data), ("bootstrap", "true"), ("join", "a:1")]]
+        {
+            let error = load_key(&settings(&flags)).err().unwrap().to_string();
+            assert!(error.contains("--key-file"), "{error}");
+        }
+        let founder = settings(&[("data-dir", data), ("bootstrap", "true")]);
+        let made = load_key(&founder).unwrap();
+        assert_eq!(load_key(&founder).unwrap().id(), made.id(), "a second start takes the same key");
+        assert_eq!(
+            load_key(&settings(&[("data-dir", data)])).unwrap().id(),
+            made.id(),
+            "a restart needs no flag"
+        );
+    }
+}

@@ -1,0 +1,90 @@
+//! A running node as the admin API sees it: plane, cluster (once it has been entered), and whether
+//! it is ready.
+
+use std::net::SocketAddr;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use trestle_cluster::Cluster;
+use trestle_dataplane::Plane;
+
+/// Shared by the admin API and the shutdown.
+pub(crate) struct Node {
+    pub(crate) plane: Plane,
+    /// Empty while the node founds, joins or resumes.
+    cluster: OnceLock<Cluster>,
+    draining: AtomicBool,
+    pub(crate) admin: SocketAddr,
+    pub(crate) workers: usize,
+    started: Instant,
+}
+
+impl Node {
+    pub(crate) fn new(plane: Plane, admin: SocketAddr, workers: usize) -> Node {
+        Node {
+            plane,
+            cluster: OnceLock::new(),
+            draining: AtomicBool::new(false),
+            admin,
+            workers,
+            started: Instant::now(),
+        }
+    }
+
+    /// Called once, when the node has become part of its cluster.
+    pub(crate) fn enter(&self, cluster: Cluster) {
+        assert!(self.cluster.set(cluster).is_ok(), "a node enters its cluster once");
+    }
+
+    pub(crate) fn cluster(&self) -> Option<&Cluster> {
+        self.cluster.get()
+    }
+
+    pub(crate) fn set_draining(&self) {
+        self.draining.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    pub(crate) fn readiness(&self) -> Result<(), &'static str> {
+        readiness(
+            self.draining(),
+            self.cluster().map(|cluster| cluster.config().0.revision_number()),
+            self.plane.revision(),
+        )
+    }
+}
+
+/// Whether clients should be sent here: a config is in force (an empty one counts) and the node is
+/// not about to go. One that lags behind the agreed revision still serves.
+fn readiness(draining: bool, agreed: Option<u64>, served: u64) -> Result<(), &'static str> {
+    match agreed {
+        _ if draining => Err("draining: this node is about to stop"),
+        None => Err("starting: not part of a cluster yet"),
+        Some(agreed) if agreed > 0 && served == 0 => Err("starting: no config in force yet"),
+        Some(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_ready_when_it_serves_and_is_not_about_to_go() {
+        assert_eq!(readiness(false, Some(3), 3), Ok(()));
+        assert_eq!(readiness(false, Some(3), 2), Ok(()), "it serves the revision before");
+        assert_eq!(readiness(false, Some(0), 0), Ok(()), "a cluster without a config");
+        assert!(readiness(false, Some(3), 0).is_err());
+        assert!(readiness(false, None, 0).is_err());
+        assert!(readiness(true, Some(3), 3).is_err());
+    }
+}

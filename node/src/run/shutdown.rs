@@ -1,0 +1,51 @@
+//! The end of a node, in steps that each have a bound and a log line.
+//!
+//! Order: `/readyz` fails and the others hear it; the announced time passes, in which load
+//! balancers before us stop sending; connections drain; then the node gives its part in the cluster
+//! up (leadership, gossip, Raft), since until then its listeners need verdicts; then it ends.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use trestle_cluster::Cluster;
+
+use super::Node;
+
+/// For handing leadership over, leaving gossip, stopping Raft and syncing the store together.
+const CLUSTER_BOUND: Duration = Duration::from_secs(10);
+
+/// Beyond the drain's own deadline: the plane keeps that itself, this catches a plane that hangs.
+const DRAIN_GRACE: Duration = Duration::from_secs(2);
+
+pub(crate) async fn shutdown(node: &Node, cluster: &Cluster) {
+    let drain = cluster.config().1.cluster.drain.clone();
+    node.set_draining();
+    cluster.set_draining();
+    tracing::info!(
+        step = "announce",
+        seconds = drain.announce.as_secs_f64(),
+        "readyz fails, the others know"
+    );
+    tokio::time::sleep(drain.announce).await;
+
+    let began = Instant::now();
+    let open = node.plane.open_connections();
+    match tokio::time::timeout(drain.deadline + DRAIN_GRACE, node.plane.drain(drain.deadline)).await {
+        Ok(cut) => {
+            tracing::info!(step = "drain", open, cut, seconds = seconds_since(began), "listeners stopped")
+        }
+        Err(_) => tracing::warn!(step = "drain", open, "drain passed its bound"),
+    }
+
+    let began = Instant::now();
+    match tokio::time::timeout(CLUSTER_BOUND, cluster.shutdown()).await {
+        Ok(()) => tracing::info!(step = "leave", seconds = seconds_since(began), "left gossip and Raft"),
+        Err(_) => tracing::warn!(step = "leave", "leaving passed its bound"),
+    }
+
+    node.plane.shutdown();
+}
+
+fn seconds_since(began: Instant) -> f64 {
+    began.elapsed().as_secs_f64()
+}

@@ -1,0 +1,427 @@
+//! What a node is told: from flags, variables and the node file to one checked [`NodeSettings`].
+//!
+//! Every key of [`KEYS`] may be given as `--key`, as `TRESTLE_KEY` or in the node file, and wins in
+//! that order; an empty variable counts as not given (a container's way to leave one out). Past
+//! [`resolve`] a value can't be bad, and a refusal lists every mistake with the place it was made.
+
+mod file;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+pub(crate) use file::NodeFile;
+
+/// Every key, and what `--help` says of it.
+pub(crate) const KEYS: &[Key] = &[
+    Key { name: "name", value: "NAME", help: "This node's name in the cluster [default: the host's name]" },
+    Key {
+        name: "data-dir",
+        value: "DIR",
+        help: "Where the node keeps what it must not lose [default: ./trestle-data]",
+    },
+    Key {
+        name: "cluster",
+        value: "ADDR:PORT",
+        help: "Where Raft (TCP) and gossip (UDP) listen; port 0: the system's choice, kept for later starts [default: 127.0.0.1:7400]",
+    },
+    Key {
+        name: "admin",
+        value: "ADDR:PORT",
+        help: "Where the admin API listens; beyond loopback it speaks TLS [default: 127.0.0.1:7480]",
+    },
+    Key {
+        name: "key-file",
+        value: "FILE",
+        help: "The cluster's secret, made by `trestle keygen` [default with --bootstrap: one is made in the data folder]",
+    },
+    Key {
+        name: "bootstrap",
+        value: "",
+        help: "Found a cluster (ignored when the data folder knows one; with --join: only if none of those is in one)",
+    },
+    Key { name: "config", value: "FILE", help: "First config of a cluster that is founded" },
+    Key { name: "join", value: "ADDR:PORT,...", help: "Nodes of the cluster to join" },
+    Key { name: "replace", value: "NAME", help: "Take the name of a node that is gone for good" },
+    Key {
+        name: "advertise",
+        value: "HOST:PORT",
+        help: "Where others reach this node's cluster port [default: as bound]",
+    },
+    Key { name: "admin-token-file", value: "FILE", help: "A token that admits to the admin API" },
+    Key { name: "workers", value: "N", help: "Threads that carry traffic [default: one a core]" },
+    Key { name: "log-format", value: "text|json", help: "How log lines look [default: text]" },
+    Key {
+        name: "log",
+        value: "FILTER",
+        help: "What is logged, e.g. `debug` or `info,trestle_cluster=debug`; read again from the node file on SIGHUP [default: info]",
+    },
+];
+
+/// One option of a node.
+pub(crate) struct Key {
+    /// As flag and in the node file.
+    pub(crate) name: &'static str,
+    /// What its value is called; empty: a switch.
+    pub(crate) value: &'static str,
+    pub(crate) help: &'static str,
+}
+
+impl Key {
+    pub(crate) fn variable(&self) -> String {
+        format!("TRESTLE_{}", self.name.replace('-', "_").to_uppercase())
+    }
+}
+
+/// The variable of `--node-file`, which can't stand in that file itself.
+pub(crate) const NODE_FILE_VARIABLE: &str = "TRESTLE_NODE_FILE";
+
+/// How a node is to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NodeSettings {
+    pub(crate) name: String,
+    pub(crate) data_dir: PathBuf,
+    pub(crate) cluster: SocketAddr,
+    pub(crate) admin: SocketAddr,
+    pub(crate) key_file: Option<PathBuf>,
+    pub(crate) bootstrap: bool,
+    pub(crate) config: Option<PathBuf>,
+    pub(crate) join: Vec<String>,
+    pub(crate) replace: bool,
+    pub(crate) advertise: Option<String>,
+    pub(crate) admin_token_file: Option<PathBuf>,
+    pub(crate) workers: NonZeroUsize,
+    pub(crate) log_format: LogFormat,
+    pub(crate) log: Option<String>,
+    /// Read again on SIGHUP.
+    pub(crate) node_file: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
+}
+
+/// What the machine offers as defaults.
+pub(crate) struct Host {
+    pub(crate) name: String,
+    pub(crate) cores: NonZeroUsize,
+}
+
+impl Host {
+    /// The machine that this process runs on.
+    pub(crate) fn this() -> Host {
+        let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let name = match name.trim() {
+            "" => "node".to_owned(),
+            name => name.to_owned(),
+        };
+        Host { name, cores: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN) }
+    }
+}
+
+/// Every mistake in what a node was told. Wrong usage: exit code 2.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.join("\n"))]
+pub(crate) struct Mistakes(pub(crate) Vec<String>);
+
+/// What was given, before it is checked.
+pub(crate) struct Layers<'a> {
+    /// From the command line, by key.
+    pub(crate) flags: BTreeMap<&'static str, String>,
+    /// The environment.
+    pub(crate) variable: &'a dyn Fn(&str) -> Option<String>,
+    pub(crate) file: Option<NodeFile>,
+}
+
+/// Where a value came from, as its owner would look for it.
+#[derive(Debug)]
+enum Origin {
+    Flag(&'static str),
+    Variable(String),
+    File { file: PathBuf, line: usize, key: &'static str },
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::Flag(name) => write!(f, "--{name}"),
+            Origin::Variable(name) => f.write_str(name),
+            Origin::File { file, line, key } => write!(f, "{}:{line}: {key}", file.display()),
+        }
+    }
+}
+
+struct Given {
+    text: String,
+    origin: Origin,
+}
+
+impl Layers<'_> {
+    fn given(&self, key: &Key) -> Option<Given> {
+        if let Some(text) = self.flags.get(key.name) {
+            return Some(Given { text: text.clone(), origin: Origin::Flag(key.name) });
+        }
+        let variable = key.variable();
+        if let Some(text) = (self.variable)(&variable).filter(|text| !text.is_empty()) {
+            return Some(Given { text, origin: Origin::Variable(variable) });
+        }
+        let file = self.file.as_ref()?;
+        let entry = file.entries.get(key.name)?;
+        let origin = Origin::File { file: file.path.clone(), line: entry.line, key: key.name };
+        Some(Given { text: entry.value.clone(), origin })
+    }
+}
+
+/// Takes each key from the first layer that has it, checks it, and fills in defaults.
+pub(crate) fn resolve(layers: Layers<'_>, host: &Host) -> Result<NodeSettings, Mistakes> {
+    let mut reader = Reader { layers: &layers, mistakes: Vec::new() };
+    let replaced = reader.value("replace", node_name);
+    let name = reader.value("name", node_name);
+    if let (Some(name), Some(replaced)) = (&name, &replaced)
+        && name != replaced
+    {
+        reader.mistakes.push(format!(
+            "--name {name} and --replace {replaced} differ: a node that replaces another takes its name"
+        ));
+    }
+    let settings = NodeSettings {
+        replace: replaced.is_some(),
+        name: name.or(replaced).unwrap_or_else(|| host.name.clone()),
+        data_dir: reader.value("data-dir", path).unwrap_or_else(|| PathBuf::from("./trestle-data")),
+        cluster: reader.value("cluster", address).unwrap_or(SocketAddr::from(([127, 0, 0, 1], 7400))),
+        admin: reader.value("admin", address).unwrap_or(SocketAddr::from(([127, 0, 0, 1], 7480))),
+        key_file: reader.value("key-file", path),
+        bootstrap: reader.value("bootstrap", switch).unwrap_or(false),
+        config: reader.value("config", path),
+        join: reader.value("join", peers).unwrap_or_default(),
+        advertise: reader.value("advertise", host_and_port),
+        admin_token_file: reader.value("admin-token-file", path),
+        workers: reader.value("workers", workers).unwrap_or(host.cores),
+        log_format: reader.value("log-format", log_format).unwrap_or(LogFormat::Text),
+        log: reader.value("log", log_filter),
+        node_file: layers.file.as_ref().map(|file| file.path.clone()),
+    };
+    let mut mistakes = reader.mistakes;
+    mistakes.extend(contradictions(&settings));
+    if mistakes.is_empty() { Ok(settings) } else { Err(Mistakes(mistakes)) }
+}
+
+struct Reader<'a> {
+    layers: &'a Layers<'a>,
+    mistakes: Vec<String>,
+}
+
+impl Reader<'_> {
+    fn value<T>(&mut self, name: &str, parse: fn(&str) -> Result<T, String>) -> Option<T> {
+        let key = KEYS.iter().find(|key| key.name == name).expect("every key read is in KEYS");
+        let given = self.layers.given(key)?;
+        match parse(&given.text) {
+            Ok(value) => Some(value),
+            Err(why) => {
+                self.mistakes.push(format!("{}: {why}", given.origin));
+                None
+            }
+        }
+    }
+}
+
+/// Values that are fine each, but not together.
+fn contradictions(settings: &NodeSettings) -> Vec<String> {
+    let mut found = Vec::new();
+    if settings.config.is_some() && !settings.bootstrap {
+        found.push(
+            "--config is the first config of a cluster and needs --bootstrap; to change a running one use \
+             `trestle apply -f FILE`"
+                .to_owned(),
+        );
+    }
+    if settings.cluster.ip().is_unspecified() && settings.advertise.is_none() {
+        found.push(format!(
+            "--cluster {} listens on every address: say with --advertise HOST:PORT at which one others reach \
+             this node",
+            settings.cluster
+        ));
+    }
+    found
+}
+
+// === one value each ===
+
+fn node_name(text: &str) -> Result<String, String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if (1..=63).contains(&text.len()) && text.chars().all(fits) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("{text:?} is no name: 1 to 63 of a-z, A-Z, 0-9, '-', '_', '.'"))
+    }
+}
+
+fn path(text: &str) -> Result<PathBuf, String> {
+    if text.is_empty() { Err("a path is missing".to_owned()) } else { Ok(Path::new(text).to_owned()) }
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let full = if text.starts_with(':') { format!("[::]{text}") } else { text.to_owned() };
+    full.parse()
+        .map_err(|_| format!("{text:?} is no address; write it as 127.0.0.1:7400, [::1]:7400 or :7400"))
+}
+
+fn host_and_port(text: &str) -> Result<String, String> {
+    let wrong = || format!("{text:?} is no HOST:PORT, such as 198.18.0.11:7400 or node-1.example.com:7400");
+    let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
+    let bare_v6 = host.contains(':') && !(host.starts_with('[') && host.ends_with(']'));
+    let spaced = text.chars().any(|c| c.is_whitespace() || c.is_control());
+    let port: u16 = port.parse().map_err(|_| wrong())?;
+    if host.is_empty() || bare_v6 || spaced || port == 0 { Err(wrong()) } else { Ok(text.to_owned()) }
+}
+
+fn peers(text: &str) -> Result<Vec<String>, String> {
+    text.split(',').map(str::trim).filter(|peer| !peer.is_empty()).map(host_and_port).collect()
+}
+
+fn switch(text: &str) -> Result<bool, String> {
+    match text {
+        "true" | "yes" | "on" | "1" => Ok(true),
+        "false" | "no" | "off" | "0" => Ok(false),
+        _ => Err(format!("{text:?} is neither true nor false")),
+    }
+}
+
+fn workers(text: &str) -> Result<NonZeroUsize, String> {
+    /// More threads than this on any machine is a typing error.
+    const WORKERS_MAX: usize = 1_024;
+    match text.parse() {
+        Ok(n) if n <= WORKERS_MAX => NonZeroUsize::new(n),
+        _ => None,
+    }
+    .ok_or_else(|| format!("{text:?} is no number of threads, 1 to {WORKERS_MAX}"))
+}
+
+fn log_format(text: &str) -> Result<LogFormat, String> {
+    match text {
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        _ => Err(format!("{text:?} is neither text nor json")),
+    }
+}
+
+fn log_filter(text: &str) -> Result<String, String> {
+    tracing_subscriber::EnvFilter::try_new(text)
+        .map(|_| text.to_owned())
+        .map_err(|e| format!("{text:?} is no log filter: {e}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host() -> Host {
+        Host { name: "machine".to_owned(), cores: NonZeroUsize::new(4).unwrap() }
+    }
+
+    fn settle(
+        flags: &[(&'static str, &str)],
+        variables: &[(&str, &str)],
+        file: &str,
+    ) -> Result<NodeSettings, Mistakes> {
+        let variable = |name: &str| variables.iter().find(|(k, _)| *k == name).map(|(_, v)| (*v).to_owned());
+        let layers = Layers {
+            flags: flags.iter().map(|(k, v)| (*k, (*v).to_owned())).collect(),
+            variable: &variable,
+            file: (!file.is_empty()).then(|| NodeFile::parse(Path::new("node.yaml"), file).unwrap()),
+        };
+        resolve(layers, &host())
+    }
+
+    #[test]
+    fn nothing_given_yields_loopback_defaults_and_the_hosts_name() {
+        let settings = settle(&[], &[], "").unwrap();
+        assert_eq!(settings.name, "machine");
+        assert_eq!(settings.cluster, "127.0.0.1:7400".parse().unwrap());
+        assert_eq!(settings.admin, "127.0.0.1:7480".parse().unwrap());
+        assert_eq!(settings.data_dir, Path::new("./trestle-data"));
+        assert_eq!(settings.workers.get(), 4);
+    }
+
+    #[test]
+    fn a_flag_beats_a_variable_and_a_variable_beats_the_node_file() {
+        let file = "name: from-file\nworkers: 1\nlog-format: json\n";
+        let variables = [("TRESTLE_NAME", "from-variable"), ("TRESTLE_WORKERS", "2")];
+        let settings = settle(&[("name", "from-flag")], &variables, file).unwrap();
+        assert_eq!(settings.name, "from-flag");
+        assert_eq!(settings.workers.get(), 2);
+        assert_eq!(settings.log_format, LogFormat::Json);
+    }
+
+    #[test]
+    fn every_key_can_be_given_in_each_of_the_three_ways() {
+        for key in KEYS {
+            // A bad value must be refused with the place it came from, which shows that it was read.
+            let bad = "\u{1}";
+            let variable = key.variable();
+            let flagged = settle(&[(key.name, bad)], &[], "");
+            let exported = settle(&[], &[(&variable, bad)], "");
+            if !matches!(key.name, "data-dir" | "key-file" | "config" | "admin-token-file") {
+                let flagged = flagged.unwrap_err().to_string();
+                assert!(flagged.starts_with(&format!("--{}: ", key.name)), "{flagged}");
+                let exported = exported.unwrap_err().to_string();
+                assert!(exported.starts_with(&format!("{variable}: ")), "{exported}");
+            }
+            assert!(NodeFile::parse(Path::new("n"), &format!("{}: x\n", key.name)).is_ok());
+        }
+    }
+
+    #[test]
+    fn an_empty_variable_counts_as_not_given() {
+        let settings =
+            settle(&[], &[("TRESTLE_JOIN", ""), ("TRESTLE_CLUSTER", "")], "join: 192.0.2.1:7400").unwrap();
+        assert_eq!(settings.join, ["192.0.2.1:7400"]);
+    }
+
+    #[test]
+    fn all_mistakes_are_told_at_once_with_their_places() {
+        let error =
+            settle(&[("cluster", "nowhere")], &[("TRESTLE_WORKERS", "0")], "# mine\nlog-format: xml\n")
+                .unwrap_err()
+                .to_string();
+        assert_eq!(
+            error,
+            "--cluster: \"nowhere\" is no address; write it as 127.0.0.1:7400, [::1]:7400 or :7400\n\
+             TRESTLE_WORKERS: \"0\" is no number of threads, 1 to 1024\n\
+             node.yaml:2: log-format: \"xml\" is neither text nor json"
+        );
+    }
+
+    #[test]
+    fn replacing_a_node_takes_its_name() {
+        let settings = settle(&[("replace", "node-2")], &[], "").unwrap();
+        assert_eq!((settings.name.as_str(), settings.replace), ("node-2", true));
+        assert!(settle(&[("replace", "node-2"), ("name", "node-3")], &[], "").is_err());
+    }
+
+    #[test]
+    fn listening_on_every_address_needs_one_to_advertise() {
+        let error = settle(&[("cluster", "0.0.0.0:7400")], &[], "").unwrap_err().to_string();
+        assert!(error.contains("--advertise"), "{error}");
+        assert!(settle(&[("cluster", ":7400"), ("advertise", "node-1:7400")], &[], "").is_ok());
+    }
+
+    #[test]
+    fn join_takes_a_list_and_refuses_what_is_no_address() {
+        let settings = settle(&[("join", "a:1, [2001:db8::1]:7400,")], &[], "").unwrap();
+        assert_eq!(settings.join, ["a:1", "[2001:db8::1]:7400"]);
+        for bad in ["a", "a:", "a:0", ":7400", "2001:db8::1:7400", "a b:1"] {
+            assert!(settle(&[("join", bad)], &[], "").is_err(), "{bad:?} was taken");
+        }
+    }
+
+    #[test]
+    fn a_first_config_needs_bootstrap() {
+        assert!(settle(&[("config", "c.yaml")], &[], "").is_err());
+        assert!(settle(&[("config", "c.yaml"), ("bootstrap", "true")], &[], "").is_ok());
+    }
+}

@@ -211,6 +211,11 @@ impl Cluster {
         self.inner.feed.problem.borrow().clone()
     }
 
+    /// Number of the newest revision that this node knows of; 0 before the first.
+    pub fn agreed_revision(&self) -> u64 {
+        self.inner.raft.state().revision_number()
+    }
+
     pub fn watch_state(&self) -> watch::Receiver<Arc<State>> {
         self.inner.raft.watch_state()
     }

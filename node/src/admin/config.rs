@@ -81,8 +81,6 @@ struct Change {
     revision: u64,
     /// The document equals the one in force: no new revision.
     unchanged: bool,
-    /// Every live node served it when this was answered.
-    everywhere: bool,
     dry_run: bool,
     /// For people.
     diff: String,
@@ -112,7 +110,7 @@ pub(super) async fn write(
             return Err(ApiError::revision_conflict(expected, revision));
         }
         let unchanged = diff.is_empty();
-        return Ok(Json(Change { revision, unchanged, everywhere: false, dry_run: true, diff, warnings })
+        return Ok(Json(Change { revision, unchanged, dry_run: true, diff, warnings })
             .into_response());
     }
     let canonical = Vec::from(document.canonical());
@@ -120,7 +118,6 @@ pub(super) async fn write(
     Ok(Json(Change {
         revision: applied.revision,
         unchanged: applied.unchanged,
-        everywhere: applied.everywhere,
         dry_run: false,
         diff,
         warnings,
@@ -133,7 +130,7 @@ pub(super) async fn write(
 async fn base(cluster: &Cluster, dry_run: bool) -> Result<Arc<types::State>, ApiError> {
     if dry_run {
         match cluster.state(Consistency::Linearizable).await {
-            Err(ChangeError::NoQuorum(..)) => {}
+            Err(ChangeError::NoQuorum { .. }) => {}
             answer => return Ok(answer?),
         }
     }
@@ -230,7 +227,6 @@ pub(super) async fn rollback(
     Ok(Json(Change {
         revision: applied.revision,
         unchanged: applied.unchanged,
-        everywhere: applied.everywhere,
         dry_run: false,
         diff,
         warnings: document.warnings().iter().map(ProblemBody::from).collect::<Vec<_>>(),

@@ -127,10 +127,9 @@ impl From<ChangeError> for ApiError {
     fn from(error: ChangeError) -> Self {
         let (status, code) = match error {
             ChangeError::Refused(refusal) => return refusal.into(),
-            ChangeError::NoQuorum(..) => (StatusCode::SERVICE_UNAVAILABLE, "no_quorum"),
+            ChangeError::NoQuorum { .. } => (StatusCode::SERVICE_UNAVAILABLE, "no_quorum"),
             ChangeError::Unknown(_) => (StatusCode::GATEWAY_TIMEOUT, "outcome_unknown"),
             ChangeError::Invalid(_) => (StatusCode::BAD_REQUEST, "invalid"),
-            ChangeError::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
         };
         ApiError::new(status, code, error.to_string())
     }
@@ -160,10 +159,9 @@ mod tests {
         let cases = [
             (ChangeError::Refused(mismatch), 409, "revision_conflict"),
             (ChangeError::Refused(Refusal::NoSuchNode(7)), 404, "no_such_node"),
-            (ChangeError::NoQuorum("1 of 3 voters".into(), 4), 503, "no_quorum"),
+            (ChangeError::NoQuorum { why: "1 of 3 voters".into(), revision: 4 }, 503, "no_quorum"),
             (ChangeError::Unknown("leader lost".into()), 504, "outcome_unknown"),
             (ChangeError::Invalid("too large".into()), 400, "invalid"),
-            (ChangeError::Stopping, 503, "stopping"),
         ];
         for (error, status, code) in cases {
             let answer = ApiError::from(error.clone());

@@ -26,7 +26,7 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>) -> Response {
 fn render_node(api: &Api, out: &mut String) {
     let node = &api.node;
     let served = node.plane.revision();
-    let agreed = node.cluster().map_or(0, |cluster| cluster.config().0.revision_number());
+    let agreed = node.cluster().map_or(0, |cluster| cluster.agreed_revision());
     let bound = node.plane.listeners().iter().all(|listener| listener.state.is_ok());
     let labels = format!("{{version=\"{}\"}}", crate::VERSION);
     gauge(out, "trestle_build_info", "Release that runs.", &labels, 1);

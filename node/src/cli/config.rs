@@ -184,13 +184,8 @@ fn report((change, raw): (Change, serde_json::Value), output: Output) -> Outcome
         format!("unchanged: revision {} says the same", change.revision)
     } else if change.dry_run {
         format!("dry run: revision {} stays in force", change.revision)
-    } else if change.everywhere {
-        format!("revision {} is in force on every node", change.revision)
     } else {
-        format!(
-            "revision {} is agreed on, but not yet served by every node; see `trestle status`",
-            change.revision
-        )
+        format!("revision {}", change.revision)
     };
     output.text(&format!("{}{last}", Paint::stdout().diff(&change.diff)))
 }

@@ -111,7 +111,6 @@ pub(crate) struct ClientRow {
 pub(crate) struct Change {
     pub(crate) revision: u64,
     pub(crate) unchanged: bool,
-    pub(crate) everywhere: bool,
     pub(crate) dry_run: bool,
     pub(crate) diff: String,
     pub(crate) warnings: Vec<crate::client::Problem>,

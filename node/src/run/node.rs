@@ -57,7 +57,7 @@ impl Node {
     pub(crate) fn readiness(&self) -> Result<(), &'static str> {
         readiness(
             self.draining(),
-            self.cluster().map(|cluster| cluster.config().0.revision_number()),
+            self.cluster().map(|cluster| cluster.agreed_revision()),
             self.plane.revision(),
         )
     }

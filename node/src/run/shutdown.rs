@@ -1,8 +1,9 @@
 //! The end of a node, in steps that each have a bound and a log line.
 //!
-//! Order: `/readyz` fails and the others hear it; the announced time passes, in which load
-//! balancers before us stop sending; connections drain; then the node gives its part in the cluster
-//! up (leadership, gossip, Raft), since until then its listeners need verdicts; then it ends.
+//! Order: `/readyz` fails and the others hear it; leadership is handed over, so that nobody waits for
+//! an election; the announced time passes, in which load balancers before us stop sending;
+//! connections drain; then the node leaves gossip and Raft, since until then its listeners need
+//! verdicts; then it ends.
 
 use std::time::Duration;
 
@@ -18,9 +19,10 @@ const CLUSTER_BOUND: Duration = Duration::from_secs(10);
 const DRAIN_GRACE: Duration = Duration::from_secs(2);
 
 pub(crate) async fn shutdown(node: &Node, cluster: &Cluster) {
-    let drain = cluster.config().1.cluster.drain.clone();
+    let drain = cluster.in_force().config().cluster.drain.clone();
     node.set_draining();
     cluster.set_draining();
+    cluster.hand_over().await;
     tracing::info!(
         step = "announce",
         seconds = drain.announce.as_secs_f64(),

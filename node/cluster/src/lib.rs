@@ -2,6 +2,9 @@
 //! through its seam ([`trestle_dataplane::Plane`]) and never the other way round.
 #![deny(unsafe_code)]
 
+pub mod counts;
+pub mod gossip;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;

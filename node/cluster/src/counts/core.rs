@@ -12,7 +12,9 @@
 //!   and begins its table anew.
 //!
 //! A ledger begins anew with a session (a process), a receiver's table with a table number. An
-//! acknowledgement names both, and is void for any other.
+//! acknowledgement names both, and is void for any other. Sessions grow with time, so a higher one
+//! is the later process and a lower one a straggler of the past; if a clock went back, the lower one
+//! is believed when the higher one has been silent for [`QUIET_ROUNDS`].
 //!
 //! What is known of a node is *shown* only while gossip says that it lives and it has spoken since:
 //! entries of a dead node vanish at once, and come back by one message if they still hold.
@@ -27,7 +29,7 @@
 //! our own, [`MAX_TABLE`] entries of each peer, [`MAX_PEERS`] peers, [`WINDOW`] datagrams to a peer
 //! that are not acknowledged.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use trestle_dataplane::ClientCount;
@@ -35,17 +37,19 @@ use trestle_raft_store::types::NodeId;
 
 use super::ledger::Ledger;
 use super::ranges::Ranges;
-use super::wire::{Ack, Delta, Entry, MAX_ENTRY, MAX_HEAD, Message};
+use super::wire::{Ack, Delta, Entry, MAX_HEAD, Message};
 use super::{MAX_CLIENTS, MAX_PEERS};
 use crate::gossip::MAX_COUNTS_PAYLOAD;
+
+const _: () = assert!(MAX_HEAD + 64 <= MAX_COUNTS_PAYLOAD, "each delta must carry an entry at least");
 
 /// Datagrams with changes that are under way to one peer.
 const WINDOW: usize = 16;
 /// Entries held of one peer: its heaviest clients, and those of which it is not known yet that they
 /// went. One more begins the table anew.
 const MAX_TABLE: usize = 4 * MAX_CLIENTS;
-/// Sessions of a peer that ended: their stragglers are refused.
-const MAX_RETIRED: usize = 8;
+/// Rounds without a word of a peer's present session after which a lower one is believed.
+const QUIET_ROUNDS: u32 = 10;
 
 /// A message and for whom it is.
 pub(crate) type Outbox = Vec<(NodeId, Vec<u8>)>;
@@ -77,7 +81,8 @@ struct Peer {
     confirmed: bool,
     /// Of its ledger; None: never heard.
     session: Option<u64>,
-    retired: VecDeque<u64>,
+    /// Rounds since that session was heard.
+    quiet: u32,
     table: Table,
     /// What it has of our changes, and in which of its tables.
     acked: Ranges,
@@ -100,7 +105,7 @@ struct Table {
 }
 
 impl Core {
-    /// `session` must differ from that of any earlier process of this node.
+    /// `session` must differ from that of any earlier process of this node, and should be higher.
     pub(crate) fn new(node: NodeId, session: u64) -> Core {
         let (ledger, peers, stats) = (Ledger::default(), BTreeMap::new(), Stats::default());
         Core { node, session, ledger, peers, next_table: 1, stats }
@@ -149,6 +154,7 @@ impl Core {
             if let Some(peer) = self.peers.get_mut(&node) {
                 peer.sent = peer.acked.prefix();
                 peer.in_flight = 0;
+                peer.quiet = peer.quiet.saturating_add(1);
             }
             if self.send_changes(node, &mut out) == 0 {
                 self.send(node, None, &mut out);
@@ -206,17 +212,10 @@ impl Core {
     }
 
     fn next_delta(&mut self, node: NodeId) -> Option<Delta> {
-        let peer = self.peers.get_mut(&node).filter(|peer| peer.live)?;
-        if peer.in_flight >= WINDOW || peer.sent >= self.ledger.version() {
-            return None;
-        }
-        let from = peer.sent;
-        let full = |entries: &[Entry]| MAX_HEAD + (entries.len() + 1) * MAX_ENTRY > MAX_COUNTS_PAYLOAD;
-        let (entries, to) = self.ledger.missing(from, &peer.acked, full);
+        let peer = self.peers.get_mut(&node).filter(|peer| peer.live && peer.in_flight < WINDOW)?;
+        let (from, until) = peer.acked.gap(peer.sent, self.ledger.version())?;
+        let (entries, to) = self.ledger.changes(from, until, MAX_COUNTS_PAYLOAD - MAX_HEAD);
         peer.sent = to;
-        if entries.is_empty() && peer.acked.covers(from, to) {
-            return None;
-        }
         peer.in_flight += 1;
         Some(Delta { from, to, entries })
     }
@@ -246,7 +245,8 @@ impl Core {
             *total += u64::from(connections);
             nodes.insert(node, connections);
         }
-        let mut totals: Vec<_> = clients.into_iter().map(|(client, (total, nodes))| (total, client, nodes)).collect();
+        let mut totals: Vec<_> =
+            clients.into_iter().map(|(client, (total, nodes))| (total, client, nodes)).collect();
         totals.sort_unstable_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(&b.1)));
         totals.truncate(most);
         totals.into_iter().map(|(_, client, nodes)| (client, nodes)).collect()
@@ -282,21 +282,18 @@ impl Peer {
     /// Notices a new process or a floor that our table does not reach; false: a straggler of the past.
     fn meet(&mut self, message: &Message, next_table: &mut u64, stats: &mut Stats) -> bool {
         if self.session == Some(message.session) {
+            self.quiet = 0;
             if message.floor > self.table.got.prefix().max(self.table.base) {
                 self.table = Table::begin(message.floor, next_table);
                 stats.resyncs += 1;
             }
             return true;
         }
-        if self.retired.contains(&message.session) {
+        if self.session.is_some_and(|present| message.session < present) && self.quiet < QUIET_ROUNDS {
             return false;
         }
-        if let Some(past) = self.session.replace(message.session) {
-            if self.retired.len() >= MAX_RETIRED {
-                self.retired.pop_front();
-            }
-            self.retired.push_back(past);
-        }
+        self.session = Some(message.session);
+        self.quiet = 0;
         self.table = Table::begin(message.floor, next_table);
         (self.acked, self.acked_table) = (Ranges::default(), 0);
         (self.sent, self.in_flight) = (0, 0);

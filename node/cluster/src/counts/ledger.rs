@@ -6,7 +6,6 @@ use std::net::IpAddr;
 use trestle_dataplane::ClientCount;
 
 use super::MAX_CLIENTS;
-use super::ranges::Ranges;
 use super::wire::Entry;
 
 /// Clients that went and whose going is not acknowledged by everybody yet. One more forgets the
@@ -120,22 +119,19 @@ impl Ledger {
         }
     }
 
-    /// Changes after `from` that are not in `has`, by version; at most `most`, and up to which
-    /// version they are all.
-    pub(crate) fn missing(&self, from: u64, has: &Ranges, most: impl Fn(&[Entry]) -> bool) -> (Vec<Entry>, u64) {
-        let mut entries = Vec::new();
-        for (version, client) in self.by_version.range(from + 1..) {
-            if has.contains(*version) {
-                continue;
-            }
+    /// Changes after `from` up to `to`, as many as `room` bytes hold; and up to where they are all.
+    pub(crate) fn changes(&self, from: u64, to: u64, room: usize) -> (Vec<Entry>, u64) {
+        let (mut entries, mut bytes, mut last) = (Vec::new(), 0, from);
+        for (version, client) in self.by_version.range(from + 1..=to) {
             let Some(entry) = self.clients.get(client) else { continue };
-            if most(&entries) {
-                // All up to the one before this is in it.
-                return (entries, version - 1);
+            bytes += entry.encoded_len(last);
+            if bytes > room {
+                return (entries, last);
             }
             entries.push(*entry);
+            last = *version;
         }
-        (entries, self.version)
+        (entries, to)
     }
 }
 

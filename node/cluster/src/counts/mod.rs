@@ -81,10 +81,14 @@ impl Counts {
         ledger: Arc<dyn Ledger>,
     ) -> Result<Counts, CountsError> {
         let inbox = gossip.take_counts_inbox().ok_or(CountsError::AlreadyRuns)?;
-        let core = Arc::new(Mutex::new(Core::new(gossip.node(), rand::random())));
+        let core = Arc::new(Mutex::new(Core::new(gossip.node(), crate::gossip::generation())));
         let cancel = gossip.cancelled().child_token();
         let counts = Counts { core: Arc::clone(&core), cancel: cancel.clone(), tasks: TaskTracker::new() };
-        counts.tasks.spawn(exchange(Exchange { gossip: gossip.clone(), core, members, ledger }, inbox, cancel));
+        counts.tasks.spawn(exchange(
+            Exchange { gossip: gossip.clone(), core, members, ledger },
+            inbox,
+            cancel,
+        ));
         counts.tasks.close();
         Ok(counts)
     }

@@ -21,9 +21,15 @@ impl Ranges {
         at > 0 && version < self.ranges[at - 1].1
     }
 
-    /// Whether all versions after `from`, up to and with `to`, are in the set.
-    pub(crate) fn covers(&self, from: u64, to: u64) -> bool {
-        from >= to || self.ranges.iter().any(|(first, end)| *first <= from + 1 && *end > to)
+    /// The first (from, to] that is missing after `from`, up to `last`.
+    pub(crate) fn gap(&self, mut from: u64, last: u64) -> Option<(u64, u64)> {
+        for (held_from, held_to) in self.iter() {
+            if held_from <= from && held_to > from {
+                from = held_to;
+            }
+        }
+        let next = self.iter().map(|(held_from, _)| held_from).find(|held_from| *held_from > from);
+        (from < last).then(|| (from, next.map_or(last, |next| next.min(last))))
     }
 
     /// Adds the versions after `from`, up to and with `to`.
@@ -86,7 +92,11 @@ mod tests {
             }
             let same = |ranges: &Ranges, plain: &BTreeSet<u64>| {
                 (0..90).all(|v| ranges.contains(v) == plain.contains(&v))
-                    && (0..80).all(|v| ranges.covers(v, v + 3) == (v + 1..=v + 3).all(|v| plain.contains(&v)))
+                    && (0..80).all(|from| {
+                        let missing = (from + 1..=80).find(|v| !plain.contains(v));
+                        let end = missing.map(|m| (m..=80).take_while(|v| !plain.contains(v)).last().unwrap_or(m));
+                        ranges.gap(from, 80) == missing.zip(end).map(|(m, end)| (m - 1, end))
+                    })
                     && ranges.prefix() == (1..).take_while(|v| plain.contains(v)).last().unwrap_or(0)
             };
             prop_assert!(same(&ranges, &plain), "{ranges:?} {plain:?}");

@@ -1,7 +1,14 @@
-//! Rules of the core, one by one.
+//! Rules of the core, one by one; and the exchange over real sockets.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use tokio::net::UdpSocket;
+use uuid::Uuid;
 
 use super::core::Core;
 use super::*;
+use crate::gossip::{GossipSettings, INTERVAL};
 
 fn count(client: u8, connections: u32) -> ClientCount {
     ClientCount { client: [10, 0, 0, client].into(), connections }
@@ -109,4 +116,135 @@ fn an_acknowledgement_holds_for_the_version_it_names_and_for_one_process() {
     }
     assert!(!a.acknowledged_by(&seated, a.version()));
     assert!(!a.acknowledged_by(&BTreeSet::from([1, 2, 3]), 1), "node 3 was never heard");
+}
+
+#[derive(Default)]
+struct TestLedger {
+    present: Mutex<BTreeMap<IpAddr, u32>>,
+    changed: Mutex<BTreeSet<IpAddr>>,
+}
+
+impl TestLedger {
+    fn set(&self, count: ClientCount) {
+        self.present.lock().insert(count.client, count.connections);
+        self.changed.lock().insert(count.client);
+    }
+}
+
+impl Ledger for TestLedger {
+    fn take_changed(&self) -> Vec<ClientCount> {
+        let changed = std::mem::take(&mut *self.changed.lock());
+        let present = self.present.lock();
+        let now =
+            |client: IpAddr| ClientCount { client, connections: present.get(&client).copied().unwrap_or(0) };
+        changed.into_iter().map(now).collect()
+    }
+
+    fn heaviest(&self, most: usize) -> Vec<ClientCount> {
+        let present = self.present.lock();
+        let mut all: Vec<_> = present
+            .iter()
+            .map(|(client, connections)| ClientCount { client: *client, connections: *connections })
+            .collect();
+        all.sort_by_key(|count| std::cmp::Reverse(count.connections));
+        all.truncate(most);
+        all
+    }
+}
+
+struct Node {
+    gossip: Gossip,
+    counts: Counts,
+    ledger: Arc<TestLedger>,
+    address: SocketAddr,
+}
+
+impl Node {
+    async fn start(node: NodeId, seeds: &[SocketAddr], ledger: TestLedger) -> Node {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.expect("binds");
+        let address = socket.local_addr().expect("bound");
+        let members = watch::channel((0..4).collect()).1;
+        let gossip = Gossip::start(GossipSettings {
+            node,
+            cluster_id: Uuid::from_u128(7),
+            key: [1; 32],
+            socket,
+            advertise: address,
+            seeds: watch::channel(seeds.iter().map(SocketAddr::to_string).collect()).1,
+            members: members.clone(),
+            interval: INTERVAL,
+        })
+        .expect("starts");
+        let ledger = Arc::new(ledger);
+        let counts = Counts::start(&gossip, members, Arc::clone(&ledger) as Arc<dyn Ledger>).expect("first");
+        Node { gossip, counts, ledger, address }
+    }
+
+    fn shows(&self, client: u8) -> BTreeMap<NodeId, u32> {
+        let totals = self.counts.totals(MAX_CLIENTS);
+        let found = totals.into_iter().find(|(other, _)| *other == count(client, 0).client);
+        found.map(|(_, nodes)| nodes).unwrap_or_default()
+    }
+}
+
+async fn until(what: &str, deadline: Duration, condition: impl Fn() -> bool) -> Duration {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < deadline, "not within {deadline:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    start.elapsed()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn counts_are_on_the_others_within_two_rounds_and_vanish_with_their_node() {
+    let a = Node::start(0, &[], TestLedger::default()).await;
+    let b = Node::start(1, &[a.address], TestLedger::default()).await;
+    let c = Node::start(2, &[a.address], TestLedger::default()).await;
+    assert!(
+        Counts::start(&a.gossip, watch::channel(BTreeSet::new()).1, Arc::new(TestLedger::default())).is_err()
+    );
+    until("three nodes", Duration::from_secs(10), || {
+        [&a, &b, &c].iter().all(|node| node.gossip.live().len() == 3)
+    })
+    .await;
+    let mut times = Vec::new();
+    for connections in 1..=7 {
+        a.ledger.set(count(1, connections));
+        b.ledger.set(count(1, 10 * connections));
+        let expected = BTreeMap::from([(0, connections), (1, 10 * connections)]);
+        let everywhere = || [&a, &b, &c].iter().all(|node| node.shows(1) == expected);
+        times.push(until("the counts are everywhere", Duration::from_secs(5), everywhere).await);
+        tokio::time::sleep(Duration::from_millis(30)).await;
+    }
+    times.sort();
+    println!("counts everywhere after {times:?}");
+    assert!(times[3] < 2 * INTERVAL, "{times:?}");
+    let nodes = BTreeSet::from([0, 1, 2]);
+    until("it is acknowledged", Duration::from_secs(5), || a.counts.acknowledged_by(&nodes).1).await;
+
+    b.gossip.shutdown().await;
+    until("the dead node's counts are gone", Duration::from_millis(1_200), || {
+        c.shows(1) == BTreeMap::from([(0, 7)])
+    })
+    .await;
+    let mut text = String::new();
+    a.counts.render_metrics(&mut text);
+    assert!(text.contains("trestle_counts_clients{of=\"self\"} 1\n"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_ledger_reaches_a_node_that_joins() {
+    let full = TestLedger::default();
+    for client in 0..MAX_CLIENTS as u32 + 500 {
+        let client = std::net::Ipv4Addr::from_bits(0x0a00_0000 + client).into();
+        full.set(ClientCount { client, connections: 3 });
+    }
+    let a = Node::start(0, &[], full).await;
+    let b = Node::start(1, &[a.address], TestLedger::default()).await;
+    let taken = until("all shared clients", Duration::from_secs(15), || {
+        b.counts.totals(usize::MAX).len() == MAX_CLIENTS
+    })
+    .await;
+    println!("a full ledger took {taken:?}");
 }

@@ -282,7 +282,9 @@ mod tests {
 
     #[test]
     fn values_that_do_not_parse_are_absent() {
-        for value in ["", "1", "1:3", "1:3:", "1:3:00", "x:3:0", "1:99999999999:0", "1:1:~", "1:1:\u{e9}", "1:1:@"] {
+        for value in
+            ["", "1", "1:3", "1:3:", "1:3:00", "x:3:0", "1:99999999999:0", "1:1:~", "1:1:\u{e9}", "1:1:@"]
+        {
             assert_eq!(parse_health(value), None, "{value:?}");
         }
         assert_eq!(NodeKeys::parse([("news", "{"), ("other", "x")].into_iter()), NodeKeys::default());

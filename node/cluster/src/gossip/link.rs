@@ -92,6 +92,10 @@ impl Link {
         }
     }
 
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
     /// Seals a payload for an address, or lets it wait until the address has said its epoch.
     pub(crate) fn send(
         &mut self,
@@ -170,13 +174,7 @@ impl Link {
         out.push((to, self.seal.seal(Kind::Hello, their_epoch, self.epoch, &payload)));
     }
 
-    fn hello(
-        &mut self,
-        payload: &[u8],
-        epoch: u64,
-        now: Instant,
-        out: &mut Outbox,
-    ) -> Result<(), Dropped> {
+    fn hello(&mut self, payload: &[u8], epoch: u64, now: Instant, out: &mut Outbox) -> Result<(), Dropped> {
         let (past, known_as) = payload.split_first_chunk::<8>().ok_or(Dropped::Malformed)?;
         let past = u64::from_be_bytes(*past);
         for route in self.routes.values_mut() {
@@ -210,11 +208,7 @@ impl Link {
         self.windows.entry(session).or_default().accept(counter)
     }
 
-    fn route(
-        routes: &mut HashMap<SocketAddr, Route>,
-        address: SocketAddr,
-        now: Instant,
-    ) -> &mut Route {
+    fn route(routes: &mut HashMap<SocketAddr, Route>, address: SocketAddr, now: Instant) -> &mut Route {
         if routes.len() >= MAX_ROUTES && !routes.contains_key(&address) {
             let oldest = routes.iter().min_by_key(|(_, route)| route.used).map(|(address, _)| *address);
             if let Some(oldest) = oldest {

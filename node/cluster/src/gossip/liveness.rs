@@ -49,17 +49,8 @@ impl Liveness {
         Liveness { limit, last_tick: None, tracks: BTreeMap::new() }
     }
 
-    /// Silence after which a node is dead.
-    pub(crate) fn limit(&self) -> Duration {
-        self.limit
-    }
-
     /// Takes all heartbeats known at `now`; those no longer known are forgotten.
-    pub(crate) fn observe(
-        &mut self,
-        beats: impl IntoIterator<Item = (Incarnation, u64)>,
-        now: Instant,
-    ) {
+    pub(crate) fn observe(&mut self, beats: impl IntoIterator<Item = (Incarnation, u64)>, now: Instant) {
         let elapsed = self.last_tick.map_or(Duration::ZERO, |last| now.duration_since(last));
         let step = elapsed.min(self.limit / STEP);
         self.last_tick = Some(now);

@@ -48,13 +48,12 @@ use tracing::error;
 use trestle_raft_store::types::NodeId;
 use uuid::Uuid;
 
-pub use self::keys::{
-    HealthBits, MAX_MEMBERS, MAX_STATE, MAX_VALUE, NodeNews, Observation, TooLarge,
-};
 use self::keys::OwnKeys;
+pub use self::keys::{HealthBits, MAX_MEMBERS, MAX_STATE, MAX_VALUE, NodeNews, Observation, TooLarge};
 use self::liveness::Incarnation;
 use self::metrics::{GossipMetrics, family, sample};
 use self::seal::Kind;
+pub(crate) use self::supervisor::generation;
 use self::supervisor::{Supervisor, leave_letter, resolve_seeds};
 use self::transport::{Letter, Wire};
 use self::view::View;
@@ -360,15 +359,15 @@ pub mod fuzzing {
         let mut pieces = Reassembly::default();
         for chunk in data.chunks(MAX_PAYLOAD) {
             for kind in Kind::ALL {
-                let datagram = peer.seal(kind, u64::from(data.len() as u32), 5, chunk);
-                let _ = link.receive(from, &datagram, now, &mut out);
+                for to in [link.epoch(), 0, 5] {
+                    let datagram = peer.seal(kind, to, 5, chunk);
+                    let _ = link.receive(from, &datagram, now, &mut out);
+                }
             }
             let _ = pieces.push([9; 16], chunk, now, &mut 0);
             crate::counts::fuzz_message(chunk);
         }
         let keys = String::from_utf8_lossy(data);
-        super::keys::NodeKeys::parse(
-            [("news", keys.as_ref()), ("health/pool", keys.as_ref())].into_iter(),
-        );
+        super::keys::NodeKeys::parse([("news", keys.as_ref()), ("health/pool", keys.as_ref())].into_iter());
     }
 }

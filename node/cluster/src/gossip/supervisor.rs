@@ -23,6 +23,7 @@ use super::transport::{Letter, SealedTransport};
 use super::view::{Decoder, chitchat_id, incarnation};
 
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
+const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 /// The dead are forgotten after this long; in the second half they are not spoken of.
 const DEAD_GRACE: Duration = Duration::from_secs(180);
 /// Tombstones of keys (a pool that is gone) are kept this long.
@@ -108,7 +109,9 @@ impl Supervisor {
                 info!(node = own.node, generation = own.generation, "gossip runs");
                 let end = self.drive(&handle, &own).await;
                 self.shared.wire.close_chitchat();
-                handle.abort();
+                if tokio::time::timeout(STOP_TIMEOUT, handle.shutdown()).await.is_err() {
+                    warn!("gossip did not stop in time");
+                }
                 end
             }
             Err(error) => End::Failed(format!("{error:#}")),
@@ -141,11 +144,8 @@ impl Supervisor {
         let heard = Arc::new(Notify::new());
         let listener = Arc::clone(&heard);
         // Called under chitchat's lock: it may only say that there is something to look at.
-        let _subscription = handle
-            .chitchat()
-            .lock()
-            .await
-            .subscribe_event("", move |_| listener.notify_one());
+        let _subscription =
+            handle.chitchat().lock().await.subscribe_event("", move |_| listener.notify_one());
         let shared = Arc::clone(&self.shared);
         let (mut members, cancel) = (self.members.clone(), self.cancel.clone());
         let mut members_open = true;
@@ -155,10 +155,7 @@ impl Supervisor {
         let mut ticks = 0u64;
         loop {
             tokio::select! {
-                () = cancel.cancelled() => {
-                    let _ = handle.initiate_shutdown();
-                    return End::Cancelled;
-                }
+                () = cancel.cancelled() => return End::Cancelled,
                 result = &mut ended => {
                     return End::Failed(result.err().map_or("it stopped by itself".into(), |e| format!("{e:#}")));
                 }
@@ -283,8 +280,8 @@ fn parse_leave(letter: &[u8]) -> Option<(NodeId, u64)> {
 }
 
 /// Milliseconds since the epoch, and random bits: two starts never share one, and a later one is
-/// larger unless the clock went back (which [`Liveness`] can bear).
-fn generation() -> u64 {
+/// larger unless the clock went back (which [`Liveness`] and the exchange of counts can bear).
+pub(crate) fn generation() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let millis = u64::try_from(since.as_millis()).unwrap_or(0) & ((1 << 48) - 1);
     millis << 16 | u64::from(rand::random::<u16>())
@@ -306,7 +303,9 @@ pub(crate) async fn resolve_seeds(
                 }
                 Err(_) => match tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host(name)).await {
                     Ok(Ok(found)) => addresses.extend(found.take(4)),
-                    Ok(Err(error)) => warn!(seed = %name, %error, "gossip: member's address does not resolve"),
+                    Ok(Err(error)) => {
+                        warn!(seed = %name, %error, "gossip: member's address does not resolve")
+                    }
                     Err(_) => warn!(seed = %name, "gossip: member's address took too long to resolve"),
                 },
             }

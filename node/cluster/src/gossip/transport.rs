@@ -174,7 +174,8 @@ impl Reader<'_> {
                 match delivered.kind {
                     Kind::Chitchat => {
                         let mut lost = 0;
-                        let whole = self.reassembly.push(delivered.session, &delivered.payload, now, &mut lost);
+                        let whole =
+                            self.reassembly.push(delivered.session, &delivered.payload, now, &mut lost);
                         metrics.drop_many(Dropped::PiecesLost, lost);
                         whole.and_then(|whole| whole.map_or(Ok(()), |message| self.chitchat(from, message)))
                     }
@@ -209,7 +210,9 @@ impl Reader<'_> {
         let message = match reason {
             Dropped::Key => "gossip datagram with another key; is this node's key file the cluster's?",
             Dropped::Cluster => "gossip datagram of another cluster",
-            Dropped::Format | Dropped::Oversize | Dropped::Truncated => "gossip port got a datagram of another protocol",
+            Dropped::Format | Dropped::Oversize | Dropped::Truncated => {
+                "gossip port got a datagram of another protocol"
+            }
             _ => return,
         };
         if self.complaints.allow(from, now) {

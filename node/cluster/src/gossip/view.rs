@@ -66,7 +66,9 @@ impl Decoder {
                 Some(live) => incarnation == *live,
                 None => {
                     members.contains(&node)
-                        && chosen.get(&node).is_none_or(|(other, _)| other.generation < incarnation.generation)
+                        && chosen
+                            .get(&node)
+                            .is_none_or(|(other, _)| other.generation < incarnation.generation)
                 }
             };
             if wanted && (node == own.node || members.contains(&node)) {
@@ -80,7 +82,9 @@ impl Decoder {
                 (node, NodeView { incarnation, live, keys: self.parse(incarnation, state) })
             })
             .collect();
-        self.parsed.retain(|incarnation, _| nodes.get(&incarnation.node).is_some_and(|n| n.incarnation == *incarnation));
+        self.parsed.retain(|incarnation, _| {
+            nodes.get(&incarnation.node).is_some_and(|n| n.incarnation == *incarnation)
+        });
         let mut live: BTreeSet<NodeId> = nodes.iter().filter(|(_, n)| n.live).map(|(id, _)| *id).collect();
         live.insert(own.node);
         View { live: Arc::new(live), nodes }

@@ -79,8 +79,8 @@ pub struct GossipSettings {
     pub seeds: watch::Receiver<Vec<String>>,
     /// Ids of the committed membership: others are not seen.
     pub members: watch::Receiver<BTreeSet<NodeId>>,
-    /// Between rounds, at least 10 ms; [`INTERVAL`] is the default. A silent node is dead after 4.5
-    /// intervals and at most a quarter more.
+    /// Between rounds, at least 10 ms; [`INTERVAL`] is the default. A node is dead after 4 intervals of
+    /// silence; its last heartbeat may come by way of others, one interval late.
     pub interval: Duration,
 }
 
@@ -173,7 +173,7 @@ impl Gossip {
             node,
             cluster_id,
             interval,
-            detection: interval * 9 / 2,
+            detection: interval * 4,
             wire,
             metrics,
             own: Mutex::default(),

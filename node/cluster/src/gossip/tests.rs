@@ -192,7 +192,7 @@ async fn strangers_are_counted_and_never_seen_as_nodes() {
     let mut text = String::new();
     a.gossip.render_metrics(&mut text);
     assert!(text.contains("trestle_gossip_live_nodes 1\n"), "{text}");
-    assert!(text.contains("trestle_gossip_detection_timeout_seconds 0.9\n"), "{text}");
+    assert!(text.contains("trestle_gossip_detection_timeout_seconds 0.8\n"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

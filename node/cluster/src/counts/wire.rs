@@ -1,0 +1,296 @@
+//! The one message of the exchange of counts, and its bytes.
+//!
+//! Numbers are LEB128 unless said otherwise; a message fits one datagram.
+//!
+//! ```text
+//! message  format 1 | node | session 8 bytes | version | floor | ack | delta
+//! ack      0, or 1 | session 8 bytes | table | n | n × ( gap | length )
+//! delta    0, or 1 | from | to - from | n | n × ( (version - last) × 2 + is IPv6 | address | connections )
+//! ```
+
+use std::net::IpAddr;
+
+use trestle_raft_store::types::NodeId;
+
+use super::ranges::Ranges;
+
+const FORMAT: u8 = 1;
+/// Bytes of the largest message without entries.
+pub(crate) const MAX_HEAD: usize =
+    1 + 10 + 8 + 10 + 10 + (1 + 8 + 10 + 1 + Ranges::MOST * 20) + MAX_DELTA_HEAD;
+/// Of them, what announces a delta.
+const MAX_DELTA_HEAD: usize = 1 + 10 + 10 + 3;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Message {
+    pub(crate) node: NodeId,
+    /// Of the sender's ledger: another one begins anew.
+    pub(crate) session: u64,
+    /// The sender's last change.
+    pub(crate) version: u64,
+    /// The sender has forgotten which clients went, up to here.
+    pub(crate) floor: u64,
+    pub(crate) ack: Option<Ack>,
+    pub(crate) delta: Option<Delta>,
+}
+
+/// What the sender has of the receiver's changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Ack {
+    /// Of the receiver's ledger.
+    pub(crate) session: u64,
+    /// Grows whenever the sender had to begin the table anew.
+    pub(crate) table: u64,
+    pub(crate) got: Ranges,
+}
+
+/// All changes after `from` up to `to`, except those that a later change has overtaken. It says that
+/// whatever the receiver has: nothing is left out because it was acknowledged, for the receiver may
+/// have begun its table anew while this was under way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Delta {
+    pub(crate) from: u64,
+    pub(crate) to: u64,
+    /// By version, strictly ascending, within (from, to].
+    pub(crate) entries: Vec<Entry>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) version: u64,
+    pub(crate) client: IpAddr,
+    /// 0: gone.
+    pub(crate) connections: u32,
+}
+
+impl Entry {
+    /// Bytes after an entry of version `last`.
+    pub(crate) fn encoded_len(&self, last: u64) -> usize {
+        let address = if self.client.is_ipv6() { 16 } else { 4 };
+        number_len((self.version - last) << 1) + address + number_len(self.connections.into())
+    }
+}
+
+impl Message {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut out = vec![FORMAT];
+        put(&mut out, self.node);
+        out.extend_from_slice(&self.session.to_be_bytes());
+        put(&mut out, self.version);
+        put(&mut out, self.floor);
+        match &self.ack {
+            None => out.push(0),
+            Some(ack) => ack.encode(&mut out),
+        }
+        match &self.delta {
+            None => out.push(0),
+            Some(delta) => delta.encode(&mut out),
+        }
+        out
+    }
+
+    /// None: not a message of this format.
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Message> {
+        let input = &mut &*bytes;
+        if take::<1>(input)? != [FORMAT] {
+            return None;
+        }
+        let message = Message {
+            node: number(input)?,
+            session: u64::from_be_bytes(take(input)?),
+            version: number(input)?,
+            floor: number(input)?,
+            ack: optional(input, Ack::decode)?,
+            delta: optional(input, Delta::decode)?,
+        };
+        let sound = input.is_empty()
+            && message.floor <= message.version
+            && message.delta.as_ref().is_none_or(|delta| delta.to <= message.version);
+        sound.then_some(message)
+    }
+}
+
+impl Ack {
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.push(1);
+        out.extend_from_slice(&self.session.to_be_bytes());
+        put(out, self.table);
+        out.push(self.got.iter().len() as u8);
+        let mut last = 0;
+        for (from, to) in self.got.iter() {
+            put(out, from - last);
+            put(out, to - from);
+            last = to;
+        }
+    }
+
+    fn decode(input: &mut &[u8]) -> Option<Ack> {
+        let session = u64::from_be_bytes(take(input)?);
+        let table = number(input)?;
+        let [ranges] = take::<1>(input)?;
+        if usize::from(ranges) > Ranges::MOST {
+            return None;
+        }
+        let (mut got, mut last) = (Ranges::default(), 0u64);
+        for _ in 0..ranges {
+            let from = last.checked_add(number(input)?)?;
+            let to = from.checked_add(number(input)?)?;
+            got.insert(from, to);
+            last = to;
+        }
+        Some(Ack { session, table, got })
+    }
+}
+
+impl Delta {
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.push(1);
+        put(out, self.from);
+        put(out, self.to - self.from);
+        put(out, self.entries.len() as u64);
+        let mut last = self.from;
+        for entry in &self.entries {
+            put(out, (entry.version - last) << 1 | u64::from(entry.client.is_ipv6()));
+            match entry.client {
+                IpAddr::V4(ip) => out.extend_from_slice(&ip.octets()),
+                IpAddr::V6(ip) => out.extend_from_slice(&ip.octets()),
+            }
+            put(out, u64::from(entry.connections));
+            last = entry.version;
+        }
+    }
+
+    fn decode(input: &mut &[u8]) -> Option<Delta> {
+        let from = number(input)?;
+        let to = from.checked_add(number(input)?)?;
+        let count = usize::try_from(number(input)?).ok()?;
+        // An entry has six bytes at least: no length is believed before it is there.
+        if count > input.len() / 6 {
+            return None;
+        }
+        let mut entries = Vec::with_capacity(count);
+        let mut last = from;
+        for _ in 0..count {
+            let head = number(input)?;
+            let version = last.checked_add(head >> 1)?;
+            let client = match head & 1 {
+                0 => IpAddr::from(take::<4>(input)?),
+                _ => IpAddr::from(take::<16>(input)?),
+            };
+            let connections = u32::try_from(number(input)?).ok()?;
+            if version == last || version > to {
+                return None;
+            }
+            entries.push(Entry { version, client, connections });
+            last = version;
+        }
+        Some(Delta { from, to, entries })
+    }
+}
+
+fn put(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+fn number_len(value: u64) -> usize {
+    (u64::BITS - value.leading_zeros()).div_ceil(7).max(1) as usize
+}
+
+fn number(input: &mut &[u8]) -> Option<u64> {
+    let mut value = 0u64;
+    for shift in (0..64).step_by(7) {
+        let [byte] = take::<1>(input)?;
+        let bits = u64::from(byte & 0x7f);
+        if shift == 63 && bits > 1 {
+            return None;
+        }
+        value |= bits << shift;
+        if byte & 0x80 == 0 {
+            return Some(value);
+        }
+    }
+    None
+}
+
+fn take<const N: usize>(input: &mut &[u8]) -> Option<[u8; N]> {
+    let (head, rest) = input.split_first_chunk::<N>()?;
+    *input = rest;
+    Some(*head)
+}
+
+/// `None` inside: absent. `None` outside: malformed.
+fn optional<T>(input: &mut &[u8], decode: fn(&mut &[u8]) -> Option<T>) -> Option<Option<T>> {
+    match take::<1>(input)? {
+        [0] => Some(None),
+        [1] => Some(Some(decode(input)?)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn message() -> impl Strategy<Value = Message> {
+        let ack = (any::<u64>(), any::<u64>(), prop::collection::vec((0..u64::MAX / 2, 0u64..1_000), 0..20))
+            .prop_map(|(session, table, ranges)| {
+                let mut got = Ranges::default();
+                ranges.iter().for_each(|(from, length)| got.insert(*from, from + length));
+                Ack { session, table, got }
+            });
+        let entry = (1u64..1_000, any::<IpAddr>(), any::<u32>());
+        let delta = (0..u64::MAX / 4, prop::collection::vec(entry, 0..30), 0u64..9).prop_map(
+            |(from, entries, after)| {
+                let mut last = from;
+                let entries = entries.into_iter().map(|(step, client, connections)| {
+                    last += step;
+                    Entry { version: last, client, connections }
+                });
+                let entries: Vec<_> = entries.collect();
+                Delta { from, to: last + after, entries }
+            },
+        );
+        let head = (any::<u64>(), any::<u64>(), any::<u64>());
+        (head, prop::option::of(ack), prop::option::of(delta)).prop_map(
+            |((node, session, floor), ack, delta)| {
+                let version = delta.as_ref().map_or(floor, |delta| delta.to.max(floor));
+                Message { node, session, version, floor, ack, delta }
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn a_message_survives_the_wire(message in message()) {
+            let bytes = message.encode();
+            let mut room = MAX_HEAD;
+            if let Some(delta) = &message.delta {
+                let mut last = delta.from;
+                for entry in &delta.entries {
+                    room += entry.encoded_len(last);
+                    last = entry.version;
+                }
+            }
+            prop_assert!(bytes.len() <= room);
+            prop_assert_eq!(Message::decode(&bytes), Some(message));
+        }
+
+        #[test]
+        fn cut_or_junk_bytes_are_refused_without_panic(
+            message in message(),
+            cut in any::<prop::sample::Index>(),
+            junk in prop::collection::vec(any::<u8>(), 0..200),
+        ) {
+            let bytes = message.encode();
+            prop_assert_eq!(Message::decode(&bytes[..cut.index(bytes.len())]), None);
+            let _ = Message::decode(&junk);
+            let _ = Message::decode(&[&[FORMAT], junk.as_slice()].concat());
+        }
+    }
+}

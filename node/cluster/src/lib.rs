@@ -2,6 +2,9 @@
 //! through its seam ([`trestle_dataplane::Plane`]) and never the other way round.
 #![deny(unsafe_code)]
 
+pub mod lease;
+mod rendezvous;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;

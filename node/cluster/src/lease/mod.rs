@@ -1,0 +1,3 @@
+//! Leases.
+pub mod clock;
+pub mod core;

@@ -40,8 +40,7 @@ pub trait Consensus: Send + Sync + 'static {
     /// Writes the command to this node's log, as leader of `term`, or not at all: never forwarded,
     /// never appended in a later term (openraft: `write(..).with_leader(..)`). Proposals reach the
     /// log in the order of the calls. Yields the outcome and the log index.
-    fn propose(&self, term: u64, command: Command)
-    -> BoxFuture<'_, Result<(Outcome, u64), ConsensusError>>;
+    fn propose(&self, term: u64, command: Command) -> BoxFuture<'_, Result<(Outcome, u64), ConsensusError>>;
 
     /// Asks the node that seems to lead.
     fn renew_at_leader(&self, request: RenewRequest) -> BoxFuture<'_, Result<RenewReply, ConsensusError>>;

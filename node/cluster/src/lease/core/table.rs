@@ -46,20 +46,39 @@ pub struct Claim {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event<K> {
     /// This node leads in `term`. Seen again for the same term: as if newly elected.
-    BecameLeader { term: u64 },
+    BecameLeader {
+        term: u64,
+    },
     LostLeadership,
     /// A renewal arrived. `token` names it in the answer.
-    Renewal { token: u64, key: K, claim: Claim },
+    Renewal {
+        token: u64,
+        key: K,
+        claim: Claim,
+    },
     /// The round that was asked for has ended; confirmed: this node led after it had begun, and
     /// whatever was committed then was reported before this.
-    RoundDone { round: u64, confirmed: bool },
+    RoundDone {
+        round: u64,
+        confirmed: bool,
+    },
     /// The state as this node has applied it: complete, not a difference.
-    Committed { applied: u64, revision: u64, held: BTreeMap<K, Held> },
+    Committed {
+        applied: u64,
+        revision: u64,
+        held: BTreeMap<K, Held>,
+    },
     /// What became of a proposal.
-    Proposed { change: u64, outcome: Proposal },
+    Proposed {
+        change: u64,
+        outcome: Proposal,
+    },
     Ttl(TtlInForce),
     /// Nothing more is granted for the key until `until`, and it is taken back as soon as it may be.
-    Vacate { key: K, until: BootTime },
+    Vacate {
+        key: K,
+        until: BootTime,
+    },
     /// Time has passed; about ten in a TTL.
     Tick,
 }
@@ -67,7 +86,9 @@ pub enum Event<K> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Proposal {
     /// In the log at this index.
-    Committed { index: u64 },
+    Committed {
+        index: u64,
+    },
     /// Refused, or surely not in the log and never to be.
     Nothing,
     Unknown,
@@ -76,10 +97,20 @@ pub enum Proposal {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action<K> {
     /// Start a new quorum round now.
-    StartRound { round: u64 },
-    Answer { token: u64, answer: Answer },
+    StartRound {
+        round: u64,
+    },
+    Answer {
+        token: u64,
+        answer: Answer,
+    },
     /// Write this to the log, in this term or not at all.
-    Propose { change: u64, term: u64, key: K, to: Change },
+    Propose {
+        change: u64,
+        term: u64,
+        key: K,
+        to: Change,
+    },
 }
 
 /// A change of a key's epoch.
@@ -218,14 +249,8 @@ impl<K: Copy + Ord> Table<K> {
         for pending in entries.values_mut().filter_map(|entry| entry.change.as_mut()) {
             pending.again = Some(now);
         }
-        self.lead = Some(Lead {
-            term,
-            since: now,
-            confirmed: false,
-            entries,
-            waiting: Vec::new(),
-            round: None,
-        });
+        self.lead =
+            Some(Lead { term, since: now, confirmed: false, entries, waiting: Vec::new(), round: None });
         self.start_round(actions);
     }
 
@@ -345,7 +370,8 @@ impl<K: Copy + Ord> Table<K> {
             return now;
         }
         let longest = if self.rules.keep_longer_ttl { self.ttl.longest(now) } else { self.ttl.current() };
-        let predecessors = lead.since + if self.rules.allow_for_drift { with_drift(longest) } else { longest };
+        let predecessors =
+            lead.since + if self.rules.allow_for_drift { with_drift(longest) } else { longest };
         if self.rules.wait_out_predecessor { entry.ends.max(predecessors) } else { entry.ends }
     }
 
@@ -454,3 +480,6 @@ impl Change {
 fn refuse_unsure<K>(waiting: &Waiting<K>, why: Refused) -> Action<K> {
     Action::Answer { token: waiting.token, answer: Answer::Refused { epoch: waiting.claim.epoch, why } }
 }
+
+#[cfg(test)]
+mod tests;

@@ -37,7 +37,12 @@ struct Task {
 }
 
 /// Runs until the settings' shutdown, and a moment longer to give the seat up.
-pub(super) async fn run(settings: SeatSettings, seats: Seats, view: watch::Sender<SeatView>, _end: DropGuard) {
+pub(super) async fn run(
+    settings: SeatSettings,
+    seats: Seats,
+    view: watch::Sender<SeatView>,
+    _end: DropGuard,
+) {
     let due = settings.clock.now();
     let shutdown = settings.shutdown.clone();
     let mut task = Task { settings, seats, view, holder: Holder::new(), calls: FuturesUnordered::new(), due };

@@ -103,7 +103,12 @@ impl LeaseMetrics {
         metric(out, "trestle_lease_round_seconds", "summary", "How long a quorum round takes.");
         sample(out, "trestle_lease_round_seconds_sum", seconds(&self.round_micros));
         sample(out, "trestle_lease_round_seconds_count", confirmed + failed);
-        metric(out, "trestle_lease_round_seconds_max", "gauge", "The slowest quorum round; a TTL must exceed it.");
+        metric(
+            out,
+            "trestle_lease_round_seconds_max",
+            "gauge",
+            "The slowest quorum round; a TTL must exceed it.",
+        );
         sample(out, "trestle_lease_round_seconds_max", seconds(&self.round_micros_max));
     }
 }

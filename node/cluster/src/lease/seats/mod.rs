@@ -240,7 +240,9 @@ fn reply(answer: Answer) -> RenewReply {
 /// As it came over the wire. Why exactly is for people; what counts is whether the answer is sure.
 fn answer(reply: &RenewReply) -> Answer {
     match reply {
-        RenewReply { unsure: true, .. } => Answer::Refused { epoch: reply.seat_epoch, why: Refused::NotLeader },
+        RenewReply { unsure: true, .. } => {
+            Answer::Refused { epoch: reply.seat_epoch, why: Refused::NotLeader }
+        }
         RenewReply { ttl_ms: 0, .. } => Answer::Refused { epoch: reply.seat_epoch, why: Refused::NotHeld },
         RenewReply { seat_epoch: 0, .. } => Answer::Refused { epoch: 0, why: Refused::NotHeld },
         _ => Answer::Granted { epoch: reply.seat_epoch, ttl: Duration::from_millis(reply.ttl_ms) },

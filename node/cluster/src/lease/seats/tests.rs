@@ -131,11 +131,7 @@ impl Consensus for FakeNode {
         })
     }
 
-    fn propose(
-        &self,
-        term: u64,
-        command: Command,
-    ) -> BoxFuture<'_, Result<(Outcome, u64), ConsensusError>> {
+    fn propose(&self, term: u64, command: Command) -> BoxFuture<'_, Result<(Outcome, u64), ConsensusError>> {
         Box::pin(async move {
             tokio::time::sleep(Duration::from_millis(2)).await;
             if *self.raft.terms[self.id as usize].borrow() != Some(term) {

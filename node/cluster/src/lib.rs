@@ -2,6 +2,7 @@
 //! through its seam ([`trestle_dataplane::Plane`]) and never the other way round.
 #![deny(unsafe_code)]
 
+pub mod health;
 pub mod lease;
 mod rendezvous;
 

@@ -1,0 +1,226 @@
+//! One probe of one member: connect, perhaps ask, close.
+
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Empty};
+use hyper::client::conn::http1;
+use hyper::header::{ACCEPT, CONNECTION, HOST, USER_AGENT};
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use trestle_config::model::{CheckKind, HealthCheck, HttpCheck};
+
+/// How much of a body is searched.
+const BODY_MAX: usize = 64 << 10;
+/// What an answer's header may take.
+const HEADER_MAX: usize = 64 << 10;
+
+/// Why a member failed a probe; the text is what `status` shows.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ProbeError {
+    #[error("timeout")]
+    Timeout,
+    #[error("{}", io_text(.0))]
+    Connect(std::io::Error),
+    #[error("status {0}")]
+    Status(u16),
+    #[error("header {0:?} is missing or differs")]
+    Header(String),
+    #[error("the body's first 64 KiB lack the text asked for")]
+    Body,
+    #[error("bad answer: {0}")]
+    Answer(hyper::Error),
+    #[error("the check can't be sent: {0}")]
+    Request(hyper::http::Error),
+}
+
+/// Probes once, within the check's timeout. Dropping it closes the connection.
+pub(super) async fn probe(check: &HealthCheck, address: SocketAddr) -> Result<(), ProbeError> {
+    let attempt = async {
+        let stream = TcpStream::connect(address).await.map_err(ProbeError::Connect)?;
+        match &check.kind {
+            CheckKind::Tcp => Ok(()),
+            CheckKind::Http(http) => ask(http, address, stream).await,
+        }
+    };
+    tokio::time::timeout(check.timeout, attempt).await.unwrap_or(Err(ProbeError::Timeout))
+}
+
+async fn ask(check: &HttpCheck, address: SocketAddr, stream: TcpStream) -> Result<(), ProbeError> {
+    let host = check.host.clone().unwrap_or_else(|| address.to_string());
+    let request = Request::builder()
+        .method(check.method.as_str())
+        .uri(check.path.as_str())
+        .header(HOST, host)
+        .header(USER_AGENT, "trestle-health")
+        .header(ACCEPT, "*/*")
+        .header(CONNECTION, "close")
+        .body(Empty::<Bytes>::new())
+        .map_err(ProbeError::Request)?;
+    let handshake = http1::Builder::new().max_buf_size(HEADER_MAX).handshake(TokioIo::new(stream));
+    let (mut sender, connection) = handshake.await.map_err(ProbeError::Answer)?;
+    let exchange = async move {
+        let response = sender.send_request(request).await.map_err(ProbeError::Answer)?;
+        judge(check, response).await
+    };
+    // The connection may end before the answer was read to its end; what came is still there.
+    let connection = async {
+        let _ = connection.await;
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        result = exchange => result,
+        () = connection => Err(ProbeError::Timeout),
+    }
+}
+
+async fn judge(check: &HttpCheck, response: Response<hyper::body::Incoming>) -> Result<(), ProbeError> {
+    let status = response.status().as_u16();
+    if !check.status.iter().any(|(from, to)| (*from..=*to).contains(&status)) {
+        return Err(ProbeError::Status(status));
+    }
+    for (name, value) in &check.headers {
+        let mut values = response.headers().get_all(name.as_str()).iter();
+        if !values.any(|given| given.as_bytes() == value.as_bytes()) {
+            return Err(ProbeError::Header(name.clone()));
+        }
+    }
+    match &check.body {
+        Some(text) => search(text.as_bytes(), response.into_body()).await,
+        None => Ok(()),
+    }
+}
+
+async fn search(text: &[u8], mut body: hyper::body::Incoming) -> Result<(), ProbeError> {
+    let mut read = Vec::new();
+    while read.len() < BODY_MAX {
+        let Some(frame) = body.frame().await else { break };
+        let Ok(data) = frame.map_err(ProbeError::Answer)?.into_data() else { continue };
+        // The text may straddle two pieces.
+        let from = read.len().saturating_sub(text.len());
+        read.extend_from_slice(&data[..data.len().min(BODY_MAX - read.len())]);
+        if read[from..].windows(text.len().max(1)).any(|window| window == text) {
+            return Ok(());
+        }
+    }
+    if text.is_empty() { Ok(()) } else { Err(ProbeError::Body) }
+}
+
+/// Short, without the number of the error.
+fn io_text(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::ConnectionRefused => "connection refused".into(),
+        std::io::ErrorKind::ConnectionReset => "connection reset".into(),
+        std::io::ErrorKind::HostUnreachable => "host unreachable".into(),
+        std::io::ErrorKind::NetworkUnreachable => "network unreachable".into(),
+        std::io::ErrorKind::TimedOut => "timeout".into(),
+        _ => format!("connect: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// Answers every connection with these bytes, then closes.
+    async fn backend(answer: impl Into<Vec<u8>>) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, answer) = (listener.local_addr().unwrap(), answer.into());
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") && stream.read_buf(&mut head).await.is_ok_and(|n| n > 0) {}
+                let _ = stream.write_all(&answer).await;
+            }
+        });
+        address
+    }
+
+    fn http() -> HttpCheck {
+        HttpCheck {
+            path: "/healthz".into(),
+            method: "GET".into(),
+            host: None,
+            status: vec![(200, 299)],
+            headers: vec![],
+            body: None,
+        }
+    }
+
+    fn check(kind: CheckKind) -> HealthCheck {
+        HealthCheck { timeout: Duration::from_millis(300), kind, ..HealthCheck::default() }
+    }
+
+    async fn outcome(check_: HttpCheck, address: SocketAddr) -> String {
+        match probe(&check(CheckKind::Http(check_)), address).await {
+            Ok(()) => "good".into(),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[tokio::test]
+    async fn tcp_needs_a_connection_only() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        assert!(probe(&check(CheckKind::Tcp), address).await.is_ok());
+        drop(listener);
+        let refused = probe(&check(CheckKind::Tcp), address).await.unwrap_err();
+        assert_eq!(refused.to_string(), "connection refused");
+    }
+
+    #[tokio::test]
+    async fn http_looks_at_the_status() {
+        let good = backend("HTTP/1.1 204 No Content\r\n\r\n").await;
+        let bad = backend("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n").await;
+        assert_eq!(outcome(http(), good).await, "good");
+        assert_eq!(outcome(http(), bad).await, "status 503");
+        let wide = HttpCheck { status: vec![(200, 299), (500, 503)], ..http() };
+        assert_eq!(outcome(wide, bad).await, "good");
+    }
+
+    #[tokio::test]
+    async fn http_looks_at_headers() {
+        let address = backend("HTTP/1.1 200 OK\r\nx-role: primary\r\ncontent-length: 0\r\n\r\n").await;
+        let with = |value: &str| HttpCheck { headers: vec![("x-role".into(), value.into())], ..http() };
+        assert_eq!(outcome(with("primary"), address).await, "good");
+        assert_eq!(outcome(with("standby"), address).await, "header \"x-role\" is missing or differs");
+    }
+
+    #[tokio::test]
+    async fn http_looks_at_the_first_64_kib_of_the_body() {
+        let with = |text: &str| HttpCheck { body: Some(text.into()), ..http() };
+        let small = backend("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nall ready").await;
+        assert_eq!(outcome(with("ready"), small).await, "good");
+        assert!(outcome(with("steady"), small).await.starts_with("the body"));
+
+        let head = b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n".to_vec();
+        let inside = [head.clone(), vec![b'.'; BODY_MAX - 5], b"ready and more".to_vec()].concat();
+        let beyond = [head, vec![b'.'; BODY_MAX - 4], b"ready".to_vec()].concat();
+        assert_eq!(outcome(with("ready"), backend(inside).await).await, "good");
+        assert!(outcome(with("ready"), backend(beyond).await).await.starts_with("the body"));
+    }
+
+    #[tokio::test]
+    async fn a_slow_member_times_out() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        // Accepted by the kernel, answered by nobody.
+        assert_eq!(outcome(http(), listener.local_addr().unwrap()).await, "timeout");
+    }
+
+    #[tokio::test]
+    async fn garbage_is_a_failure() {
+        let garbage = backend("SSH-2.0-OpenSSH_9.2\r\n").await;
+        assert!(outcome(http(), garbage).await.starts_with("bad answer"));
+        let nothing = backend("").await;
+        assert!(outcome(http(), nothing).await.starts_with("bad answer"));
+        let endless =
+            backend([b"HTTP/1.1 200 OK\r\nx: ".to_vec(), vec![b'x'; 2 * HEADER_MAX]].concat()).await;
+        assert!(outcome(http(), endless).await.starts_with("bad answer"));
+    }
+}

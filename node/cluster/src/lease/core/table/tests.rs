@@ -1,0 +1,337 @@
+//! One test for each thing that the protocol's rules say about the leader.
+
+use super::*;
+use crate::lease::core::{Resource, TtlHistory};
+
+const SEAT: Resource = Resource::Seat(1);
+const TTL: Duration = Duration::from_secs(1);
+const A: Uuid = Uuid::from_u128(0xa);
+const B: Uuid = Uuid::from_u128(0xb);
+
+fn at(ms: u64) -> BootTime {
+    BootTime::from_boot(Duration::from_millis(1_000_000 + ms))
+}
+
+fn history(seconds: &[u64]) -> TtlHistory {
+    let revisions = seconds.iter().enumerate().map(|(i, s)| (i as u64 + 1, Duration::from_secs(*s)));
+    TtlHistory::new(TTL).extended(revisions)
+}
+
+/// A table with its clock, in milliseconds.
+struct Leader {
+    table: Table<Resource>,
+    now: u64,
+    applied: u64,
+    revision: u64,
+    seat: Option<(u64, Uuid)>,
+}
+
+impl Leader {
+    /// Leads since 0 ms in term 7, has confirmed that, and knows this seat (epoch, session).
+    fn new(seat: Option<(u64, Uuid)>) -> Self {
+        let table = Table::new(at(0), history(&[1]).since(0));
+        let mut leader = Leader { table, now: 0, applied: 100, revision: 1, seat };
+        leader.commit(seat);
+        let actions = leader.event(Event::BecameLeader { term: 7 });
+        leader.confirm(&actions);
+        leader
+    }
+
+    fn event(&mut self, event: Event<Resource>) -> Vec<Action<Resource>> {
+        self.table.handle(at(self.now), event)
+    }
+
+    fn commit(&mut self, seat: Option<(u64, Uuid)>) {
+        self.applied += 1;
+        self.seat = seat;
+        let (applied, revision) = (self.applied, self.revision);
+        let held =
+            seat.map(|(epoch, session)| (SEAT, Held { node: 1, session, epoch })).into_iter().collect();
+        assert_eq!(self.event(Event::Committed { applied, revision, held }), []);
+    }
+
+    fn renew(&mut self, token: u64, session: Uuid, epoch: u64) -> Vec<Action<Resource>> {
+        let claim = Claim { node: 1, session, epoch, release: false };
+        self.event(Event::Renewal { token, key: SEAT, claim })
+    }
+
+    fn release(&mut self, token: u64, session: Uuid, epoch: u64) -> Vec<Action<Resource>> {
+        let claim = Claim { node: 1, session, epoch, release: true };
+        self.event(Event::Renewal { token, key: SEAT, claim })
+    }
+
+    /// Ends the round that was asked for in `actions`.
+    fn confirm(&mut self, actions: &[Action<Resource>]) -> Vec<Action<Resource>> {
+        self.event(Event::RoundDone { round: round(actions), confirmed: true })
+    }
+
+    /// Renews, with the round in no time.
+    fn granted(&mut self, session: Uuid, epoch: u64) -> Vec<Action<Resource>> {
+        let actions = self.renew(999, session, epoch);
+        self.confirm(&actions)
+    }
+
+    fn tick_at(&mut self, now: u64) -> Vec<Action<Resource>> {
+        self.now = now;
+        self.event(Event::Tick)
+    }
+}
+
+fn round(actions: &[Action<Resource>]) -> u64 {
+    let round = actions.iter().find_map(|a| match a {
+        Action::StartRound { round } => Some(*round),
+        _ => None,
+    });
+    round.unwrap_or_else(|| panic!("no round in {actions:?}"))
+}
+
+fn change(actions: &[Action<Resource>]) -> (u64, Change) {
+    let change = actions.iter().find_map(|a| match a {
+        Action::Propose { change, term: 7, key: SEAT, to } => Some((*change, *to)),
+        _ => None,
+    });
+    change.unwrap_or_else(|| panic!("nothing proposed in {actions:?}"))
+}
+
+fn take(epoch: u64) -> Change {
+    Change::Take { node: 1, epoch }
+}
+
+fn grant(token: u64, epoch: u64) -> Action<Resource> {
+    Action::Answer { token, answer: Answer::Granted { epoch, ttl: TTL } }
+}
+
+fn refuse(token: u64, epoch: u64, why: Refused) -> Action<Resource> {
+    Action::Answer { token, answer: Answer::Refused { epoch, why } }
+}
+
+#[test]
+fn a_node_without_a_seat_is_given_one_and_then_a_lease() {
+    let mut leader = Leader::new(None);
+    let actions = leader.renew(1, A, 0);
+    let actions = leader.confirm(&actions);
+    let (id, to) = change(&actions);
+    assert_eq!(to, Change::Give { node: 1, session: A });
+    assert!(actions.contains(&refuse(1, 0, Refused::BeingGiven)));
+    assert_eq!(leader.event(Event::Proposed { change: id, outcome: Proposal::Committed { index: 102 } }), []);
+    leader.commit(Some((102, A)));
+    assert_eq!(leader.granted(A, 0), [grant(999, 102)]);
+}
+
+#[test]
+fn rule_1_at_the_leader_a_lease_ends_a_ttl_and_the_drift_after_the_answer() {
+    let mut leader = Leader::new(Some((5, A)));
+    leader.now = 3_000;
+    let actions = leader.renew(1, A, 5);
+    leader.now = 3_400;
+    assert_eq!(leader.confirm(&actions), [grant(1, 5)]);
+    assert_eq!(leader.tick_at(4_409), []);
+    assert_eq!(change(&leader.tick_at(4_410)).1, take(5));
+}
+
+#[test]
+fn rule_2_a_renewal_waits_for_a_round_that_starts_after_it() {
+    let mut leader = Leader::new(Some((5, A)));
+    let first = leader.renew(1, A, 5);
+    assert_eq!(leader.renew(2, A, 5), [], "the round has started already");
+    assert_eq!(leader.renew(3, A, 5), []);
+    let second = leader.confirm(&first);
+    assert_eq!(second[0], grant(1, 5));
+    assert_eq!(leader.confirm(&second), [grant(2, 5), grant(3, 5)], "who waited shares the next");
+}
+
+#[test]
+fn rule_2_a_round_that_fails_grants_nothing() {
+    let mut leader = Leader::new(Some((5, A)));
+    let actions = leader.renew(1, A, 5);
+    let round = round(&actions);
+    assert_eq!(leader.event(Event::RoundDone { round, confirmed: false }), [refuse(1, 5, Refused::NoQuorum)]);
+    assert_eq!(leader.event(Event::RoundDone { round, confirmed: true }), [], "it has ended");
+}
+
+#[test]
+fn rule_2_the_epoch_is_looked_at_again_after_the_round() {
+    let mut leader = Leader::new(Some((5, A)));
+    let actions = leader.renew(1, A, 5);
+    leader.commit(Some((150, B)));
+    let answers = leader.confirm(&actions);
+    assert!(matches!(
+        answers[..],
+        [Action::Answer { token: 1, answer: Answer::Refused { epoch: 0, why: Refused::EarlierLease(_) } }]
+    ));
+}
+
+#[test]
+fn rule_2_once_a_change_is_proposed_nothing_is_granted_also_while_the_outcome_is_unknown() {
+    let mut leader = Leader::new(Some((5, A)));
+    let (id, _) = change(&leader.tick_at(1_010));
+    assert_eq!(leader.granted(A, 5), [refuse(999, 5, Refused::BeingTaken)]);
+    leader.event(Event::Proposed { change: id, outcome: Proposal::Unknown });
+    assert_eq!(leader.granted(A, 5), [refuse(999, 5, Refused::BeingTaken)]);
+
+    // It is proposed again until it is certain, and counts as open until it is seen applied.
+    let (again, to) = change(&leader.tick_at(1_300));
+    assert_eq!(to, take(5));
+    leader.event(Event::Proposed { change: again, outcome: Proposal::Committed { index: 120 } });
+    assert_eq!(leader.granted(A, 5), [refuse(999, 5, Refused::BeingTaken)]);
+    leader.applied = 119;
+    leader.commit(None);
+    let actions = leader.granted(A, 5);
+    assert_eq!(change(&actions).1, Change::Give { node: 1, session: A });
+}
+
+#[test]
+fn rule_2_a_late_outcome_does_not_open_a_change_that_was_proposed_again() {
+    let mut leader = Leader::new(Some((5, A)));
+    let (first, _) = change(&leader.tick_at(1_010));
+    leader.event(Event::Proposed { change: first, outcome: Proposal::Unknown });
+    change(&leader.tick_at(1_300));
+    leader.event(Event::Proposed { change: first, outcome: Proposal::Nothing });
+    assert_eq!(leader.granted(A, 5), [refuse(999, 5, Refused::BeingTaken)]);
+}
+
+#[test]
+fn rule_2_a_change_that_surely_failed_is_forgotten() {
+    let mut leader = Leader::new(Some((5, A)));
+    let (id, _) = change(&leader.tick_at(1_010));
+    leader.event(Event::Proposed { change: id, outcome: Proposal::Nothing });
+    assert_eq!(leader.granted(A, 5), [grant(999, 5)]);
+}
+
+#[test]
+fn rule_2_what_was_proposed_in_a_term_stays_open_in_that_term() {
+    let mut leader = Leader::new(Some((5, A)));
+    change(&leader.tick_at(1_010));
+    leader.event(Event::LostLeadership);
+    let actions = leader.event(Event::BecameLeader { term: 7 });
+    leader.confirm(&actions);
+    assert_eq!(leader.granted(A, 5), [refuse(999, 5, Refused::BeingTaken)]);
+}
+
+#[test]
+fn rule_3_a_new_leader_renews_at_once_but_waits_a_ttl_before_a_change() {
+    let mut leader = Leader::new(Some((5, A)));
+    assert_eq!(leader.tick_at(1_009), []);
+    assert_eq!(change(&leader.tick_at(1_010)).1, take(5));
+
+    let mut leader = Leader::new(Some((5, A)));
+    assert_eq!(leader.granted(A, 5), [grant(999, 5)]);
+}
+
+#[test]
+fn rule_3_a_leader_that_was_never_confirmed_changes_nothing() {
+    let mut leader = Leader::new(Some((5, A)));
+    let first = leader.event(Event::BecameLeader { term: 8 });
+    assert_eq!(leader.tick_at(60_000), [], "the round is on its way");
+    leader.event(Event::RoundDone { round: round(&first), confirmed: false });
+    round(&leader.tick_at(60_100));
+}
+
+#[test]
+fn rule_3_a_longer_ttl_of_before_is_waited_for() {
+    let mut leader = Leader::new(Some((5, A)));
+    leader.event(Event::Ttl(history(&[1, 5]).since(1)));
+    leader.now = 100;
+    leader.event(Event::Ttl(history(&[1, 5, 1]).since(2)));
+    leader.revision = 3;
+    leader.commit(leader.seat);
+    assert_eq!(leader.tick_at(5_049), []);
+    assert_eq!(change(&leader.tick_at(5_150)).1, take(5));
+}
+
+#[test]
+fn rule_3_a_revision_whose_ttl_is_not_known_yet_stops_grants_and_changes() {
+    let mut leader = Leader::new(Some((5, A)));
+    leader.revision = 2;
+    leader.commit(leader.seat);
+    assert_eq!(leader.granted(A, 5), [refuse(999, 5, Refused::CatchingUp)]);
+    assert_eq!(leader.tick_at(5_000), []);
+    leader.event(Event::Ttl(history(&[1, 1]).since(1)));
+    assert_eq!(leader.granted(A, 5), [grant(999, 5)]);
+}
+
+#[test]
+fn rule_4_a_process_that_starts_again_gets_a_new_epoch_after_the_old_lease() {
+    let mut leader = Leader::new(Some((5, A)));
+    leader.now = 2_000;
+    assert_eq!(leader.granted(A, 5), [grant(999, 5)]);
+    leader.now = 2_500;
+    let wait = Duration::from_millis(510);
+    assert_eq!(leader.granted(B, 0), [refuse(999, 0, Refused::EarlierLease(wait))]);
+    leader.now = 3_010;
+    assert_eq!(change(&leader.granted(B, 0)).1, Change::Give { node: 1, session: B });
+}
+
+#[test]
+fn rule_4_who_lost_the_answer_is_told_its_epoch_and_who_knows_better_is_not() {
+    let mut leader = Leader::new(Some((5, A)));
+    assert_eq!(leader.granted(A, 0), [grant(999, 5)]);
+    assert_eq!(leader.granted(A, 6), [refuse(999, 5, Refused::NotHeld)]);
+}
+
+#[test]
+fn a_released_seat_is_taken_back_without_waiting() {
+    let mut leader = Leader::new(Some((5, A)));
+    leader.granted(A, 5);
+    let actions = leader.release(1, A, 5);
+    let actions = leader.confirm(&actions);
+    assert_eq!(change(&actions).1, take(5));
+    assert!(actions.contains(&refuse(1, 5, Refused::BeingTaken)));
+}
+
+#[test]
+fn a_release_of_another_epoch_or_session_takes_nothing() {
+    let mut leader = Leader::new(Some((5, A)));
+    let actions = leader.release(1, A, 4);
+    assert_eq!(leader.confirm(&actions), [refuse(1, 5, Refused::BeingTaken)]);
+    let actions = leader.release(2, B, 5);
+    assert_eq!(leader.confirm(&actions), [refuse(2, 0, Refused::NotHeld)]);
+}
+
+#[test]
+fn a_holder_that_asks_in_time_is_not_dropped_while_its_round_runs() {
+    let mut leader = Leader::new(Some((5, A)));
+    leader.now = 900;
+    let actions = leader.renew(1, A, 5);
+    assert_eq!(leader.tick_at(1_500), []);
+    assert_eq!(leader.confirm(&actions), [grant(1, 5)]);
+}
+
+#[test]
+fn a_vacated_seat_is_not_renewed_and_taken_back_when_its_lease_has_ended() {
+    let mut leader = Leader::new(Some((5, A)));
+    leader.now = 2_000;
+    leader.granted(A, 5);
+    leader.event(Event::Vacate { key: SEAT, until: at(9_000) });
+    assert_eq!(leader.granted(A, 5), [refuse(999, 5, Refused::BeingTaken)]);
+    assert_eq!(leader.tick_at(3_009), []);
+    change(&leader.tick_at(3_010));
+    leader.commit(None);
+    let id = leader.table.last_id;
+    leader.event(Event::Proposed { change: id, outcome: Proposal::Committed { index: 1 } });
+    assert_eq!(leader.granted(A, 0), [refuse(999, 0, Refused::NotHeld)]);
+    leader.now = 9_000;
+    change(&leader.granted(A, 0));
+}
+
+#[test]
+fn who_does_not_lead_says_so_and_says_nothing_of_the_epoch() {
+    let mut leader = Leader::new(Some((5, A)));
+    let first = leader.renew(1, A, 5);
+    leader.renew(2, A, 5);
+    let not_leader = |token| refuse(token, 5, Refused::NotLeader);
+    assert_eq!(leader.event(Event::LostLeadership), [not_leader(1), not_leader(2)]);
+    assert_eq!(leader.renew(3, A, 5), [not_leader(3)]);
+    assert_eq!(leader.confirm(&first), [], "the round was another term's");
+    assert_eq!(leader.tick_at(60_000), []);
+}
+
+#[test]
+fn what_waits_is_bounded() {
+    let mut leader = Leader::new(Some((5, A)));
+    leader.renew(0, A, 5);
+    for token in 1..=WAITING_MAX as u64 {
+        assert_eq!(leader.renew(token, A, 5), []);
+    }
+    assert_eq!(leader.renew(u64::MAX, A, 5), [refuse(u64::MAX, 5, Refused::Busy)]);
+}

@@ -1,0 +1,253 @@
+//! Seats: the shell around the lease protocol.
+//!
+//! Two tasks, each the only one that touches its half of the core: `leader` feeds the
+//! [`Table`](super::core::Table) (idle while another node leads), `holder` renews this node's own
+//! seat. Both are owned by [`Seats`] and end with the token it was started with: the holder first,
+//! after it has given the seat up, then the leader's.
+//!
+//! Bounds: [`QUEUE`] renewals wait for the leader's task (more are refused and counted), the
+//! holder has [`CALLS`] calls on the way.
+
+mod holder;
+mod leader;
+mod metrics;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use trestle_proto::v1::{RenewReply, RenewRequest};
+use trestle_raft_store::types::NodeId;
+use uuid::Uuid;
+
+use super::Consensus;
+use super::clock::{BootTime, Clock};
+use super::core::{Answer, Claim, Refused, TtlHistory, with_drift};
+use metrics::LeaseMetrics;
+
+/// Renewals that wait for the leader's task: some for each of a few hundred nodes.
+const QUEUE: usize = 1024;
+/// Renewals of this node on the way at once.
+const CALLS: usize = 4;
+
+/// What seats need.
+pub struct SeatSettings {
+    pub consensus: Arc<dyn Consensus>,
+    pub clock: Arc<dyn Clock>,
+    /// Names this process: a new one each start.
+    pub session: Uuid,
+    /// TTLs by revision. Every revision that the node applies must show up here, soon, also one
+    /// that does not change the TTL: nothing is granted by an old revision's.
+    pub ttl: watch::Receiver<TtlHistory>,
+    /// Log index or revision that this node has applied and serves; told to the leader.
+    pub applied: Arc<dyn Fn() -> u64 + Send + Sync>,
+    /// While true, the node has no seat and asks for none.
+    pub draining: watch::Receiver<bool>,
+    pub shutdown: CancellationToken,
+}
+
+/// This node's seat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SeatView {
+    pub seated: bool,
+    /// 0: none.
+    pub epoch: u64,
+    /// The lease's end. What must not outlive the lease compares it with the clock itself; this
+    /// view is only as quick as the task that writes it.
+    pub until: BootTime,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum VacateError {
+    #[error("this node is not the leader")]
+    NotLeader,
+    #[error("the seat could not be taken back in time")]
+    TimedOut,
+}
+
+/// Handle of this node's part in the lease protocol. Cheap to clone.
+#[derive(Clone)]
+pub struct Seats {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    consensus: Arc<dyn Consensus>,
+    clock: Arc<dyn Clock>,
+    queue: mpsc::Sender<Order>,
+    view: watch::Receiver<SeatView>,
+    ttl: watch::Receiver<TtlHistory>,
+    metrics: Arc<LeaseMetrics>,
+    tasks: TaskTracker,
+}
+
+/// What the leader's task is asked for.
+enum Order {
+    Renew { claim: Claim, reply: oneshot::Sender<Answer> },
+    Vacate { node: NodeId, until: BootTime },
+}
+
+impl Seats {
+    /// Starts both tasks on the present tokio runtime.
+    pub fn start(settings: SeatSettings) -> Seats {
+        let (seats, leader, holder) = Self::prepare(settings);
+        let tasks = &seats.shared.tasks;
+        tasks.spawn(leader);
+        tasks.spawn(holder);
+        tasks.close();
+        seats
+    }
+
+    /// The two tasks, to be run by the caller (under simulation, on another runtime).
+    pub fn prepare(settings: SeatSettings) -> (Seats, BoxFuture<'static, ()>, BoxFuture<'static, ()>) {
+        let (queue, orders) = mpsc::channel(QUEUE);
+        let none = SeatView { seated: false, epoch: 0, until: BootTime::default() };
+        let (view, view_seen) = watch::channel(none);
+        let seats = Seats {
+            shared: Arc::new(Shared {
+                consensus: settings.consensus.clone(),
+                clock: settings.clock.clone(),
+                queue,
+                view: view_seen,
+                ttl: settings.ttl.clone(),
+                metrics: Arc::default(),
+                tasks: TaskTracker::new(),
+            }),
+        };
+        // The leader's task goes on until the holder has given the seat up, perhaps to this node.
+        let holder_gone = CancellationToken::new();
+        let leader = leader::run(&settings, orders, seats.shared.metrics.clone(), holder_gone.clone());
+        let holder = holder::run(settings, seats.clone(), view, holder_gone.drop_guard());
+        (seats, Box::pin(leader), Box::pin(holder))
+    }
+
+    /// This node's seat as it changes.
+    pub fn seat(&self) -> watch::Receiver<SeatView> {
+        self.shared.view.clone()
+    }
+
+    /// Whether this node's seat may be counted on now.
+    pub fn seated(&self) -> bool {
+        let view = *self.shared.view.borrow();
+        view.seated && self.shared.clock.now() < view.until
+    }
+
+    /// What is left of the lease.
+    pub fn remaining(&self) -> Duration {
+        let view = *self.shared.view.borrow();
+        if view.seated { view.until.since(self.shared.clock.now()) } else { Duration::ZERO }
+    }
+
+    /// A renewal by `caller`, the node in the peer's certificate. To be called as soon as it has
+    /// arrived; answered by the leader only. Dropping it leaves a grant that nobody uses.
+    pub fn renew(&self, request: RenewRequest, caller: NodeId) -> BoxFuture<'_, RenewReply> {
+        Box::pin(async move {
+            let claim = match self.claim(&request, caller) {
+                Ok(claim) => claim,
+                Err(refused) => {
+                    self.shared.metrics.malformed();
+                    return RenewReply { refused, unsure: true, ..RenewReply::default() };
+                }
+            };
+            let answer = self.answer(claim).await;
+            self.shared.metrics.answered(&answer);
+            reply(answer)
+        })
+    }
+
+    async fn answer(&self, claim: Claim) -> Answer {
+        let unsure = |why| Answer::Refused { epoch: claim.epoch, why };
+        let (reply, answer) = oneshot::channel();
+        match self.shared.queue.try_send(Order::Renew { claim, reply }) {
+            Ok(()) => answer.await.unwrap_or(unsure(Refused::NotLeader)),
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                self.shared.metrics.queue_full();
+                unsure(Refused::Busy)
+            }
+            Err(mpsc::error::TrySendError::Closed(_)) => unsure(Refused::NotLeader),
+        }
+    }
+
+    fn claim(&self, request: &RenewRequest, caller: NodeId) -> Result<Claim, String> {
+        if request.node != caller {
+            return Err(format!("node {caller} asks for the seat of node {}", request.node));
+        }
+        let session = Uuid::from_slice(&request.session).map_err(|e| format!("session: {e}"))?;
+        let state = self.shared.consensus.state().borrow().clone();
+        if state.cluster_id.is_some_and(|id| id.as_bytes()[..] != request.cluster_id[..]) {
+            return Err("another cluster".into());
+        }
+        // Who was let in a moment ago may be known to the quorum only; it asks again.
+        if !state.nodes.contains_key(&caller) {
+            return Err(format!("node {caller} is not a member here"));
+        }
+        Ok(Claim { node: caller, session, epoch: request.seat_epoch, release: request.draining })
+    }
+
+    /// For the leader, before a node is expelled: grants it nothing more and takes its seat back as
+    /// soon as its lease has ended. Returns when the node has no seat; for a while after that it
+    /// gets no new one.
+    ///
+    /// # Errors
+    /// This node does not lead, or the seat was not taken back within twice the TTL and a second.
+    pub async fn vacate(&self, node: NodeId) -> Result<(), VacateError> {
+        if self.shared.consensus.leadership().borrow().is_none() {
+            return Err(VacateError::NotLeader);
+        }
+        let ttl = self.shared.ttl.borrow().since(0).longest;
+        let deadline = self.shared.clock.now() + with_drift(ttl) * 2 + Duration::from_secs(1);
+        let order = Order::Vacate { node, until: deadline + Duration::from_secs(5) };
+        self.shared.queue.send(order).await.map_err(|_| VacateError::NotLeader)?;
+        let mut state = self.shared.consensus.state();
+        let gone = state.wait_for(|state| !state.seats.contains_key(&node));
+        tokio::select! {
+            gone = gone => gone.map(|_| ()).map_err(|_| VacateError::NotLeader),
+            () = self.shared.clock.sleep_until(deadline) => Err(VacateError::TimedOut),
+        }
+    }
+
+    /// Prometheus text.
+    pub fn render_metrics(&self, out: &mut String) {
+        self.shared.metrics.render(out, self.seated(), self.remaining());
+    }
+
+    /// Returns when both tasks have ended.
+    pub async fn stopped(&self) {
+        self.shared.tasks.wait().await;
+    }
+}
+
+/// As it goes over the wire.
+fn reply(answer: Answer) -> RenewReply {
+    match answer {
+        Answer::Granted { epoch, ttl } => RenewReply {
+            seat_epoch: epoch,
+            ttl_ms: u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX),
+            ..RenewReply::default()
+        },
+        Answer::Refused { epoch, why } => RenewReply {
+            seat_epoch: epoch,
+            ttl_ms: 0,
+            refused: why.to_string(),
+            unsure: why.says_nothing_of_the_epoch(),
+        },
+    }
+}
+
+/// As it came over the wire. Why exactly is for people; what counts is whether the answer is sure.
+fn answer(reply: &RenewReply) -> Answer {
+    match reply {
+        RenewReply { unsure: true, .. } => {
+            Answer::Refused { epoch: reply.seat_epoch, why: Refused::NotLeader }
+        }
+        RenewReply { ttl_ms: 0, .. } => Answer::Refused { epoch: reply.seat_epoch, why: Refused::NotHeld },
+        RenewReply { seat_epoch: 0, .. } => Answer::Refused { epoch: 0, why: Refused::NotHeld },
+        _ => Answer::Granted { epoch: reply.seat_epoch, ttl: Duration::from_millis(reply.ttl_ms) },
+    }
+}
+
+#[cfg(test)]
+mod tests;

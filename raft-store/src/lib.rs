@@ -1,9 +1,55 @@
 //! What a node must not lose: the Raft log, the vote, the agreed state and its snapshots, in redb.
+//!
+//! [`Store::open`] takes a data folder and gives the two halves that openraft wants, [`LogStore`]
+//! and [`StateMachine`], and the node's own [`LocalIdentity`]. All of them write through one thread,
+//! in the order in which they were asked, with an fsync before anything is acknowledged.
+//!
+//! | module | owns |
+//! | --- | --- |
+//! | [`types`] | commands, outcomes and the state: what the cluster agrees on |
+//! | [`mod@apply`] | what a command does to the state: a pure function |
+//! | [`codec`] | values as bytes, with a format number in front |
+//! | [`log`] | the log as openraft reads and writes it |
+//! | [`machine`] | the state as openraft builds it, and its snapshots |
+//! | [`store`] | opening a folder, the identity, refusing a folder that can't be trusted |
+//! | [`metrics`] | how long the disk takes |
 #![forbid(unsafe_code)]
 
+pub mod apply;
+pub mod codec;
+mod disk;
+mod floor;
+pub mod log;
+pub mod machine;
+pub mod metrics;
+#[cfg(test)]
+mod samples;
+pub mod store;
+#[cfg(test)]
+mod tests;
 pub mod types;
+mod writer;
+
+pub use log::LogStore;
+pub use machine::{SnapshotData, StateMachine};
+pub use store::{LocalIdentity, OpenError, Store};
 
 /// Bytes of a config document in one log entry. gRPC's message limits lie above it.
 pub const MAX_DOCUMENT: usize = 8 << 20;
 /// Revisions kept in the state.
 pub const HISTORY: usize = 100;
+/// Bytes of the documents of those, together; older ones go first, the one in force stays. Bounds
+/// memory, snapshots and the time that a new node takes to join.
+pub const HISTORY_BYTES: usize = 64 << 20;
+/// Expelled nodes remembered by id and join token.
+pub const REMOVED: usize = 10_000;
+/// Bytes of a snapshot: the history, and room for everything else in the state.
+pub const MAX_SNAPSHOT: usize = HISTORY_BYTES + (64 << 20);
+
+const _: () = assert!(MAX_DOCUMENT <= HISTORY_BYTES && HISTORY_BYTES < MAX_SNAPSHOT);
+
+// openraft's types as this crate instantiates them.
+pub(crate) type LogEntry = openraft::alias::EntryOf<types::TypeConfig>;
+pub(crate) type LogId = openraft::alias::LogIdOf<types::TypeConfig>;
+pub(crate) type Vote = openraft::alias::VoteOf<types::TypeConfig>;
+pub(crate) type Membership = openraft::alias::StoredMembershipOf<types::TypeConfig>;

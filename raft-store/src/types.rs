@@ -68,6 +68,7 @@ pub enum Command {
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PutConfig {
     /// Canonical document ([`trestle_config`]), at most [`crate::MAX_DOCUMENT`] bytes.
+    #[serde(with = "document_bytes")]
     pub document: Arc<[u8]>,
     /// Names of the routes in it: the state remembers since when each exists.
     pub routes: Vec<String>,
@@ -142,6 +143,8 @@ pub enum Refusal {
     NotFounded,
     #[error("the cluster writes format {level}, this node reads up to {reads}: upgrade it first")]
     TooOld { level: u32, reads: u32 },
+    #[error("node {0} has another data folder than the one that asks in its name")]
+    OtherFolder(NodeId),
 }
 
 /// The agreed state. Published after each applied entry as an immutable value.
@@ -150,13 +153,16 @@ pub struct State {
     pub cluster_id: Option<Uuid>,
     /// Log index of the last entry in this state; 0: none.
     pub applied_index: u64,
-    /// Oldest first, at most [`crate::HISTORY`]; the last is in force. Numbers are contiguous.
+    /// Oldest first, at most [`crate::HISTORY`] with at most [`crate::HISTORY_BYTES`] of documents;
+    /// the last is in force and always there. Numbers are contiguous.
     pub revisions: Vec<Arc<Revision>>,
     /// Route name -> first revision that had it without a gap since.
     pub route_births: BTreeMap<String, u64>,
     pub nodes: BTreeMap<NodeId, NodeRecord>,
-    /// Ids that were expelled: never let in again.
+    /// Ids that were expelled: never let in again. The newest [`crate::REMOVED`].
     pub removed: BTreeSet<NodeId>,
+    /// Join tokens of those: their data folders can't be used to join again.
+    pub removed_tokens: BTreeMap<Uuid, NodeId>,
     pub seats: BTreeMap<NodeId, Seat>,
 }
 
@@ -179,6 +185,7 @@ impl State {
 pub struct Revision {
     /// 1, 2, 3 ...
     pub number: u64,
+    #[serde(with = "document_bytes")]
     pub document: Arc<[u8]>,
     pub author: String,
     pub message: String,
@@ -244,5 +251,50 @@ impl fmt::Display for Outcome {
             Outcome::Refused(refusal) => write!(f, "refused: {refusal}"),
             other => write!(f, "{other:?}"),
         }
+    }
+}
+
+/// Documents as one run of bytes. The encoding equals that of a sequence of `u8`, without a call
+/// for each byte.
+mod document_bytes {
+    use std::fmt;
+    use std::sync::Arc;
+
+    use serde::de::{Error, SeqAccess, Visitor};
+    use serde::{Deserializer, Serializer};
+
+    /// What is reserved on the word of a length alone.
+    const RESERVE: usize = 64 << 10;
+
+    pub(super) fn serialize<S: Serializer>(bytes: &Arc<[u8]>, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(bytes)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<[u8]>, D::Error> {
+        struct Bytes;
+        impl<'de> Visitor<'de> for Bytes {
+            type Value = Arc<[u8]>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("bytes")
+            }
+
+            fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Self::Value, E> {
+                Ok(Arc::from(bytes))
+            }
+
+            fn visit_byte_buf<E: Error>(self, bytes: Vec<u8>) -> Result<Self::Value, E> {
+                Ok(Arc::from(bytes))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+                let mut bytes = Vec::with_capacity(seq.size_hint().unwrap_or(0).min(RESERVE));
+                while let Some(byte) = seq.next_element()? {
+                    bytes.push(byte);
+                }
+                Ok(Arc::from(bytes))
+            }
+        }
+        deserializer.deserialize_byte_buf(Bytes)
     }
 }

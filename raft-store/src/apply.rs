@@ -1,0 +1,191 @@
+//! What a committed command does to the agreed state.
+//!
+//! [`apply`] is a pure function of state, log index and command: every node that applies the same
+//! log has the same state, whatever its clock, its release or the order of its restarts. So nothing
+//! here may depend on a constant that a later release could change without a new format; bounds
+//! such as [`crate::HISTORY`] are part of format 1.
+//!
+//! A command that is refused changes nothing but `applied_index`.
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use crate::types::{
+    Command, NodeId, NodeProfile, NodeRecord, Outcome, PutConfig, Refusal, Revision, Role, Seat, State,
+};
+use crate::{HISTORY, HISTORY_BYTES, REMOVED};
+
+/// The newest state format that this release reads, as a node says it in its [`NodeProfile`].
+pub const FEATURE_LEVEL: u32 = 1;
+
+/// Applies the entry at `index`, which is greater than that of every entry applied before.
+pub fn apply(state: &mut State, index: u64, command: &Command) -> Outcome {
+    state.applied_index = index;
+    decide(state, index, command).unwrap_or_else(Outcome::Refused)
+}
+
+/// What every present node reads; a node that reads less can't be let in, since the state may hold
+/// what it does not know.
+pub fn level(state: &State) -> u32 {
+    state.nodes.values().map(|n| n.profile.feature_level).min().unwrap_or(1).max(1)
+}
+
+fn decide(state: &mut State, index: u64, command: &Command) -> Result<Outcome, Refusal> {
+    match command {
+        Command::Mark => return Ok(Outcome::Done),
+        Command::Found { cluster_id, node, at_ms } => return found(state, *cluster_id, node, *at_ms),
+        _ => {}
+    }
+    let cluster_id = state.cluster_id.ok_or(Refusal::NotFounded)?;
+    match command {
+        Command::Mark | Command::Found { .. } => unreachable!("handled above"),
+        Command::PutConfig(put) => put_config(state, put),
+        Command::Admit { node, replace, at_ms } => {
+            admit(state, index, node, *replace, *at_ms).map(|id| Outcome::Admitted { id, cluster_id })
+        }
+        Command::Expel { node, .. } => {
+            member(state, *node)?;
+            expel(state, *node);
+            Ok(Outcome::Done)
+        }
+        Command::UpdateNode { node, profile } => update_node(state, *node, profile),
+        Command::SetRole { node, role } => {
+            member(state, *node)?.role = *role;
+            Ok(Outcome::Done)
+        }
+        Command::Seat { node, session } => seat(state, index, *node, *session),
+        Command::Unseat { node, epoch } => {
+            if state.seats.get(node).is_some_and(|seat| seat.epoch == *epoch) {
+                state.seats.remove(node);
+            }
+            Ok(Outcome::Done)
+        }
+    }
+}
+
+fn found(state: &mut State, cluster_id: Uuid, node: &NodeProfile, at_ms: u64) -> Result<Outcome, Refusal> {
+    const FIRST: NodeId = 0;
+    if let Some(present) = state.cluster_id {
+        // The founder may ask again when it has not heard what became of its first try.
+        let same = state.nodes.get(&FIRST).is_some_and(|n| n.profile.join_token == node.join_token);
+        if present != cluster_id || !same {
+            return Err(Refusal::Founded(present));
+        }
+    } else {
+        state.cluster_id = Some(cluster_id);
+        let record = NodeRecord { profile: node.clone(), role: Role::Auto, joined_ms: at_ms };
+        state.nodes.insert(FIRST, record);
+    }
+    Ok(Outcome::Admitted { id: FIRST, cluster_id })
+}
+
+fn put_config(state: &mut State, put: &PutConfig) -> Result<Outcome, Refusal> {
+    let actual = state.revision_number();
+    if let Some(expected) = put.expected.filter(|expected| *expected != actual) {
+        return Err(Refusal::RevisionMismatch { expected, actual });
+    }
+    if state.revision().is_some_and(|r| r.document == put.document) {
+        return Ok(Outcome::Unchanged(actual));
+    }
+    let number = actual + 1;
+    state.revisions.push(Arc::new(Revision {
+        number,
+        document: put.document.clone(),
+        author: put.author.clone(),
+        message: put.message.clone(),
+        at_ms: put.at_ms,
+    }));
+    forget_old_revisions(state);
+    let born = |name: &String| state.route_births.get(name).copied().unwrap_or(number);
+    state.route_births = put.routes.iter().map(|name| (name.clone(), born(name))).collect();
+    Ok(Outcome::Revision(number))
+}
+
+fn forget_old_revisions(state: &mut State) {
+    let mut bytes = 0;
+    let kept = state.revisions.iter().rev().take(HISTORY).take_while(|r| {
+        bytes += r.document.len();
+        bytes <= HISTORY_BYTES
+    });
+    let kept = kept.count().max(1);
+    state.revisions.drain(..state.revisions.len() - kept);
+}
+
+fn admit(
+    state: &mut State,
+    index: u64,
+    node: &NodeProfile,
+    replace: bool,
+    at_ms: u64,
+) -> Result<NodeId, Refusal> {
+    if let Some(removed) = state.removed_tokens.get(&node.join_token) {
+        return Err(Refusal::Removed(*removed));
+    }
+    readable(state, node)?;
+    let present = state.nodes.iter().find(|(_, n)| n.profile.join_token == node.join_token);
+    let present = present.map(|(id, _)| *id);
+    if let Err(taken) = name_is_free(state, &node.name, present) {
+        match taken {
+            Refusal::NameTaken { id, .. } if replace => expel(state, id),
+            refusal => return Err(refusal),
+        }
+    }
+    if let Some(record) = present.and_then(|id| state.nodes.get_mut(&id)) {
+        record.profile = node.clone();
+    }
+    Ok(present.unwrap_or_else(|| {
+        let record = NodeRecord { profile: node.clone(), role: Role::Auto, joined_ms: at_ms };
+        state.nodes.insert(index, record);
+        index
+    }))
+}
+
+fn update_node(state: &mut State, node: NodeId, profile: &NodeProfile) -> Result<Outcome, Refusal> {
+    if member(state, node)?.profile.join_token != profile.join_token {
+        return Err(Refusal::OtherFolder(node));
+    }
+    readable(state, profile)?;
+    name_is_free(state, &profile.name, Some(node))?;
+    member(state, node)?.profile = profile.clone();
+    Ok(Outcome::Done)
+}
+
+fn seat(state: &mut State, index: u64, node: NodeId, session: Uuid) -> Result<Outcome, Refusal> {
+    member(state, node)?;
+    let seat = state.seats.entry(node).or_insert(Seat { epoch: index, session });
+    if seat.session != session {
+        *seat = Seat { epoch: index, session };
+    }
+    Ok(Outcome::Seated { epoch: seat.epoch })
+}
+
+fn expel(state: &mut State, node: NodeId) {
+    if let Some(record) = state.nodes.remove(&node) {
+        state.removed_tokens.insert(record.profile.join_token, node);
+    }
+    state.removed.insert(node);
+    state.seats.remove(&node);
+    if state.removed.len() > REMOVED
+        && let Some(oldest) = state.removed.pop_first()
+    {
+        state.removed_tokens.retain(|_, id| *id != oldest);
+    }
+}
+
+fn member(state: &mut State, node: NodeId) -> Result<&mut NodeRecord, Refusal> {
+    let removed = state.removed.contains(&node);
+    state.nodes.get_mut(&node).ok_or(if removed { Refusal::Removed(node) } else { Refusal::NoSuchNode(node) })
+}
+
+fn name_is_free(state: &State, name: &str, except: Option<NodeId>) -> Result<(), Refusal> {
+    match state.node_by_name(name) {
+        Some((id, _)) if Some(id) != except => Err(Refusal::NameTaken { name: name.to_owned(), id }),
+        _ => Ok(()),
+    }
+}
+
+fn readable(state: &State, node: &NodeProfile) -> Result<(), Refusal> {
+    let (level, reads) = (level(state), node.feature_level);
+    if reads < level { Err(Refusal::TooOld { level, reads }) } else { Ok(()) }
+}

@@ -1,0 +1,78 @@
+//! Values that tests share, one of each kind.
+
+use std::sync::Arc;
+
+use openraft::entry::RaftEntry;
+use openraft::testing::log_id;
+use uuid::Uuid;
+
+use crate::LogEntry;
+use crate::apply::apply;
+use crate::types::{Command, NodeProfile, PutConfig, Role, State, TypeConfig};
+
+pub(crate) const CLUSTER: Uuid = Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_00ff);
+
+/// Tokens are made from a number, so that a test can name the same data folder twice.
+pub(crate) fn profile(name: &str, token: u128) -> NodeProfile {
+    NodeProfile {
+        name: name.to_owned(),
+        cluster: format!("{name}.example:7400"),
+        admin: "127.0.0.1:7480".to_owned(),
+        join_token: Uuid::from_u128(token),
+        version: "0.1.0".to_owned(),
+        feature_level: 1,
+    }
+}
+
+pub(crate) fn put_config(document: &[u8], expected: Option<u64>) -> Command {
+    put_routes(document, &["web", "api"], expected)
+}
+
+pub(crate) fn put_routes(document: &[u8], routes: &[&str], expected: Option<u64>) -> Command {
+    Command::PutConfig(PutConfig {
+        document: Arc::from(document),
+        routes: routes.iter().map(|r| (*r).to_owned()).collect(),
+        expected,
+        author: "alice".to_owned(),
+        message: "more members".to_owned(),
+        at_ms: 1_767_225_600_000,
+    })
+}
+
+pub(crate) fn found() -> Command {
+    Command::Found { cluster_id: CLUSTER, node: profile("a", 1), at_ms: 1_767_225_600_000 }
+}
+
+pub(crate) fn admit(name: &str, token: u128, replace: bool) -> Command {
+    Command::Admit { node: profile(name, token), replace, at_ms: 1_767_225_601_000 }
+}
+
+/// One of each kind; applied in order from log index 1, none is refused.
+pub(crate) fn commands() -> Vec<Command> {
+    let session = Uuid::from_u128(77);
+    vec![
+        found(),
+        put_config(b"listeners: {}\n", Some(0)),
+        admit("b", 2, false),
+        Command::UpdateNode { node: 3, profile: profile("bb", 2) },
+        Command::SetRole { node: 3, role: Role::Learner },
+        Command::Seat { node: 0, session },
+        Command::Seat { node: 3, session },
+        Command::Unseat { node: 0, epoch: 6 },
+        admit("c", 3, true),
+        Command::Expel { node: 9, at_ms: 1_767_225_602_000 },
+        Command::Mark,
+    ]
+}
+
+pub(crate) fn state() -> State {
+    let mut state = State::default();
+    for (index, command) in (1..).zip(commands()) {
+        apply(&mut state, index, &command);
+    }
+    state
+}
+
+pub(crate) fn entry(term: u64, index: u64, command: Command) -> LogEntry {
+    LogEntry::new_normal(log_id::<TypeConfig>(term, 0, index), command)
+}

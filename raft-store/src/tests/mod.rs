@@ -1,0 +1,1 @@
+//! What only whole stores show: openraft's own suite, a Raft node, crashes.

@@ -3,6 +3,8 @@
 #![deny(unsafe_code)]
 
 pub mod identity;
+pub mod membership;
+pub mod raft;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -154,14 +154,7 @@ impl Local {
             .collect();
         let replies = hellos.filter_map(|reply| async { reply.ok().and_then(|r| self.greeted(member, r)) });
         let mut replies = std::pin::pin!(replies);
-        let mut leader = None;
-        while let Some(said) = replies.next().await {
-            leader = leader.or(said);
-            if leader.is_some() {
-                break;
-            }
-        }
-        leader
+        replies.next().await
     }
 
     fn greeted(&self, member: &Member, reply: Result<Response<HelloReply>, Status>) -> Option<NodeId> {

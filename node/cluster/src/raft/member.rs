@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, ForwardReason, LinearizableReadError, RaftError};
-use openraft::{ChangeMembers, LinearizerOption, Raft, RaftMetrics, ServerState};
+use openraft::{ChangeMembers, Instant as _, LinearizerOption, Raft, RaftMetrics, ServerState};
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
@@ -20,6 +20,7 @@ use uuid::Uuid;
 use super::ask::Attempt;
 use super::peers::Peers;
 use super::settings::Timers;
+use crate::membership::successor;
 
 pub(crate) struct Member {
     pub(crate) id: NodeId,
@@ -200,13 +201,18 @@ impl Member {
         }
     }
 
+    /// Makes the first membership of a cluster, this node alone, unless it has been made.
+    pub(crate) async fn initialize(&self, name: &str, address: &str) -> Result<(), String> {
+        if self.raft.is_initialized().await.map_err(|e| e.to_string())? {
+            return Ok(());
+        }
+        let peer = Peer { name: name.to_owned(), cluster: address.to_owned() };
+        self.raft.initialize(BTreeMap::from([(self.id, peer)])).await.map_err(|e| e.to_string())
+    }
+
     /// Changes the membership. Only the membership's own task calls this, one at a time.
-    pub(crate) async fn change(
-        &self,
-        change: ChangeMembers<NodeId, Peer>,
-        retain: bool,
-        deadline: Instant,
-    ) -> Attempt {
+    pub(crate) async fn change(&self, change: Change, deadline: Instant) -> Attempt {
+        let (change, retain) = change.into_openraft();
         match timeout_at(deadline, self.raft.change_membership(change, retain)).await {
             Err(_) => Attempt::Unknown("the change of membership was not committed in time".to_owned()),
             Ok(Ok(response)) => Attempt::Done(Outcome::Done, response.log_id.index),
@@ -232,11 +238,68 @@ impl Member {
         }
     }
 
+    /// Gives the leadership to another voter, if there is one that answers. Whether another leads
+    /// when it returns, which is after `within` at the latest.
+    pub(crate) async fn hand_over(&self, within: Duration) -> bool {
+        let deadline = Instant::now() + within;
+        let Some(to) = successor(&self.view()) else { return false };
+        tracing::info!(to, "handing the leadership over");
+        if self.raft.trigger().transfer_leader(to).await.is_err() {
+            return false;
+        }
+        let mut metrics = self.raft.metrics();
+        let another = async {
+            while metrics.borrow_watched().current_leader.is_none_or(|leader| leader == self.id) {
+                if metrics.changed().await.is_err() {
+                    return false;
+                }
+            }
+            true
+        };
+        let patience = deadline.min(Instant::now() + self.timers.patience() * 2);
+        if timeout_at(patience, another).await == Ok(true) {
+            return true;
+        }
+        // A leader that has begun to hand over takes no writes; a new election makes it whole again.
+        tracing::warn!(to, "the leadership was not taken over");
+        let _ = self.raft.trigger().elect(false).await;
+        false
+    }
+
     /// Whether the state has come as far as `index` before the deadline.
     pub(crate) async fn applied(&self, index: u64, deadline: Instant) -> bool {
         let mut state = self.watch_state();
         let reached = state.wait_for(|state| state.applied_index >= index);
         matches!(timeout_at(deadline, reached).await, Ok(Ok(_)))
+    }
+}
+
+/// One change of the membership.
+#[derive(Clone, Debug)]
+pub(crate) enum Change {
+    /// Makes a joint config uniform.
+    Finish,
+    AddLearner(NodeId, Peer),
+    Readdress(NodeId, Peer),
+    Promote(NodeId),
+    /// A voter becomes a learner.
+    Demote(NodeId),
+    RemoveVoters(BTreeSet<NodeId>),
+    RemoveLearners(BTreeSet<NodeId>),
+}
+
+impl Change {
+    /// openraft's words for it, and whether voters that go stay as learners (`retain`).
+    fn into_openraft(self) -> (ChangeMembers<NodeId, Peer>, bool) {
+        match self {
+            Change::Finish => (ChangeMembers::AddVoterIds(BTreeSet::new()), true),
+            Change::AddLearner(id, peer) => (ChangeMembers::AddNodes(BTreeMap::from([(id, peer)])), true),
+            Change::Readdress(id, peer) => (ChangeMembers::SetNodes(BTreeMap::from([(id, peer)])), true),
+            Change::Promote(id) => (ChangeMembers::AddVoterIds(BTreeSet::from([id])), true),
+            Change::Demote(id) => (ChangeMembers::RemoveVoters(BTreeSet::from([id])), true),
+            Change::RemoveVoters(ids) => (ChangeMembers::RemoveVoters(ids), false),
+            Change::RemoveLearners(ids) => (ChangeMembers::RemoveNodes(ids), true),
+        }
     }
 }
 

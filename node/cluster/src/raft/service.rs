@@ -92,7 +92,10 @@ impl Service {
     async fn ask(&self, ask: Ask, forwarded: bool, within: Duration) -> Result<(Outcome, u64), Status> {
         let member = self.member()?;
         if !forwarded {
-            return self.0.ask(&ask, within).await.or_else(refused);
+            return match self.0.ask(&ask, within).await {
+                Err(ProposeError::Refused(refusal)) => Ok((Outcome::Refused(refusal), 0)),
+                other => other.or_else(refused),
+            };
         }
         if let Ask::Propose(command) = &ask {
             codec::check_size(command).map_err(|e| Refused::Invalid.status(e.to_string()))?;
@@ -220,7 +223,7 @@ impl Cluster for Service {
         let outcome = match self.0.ask(&Ask::Propose(command), NO_LEADER).await {
             Ok((outcome, _)) => outcome,
             Err(ProposeError::Refused(refusal)) => Outcome::Refused(refusal),
-            Err(error) => refused(error)?.0,
+            Err(error) => return refused(error),
         };
         Ok(Response::new(JoinReply { outcome: encoded(&outcome)? }))
     }

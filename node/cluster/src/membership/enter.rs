@@ -179,7 +179,9 @@ pub(crate) async fn found(local: &Local, member: &Member) -> Result<(), EnterErr
     };
     match member.applied(index, deadline).await {
         true => Ok(()),
-        false => Err(EnterError::Invalid("the first entry of the cluster was not applied in time".to_owned())),
+        false => {
+            Err(EnterError::Invalid("the first entry of the cluster was not applied in time".to_owned()))
+        }
     }
 }
 

@@ -39,7 +39,10 @@ pub(crate) enum Answer {
     Myself,
     InCluster(Uuid),
     /// Not in a cluster; `seeker` if it may found one, `founding` if it is doing so.
-    Empty { seeker: Option<Seeker>, founding: bool },
+    Empty {
+        seeker: Option<Seeker>,
+        founding: bool,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -151,7 +154,12 @@ mod tests {
             ("alone", Some("m"), vec![], "found"),
             ("only itself on the list", Some("m"), vec![Answer::Myself], "found"),
             ("a cluster exists", Some("m"), vec![empty("a"), Answer::InCluster(one)], "join 1"),
-            ("a cluster exists, another is silent", Some("m"), vec![silent(), Answer::InCluster(one)], "join 1"),
+            (
+                "a cluster exists, another is silent",
+                Some("m"),
+                vec![silent(), Answer::InCluster(one)],
+                "join 1",
+            ),
             ("two of one cluster", Some("m"), vec![Answer::InCluster(one), Answer::InCluster(one)], "join 0"),
             ("two clusters", Some("m"), vec![Answer::InCluster(one), Answer::InCluster(two)], "refuse"),
             ("somebody is silent", Some("m"), vec![empty("z"), silent()], "wait"),

@@ -237,7 +237,10 @@ mod tests {
         let mut view = view("0 5");
         view.nodes.get_mut(&5).unwrap().cluster = "old:1".to_owned();
         let step = next_step(&state("0 5"), &view, 5, &BTreeSet::new());
-        assert_eq!(step, Some(Step::Readdress(5, Peer { name: "n5".to_owned(), cluster: "h5:1".to_owned() })));
+        assert_eq!(
+            step,
+            Some(Step::Readdress(5, Peer { name: "n5".to_owned(), cluster: "h5:1".to_owned() }))
+        );
     }
 
     #[test]

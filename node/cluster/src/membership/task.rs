@@ -120,9 +120,15 @@ impl Task {
             Step::FinishJoint => self.change(Change::Finish).await,
             Step::AddLearner(id, peer) => self.change(Change::AddLearner(id, peer)).await,
             Step::Readdress(id, peer) => self.change(Change::Readdress(id, peer)).await,
-            Step::RemoveVoters(ids) => self.change(Change::RemoveVoters(ids)).await,
+            Step::RemoveVoters(ids) => match self.shrinking_refused(&ids).await {
+                None => self.change(Change::RemoveVoters(ids)).await,
+                Some(why) => Attempt::Fail(ProposeError::Invalid(why)),
+            },
             Step::RemoveLearners(ids) => self.change(Change::RemoveLearners(ids)).await,
-            Step::Demote(id) => self.change(Change::Demote(id)).await,
+            Step::Demote(id) => match self.shrinking_refused(&BTreeSet::from([id])).await {
+                None => self.change(Change::Demote(id)).await,
+                Some(why) => Attempt::Fail(ProposeError::Invalid(why)),
+            },
             Step::Promote(id) => self.promote(id).await,
             Step::HandOver => self.hand_over().await,
         }
@@ -197,7 +203,7 @@ impl Task {
 
     async fn demote_by_hand(&mut self, node: NodeId) -> Attempt {
         if self.member.is_voter(node) {
-            if let Some(refusal) = self.shrinking_refused(node).await {
+            if let Some(refusal) = self.shrinking_refused(&BTreeSet::from([node])).await {
                 return Attempt::Fail(ProposeError::Invalid(format!("node {node} stays a voter: {refusal}")));
             }
             if node == self.member.id {
@@ -232,11 +238,13 @@ impl Task {
         self.member.write(command, Instant::now() + STEP_WITHIN).await
     }
 
-    /// Asked for a while: a new leader has not heard everybody yet.
-    async fn shrinking_refused(&self, node: NodeId) -> Option<String> {
-        let leaving = BTreeSet::from([node]);
-        let refusal = |member: &Member| shrinking_refused(&member.view(), &leaving);
-        let deadline = Instant::now() + self.member.timers.patience();
+    /// Why these voters must stay, judged by answers that are younger than the question: a change that
+    /// can't be committed leaves a joint config that nobody can finish. Asked for a while, since the
+    /// others need a moment to answer.
+    async fn shrinking_refused(&self, leaving: &BTreeSet<NodeId>) -> Option<String> {
+        let asked = Instant::now();
+        let refusal = |member: &Member| shrinking_refused(&member.view_within(asked.elapsed()), leaving);
+        let deadline = asked + self.member.timers.patience();
         self.until(deadline, |member| refusal(member).is_none()).await;
         refusal(&self.member)
     }

@@ -12,7 +12,9 @@ use futures::stream::FuturesUnordered;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tonic::{Response, Status};
-use trestle_proto::v1::{HelloReply, HelloRequest, MemberRequest, ProposeReply, ProposeRequest, ReadIndexRequest};
+use trestle_proto::v1::{
+    HelloReply, HelloRequest, MemberRequest, ProposeReply, ProposeRequest, ReadIndexRequest,
+};
 use trestle_raft_store::codec;
 use trestle_raft_store::types::{Command, NodeId, Outcome, Refusal};
 
@@ -228,7 +230,9 @@ impl Local {
             Ask::ReadIndex => {
                 let mut client = member.peers.cluster(leader, Lane::Control);
                 let done = |r: Response<_>| read_reply(r.into_inner());
-                timeout_at(deadline, client.read_index(ReadIndexRequest { cluster_id })).await.map(|r| r.map(done))
+                timeout_at(deadline, client.read_index(ReadIndexRequest { cluster_id }))
+                    .await
+                    .map(|r| r.map(done))
             }
         };
         match answer {
@@ -255,7 +259,9 @@ impl Local {
             Some(Refused::OtherCluster | Refused::WrongNode) => Attempt::Retry(why),
             Some(Refused::Invalid) => Attempt::Fail(ProposeError::Invalid(why)),
             Some(Refused::Unknown) => Attempt::Unknown(why),
-            None if DialError::caused(status) => Attempt::Retry(format!("the leader can't be reached: {why}")),
+            None if DialError::caused(status) => {
+                Attempt::Retry(format!("the leader can't be reached: {why}"))
+            }
             None => Attempt::Unknown(format!("the connection to the leader was lost: {why}")),
         }
     }

@@ -77,7 +77,8 @@ pub(crate) async fn dial(
     if let Some((cluster, node)) = expected
         && (identity.cluster_id != Some(cluster) || identity.node() != Some(node))
     {
-        let other = if identity.cluster_id.is_some_and(|c| c != cluster) { " of another cluster" } else { "" };
+        let other =
+            if identity.cluster_id.is_some_and(|c| c != cluster) { " of another cluster" } else { "" };
         let found = format!("{identity}{other}");
         return Err(DialError::WrongPeer { address: address.to_owned(), expected: node, found });
     }

@@ -151,12 +151,16 @@ impl Member {
     }
 
     pub(crate) fn view(&self) -> View {
+        self.view_within(self.timers.patience())
+    }
+
+    /// As [`Member::view`]; a node counts as reachable when it has answered within `fresh`.
+    pub(crate) fn view_within(&self, fresh: Duration) -> View {
         let raft = self.raft_metrics();
         let membership = raft.membership_config.membership();
-        let patience = self.timers.patience();
         let heartbeats = raft.heartbeat.iter().flatten();
         let mut reachable: BTreeSet<NodeId> = heartbeats
-            .filter(|(_, at)| at.is_some_and(|at| at.elapsed() < patience))
+            .filter(|(_, at)| at.is_some_and(|at| at.elapsed() < fresh))
             .map(|(id, _)| *id)
             .collect();
         reachable.insert(self.id);
@@ -333,7 +337,9 @@ fn write_failure(error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> 
             Attempt::Unknown("the leader changed before it was agreed on".to_owned())
         }
         // Another change is not committed yet, or a leader's first entry is not: nothing was proposed.
-        RaftError::APIError(ClientWriteError::ChangeMembershipError(error)) => Attempt::Retry(error.to_string()),
+        RaftError::APIError(ClientWriteError::ChangeMembershipError(error)) => {
+            Attempt::Retry(error.to_string())
+        }
         RaftError::APIError(ClientWriteError::PreconditionFailed(error)) => Attempt::Retry(error.to_string()),
         RaftError::Fatal(error) => Attempt::Unknown(error.to_string()),
     }

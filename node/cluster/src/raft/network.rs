@@ -14,14 +14,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream;
+use openraft::EntryPayload;
 use openraft::alias::{EntryOf, SnapshotOf, VoteOf};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
 use openraft::network::{Backoff, RPCOption, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse,
-    VoteRequest, VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
 };
-use openraft::EntryPayload;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tonic::{Response, Status};
@@ -213,7 +213,12 @@ impl RaftNetworkV2<TypeConfig> for Link {
 }
 
 /// A snapshot as messages; the first carries the header, and is there for an empty one too.
-fn pieces(cluster_id: Bytes, target: NodeId, header: Bytes, data: Bytes) -> impl Iterator<Item = SnapshotPiece> {
+fn pieces(
+    cluster_id: Bytes,
+    target: NodeId,
+    header: Bytes,
+    data: Bytes,
+) -> impl Iterator<Item = SnapshotPiece> {
     let count = data.len().div_ceil(PIECE).max(1);
     (0..count).map(move |at| SnapshotPiece {
         cluster_id: cluster_id.clone(),
@@ -260,7 +265,9 @@ fn command_weight(command: &Command) -> usize {
             let routes: usize = put.routes.iter().map(|name| name.len() + 9).sum();
             put.document.len() + routes + put.author.len() + put.message.len()
         }
-        Command::Found { node, .. } | Command::Admit { node, .. } | Command::UpdateNode { profile: node, .. } => {
+        Command::Found { node, .. }
+        | Command::Admit { node, .. }
+        | Command::UpdateNode { profile: node, .. } => {
             node.name.len() + node.cluster.len() + node.admin.len() + node.version.len()
         }
         Command::Expel { .. }

@@ -33,7 +33,8 @@ use super::settings::{Enter, Entered, Settings, raft_config};
 use crate::Ended;
 use crate::identity::{KeyError, NodeIdentity, PeerIdentity, Standing};
 use crate::membership::{
-    Act, EnterError, Entry, Founding, ORDER_WITHIN, ORDERS, Seeker, enter, found, introduce, run, watch_removal,
+    Act, EnterError, Entry, Founding, ORDER_WITHIN, ORDERS, Seeker, enter, found, introduce, run,
+    watch_removal,
 };
 
 /// A new member has this long to see itself in the state before `start` returns without.
@@ -86,13 +87,12 @@ impl RaftNode {
     /// Opens the cluster port, comes into a cluster and runs Raft in it. Waits as long as it takes for
     /// a cluster to join; dropping it closes the port, and it can be repeated.
     pub async fn start(settings: Settings) -> Result<RaftNode, StartError> {
-        let config = raft_config(settings.timers, settings.tuning).map_err(|e| StartError::Timers(e.to_string()))?;
+        let config =
+            raft_config(settings.timers, settings.tuning).map_err(|e| StartError::Timers(e.to_string()))?;
         let profile = profile(&settings);
         let identity = NodeIdentity::joining(&settings.key, &settings.name)?;
-        let may_found = matches!(settings.enter, Enter::Found { .. }).then(|| Seeker {
-            name: profile.name.clone(),
-            token: profile.join_token,
-        });
+        let may_found = matches!(settings.enter, Enter::Found { .. })
+            .then(|| Seeker { name: profile.name.clone(), token: profile.join_token });
         let (orders, incoming_orders) = mpsc::channel(ORDERS);
         let local = Arc::new(Local::new(
             profile,

@@ -21,8 +21,8 @@ use tonic::{Request, Response, Status, Streaming};
 use trestle_proto::v1::cluster_server::Cluster;
 use trestle_proto::v1::raft_server::Raft;
 use trestle_proto::v1::{
-    HelloReply, HelloRequest, JoinReply, JoinRequest, MemberRequest, ProposeReply, ProposeRequest, RaftMessage,
-    ReadIndexReply, ReadIndexRequest, RenewReply, RenewRequest, SnapshotPiece,
+    HelloReply, HelloRequest, JoinReply, JoinRequest, MemberRequest, ProposeReply, ProposeRequest,
+    RaftMessage, ReadIndexReply, ReadIndexRequest, RenewReply, RenewRequest, SnapshotPiece,
 };
 use trestle_raft_store::machine::check_snapshot;
 use trestle_raft_store::types::{Command, NodeId, NodeProfile, Outcome, TypeConfig};
@@ -138,8 +138,12 @@ impl Raft for Service {
     async fn transfer_leader(&self, request: Request<RaftMessage>) -> Result<Response<RaftMessage>, Status> {
         let (checked, rpc): (_, TransferLeaderRequest<TypeConfig>) = self.raft(&request)?;
         in_own_name(&checked, rpc.from_leader().leader_id.node_id)?;
-        let response =
-            checked.member.raft.handle_transfer_leader(rpc).await.map_err(|e| Status::internal(e.to_string()))?;
+        let response = checked
+            .member
+            .raft
+            .handle_transfer_leader(rpc)
+            .await
+            .map_err(|e| Status::internal(e.to_string()))?;
         reply(checked.member, checked.caller, &response)
     }
 

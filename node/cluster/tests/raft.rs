@@ -509,7 +509,7 @@ async fn a_cluster_whose_majority_moved_finds_itself_again() {
 async fn a_storm_of_joins_leaves_and_elections_ends_in_a_sound_cluster() {
     let mut world = World::new();
     world.tuning = Tuning { snapshot_after: 15, keep_entries: 3 };
-    let mut nodes = world.cluster(3).await;
+    let nodes = world.cluster(3).await;
     let mut revisions = 0;
     for round in 0..10 {
         let at = leader(&nodes).await;

@@ -166,9 +166,8 @@ impl Local {
                 if !reply.has_leader || reply.leader == member.id {
                     return None;
                 }
-                if !reply.leader_address.is_empty() && member.peers.address(reply.leader).is_none() {
-                    member.peers.said(reply.leader, &reply.leader_address);
-                }
+                // Nobody is asked while the leader is heard, so what we have may be out of date.
+                member.peers.said(reply.leader, &reply.leader_address);
                 Some(reply.leader)
             }
             Err(status) => {

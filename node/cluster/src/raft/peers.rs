@@ -94,10 +94,12 @@ impl Peers {
         });
     }
 
-    /// The node called us and said where it is: it lives, so no back-off holds.
+    /// The node itself, or one that hears it, said where it is. It lives, so no back-off holds.
     pub(crate) fn said(&self, node: NodeId, address: &str) {
         self.with_entry(node, |entry| {
-            entry.said = (!address.is_empty()).then(|| address.to_owned());
+            if !address.is_empty() {
+                entry.said = Some(address.to_owned());
+            }
             entry.not_before = None;
         });
     }

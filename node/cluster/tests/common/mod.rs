@@ -341,7 +341,7 @@ pub fn capture() -> Lines {
             let lines = Lines::default();
             let writer = lines.clone();
             let filter =
-                std::env::var("TRESTLE_TEST_LOG").unwrap_or_else(|_| "warn,trestle_cluster=info".to_owned());
+                std::env::var("TRESTLE_TEST_LOG").unwrap_or_else(|_| "error,trestle_cluster=info".to_owned());
             let _ = tracing_subscriber::fmt()
                 .with_env_filter(filter)
                 .with_ansi(false)

@@ -95,8 +95,8 @@ fn decode_within<T: DeserializeOwned, const LIMIT: usize>(bytes: &[u8]) -> Resul
         return Err(CodecError::UnknownFormat { found });
     }
     let config = bincode::config::standard().with_limit::<LIMIT>();
-    let (value, read) = bincode::serde::decode_from_slice(body, config)
-        .map_err(|e| CodecError::Malformed(e.to_string()))?;
+    let (value, read) =
+        bincode::serde::decode_from_slice(body, config).map_err(|e| CodecError::Malformed(e.to_string()))?;
     match body.len() - read {
         0 => Ok(value),
         left => Err(CodecError::Trailing { left }),

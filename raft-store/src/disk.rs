@@ -274,7 +274,10 @@ impl Disk {
 
     /// A truncated log may end below the floor until entries of the new term are written; the floor
     /// must be down there before the truncation can be.
-    fn lower_before_truncation<'w>(&mut self, writes: impl Iterator<Item = &'w Write>) -> Result<(), DiskError> {
+    fn lower_before_truncation<'w>(
+        &mut self,
+        writes: impl Iterator<Item = &'w Write>,
+    ) -> Result<(), DiskError> {
         let mut lowest = self.floor.log;
         for write in writes {
             if let Write::Truncate { after } = write {
@@ -333,7 +336,7 @@ fn perform(
         Write::Truncate { after } => {
             let from = after.map_or(0, |id| id.index + 1);
             transaction.open_table(LOG)?.retain_in(from.., |_, _| false)?;
-            floor.log = *after;
+            floor.log = floor.log.min(*after);
         }
         Write::Purge { upto } => {
             transaction.open_table(LOG)?.retain_in(..=upto.index, |_, _| false)?;

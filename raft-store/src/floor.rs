@@ -107,7 +107,8 @@ impl FloorFile {
     pub(crate) fn load(mut medium: Box<dyn Medium>) -> io::Result<Result<FloorFile, Box<dyn Medium>>> {
         let Some(bytes) = medium.load()? else { return Ok(Err(medium)) };
         let slots = bytes.chunks(SLOT).take(SLOTS).enumerate();
-        let newest = slots.filter_map(|(i, slot)| Some((i, read_slot(slot)?))).max_by_key(|(_, r)| r.sequence);
+        let newest =
+            slots.filter_map(|(i, slot)| Some((i, read_slot(slot)?))).max_by_key(|(_, r)| r.sequence);
         let Some((slot, record)) = newest else {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "no part of it can be read"));
         };
@@ -245,7 +246,8 @@ mod tests {
     fn the_newest_write_is_read_back_whichever_slot_it_is_in() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("raft.floor");
-        let mut file = FloorFile::create(Box::new(FileMedium::new(path.clone())), Uuid::from_u128(9)).unwrap();
+        let mut file =
+            FloorFile::create(Box::new(FileMedium::new(path.clone())), Uuid::from_u128(9)).unwrap();
         for index in 0..20 {
             if index % 3 == 0 { file.settle(at(1, index)) } else { file.raise(at(1, index)) }.unwrap();
             assert_eq!(reload(&path), *file.record());
@@ -256,7 +258,8 @@ mod tests {
     fn a_torn_write_leaves_what_was_synced_before() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("raft.floor");
-        let mut file = FloorFile::create(Box::new(FileMedium::new(path.clone())), Uuid::from_u128(9)).unwrap();
+        let mut file =
+            FloorFile::create(Box::new(FileMedium::new(path.clone())), Uuid::from_u128(9)).unwrap();
         file.settle(at(1, 5)).unwrap();
         let settled = std::fs::read(&path).unwrap();
         for torn in 0..SLOTS {

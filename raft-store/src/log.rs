@@ -294,7 +294,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn truncate_after(&mut self, after: Option<LogId>) -> Result<(), io::Error> {
         self.writer.write(Write::Truncate { after }).await?;
         let mut inner = self.view.0.write();
-        inner.at.last = after.max(inner.at.purged);
+        inner.at.last = inner.at.last.min(after).max(inner.at.purged);
         Ok(())
     }
 

@@ -275,13 +275,8 @@ fn encode_state(
     let revisions = std::mem::take(&mut state.revisions);
     let oldest = revisions.first().map_or(0, |r| r.number);
     let newest = revisions.last().map_or(0, |r| r.number);
-    let record = Record {
-        last_applied: last,
-        membership: membership.clone(),
-        state: state.clone(),
-        oldest,
-        newest,
-    };
+    let record =
+        Record { last_applied: last, membership: membership.clone(), state: state.clone(), oldest, newest };
     let machine = disk::encode_at(key::MACHINE, 0, &record)?;
     let new = revisions.iter().filter(|r| r.number > known);
     let rows = new.map(|r| Ok((r.number, disk::encode_at(REVISION, r.number, r.as_ref())?)));
@@ -297,16 +292,16 @@ pub(crate) fn load(
 ) -> Result<Current, DiskError> {
     let Some(record) = disk::fetch::<Record>(meta, key::MACHINE)? else { return Ok(Current::default()) };
     let Record { last_applied, membership, mut state, oldest, newest } = record;
-    let mut expected = oldest;
-    for row in revisions.iter()? {
+    for (expected, row) in (oldest..).zip(revisions.iter()?) {
         let (number, bytes) = row?;
         let number = number.value();
         let revision: Revision = disk::decode_at(REVISION, number, bytes.value())?;
         if number != expected || revision.number != number {
-            return Err(DiskError::Corrupt(format!("revision {expected} is missing, {number} is in its place")));
+            return Err(DiskError::Corrupt(format!(
+                "revision {expected} is missing, {number} is in its place"
+            )));
         }
         state.revisions.push(Arc::new(revision));
-        expected += 1;
     }
     if state.revision_number() != newest {
         let text = format!("the newest revision is {}, not {newest}", state.revision_number());

@@ -18,8 +18,8 @@ use openraft::type_config::TypeConfigExt;
 use parking_lot::Mutex;
 use redb::backends::FileBackend;
 use redb::{
-    Builder, Database, DatabaseError, ReadTransaction, ReadableDatabase, ReadableTable,
-    ReadableTableMetadata, StorageBackend, StorageError, TableHandle,
+    Builder, Database, DatabaseError, ReadTransaction, ReadableDatabase, ReadableTable, StorageBackend,
+    StorageError, TableHandle,
 };
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -120,9 +120,11 @@ impl Store {
             Err(e) => return Err(io_error(&path)(e)),
         };
         let backend = || {
-            let mut options = File::options();
-            let file = options.read(true).write(true).create(true).truncate(false).open(&path)?;
-            FileBackend::new(file)
+            if empty {
+                opening.make(&path)?;
+            }
+            let file = File::options().read(true).write(true).open(&path).map_err(io_error(&path))?;
+            FileBackend::new(file).map_err(|e| opening.database(e))
         };
         let store = opening.run(floor, empty, backend, Mode::Thread)?;
         // So that the file's name outlives a power loss, too.
@@ -225,14 +227,14 @@ impl Opening<'_> {
         &self,
         floor: Box<dyn Medium>,
         empty: bool,
-        backend: impl FnOnce() -> Result<B, DatabaseError>,
+        backend: impl FnOnce() -> Result<B, OpenError>,
         mode: Mode,
     ) -> Result<Store, OpenError> {
         let floor = FloorFile::load(floor).map_err(|e| self.floor_error(e))?;
         if empty && let Ok(file) = &floor {
             self.nothing_promised(file.record(), "raft.redb is missing or empty")?;
         }
-        let database = backend().and_then(|b| builder().create_with_backend(b)).map_err(|e| self.database(e))?;
+        let database = builder().create_with_backend(backend()?).map_err(|e| self.database(e))?;
         let loaded = match self.load(&database)? {
             Some(loaded) => loaded,
             None => {
@@ -245,6 +247,18 @@ impl Opening<'_> {
         };
         let floor = self.reconcile(floor, &loaded)?;
         self.start(database, floor, loaded, mode)
+    }
+
+    /// A new database under another name, then renamed: a crash leaves all of it or nothing.
+    fn make(&self, path: &Path) -> Result<(), OpenError> {
+        let unfinished = path.with_extension("redb.new");
+        let io_error = |source| OpenError::Io { path: unfinished.clone(), source };
+        // What an earlier crash may have left.
+        File::create(&unfinished).map_err(io_error)?;
+        let database = builder().create(&unfinished).map_err(|e| self.database(e))?;
+        initialize(&database).map_err(|e| self.disk(e))?;
+        database.close().map_err(|e| self.database(e))?;
+        std::fs::rename(&unfinished, path).map_err(io_error)
     }
 
     fn start(
@@ -284,7 +298,9 @@ impl Opening<'_> {
             Ok(file) => file,
             Err(medium) => {
                 if present != Floor::default() {
-                    return Err(self.gone(member.as_ref(), "raft.floor is missing, so it can't be told whole"));
+                    return Err(
+                        self.gone(member.as_ref(), "raft.floor is missing, so it can't be told whole")
+                    );
                 }
                 FloorFile::create(medium, loaded.store).map_err(|e| self.floor_error(e))?
             }
@@ -443,14 +459,15 @@ fn read_all(transaction: &ReadTransaction) -> Result<Loaded, DiskError> {
 
 /// The last log id, after a look at whether the log has a hole.
 fn last_of_log(
-    table: &(impl ReadableTable<u64, &'static [u8]> + ReadableTableMetadata),
+    table: &impl ReadableTable<u64, &'static [u8]>,
     purged: Option<crate::LogId>,
 ) -> Result<Option<crate::LogId>, DiskError> {
     let (Some((first, _)), Some((last, bytes))) = (table.first()?, table.last()?) else { return Ok(purged) };
     let (first, last) = (first.value(), last.value());
     let expected = purged.map_or(0, |id| id.index + 1);
     if first != expected || last - first + 1 != table.len()? {
-        let text = format!("the log has a hole: {} entries from {first} (not {expected}) to {last}", table.len()?);
+        let text =
+            format!("the log has a hole: {} entries from {first} (not {expected}) to {last}", table.len()?);
         return Err(DiskError::Corrupt(text));
     }
     let entry: LogEntry = disk::decode_at(log::PLACE, last, bytes.value())?;

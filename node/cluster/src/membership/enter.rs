@@ -195,7 +195,7 @@ impl Waiting {
     fn say(&mut self, why: &str) {
         let said = self.last.as_ref().is_some_and(|(text, at)| text == why && at.elapsed() < SAY_EVERY);
         if !said {
-            tracing::info!(reason = why, "waiting for a cluster");
+            tracing::warn!(reason = why, "waiting for a cluster");
             self.last = Some((why.to_owned(), Instant::now()));
         }
     }

@@ -100,7 +100,12 @@ impl Founding {
             };
         }
         let Some(me) = self.me.clone() else {
-            return Verdict::Wait("none of the addresses to join is in a cluster yet".to_owned());
+            let silent = answers.iter().find_map(|answer| match answer {
+                Answer::Silent(why) => Some(format!(": {why}")),
+                _ => None,
+            });
+            let why = silent.unwrap_or_default();
+            return Verdict::Wait(format!("none of the addresses to join is in a cluster yet{why}"));
         };
         let mut seekers: Vec<&Seeker> = vec![&me];
         for answer in answers {
@@ -222,7 +227,7 @@ mod tests {
             let mut nodes: Vec<Founding> =
                 names.iter().map(|name| Founding::new(Some(seeker(name)))).collect();
             // Each pair is linked: one asks the other, or both do.
-            let asks = |from: usize, to: usize| from != to && (!one_way || (from < to) == ((from + to) % 2 == 0));
+            let asks = |from: usize, to: usize| from != to && (!one_way || (from < to) == (from + to).is_multiple_of(2));
             let mut answers: Vec<BTreeMap<usize, Answer>> = vec![BTreeMap::new(); count];
             for (from, to) in schedule {
                 let (from, to) = (from % count, to % count);

@@ -226,7 +226,7 @@ mod tests {
             ("removals come before additions", "0 5 9", "0 5 6?", 5, "remove learners {6}"),
             ("no removal that leaves no majority", "0 5", "0 5! 6", 5, "-"),
             ("the expelled leader hands over", "5 6", "0 5 6", 5, "hand over"),
-            ("an expelled leader alone can't", "5", "0 5?", 5, "-"),
+            ("an expelled leader alone makes itself a successor", "5", "0 5?", 5, "promote 5"),
         ] {
             assert_eq!(step(nodes, membership, target), expected, "{what}");
         }

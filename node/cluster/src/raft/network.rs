@@ -25,6 +25,7 @@ use openraft::raft::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tonic::{Response, Status};
+use trestle_proto::MAX_MESSAGE;
 use trestle_proto::v1::{RaftMessage, SnapshotPiece};
 use trestle_raft_store::types::{Command, NodeId, Peer, TypeConfig};
 use trestle_raft_store::{MAX_SNAPSHOT, SnapshotData, codec};
@@ -39,6 +40,11 @@ use super::refusal::Refused;
 const BATCH_BYTES: usize = 2 << 20;
 /// Bytes of a snapshot in one message.
 const PIECE: usize = 1 << 20;
+// The largest entry with room for its request, a batch, and a piece fit into a message; and what is
+// sent can be decoded.
+const _: () = assert!(codec::MAX_ENTRY + (1 << 20) <= codec::MAX_MESSAGE && codec::MAX_MESSAGE < MAX_MESSAGE);
+const _: () = assert!(BATCH_BYTES < codec::MAX_MESSAGE && PIECE + (64 << 10) < MAX_MESSAGE);
+
 /// What an append may take before its size is counted: a slow fsync is no reason to send it again.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(5);
 /// The slowest network and disk for which replication is to work at all, bytes a second.
@@ -281,7 +287,6 @@ fn command_weight(command: &Command) -> usize {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use trestle_proto::MAX_MESSAGE;
     use trestle_raft_store::types::PutConfig;
 
     use super::*;
@@ -305,13 +310,6 @@ mod tests {
     fn a_slow_disk_gets_time_by_the_megabyte() {
         assert_eq!(append_timeout(0), Duration::from_secs(5));
         assert_eq!(append_timeout(8 << 20), Duration::from_secs(13));
-    }
-
-    #[test]
-    fn the_largest_entry_fits_into_a_message() {
-        assert!(codec::MAX_ENTRY + BATCH_BYTES / 2 < MAX_MESSAGE);
-        assert!(codec::MAX_MESSAGE <= MAX_MESSAGE && BATCH_BYTES < codec::MAX_MESSAGE);
-        assert!(PIECE + (64 << 10) < MAX_MESSAGE);
     }
 
     proptest! {

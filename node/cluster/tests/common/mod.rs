@@ -1,5 +1,6 @@
 //! Nodes in this process, each on a runtime of its own, so that one can be killed.
-#![allow(unreachable_pub)]
+// Each test program uses a part of it.
+#![allow(unreachable_pub, dead_code, clippy::unwrap_used)]
 
 use std::future::Future;
 use std::net::SocketAddr;

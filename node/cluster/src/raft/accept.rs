@@ -1,0 +1,224 @@
+//! The cluster port: TCP connections in, TLS handshakes, and gRPC calls on them.
+//!
+//! Bounds: [`MAX_CONNECTIONS`] open connections (a cluster of [`super::peers::MAX_PEERS`] nodes with
+//! two each, and room), a deadline for the handshake, [`MAX_STREAMS`] calls at once on each. What is
+//! above is closed and counted, not queued.
+//!
+//! Ends: when its token is cancelled it accepts nothing more, lets calls end for [`DRAIN`], then
+//! cuts what is left; no task of it outlives [`serve`] by more than a poll.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::service::Routes;
+use tonic::transport::Server;
+use tonic::transport::server::Connected;
+
+use super::peers::{CONNECTION_WINDOW, STREAM_WINDOW};
+use crate::identity::{PeerIdentity, handshake_refusal};
+
+const MAX_CONNECTIONS: usize = 1_024;
+/// Calls at once on one connection.
+const MAX_STREAMS: u32 = 256;
+/// Handshakes that are done and wait for the server's loop.
+const READY: usize = 16;
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// After an error of the listening socket (no more descriptors), before the next try.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(5);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+const DRAIN: Duration = Duration::from_millis(500);
+
+/// What the port has seen.
+#[derive(Debug, Default)]
+pub(crate) struct PortCounts {
+    pub(crate) accepted: AtomicU64,
+    /// Handshakes that failed: another key, no TLS, too slow.
+    pub(crate) refused: AtomicU64,
+    /// Closed since [`MAX_CONNECTIONS`] were open.
+    pub(crate) full: AtomicU64,
+}
+
+/// Who calls, on every request's extensions.
+#[derive(Clone, Debug)]
+pub(crate) struct Caller {
+    pub(crate) identity: PeerIdentity,
+    pub(crate) address: SocketAddr,
+}
+
+/// Serves until `stop`.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    tls: Arc<ServerConfig>,
+    routes: Routes,
+    counts: Arc<PortCounts>,
+    stop: CancellationToken,
+) {
+    let cut = CancellationToken::new();
+    let (ready, incoming) = mpsc::channel(READY);
+    let accept = accept_loop(listener, tls, ready, counts, stop.clone(), cut.clone());
+    let signal = stop.clone();
+    let server = Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(MAX_STREAMS)
+        .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(ReceiverStream::new(incoming), signal.cancelled_owned());
+    let bounded = async {
+        stop.cancelled().await;
+        tokio::time::sleep(DRAIN).await;
+    };
+    // Dropping this future at any point must not leave connections behind.
+    let _cut = cut.drop_guard();
+    tokio::select! {
+        (result, ()) = async { tokio::join!(server, accept) } => {
+            if let Err(error) = result {
+                tracing::error!(%error, "the cluster port stopped serving");
+            }
+        }
+        () = bounded => {}
+    }
+}
+
+async fn accept_loop(
+    listener: TcpListener,
+    tls: Arc<ServerConfig>,
+    ready: mpsc::Sender<io::Result<Connection>>,
+    counts: Arc<PortCounts>,
+    stop: CancellationToken,
+    cut: CancellationToken,
+) {
+    let acceptor = TlsAcceptor::from(tls);
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    // Owned here: dropping the loop ends the handshakes that are under way.
+    let mut handshakes = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(_) = handshakes.join_next() => continue,
+            () = stop.cancelled() => return,
+        };
+        let (stream, address) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "the cluster port can't accept");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let Ok(permit) = permits.clone().try_acquire_owned() else {
+            if counts.full.fetch_add(1, Ordering::Relaxed) == 0 {
+                tracing::warn!(peer = %address, limit = MAX_CONNECTIONS, "the cluster port is full");
+            }
+            continue;
+        };
+        counts.accepted.fetch_add(1, Ordering::Relaxed);
+        let (acceptor, ready, counts, cut) = (acceptor.clone(), ready.clone(), counts.clone(), cut.clone());
+        handshakes.spawn(async move {
+            match handshake(&acceptor, stream, address).await {
+                Ok((stream, caller)) => {
+                    let cut = Box::pin(cut.cancelled_owned());
+                    let connection = Connection { stream, caller, cut, _permit: permit };
+                    // The server's loop is gone only when the port closes.
+                    let _ = ready.send(Ok(connection)).await;
+                }
+                Err(reason) => {
+                    counts.refused.fetch_add(1, Ordering::Relaxed);
+                    tracing::warn!(peer = %address, reason, "connection to the cluster port refused");
+                }
+            }
+        });
+    }
+}
+
+async fn handshake(
+    acceptor: &TlsAcceptor,
+    stream: TcpStream,
+    address: SocketAddr,
+) -> Result<(TlsStream<TcpStream>, Caller), String> {
+    stream.set_nodelay(true).map_err(|e| e.to_string())?;
+    let stream = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream))
+        .await
+        .map_err(|_| format!("no TLS handshake within {HANDSHAKE_TIMEOUT:?}"))?
+        .map_err(|e| handshake_refusal(&e))?;
+    let identity = stream
+        .get_ref()
+        .1
+        .peer_certificates()
+        .and_then(|chain| PeerIdentity::of(chain.first()?))
+        .ok_or_else(|| "peer showed no certificate".to_owned())?;
+    Ok((stream, Caller { identity, address }))
+}
+
+/// A connection that ends with the port, whatever its calls are doing.
+struct Connection {
+    stream: TlsStream<TcpStream>,
+    caller: Caller,
+    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Caller;
+
+    fn connect_info(&self) -> Caller {
+        self.caller.clone()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        // A connection of HTTP/2 always reads, so this is where the cut is noticed.
+        if self.cut.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,53 @@
+//! The Raft node: consensus over mTLS, and the only place besides `trestle-raft-store` that names
+//! openraft.
+//!
+//! ```text
+//!  propose, read ─► ask ──here──► member (openraft) ──► network ─► peers ─► dial ═══ TLS ═══╗
+//!                    └──there─► peers ═══ TLS ═══╗                                          ║
+//!                                                ▼                                          ▼
+//!  membership ◄── orders ── service ◄── accept ◄═╩══════════════════════════════════════════╝
+//! ```
+//!
+//! | module | owns |
+//! | --- | --- |
+//! | [`node`] | the facade: start, what a node can be asked, stop |
+//! | [`settings`] | timers and bounds of a node's Raft |
+//! | [`member`] | what a member can do alone: write as leader, confirm leadership, change membership |
+//! | [`ask`] | asking the leader, whoever it is, and an honest answer at the end |
+//! | [`network`], [`peers`], [`dial`] | calls to others: openraft's requests, connections, TLS and identity |
+//! | [`accept`], [`service`], [`refusal`] | calls from others: the port, checks, answers |
+//!
+//! Invariants:
+//! - Every connection is between two holders of the cluster's key, and every call between two
+//!   members of one cluster, each of which speaks in its own name.
+//! - No message exceeds `trestle_proto::MAX_MESSAGE`, whatever an entry holds.
+//! - Everything that waits has a deadline.
+
+mod accept;
+mod ask;
+mod dial;
+mod local;
+mod member;
+mod network;
+mod node;
+mod peers;
+mod refusal;
+mod service;
+mod settings;
+
+pub use ask::ProposeError;
+pub(crate) use ask::{Ask, Attempt, NO_LEADER};
+pub(crate) use local::Local;
+pub use member::Metrics;
+pub(crate) use member::{Change, Member, View};
+pub use node::{LeadershipError, RaftNode, StartError};
+pub(crate) use peers::stranger;
+pub(crate) use refusal::Refused;
+pub use service::RenewHandler;
+pub use settings::{Enter, Entered, Settings, Timers, Tuning};
+
+/// Milliseconds since the epoch by this machine's clock: for people to read, nothing depends on it.
+pub(crate) fn now_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_millis() as u64)
+}

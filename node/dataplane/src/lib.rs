@@ -8,6 +8,11 @@
 //! The seam to the rest of the program is [`Plane`].
 #![deny(unsafe_code)]
 
+mod balance;
+mod ledger;
+mod metrics;
+mod pool;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;

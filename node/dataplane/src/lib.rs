@@ -8,7 +8,9 @@
 //! The seam to the rest of the program is [`Plane`].
 #![deny(unsafe_code)]
 
+mod alarm;
 mod balance;
+mod l7;
 mod ledger;
 mod metrics;
 mod pool;

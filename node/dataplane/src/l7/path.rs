@@ -146,7 +146,8 @@ mod tests {
         #[test]
         fn the_form_is_stable_and_has_no_dot_segments(path in "(/(\\.|\\.\\.|%2e|%2E%2e|[a-z%.]{0,4}|%2f|%41))*/?") {
             let Ok(once) = normalise(&path) else { return Ok(()) };
-            prop_assert_eq!(normalise(&once).as_deref(), Ok(&*once));
+            let twice = normalise(&once);
+            prop_assert_eq!(twice.as_deref(), Ok(&*once));
             prop_assert!(!once.split('/').any(|segment| segment == "." || segment == ".."));
         }
     }

@@ -9,6 +9,7 @@
 #![deny(unsafe_code)]
 
 mod balance;
+mod l4;
 mod ledger;
 mod metrics;
 mod pool;

@@ -12,7 +12,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// Bytes; some 30 lines.
@@ -44,11 +43,16 @@ pub(crate) struct Tap {
     dropped: Arc<AtomicU64>,
 }
 
-/// Starts the writer.
-pub(crate) fn start(mut sink: Sink) -> io::Result<(Tap, JoinHandle<()>)> {
+/// Starts the writer. It ends, and with it what the receiver waits for, when all taps and ends are gone and
+/// their lines written.
+pub(crate) fn start(mut sink: Sink) -> io::Result<(Tap, Receiver<()>)> {
     let (queue, batches) = sync_channel(QUEUE);
-    let writer = std::thread::Builder::new().name("access-log".into()).spawn(move || write(&batches, &mut sink))?;
-    Ok((Tap { queue, dropped: Arc::default() }, writer))
+    let (ended, end) = sync_channel(1);
+    std::thread::Builder::new().name("access-log".into()).spawn(move || {
+        write(&batches, &mut sink);
+        drop(ended);
+    })?;
+    Ok((Tap { queue, dropped: Arc::default() }, end))
 }
 
 fn write(batches: &Receiver<Vec<u8>>, sink: &mut Sink) {
@@ -74,9 +78,9 @@ impl Tap {
         }
     }
 
-    /// Lines that were not written since the writer was behind.
-    pub(crate) fn dropped(&self) -> u64 {
-        self.dropped.load(Ordering::Relaxed)
+    /// Counts lines that were not written since the writer was behind.
+    pub(crate) fn dropped(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.dropped)
     }
 }
 
@@ -247,7 +251,7 @@ mod tests {
             }
         }
         let (release, held) = sync_channel(0);
-        let (tap, writer) = start(Box::new(Hanging(held))).expect("a thread");
+        let (tap, end) = start(Box::new(Hanging(held))).expect("a thread");
         let lines = Rc::new(tap.lines());
         let local = tokio::task::LocalSet::new();
         local
@@ -257,9 +261,9 @@ mod tests {
                 }
             })
             .await;
-        let dropped = tap.dropped();
+        let dropped = tap.dropped().load(Ordering::Relaxed);
         assert!((9..=10).contains(&dropped), "{dropped}");
         drop((release, lines, tap));
-        writer.join().expect("the writer ends");
+        assert!(end.recv().is_err(), "the writer has ended");
     }
 }

@@ -99,4 +99,15 @@ impl MemberState {
     pub(crate) fn counters(&self) -> &MemberCounters {
         &self.counters
     }
+
+    /// It failed once more, for someone who holds no [`super::Picked`] of it any more.
+    pub(crate) fn failed(&self, kind: FailureKind) {
+        self.counters.failures[kind as usize].inc();
+        self.one_more_failure();
+    }
+
+    pub(super) fn one_more_failure(&self) {
+        let failures = self.failures.fetch_add(1, Relaxed).saturating_add(1);
+        self.pool.failed(self, failures);
+    }
 }

@@ -55,23 +55,17 @@ impl Picked {
 
     /// It failed. Enough in a row, and it is ejected.
     pub(crate) fn failed(&self, kind: FailureKind) {
-        self.member.counters.failures[kind as usize].inc();
-        self.one_more_failure();
+        self.member.failed(kind);
     }
 
     /// It answered over HTTP. A 5xx counts as a failure, everything else as success.
     pub(crate) fn answered(&self, status: u16) {
         if (500..600).contains(&status) {
             self.member.counters.server_errors.inc();
-            self.one_more_failure();
+            self.member.one_more_failure();
         } else {
             self.succeeded();
         }
-    }
-
-    fn one_more_failure(&self) {
-        let failures = self.member.failures.fetch_add(1, Relaxed).saturating_add(1);
-        self.member.pool.failed(&self.member, failures);
     }
 }
 

@@ -59,7 +59,7 @@ fn write(batches: &Receiver<Vec<u8>>, sink: &mut Sink) {
     let mut failing = false;
     while let Ok(batch) = batches.recv() {
         let written = sink.write_all(&batch).and_then(|()| sink.flush());
-        match written {
+        match &written {
             Err(error) if !failing => tracing::warn!(%error, "access log can't be written"),
             _ => {}
         }

@@ -6,10 +6,10 @@
 //! that somebody asked about; who is woken looks at his own deadline and asks again. In steady state
 //! a request arms nothing.
 
+use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
-use std::cell::RefCell;
 
 use tokio::time::{Instant, Sleep, sleep_until};
 

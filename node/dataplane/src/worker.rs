@@ -119,7 +119,7 @@ pub(crate) struct Served {
     /// Sessions end now (udp).
     cut: CancellationToken,
     /// Told when the socket is closed, to whoever asked for that.
-    closed: Cell<Option<Rc<Closed>>>,
+    closed: RefCell<Option<Rc<Closed>>>,
 }
 
 /// Answers when the last of those that hold it has gone.
@@ -170,7 +170,12 @@ pub(crate) fn start(index: usize, equipment: Equipment) -> io::Result<Remote> {
     Ok(Remote { commands, thread })
 }
 
-fn run(index: usize, equipment: Equipment, inbox: mpsc::Receiver<Command>, runtime: &tokio::runtime::Runtime) {
+fn run(
+    index: usize,
+    equipment: Equipment,
+    inbox: mpsc::Receiver<Command>,
+    runtime: &tokio::runtime::Runtime,
+) {
     let stop = equipment.stop.clone();
     let local = LocalSet::new();
     local.block_on(runtime, async {
@@ -251,7 +256,7 @@ impl Worker {
             target: RefCell::new(target),
             draining: CancellationToken::new(),
             cut: CancellationToken::new(),
-            closed: Cell::new(None),
+            closed: RefCell::default(),
         });
         self.sockets.borrow_mut().insert(opened.key, Rc::clone(&served));
         match opened.socket {
@@ -269,7 +274,7 @@ impl Worker {
         let closed = Rc::new(Closed(Some(told)));
         for key in keys {
             let Some(socket) = self.sockets.borrow_mut().remove(key) else { continue };
-            socket.closed.set(Some(Rc::clone(&closed)));
+            *socket.closed.borrow_mut() = Some(Rc::clone(&closed));
             socket.draining.cancel();
             if let Some(deadline) = deadline {
                 let cut = socket.cut.clone();
@@ -283,7 +288,9 @@ impl Worker {
 
     fn drain(&self, told: oneshot::Sender<()>) {
         let keys: Vec<SocketKey> = self.sockets.borrow().keys().cloned().collect();
-        self.drained.borrow_mut().extend(keys.iter().filter_map(|key| self.sockets.borrow().get(key).cloned()));
+        self.drained
+            .borrow_mut()
+            .extend(keys.iter().filter_map(|key| self.sockets.borrow().get(key).cloned()));
         // Who drains says when it is time to cut.
         self.close(&keys, told, None);
         self.connections.borrow().iter().for_each(|(_, handle)| handle.close());
@@ -307,7 +314,8 @@ impl Worker {
             let (worker, deadline) = (Rc::clone(self), snapshot.drain_deadline);
             spawn_local(async move {
                 sleep(deadline).await;
-                let due = |handle: &Handle| handle.closing_since().is_some_and(|since| since.elapsed() >= deadline);
+                let due =
+                    |handle: &Handle| handle.closing_since().is_some_and(|since| since.elapsed() >= deadline);
                 worker.cut_where(due);
             });
         }
@@ -382,7 +390,7 @@ impl Worker {
 impl Served {
     /// The socket is closed.
     pub(crate) fn is_closed(&self) {
-        self.closed.take();
+        drop(self.closed.take());
     }
 }
 

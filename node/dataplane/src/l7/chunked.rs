@@ -99,7 +99,8 @@ impl Chunked {
 
     fn digit(&mut self, byte: u8) -> Result<State, Malformed> {
         let digit = char::from(byte).to_digit(16).ok_or(Malformed)?;
-        self.left = self.left.checked_mul(16).and_then(|n| n.checked_add(u64::from(digit))).ok_or(Malformed)?;
+        self.left =
+            self.left.checked_mul(16).and_then(|n| n.checked_add(u64::from(digit))).ok_or(Malformed)?;
         // Leading zeros without end would be a way to send for ever.
         self.extension(State::Size)
     }
@@ -148,9 +149,26 @@ mod tests {
     #[test]
     fn what_two_parsers_could_read_differently_is_refused() {
         for body in [
-            "\r\n", "g\r\n", " 5\r\n", "0x5\r\n", "-1\r\n", "5\nhello", "5\r\rhello", "5\r\nhelloX", "5\r\nhello\n",
-            "5\r\nhello\rX", "1;a\nb", "1;a\rb", "1 2\r\n", "0\r\n\n", "0\r\nX\r\n", "0\r\n X: a\r\n", "0\r\nX : a\r\n",
-            "0\r\nX: a\n", "0\r\n\rX", "11111111111111111\r\n",
+            "\r\n",
+            "g\r\n",
+            " 5\r\n",
+            "0x5\r\n",
+            "-1\r\n",
+            "5\nhello",
+            "5\r\rhello",
+            "5\r\nhelloX",
+            "5\r\nhello\n",
+            "5\r\nhello\rX",
+            "1;a\nb",
+            "1;a\rb",
+            "1 2\r\n",
+            "0\r\n\n",
+            "0\r\nX\r\n",
+            "0\r\n X: a\r\n",
+            "0\r\nX : a\r\n",
+            "0\r\nX: a\n",
+            "0\r\n\rX",
+            "11111111111111111\r\n",
         ] {
             assert_eq!(end(body), Err(Malformed), "{body:?}");
         }

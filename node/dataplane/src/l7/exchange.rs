@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use super::body::{Answer, Upload, UploadState};
 use super::conn::Conn;
-use super::head::{Framing, FIELD_LINES_MAX};
+use super::head::{FIELD_LINES_MAX, Framing};
 use super::record::{Record, RuleAt, rule_at};
 use super::router::Subject;
 use super::transfer::{Deadline, Transfer};
@@ -309,7 +309,13 @@ impl Exchange<'_> {
         if error.is_parse() { Reason::UpstreamMalformed } else { Reason::UpstreamClosed }
     }
 
-    fn reply(&self, pool: &Pool, response: Response<Incoming>, sender: Sender, deadline: Option<Deadline>) -> Reply {
+    fn reply(
+        &self,
+        pool: &Pool,
+        response: Response<Incoming>,
+        sender: Sender,
+        deadline: Option<Deadline>,
+    ) -> Reply {
         Reply {
             response,
             sender,

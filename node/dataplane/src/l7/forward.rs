@@ -122,8 +122,10 @@ mod tests {
             upgrade,
         };
         prepare(&mut headers, origin);
-        let mut lines: Vec<String> =
-            headers.iter().map(|(name, value)| format!("{name}: {}", value.to_str().expect("text"))).collect();
+        let mut lines: Vec<String> = headers
+            .iter()
+            .map(|(name, value)| format!("{name}: {}", value.to_str().expect("text")))
+            .collect();
         lines.sort();
         lines
     }
@@ -193,11 +195,8 @@ mod tests {
         );
         let own = ["te: trailers", "trailer: x-sum", "transfer-encoding: chunked"];
         assert_eq!(lines, [&own, &OURS[..]].concat());
-        let lines = prepared(
-            &[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")],
-            Framing::None,
-            true,
-        );
+        let lines =
+            prepared(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")], Framing::None, true);
         assert_eq!(lines, [&["connection: upgrade", "upgrade: websocket"], &OURS[..]].concat());
     }
 

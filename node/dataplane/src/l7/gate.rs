@@ -166,10 +166,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Gate<S> {
         (self.stream, self.ahead)
     }
 
-    pub(crate) fn stream(&self) -> &S {
-        &self.stream
-    }
-
     fn poll_head(&mut self, cx: &mut Context<'_>, out: &mut ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         if !self.ahead.is_empty() && !self.scanner.has_begun() {
             // Pipelined: it came while another was served.
@@ -451,11 +447,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Gate<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Write for Gate<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.note(written)
     }

@@ -251,9 +251,7 @@ fn is_target_byte(byte: u8) -> bool {
 pub(crate) fn is_host(value: &[u8]) -> bool {
     let (host_fits, rest) = match value {
         [b'[', rest @ ..] => match memchr(b']', rest) {
-            Some(end) => {
-                (std::str::from_utf8(&rest[..end]).is_ok_and(is_ipv6), &rest[end + 1..])
-            }
+            Some(end) => (std::str::from_utf8(&rest[..end]).is_ok_and(is_ipv6), &rest[end + 1..]),
             None => return false,
         },
         _ => {
@@ -327,8 +325,20 @@ const TOKEN: [bool; 256] = {
         table[byte] = b.is_ascii_alphanumeric()
             || matches!(
                 b,
-                b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_'
-                    | b'`' | b'|' | b'~'
+                b'!' | b'#'
+                    | b'$'
+                    | b'%'
+                    | b'&'
+                    | b'\''
+                    | b'*'
+                    | b'+'
+                    | b'-'
+                    | b'.'
+                    | b'^'
+                    | b'_'
+                    | b'`'
+                    | b'|'
+                    | b'~'
             );
         byte += 1;
     }
@@ -400,7 +410,8 @@ mod tests {
 
     #[test]
     fn other_transfer_codings_are_not_understood() {
-        for value in ["gzip", "gzip, chunked", "chunked, identity", "xchunked", "chunked;q=1", "identity", ""] {
+        for value in ["gzip", "gzip, chunked", "chunked, identity", "xchunked", "chunked;q=1", "identity", ""]
+        {
             assert_eq!(fields(&format!("Transfer-Encoding: {value}")), UNSUPPORTED, "{value:?}");
         }
     }
@@ -456,9 +467,10 @@ mod tests {
         assert_eq!(request(""), BAD);
         assert_eq!(request("Host: a\r\nHost: a\r\n"), BAD);
         assert_eq!(scan("GET / HTTP/1.0\r\nHost: a\r\nHost: a\r\n\r\n"), BAD);
-        for value in
-            ["", "a b", "a/b", "a,b", "u@a", "a:b", "a:1:2", "a:65536", "[::1", "[::g]", "[::1]x", "::1", "a\\b", ":80"]
-        {
+        for value in [
+            "", "a b", "a/b", "a,b", "u@a", "a:b", "a:1:2", "a:65536", "[::1", "[::g]", "[::1]x", "::1",
+            "a\\b", ":80",
+        ] {
             assert_eq!(request(&format!("Host: {value}\r\n")), BAD, "{value:?}");
         }
         for value in ["a", "a.b", "a:", "a:65535", "127.0.0.1:80", "[::1]", "[::1]:80", "a_b", "xn--a"] {

@@ -24,6 +24,3 @@ pub(crate) mod server;
 mod target;
 mod transfer;
 mod tunnel;
-
-#[cfg(test)]
-mod tests;

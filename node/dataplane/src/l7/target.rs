@@ -104,9 +104,13 @@ mod tests {
 
     #[test]
     fn routes_know_hosts_without_case_port_and_final_dot() {
-        for (host, expected) in
-            [("Example.COM:80", "example.com"), ("a.b.", "a.b"), ("[::1]:80", "[::1]"), ("a:", "a"), ("A.:1", "a")]
-        {
+        for (host, expected) in [
+            ("Example.COM:80", "example.com"),
+            ("a.b.", "a.b"),
+            ("[::1]:80", "[::1]"),
+            ("a:", "a"),
+            ("A.:1", "a"),
+        ] {
             let value = HeaderValue::from_str(host).expect("a value");
             assert_eq!(route_host(Some(&value)), expected);
         }

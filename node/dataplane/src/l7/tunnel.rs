@@ -59,7 +59,8 @@ async fn join(
     client.write_all(&parts.read_buf).await?;
     let conn = Rc::clone(&record.conn);
     let copied = {
-        let mut copy = pin!(tokio::io::copy_bidirectional_with_sizes(&mut client, &mut upstream, BUFFER, BUFFER));
+        let mut copy =
+            pin!(tokio::io::copy_bidirectional_with_sizes(&mut client, &mut upstream, BUFFER, BUFFER));
         poll_fn(|cx| {
             if let Poll::Ready(copied) = copy.as_mut().poll(cx) {
                 return Poll::Ready(Some(copied));

@@ -100,7 +100,10 @@ impl Book {
         failures: &mut BTreeMap<SocketKey, String>,
     ) -> Vec<Vec<Opened>> {
         let mut opened: Vec<Vec<Opened>> = (0..self.workers).map(|_| Vec::new()).collect();
-        for (key, listener) in plan.open.iter().filter(|(key, _)| self.in_the_way(plan, key) == freed) {
+        for (key, listener) in &plan.open {
+            if self.in_the_way(plan, key) != freed {
+                continue;
+            }
             match self.bind(key) {
                 Ok((address, sockets)) => {
                     tracing::info!(listener, %address, "listening");
@@ -201,7 +204,5 @@ fn keys(listener: &str, index: usize, bind: Bind, protocol: Protocol) -> impl It
     };
     let tcp = protocol.has_tcp().then_some(Transport::Tcp);
     let udp = protocol.has_udp().then_some(Transport::Udp);
-    tcp.into_iter()
-        .chain(udp)
-        .map(move |transport| SocketKey { transport, ip: bind.ip, port: port.clone() })
+    tcp.into_iter().chain(udp).map(move |transport| SocketKey { transport, ip: bind.ip, port: port.clone() })
 }

@@ -78,6 +78,17 @@ impl Client {
         rest
     }
 
+    /// Everything up to and with these bytes.
+    pub(crate) async fn rest_until(&mut self, end: &[u8]) -> Vec<u8> {
+        let read = async {
+            while !self.buffer.ends_with(end) {
+                assert_ne!(self.fill().await, 0, "the answer was cut");
+            }
+        };
+        timeout(PATIENCE, read).await.expect("the end in time");
+        std::mem::take(&mut self.buffer)
+    }
+
     async fn read_reply(&mut self, with_body: bool) -> Option<Reply> {
         let end = loop {
             if let Some(at) = find(&self.buffer, b"\r\n\r\n") {

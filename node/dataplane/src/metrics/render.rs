@@ -229,3 +229,90 @@ fn put(out: &mut String, text: std::fmt::Arguments<'_>) {
     // Writing to a String can't fail.
     let _ = out.write_fmt(text);
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::time::Duration;
+
+    use tokio::time::Instant;
+    use trestle_config::model;
+
+    use super::super::Metrics;
+    use super::*;
+
+    fn rendered() -> String {
+        let metrics = Metrics::new(2);
+        metrics.listener("web").at(0).opened.add(3);
+        metrics.listener("web").at(1).opened.add(2);
+        metrics.listener("web").at(1).closed.inc();
+        metrics.listener("web").at(0).ended.inc(Reason::NoRoute);
+        metrics.route("a\"b\\c\n").at(1).record(204, Reason::Done, Duration::from_millis(2));
+        metrics.route("a\"b\\c\n").at(0).record(503, Reason::NoMember, Duration::from_secs(90));
+        let member =
+            model::Member { address: "192.0.2.1:80".parse().expect("address"), name: "m".into(), weight: 1 };
+        let config = model::Pool { members: vec![member], ..model::Pool::default() };
+        let pool = Pool::compile("app", &config, None);
+        let picked = pool.pick(&[], Instant::now()).expect("one member");
+        picked.failed(FailureKind::ConnectTimeout);
+        let mut out = String::new();
+        metrics.render([&pool].into_iter(), &mut out);
+        out
+    }
+
+    #[test]
+    fn workers_are_added_up_and_label_values_escaped() {
+        let out = rendered();
+        for line in [
+            r#"trestle_listener_connections_total{listener="web"} 5"#,
+            r#"trestle_listener_open{listener="web"} 4"#,
+            r#"trestle_listener_ended_total{listener="web",reason="no_route"} 1"#,
+            r#"trestle_route_requests_total{route="a\"b\\c\n",status="2xx"} 1"#,
+            r#"trestle_route_ended_total{route="a\"b\\c\n",reason="no_member"} 1"#,
+            r#"trestle_route_duration_seconds_bucket{route="a\"b\\c\n",le="0.001"} 0"#,
+            r#"trestle_route_duration_seconds_bucket{route="a\"b\\c\n",le="0.0025"} 1"#,
+            r#"trestle_route_duration_seconds_bucket{route="a\"b\\c\n",le="60"} 1"#,
+            r#"trestle_route_duration_seconds_bucket{route="a\"b\\c\n",le="+Inf"} 2"#,
+            r#"trestle_route_duration_seconds_sum{route="a\"b\\c\n"} 90.002"#,
+            r#"trestle_route_duration_seconds_count{route="a\"b\\c\n"} 2"#,
+            r#"trestle_member_up{pool="app",member="m"} 1"#,
+            r#"trestle_member_in_flight{pool="app",member="m"} 1"#,
+            r#"trestle_member_failures_total{pool="app",member="m",kind="connect_timeout"} 1"#,
+            r#"trestle_pool_panic{pool="app"} 0"#,
+        ] {
+            assert!(out.lines().any(|l| l == line), "{line}\nis not in\n{out}");
+        }
+    }
+
+    #[test]
+    fn each_family_is_declared_once_before_its_samples_and_each_series_is_unique() {
+        let out = rendered();
+        let (mut families, mut series) = (BTreeSet::new(), BTreeSet::new());
+        let mut family = "";
+        for line in out.lines() {
+            if let Some(declared) = line.strip_prefix("# HELP ") {
+                family = declared.split(' ').next().expect("a name");
+                assert!(family.starts_with("trestle_") && families.insert(family), "{family}");
+            } else if let Some(declared) = line.strip_prefix("# TYPE ") {
+                assert!(declared.starts_with(family));
+            } else {
+                let (name, value) = line.rsplit_once(' ').expect("a value");
+                assert!(name.starts_with(family), "{line} under {family}");
+                assert!(series.insert(name), "{name} twice");
+                value.parse::<f64>().expect("a number");
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_config_drops_is_forgotten_once_it_is_empty() {
+        let metrics = Metrics::new(1);
+        metrics.listener("web").at(0).opened.inc();
+        metrics.route("r").at(0).requests.inc(200);
+        metrics.retain(&trestle_config::Config::default());
+        assert_eq!((metrics.open(), metrics.routes.lock().len()), (1, 0));
+        metrics.listener("web").at(0).closed.inc();
+        metrics.retain(&trestle_config::Config::default());
+        assert!(metrics.listeners.lock().is_empty());
+    }
+}

@@ -109,6 +109,8 @@ enum State {
 
 impl<'a> Flow<'a> {
     fn new(size: usize, counter: &'a Counter) -> Self {
+        // Reading into nothing would look like the end.
+        let size = size.max(1);
         Self { buffer: None, size, start: 0, end: 0, state: State::Open, bytes: 0, counter }
     }
 
@@ -162,15 +164,21 @@ impl<'a> Flow<'a> {
             Err(_) => return Poll::Ready(Err(())),
         }
         if self.start == self.end {
-            self.buffer.take().map(give_back);
+            self.release();
         }
         Poll::Ready(Ok(()))
+    }
+
+    fn release(&mut self) {
+        if let Some(buffer) = self.buffer.take() {
+            give_back(buffer);
+        }
     }
 }
 
 impl Drop for Flow<'_> {
     fn drop(&mut self) {
-        self.buffer.take().map(give_back);
+        self.release();
     }
 }
 

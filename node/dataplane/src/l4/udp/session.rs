@@ -9,6 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use rustix::io::Errno;
+use rustix::net::RecvFlags;
+use socket2::SockRef;
+use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::time::{Instant, sleep_until};
 use trestle_config::model::UdpSettings;
@@ -22,6 +25,9 @@ use crate::pool::{FailureKind, Picked};
 
 /// Replies passed on before other tasks get their turn.
 const REPLIES_BATCH: usize = 32;
+
+/// An ICMP error alone makes a socket ready with EPOLLERR, which a wait for reading does not see.
+const REPLY_OR_ERROR: Interest = Interest::READABLE.add(Interest::ERROR);
 
 pub(super) struct Session {
     key: Key,
@@ -78,7 +84,8 @@ impl Session {
 
     /// Passes a client's datagram on. Does not wait: what a full socket can't take is dropped.
     pub(super) fn ask(&self, datagram: &[u8]) -> Fate {
-        match self.upstream.try_send(datagram) {
+        // Straight to the kernel: the runtime calls a new socket writable only after its next turn.
+        match SockRef::from(&self.upstream).send(datagram) {
             Ok(_) => {
                 self.asked.fetch_add(1, Relaxed);
                 self.touch();
@@ -95,8 +102,8 @@ impl Session {
         let mut look = pin!(sleep_until(self.begun + idle));
         loop {
             tokio::select! {
-                readable = self.upstream.readable() => {
-                    if readable.is_err() {
+                ready = self.upstream.ready(REPLY_OR_ERROR) => {
+                    if ready.is_err() {
                         return Reason::Internal;
                     }
                     if let Some(reason) = self.pass_batch(bound).await {
@@ -141,7 +148,7 @@ impl Session {
 
     /// Passes one reply on. Comes back with a copy of it if the client's side can't take it just now.
     fn pass_one(&self, bound: &Bound, buffer: &mut [u8]) -> io::Result<Option<(Vec<u8>, usize)>> {
-        let len = self.upstream.try_recv(buffer)?;
+        let len = self.try_receive(buffer)?;
         self.replied.fetch_add(1, Relaxed);
         self.touch();
         self.picked.succeeded();
@@ -151,6 +158,18 @@ impl Session {
                 bound.count_sent(sent, len);
                 Ok(None)
             }
+        }
+    }
+
+    /// The next reply, the ICMP error that came instead, or `WouldBlock`.
+    fn try_receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut receive = || Ok(rustix::net::recv(&self.upstream, &mut *buffer, RecvFlags::DONTWAIT)?.0);
+        match self.upstream.try_io(Interest::READABLE, &mut receive) {
+            // One interest at a time: a union is never ready for `try_io`.
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                self.upstream.try_io(Interest::ERROR, &mut receive)
+            }
+            received => received,
         }
     }
 

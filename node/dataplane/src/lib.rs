@@ -8,6 +8,30 @@
 //! The seam to the rest of the program is [`Plane`].
 #![deny(unsafe_code)]
 
+mod plane;
+mod snapshot;
+mod worker;
+
+mod listener;
+
+mod l7;
+mod upstream;
+
+mod l4;
+
+mod balance;
+mod pool;
+
+mod access_log;
+mod alarm;
+mod ledger;
+mod metrics;
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
@@ -64,7 +88,9 @@ pub struct ClientCount {
 
 /// Handle of a running plane. Cheap to clone.
 #[derive(Clone)]
-pub struct Plane {}
+pub struct Plane {
+    inner: Arc<plane::Inner>,
+}
 
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -82,64 +108,73 @@ pub struct Install {
 
 impl Plane {
     /// Starts the workers; nothing is listened on before the first [`Plane::install`].
-    pub fn start(_options: Options) -> Result<Plane, StartError> {
-        todo!()
+    pub fn start(options: Options) -> Result<Plane, StartError> {
+        Self::start_with_log(options, Box::new(std::io::stdout()))
+    }
+
+    fn start_with_log(options: Options, log: access_log::Sink) -> Result<Plane, StartError> {
+        Ok(Plane { inner: Arc::new(plane::Inner::start(options, log)?) })
     }
 
     /// Compiles the revision, puts it in force on every worker, opens, changes and closes
     /// listeners. Returns once every worker serves by it. A listener that can't bind is reported in
     /// the result (and retried by the next install); the others serve.
-    pub async fn install(&self, _install: Install) -> Vec<BoundListener> {
-        todo!()
+    pub async fn install(&self, install: Install) -> Vec<BoundListener> {
+        self.inner.install(install).await
     }
 
     /// The cluster's verdict on a pool's members, by name; those not named keep theirs.
-    pub fn set_verdicts(&self, _pool: &str, _up: &BTreeMap<String, bool>) {
-        todo!()
+    pub fn set_verdicts(&self, pool: &str, up: &BTreeMap<String, bool>) {
+        if let Some(pool) = self.inner.snapshot().as_ref().and_then(|snapshot| snapshot.pools.get(pool)) {
+            pool.set_verdicts(up);
+        }
     }
 
+    /// In force; 0 before the first [`Plane::install`].
     pub fn revision(&self) -> u64 {
-        todo!()
+        self.inner.snapshot().map_or(0, |snapshot| snapshot.revision)
     }
 
     pub fn listeners(&self) -> Vec<BoundListener> {
-        todo!()
+        self.inner.listeners()
     }
 
     pub fn members(&self) -> Vec<MemberView> {
-        todo!()
+        let snapshot = self.inner.snapshot();
+        snapshot.iter().flat_map(|snapshot| snapshot.pools.values()).flat_map(|pool| pool.views()).collect()
     }
 
     /// Clients whose count changed since the last call, with their present count (0: gone), for the
     /// exchange with other nodes. One caller only.
     pub fn take_changed_clients(&self) -> Vec<ClientCount> {
-        todo!()
+        self.inner.ledger.take_changed()
     }
 
     /// The clients with most connections, heaviest first.
-    pub fn clients(&self, _most: usize) -> Vec<ClientCount> {
-        todo!()
+    pub fn clients(&self, most: usize) -> Vec<ClientCount> {
+        self.inner.ledger.heaviest(most)
     }
 
     /// Prometheus text of everything the plane counts.
-    pub fn render_metrics(&self, _out: &mut String) {
-        todo!()
+    pub fn render_metrics(&self, out: &mut String) {
+        self.inner.render_metrics(out);
     }
 
     /// Open client connections and L4 flows.
     pub fn open_connections(&self) -> usize {
-        todo!()
+        self.inner.open_connections()
     }
 
     /// Stops accepting without resetting what waits in a queue, tells HTTP clients to go
     /// (`Connection: close`), and returns when the last connection has ended or the deadline has
-    /// passed, with the number of connections that were cut.
-    pub async fn drain(&self, _deadline: Duration) -> usize {
-        todo!()
+    /// passed, with the number of connections that were cut. Nothing is listened on any more
+    /// afterwards, whatever is installed.
+    pub async fn drain(&self, deadline: Duration) -> usize {
+        self.inner.drain(deadline).await
     }
 
-    /// Ends the workers; open connections are cut.
+    /// Ends the workers and waits for their threads; open connections are cut.
     pub fn shutdown(&self) {
-        todo!()
+        self.inner.shutdown();
     }
 }

@@ -1,0 +1,369 @@
+//! Sessions over real sockets on loopback.
+
+use std::future::Future;
+use std::net::SocketAddr;
+
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use trestle_config::model;
+
+use super::*;
+
+/// Longer than anything here may take on a busy machine.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Within this, what must not come has not come.
+const QUIET: Duration = Duration::from_millis(200);
+
+async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    timeout(DEADLINE, future).await.unwrap_or_else(|_| panic!("{what} did not happen"))
+}
+
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    soon(what, async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
+async fn socket(bind: &str) -> UdpSocket {
+    UdpSocket::bind(bind).await.expect("bind")
+}
+
+/// A backend that answers each datagram with itself, `times` times.
+struct Echo {
+    address: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+impl Echo {
+    async fn start(times: usize) -> Self {
+        let socket = socket("127.0.0.1:0").await;
+        let address = socket.local_addr().expect("address");
+        let task = tokio::spawn(async move {
+            let mut buffer = vec![0; DATAGRAM_MAX];
+            while let Ok((len, from)) = socket.recv_from(&mut buffer).await {
+                for _ in 0..times {
+                    socket.send_to(&buffer[..len], from).await.expect("echo");
+                }
+            }
+        });
+        Self { address, task }
+    }
+
+    /// Its port is closed from then on.
+    async fn stop(self) {
+        self.task.abort();
+        let _ = self.task.await;
+    }
+}
+
+fn pool(addresses: &[SocketAddr]) -> Arc<Pool> {
+    let member =
+        |address: &SocketAddr| model::Member { address: *address, name: address.to_string(), weight: 1 };
+    let members = addresses.iter().map(member).collect();
+    Arc::new(Pool::compile("p", &model::Pool { members, ..model::Pool::default() }, None))
+}
+
+struct Served {
+    address: SocketAddr,
+    task: JoinHandle<io::Result<()>>,
+    counters: Arc<ListenerCounters>,
+    ledger: Arc<Ledger>,
+    draining: CancellationToken,
+    closing: CancellationToken,
+}
+
+/// Serves the pool that `pool` holds at the time.
+async fn served_at(bind: &str, max: usize, pool: &Arc<Mutex<Arc<Pool>>>, settings: UdpSettings) -> Served {
+    let socket = socket(bind).await;
+    let address = socket.local_addr().expect("address");
+    let (counters, ledger) = (Arc::new(ListenerCounters::new(1)), Arc::new(Ledger::new(1)));
+    let (draining, closing) = (CancellationToken::new(), CancellationToken::new());
+    let cx = UdpCx {
+        worker: 0,
+        listener: Arc::clone(&counters),
+        ledger: Arc::clone(&ledger),
+        draining: draining.clone(),
+        closing: closing.clone(),
+    };
+    let pool = Arc::clone(pool);
+    let pool = move || Some(Arc::clone(&pool.lock()));
+    let task = tokio::spawn(serve_at_most(max, socket, pool, move || settings.clone(), cx));
+    Served { address, task, counters, ledger, draining, closing }
+}
+
+async fn served(pool: Arc<Pool>, settings: UdpSettings) -> Served {
+    served_at("127.0.0.1:0", SESSIONS_MAX, &Arc::new(Mutex::new(pool)), settings).await
+}
+
+async fn client(to: SocketAddr) -> UdpSocket {
+    let client = socket("127.0.0.1:0").await;
+    client.connect(to).await.expect("connect");
+    client
+}
+
+async fn receive(client: &UdpSocket) -> Vec<u8> {
+    let mut buffer = vec![0; DATAGRAM_MAX];
+    let len = soon("a datagram", client.recv(&mut buffer)).await.expect("receive");
+    buffer.truncate(len);
+    buffer
+}
+
+async fn ask(client: &UdpSocket, datagram: &[u8]) -> Vec<u8> {
+    client.send(datagram).await.expect("send");
+    receive(client).await
+}
+
+async fn hears_nothing(client: &UdpSocket) {
+    let heard = timeout(QUIET, client.recv(&mut [0; 64])).await;
+    assert!(heard.is_err(), "heard {heard:?}");
+}
+
+#[tokio::test]
+async fn datagrams_pass_whole_in_both_directions() {
+    let echo = Echo::start(1).await;
+    let served = served(pool(&[echo.address]), UdpSettings::default()).await;
+    let client = client(served.address).await;
+    for len in [0, 1, 1_472, 1_473, 9_000, 65_507] {
+        let datagram: Vec<u8> = (0..len).map(|n| (n * 31 % 251) as u8).collect();
+        assert!(ask(&client, &datagram).await == datagram, "{len} bytes");
+    }
+    // Two that follow one another stay two.
+    client.send(b"first").await.expect("send");
+    client.send(b"second").await.expect("send");
+    assert_eq!((receive(&client).await, receive(&client).await), (b"first".to_vec(), b"second".to_vec()));
+    assert_eq!(served.counters.sum(|part| &part.opened), 1);
+    assert_eq!(served.counters.sum(|part| &part.datagrams_in), 8);
+    assert_eq!(served.counters.sum(|part| &part.datagrams_out), 8);
+    assert_eq!(served.counters.sum(|part| &part.bytes_in), served.counters.sum(|part| &part.bytes_out));
+}
+
+#[tokio::test]
+async fn each_client_has_a_session_that_stays_with_its_member() {
+    let backends = [socket("127.0.0.1:0").await, socket("127.0.0.1:0").await];
+    let addresses = backends.each_ref().map(|b| b.local_addr().expect("address"));
+    let served = served(pool(&addresses), UdpSettings::default()).await;
+    let clients = [client(served.address).await, client(served.address).await];
+    let mut seen = Vec::new();
+    for (n, client) in clients.iter().enumerate() {
+        for _ in 0..3 {
+            client.send(&[n as u8]).await.expect("send");
+            let (mut first, mut second) = ([9; 1], [9; 1]);
+            let received = soon("a datagram", async {
+                tokio::select! {
+                    got = backends[0].recv_from(&mut first) => (0, got.expect("receive").1),
+                    got = backends[1].recv_from(&mut second) => (1, got.expect("receive").1),
+                }
+            });
+            let (backend, from) = received.await;
+            let datagram = if backend == 0 { first } else { second };
+            assert_eq!(datagram, [n as u8]);
+            seen.push((n, backend, from));
+        }
+    }
+    seen.dedup();
+    assert_eq!(seen.len(), 2, "one member and one source a client: {seen:?}");
+    assert_ne!(seen[0].1, seen[1].1, "round robin");
+    assert_eq!(served.ledger.count("127.0.0.1".parse().expect("address")), 2);
+}
+
+#[tokio::test]
+async fn a_session_ends_with_its_last_reply() {
+    let echo = Echo::start(2).await;
+    let pool = pool(&[echo.address]);
+    let settings = UdpSettings { replies: 1, ..UdpSettings::default() };
+    let served = served(Arc::clone(&pool), settings).await;
+    let client = client(served.address).await;
+    assert_eq!(ask(&client, b"query").await, b"query");
+    until("the session ends", || served.counters.ended(Reason::Replied) == 1).await;
+    hears_nothing(&client).await;
+    assert_eq!((served.counters.open(), served.ledger.total(), pool.views()[0].in_flight), (0, 0, 0));
+    assert_eq!(ask(&client, b"again").await, b"again");
+    assert_eq!(served.counters.sum(|part| &part.opened), 2);
+}
+
+#[tokio::test]
+async fn two_questions_get_two_replies_however_fast_they_are_asked() {
+    let backend = socket("127.0.0.1:0").await;
+    let settings = UdpSettings { replies: 1, ..UdpSettings::default() };
+    let served = served(pool(&[backend.local_addr().expect("address")]), settings).await;
+    let client = client(served.address).await;
+    client.send(b"a").await.expect("send");
+    client.send(b"b").await.expect("send");
+    let mut buffer = [0; 16];
+    for _ in 0..2 {
+        let received = soon("question", backend.recv_from(&mut buffer)).await;
+        let (len, from) = received.expect("receive");
+        // Answered only when both are there.
+        if &buffer[..len] == b"b" {
+            backend.send_to(b"A", from).await.expect("answer");
+            backend.send_to(b"B", from).await.expect("answer");
+        }
+    }
+    assert_eq!((receive(&client).await, receive(&client).await), (b"A".to_vec(), b"B".to_vec()));
+    until("the session ends", || served.counters.ended(Reason::Replied) == 1).await;
+}
+
+#[tokio::test]
+async fn an_idle_session_ends_and_a_busy_one_does_not() {
+    let echo = Echo::start(1).await;
+    let pool = pool(&[echo.address]);
+    let settings = UdpSettings { idle: Duration::from_millis(300), replies: 0 };
+    let served = served(Arc::clone(&pool), settings).await;
+    let client = client(served.address).await;
+    for _ in 0..6 {
+        ask(&client, b"x").await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(served.counters.sum(|part| &part.opened), 1, "kept while busy");
+    until("the session ends", || served.counters.ended(Reason::Idle) == 1).await;
+    assert_eq!((served.counters.open(), served.ledger.total(), pool.views()[0].in_flight), (0, 0, 0));
+}
+
+#[tokio::test]
+async fn a_dead_backend_ends_its_sessions_and_new_ones_go_elsewhere() {
+    let (dying, living) = (Echo::start(1).await, Echo::start(1).await);
+    let pool = pool(&[dying.address, living.address]);
+    let served = served(Arc::clone(&pool), UdpSettings::default()).await;
+    let clients: Vec<UdpSocket> = {
+        let mut clients = Vec::new();
+        for _ in 0..10 {
+            let client = client(served.address).await;
+            ask(&client, b"hello").await;
+            clients.push(client);
+        }
+        clients
+    };
+    let on_dying = || pool.views()[0].in_flight;
+    assert_eq!(on_dying(), 5);
+    dying.stop().await;
+    for client in &clients {
+        // The first datagram to a closed port is lost; ICMP tells, and what follows finds the other.
+        client.send(b"still there?").await.expect("send");
+    }
+    until("sessions end", || served.counters.ended(Reason::UpstreamUnreachable) == 5).await;
+    assert!(pool.views()[0].ejected, "five failures in a row");
+    for client in &clients {
+        while timeout(QUIET, client.recv(&mut [0; 64])).await.is_ok() {}
+        assert_eq!(ask(client, b"again").await, b"again");
+    }
+    assert_eq!(on_dying(), 0);
+}
+
+#[tokio::test]
+async fn a_session_outlives_its_members_place_in_the_pool() {
+    let (old, new) = (Echo::start(1).await, Echo::start(1).await);
+    let first = pool(&[old.address]);
+    let pools = Arc::new(Mutex::new(Arc::clone(&first)));
+    let served = served_at("127.0.0.1:0", SESSIONS_MAX, &pools, UdpSettings::default()).await;
+    let staying = client(served.address).await;
+    ask(&staying, b"x").await;
+    let config = model::Pool {
+        members: vec![model::Member { address: new.address, name: "new".into(), weight: 1 }],
+        ..model::Pool::default()
+    };
+    let second = Arc::new(Pool::compile("p", &config, Some(&first)));
+    *pools.lock() = Arc::clone(&second);
+    assert_eq!(ask(&staying, b"y").await, b"y");
+    assert_eq!((first.views()[0].in_flight, second.views()[0].in_flight), (1, 0));
+    ask(&client(served.address).await, b"z").await;
+    assert_eq!((first.views()[0].in_flight, second.views()[0].in_flight), (1, 1));
+}
+
+#[tokio::test]
+async fn sessions_are_bounded_and_the_newest_is_refused() {
+    let echo = Echo::start(1).await;
+    let pools = Arc::new(Mutex::new(pool(&[echo.address])));
+    let served = served_at("127.0.0.1:0", 3, &pools, UdpSettings::default()).await;
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        clients.push(client(served.address).await);
+        ask(&clients[clients.len() - 1], b"x").await;
+    }
+    let late = client(served.address).await;
+    late.send(b"x").await.expect("send");
+    hears_nothing(&late).await;
+    assert_eq!(served.counters.ended(Reason::SessionLimit), 1);
+    assert_eq!(served.counters.sum(|part| &part.datagrams_dropped), 1);
+    assert_eq!(ask(&clients[0], b"y").await, b"y", "those that were there go on");
+}
+
+#[tokio::test]
+async fn without_a_member_datagrams_are_dropped_and_counted() {
+    let served = served(pool(&[]), UdpSettings::default()).await;
+    client(served.address).await.send(b"x").await.expect("send");
+    until("it is counted", || served.counters.ended(Reason::NoMember) == 1).await;
+    assert_eq!(served.counters.open(), 0);
+}
+
+#[tokio::test]
+async fn answers_come_from_the_address_that_was_asked() {
+    let echo = Echo::start(1).await;
+    for bind in ["0.0.0.0:0", "[::]:0"] {
+        let pools = Arc::new(Mutex::new(pool(&[echo.address])));
+        let served = served_at(bind, SESSIONS_MAX, &pools, UdpSettings::default()).await;
+        let client = socket("127.0.0.1:0").await;
+        // One socket asks two of our addresses: two sessions, each answering from its own.
+        for asked in ["127.0.0.2", "127.0.0.3", "127.0.0.2"] {
+            let asked = SocketAddr::new(asked.parse().expect("address"), served.address.port());
+            client.send_to(b"x", asked).await.expect("send");
+            let (_, from) = soon("answer", client.recv_from(&mut [0; 8])).await.expect("receive");
+            assert_eq!(from, asked, "bound to {bind}");
+        }
+        assert_eq!(served.counters.sum(|part| &part.opened), 2);
+        assert_eq!(served.ledger.count("127.0.0.1".parse().expect("address")), 2, "v4-mapped is v4");
+    }
+}
+
+#[tokio::test]
+async fn draining_begins_no_session_and_ends_with_the_last() {
+    let echo = Echo::start(1).await;
+    let settings = UdpSettings { idle: Duration::from_millis(500), replies: 0 };
+    let served = served(pool(&[echo.address]), settings).await;
+    let (old, new) = (client(served.address).await, client(served.address).await);
+    ask(&old, b"x").await;
+    served.draining.cancel();
+    new.send(b"x").await.expect("send");
+    hears_nothing(&new).await;
+    assert_eq!(ask(&old, b"y").await, b"y");
+    soon("the end", served.task).await.expect("no panic").expect("no error");
+    assert_eq!((served.counters.open(), served.ledger.total()), (0, 0));
+}
+
+#[tokio::test]
+async fn closing_ends_every_session_at_once() {
+    let echo = Echo::start(1).await;
+    let pool = pool(&[echo.address]);
+    let served = served(Arc::clone(&pool), UdpSettings::default()).await;
+    for _ in 0..5 {
+        ask(&client(served.address).await, b"x").await;
+    }
+    assert_eq!(served.counters.open(), 5);
+    served.closing.cancel();
+    soon("the end", served.task).await.expect("no panic").expect("no error");
+    assert_eq!(served.counters.open(), 0);
+    until("sessions are gone", || served.ledger.total() == 0 && pool.views()[0].in_flight == 0).await;
+}
+
+#[tokio::test]
+async fn a_burst_of_many_clients_is_served() {
+    let echo = Echo::start(1).await;
+    let served = served(pool(&[echo.address]), UdpSettings::default()).await;
+    let mut clients = Vec::new();
+    for _ in 0..200 {
+        clients.push(client(served.address).await);
+    }
+    for round in 0..5u8 {
+        for client in &clients {
+            client.send(&[round]).await.expect("send");
+        }
+        for client in &clients {
+            assert_eq!(receive(client).await, [round]);
+        }
+    }
+    assert_eq!(served.counters.sum(|part| &part.opened), 200);
+    assert_eq!(served.counters.sum(|part| &part.datagrams_dropped), 0);
+}

@@ -1,0 +1,453 @@
+//! One request: routed, sent, sent again where that is safe, answered.
+//!
+//! What may be sent again: a request that never left (the connection was refused, or had been closed
+//! before a byte was written), always; one that was written to a reused connection which then closed
+//! without a byte of an answer, if it is idempotent and has no body (RFC 9110, section 9.2.2; RFC 9112,
+//! section 9.3.1). It is built anew from the head that the gate has kept.
+
+use std::convert::Infallible;
+use std::pin::pin;
+use std::rc::Rc;
+use std::time::Duration;
+
+use http::header::CONTENT_LENGTH;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use http_body::Body;
+use hyper::body::Incoming;
+use tokio::time::Instant;
+
+use super::body::{Answer, Upload, UploadState};
+use super::conn::Conn;
+use super::head::{FIELD_LINES_MAX, Framing};
+use super::record::{Record, RuleAt, rule_at};
+use super::router::Subject;
+use super::transfer::{Deadline, Transfer};
+use super::tunnel::Upgrade;
+use super::{forward, page, target};
+use crate::alarm::Elapsed;
+use crate::metrics::{Reason, RetrySafe};
+use crate::pool::{FailureKind, Picked, Pool};
+use crate::snapshot::Rule;
+use crate::upstream::{Sender, connect};
+
+/// An idle connection whose answer has been read needs one poll of its task to be ready again. One
+/// that takes longer is no use.
+const READY_WITHIN: Duration = Duration::from_millis(100);
+
+/// Answers a request that hyper has parsed.
+pub(crate) async fn serve(
+    conn: Rc<Conn>,
+    request: Request<Incoming>,
+) -> Result<Response<Answer>, Infallible> {
+    let mut record = Record::begin(&conn, request.method(), request.uri());
+    Ok(match exchange(&conn, &mut record, request).await {
+        Ok(reply) => reply.into_response(record),
+        Err(reason) => page::answer(record, reason),
+    })
+}
+
+async fn exchange(conn: &Conn, record: &mut Record, request: Request<Incoming>) -> Result<Reply, Reason> {
+    if let Some(reason) = conn.gate.refusal.take() {
+        return Err(reason);
+    }
+    let (mut parts, body) = request.into_parts();
+    record.host = target::normalise(&mut parts.uri, &mut parts.headers)?;
+    record.target = parts.uri.clone();
+    record.rule = Some(route(record, &parts.headers).ok_or(Reason::NoRoute)?);
+    let listener = Rc::clone(&record.listener);
+    let rule = record.rule.and_then(|at| rule_at(&listener, at)).ok_or(Reason::Internal)?;
+    conn.stream_idle.set(rule.timeout.idle);
+    let framing = conn.gate.framing.get();
+    let upload = match framing {
+        Framing::None => Upload::None,
+        Framing::Length(length) if rule.max_body > 0 && length > rule.max_body => {
+            return Err(Reason::BodyTooLarge);
+        }
+        _ => {
+            let state = Rc::new(UploadState::default());
+            record.upload = Some(Rc::clone(&state));
+            Upload::stream(body, state, rule.max_body, rule.timeout.idle)
+        }
+    };
+    let upgrade = conn.gate.upgrade.get() && forward::is_websocket(&parts.headers);
+    prepare(record, &mut parts.headers, framing, upgrade);
+    let mut outgoing = Request::new(upload);
+    *outgoing.method_mut() = parts.method;
+    *outgoing.uri_mut() = parts.uri;
+    *outgoing.headers_mut() = parts.headers;
+    let exchange = Exchange { conn, rule, upgrade };
+    exchange.run(record, outgoing).await
+}
+
+fn route(record: &Record, headers: &HeaderMap) -> Option<RuleAt> {
+    let subject = Subject {
+        host: &target::route_host(record.host.as_ref()),
+        path: record.target.path(),
+        method: &record.method,
+        headers,
+    };
+    match record.listener.router().find(subject) {
+        Some(index) => Some(RuleAt::Index(index)),
+        None => record.listener.fallback().map(|_| RuleAt::Fallback),
+    }
+}
+
+fn prepare(record: &Record, headers: &mut HeaderMap, framing: Framing, upgrade: bool) {
+    let origin = forward::Origin {
+        client: &record.conn.client,
+        port: &record.conn.port,
+        via: record.conn.worker.via(),
+        request_id: record.id.value(),
+        host: record.host.as_ref(),
+        framing,
+        upgrade,
+    };
+    forward::prepare(headers, origin);
+}
+
+struct Exchange<'a> {
+    conn: &'a Conn,
+    rule: &'a Rule,
+    upgrade: bool,
+}
+
+/// An attempt that brought no answer.
+struct Failed {
+    reason: Reason,
+    /// It never left, so here it is again.
+    request: Option<Request<Upload>>,
+    reused: bool,
+}
+
+impl Failed {
+    fn before_sending(reason: Reason, request: Request<Upload>) -> Self {
+        Self { reason, request: Some(request), reused: false }
+    }
+}
+
+impl Exchange<'_> {
+    async fn run(&self, record: &mut Record, mut outgoing: Request<Upload>) -> Result<Reply, Reason> {
+        let total = after(record.started, self.rule.timeout.request, Reason::RequestTimeout);
+        let (at, first) = self.pick(record.started).ok_or(Reason::NoMember)?;
+        let pool = self.rule.split.pool(at).ok_or(Reason::Internal)?;
+        record.pool = Some(at);
+        record.picked = Some(first);
+        let mut tried: Vec<usize> = Vec::new();
+        // Held while the further attempt runs.
+        let mut _permit = None;
+        loop {
+            let Some(picked) = &record.picked else { return Err(Reason::Internal) };
+            record.attempts += 1;
+            let upload = record.upload.as_deref();
+            let failed = match self.attempt(pool, picked, outgoing, upload, total).await {
+                Ok(reply) => return Ok(reply),
+                Err(failed) => failed,
+            };
+            report(picked, failed.reason);
+            tried.push(picked.index());
+            let again = self.again(record, failed)?;
+            let next = pool.pick(&tried, Instant::now()).ok_or(Reason::NoMember)?;
+            if again.refused && tried.contains(&next.index()) {
+                // Nobody else is left, and this one has just refused.
+                return Err(again.reason);
+            }
+            _permit = Some(pool.retry_permit().ok_or(Reason::RetryBudget)?);
+            outgoing = again.request;
+            record.picked = Some(next);
+        }
+    }
+
+    /// The rule's pools share its requests by weight; one that has nobody gives way to the others.
+    fn pick(&self, now: Instant) -> Option<(usize, Picked)> {
+        self.rule.split.next().find_map(|at| Some((at, self.rule.split.pool(at)?.pick(&[], now)?)))
+    }
+
+    /// Whether to try again, and with what.
+    fn again(&self, record: &Record, failed: Failed) -> Result<Again, Reason> {
+        let reason = failed.reason;
+        let refused = reason.retry_safe() == RetrySafe::Yes;
+        let wanted = match reason.retry_safe() {
+            RetrySafe::Yes => self.rule.retry.on_connect,
+            RetrySafe::IfReused => self.rule.retry.on_reused && failed.reused,
+            RetrySafe::No => false,
+        };
+        if !wanted || record.attempts > self.rule.retry.attempts {
+            return Err(reason);
+        }
+        let request = failed.request.or_else(|| self.replay(record)).ok_or(reason)?;
+        Ok(Again { reason, refused, request })
+    }
+
+    /// The request once more, if it may be sent twice.
+    fn replay(&self, record: &Record) -> Option<Request<Upload>> {
+        let idempotent =
+            matches!(record.method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE)
+                || matches!(record.method, Method::PUT | Method::DELETE);
+        if !idempotent || record.upload.is_some() {
+            return None;
+        }
+        let mut request = parse(&self.conn.gate.head.borrow())?;
+        let (mut uri, mut headers) = (Uri::default(), HeaderMap::new());
+        std::mem::swap(&mut uri, request.uri_mut());
+        std::mem::swap(&mut headers, request.headers_mut());
+        target::normalise(&mut uri, &mut headers).ok()?;
+        prepare(record, &mut headers, Framing::None, self.upgrade);
+        *request.uri_mut() = uri;
+        *request.headers_mut() = headers;
+        Some(request)
+    }
+
+    async fn attempt(
+        &self,
+        pool: &Pool,
+        picked: &Picked,
+        mut request: Request<Upload>,
+        upload: Option<&UploadState>,
+        total: Option<Deadline>,
+    ) -> Result<Reply, Failed> {
+        let began = Instant::now();
+        let overall = earlier(total, after(began, self.rule.timeout.attempt, Reason::AttemptTimeout));
+        if request.uri().authority().is_none() && !request.headers().contains_key(http::header::HOST) {
+            // HTTP/1.0 needs no Host; 1.1 does.
+            let host = HeaderValue::from_str(&picked.address().to_string());
+            request.headers_mut().extend(host.ok().map(|host| (http::header::HOST, host)));
+        }
+        loop {
+            let (mut sender, reused) = match self.idle(picked).await {
+                Some(sender) => (sender, true),
+                None => match self.connect(pool, picked, overall).await {
+                    Ok(sender) => (sender, false),
+                    Err(reason) => return Err(Failed::before_sending(reason, request)),
+                },
+            };
+            let sent = pin!(sender.try_send_request(request));
+            match self.answer(pool, sent, upload, overall).await {
+                Ok(Ok(response)) => return Ok(self.reply(pool, response, sender, overall)),
+                Ok(Err(mut error)) => match error.take_message() {
+                    // It was closed while it lay idle; the next one may not be.
+                    Some(unsent) if reused => request = unsent,
+                    Some(unsent) => return Err(Failed::before_sending(Reason::ConnectFailed, unsent)),
+                    None => {
+                        let reason = self.why(&error.into_error(), upload);
+                        return Err(Failed { reason, request: None, reused });
+                    }
+                },
+                Err(reason) => return Err(Failed { reason, request: None, reused }),
+            }
+        }
+    }
+
+    async fn idle(&self, picked: &Picked) -> Option<Sender> {
+        while let Some(mut sender) = self.conn.worker.upstreams.take(picked.address()) {
+            if sender.is_ready() {
+                return Some(sender);
+            }
+            let deadline = Some(Instant::now() + READY_WITHIN);
+            if let Ok(Ok(())) = self.conn.alarm.within(deadline, sender.ready()).await {
+                return Some(sender);
+            }
+        }
+        None
+    }
+
+    async fn connect(
+        &self,
+        pool: &Pool,
+        picked: &Picked,
+        overall: Option<Deadline>,
+    ) -> Result<Sender, Reason> {
+        let began = Instant::now();
+        let own = after(began, pool.settings().timeout.connect, Reason::ConnectTimeout);
+        let deadline = earlier(overall, own);
+        let connecting = Box::pin(connect(picked.address()));
+        match self.conn.alarm.within(deadline.map(|(at, _)| at), connecting).await {
+            Ok(Ok(sender)) => {
+                picked.connected(began.elapsed());
+                Ok(sender)
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(pool = pool.name(), member = picked.name(), %error, "member can't be connected to");
+                Err(Reason::ConnectFailed)
+            }
+            Err(Elapsed) => Err(deadline.map_or(Reason::ConnectTimeout, |(_, reason)| reason)),
+        }
+    }
+
+    /// Waits for the header of the answer.
+    async fn answer<F: Future + Unpin>(
+        &self,
+        pool: &Pool,
+        mut sent: F,
+        upload: Option<&UploadState>,
+        overall: Option<Deadline>,
+    ) -> Result<F::Output, Reason> {
+        let patience = self.rule.timeout.first_byte.unwrap_or(pool.settings().timeout.first_byte);
+        let mut first = after(Instant::now(), patience, Reason::FirstByteTimeout);
+        let mut uploaded = None;
+        loop {
+            let deadline = earlier(overall, first);
+            if let Ok(output) = self.conn.alarm.within(deadline.map(|(at, _)| at), &mut sent).await {
+                return Ok(output);
+            }
+            match deadline {
+                // A large body may take longer than that to send, as long as it moves.
+                Some((_, Reason::FirstByteTimeout)) => {
+                    first = Some(extended(patience, upload, &mut uploaded).ok_or(Reason::FirstByteTimeout)?);
+                }
+                Some((_, reason)) => return Err(reason),
+                None => {}
+            }
+        }
+    }
+
+    /// Why no answer came.
+    fn why(&self, error: &hyper::Error, upload: Option<&UploadState>) -> Reason {
+        if let Some(reason) = upload.and_then(|upload| upload.failure.get()) {
+            let malformed = self.conn.gate.malformed_body.get();
+            return if malformed { Reason::BadRequest } else { reason };
+        }
+        if error.is_parse() { Reason::UpstreamMalformed } else { Reason::UpstreamClosed }
+    }
+
+    fn reply(
+        &self,
+        pool: &Pool,
+        response: Response<Incoming>,
+        sender: Sender,
+        deadline: Option<Deadline>,
+    ) -> Reply {
+        Reply {
+            response,
+            sender,
+            deadline,
+            keep: pool.settings().timeout.pool_idle,
+            idle: self.rule.timeout.idle,
+            upgrade: self.upgrade,
+        }
+    }
+}
+
+struct Again {
+    reason: Reason,
+    /// The member did not take a connection.
+    refused: bool,
+    request: Request<Upload>,
+}
+
+/// What the member is judged by. What the client did is not the member's fault.
+fn report(picked: &Picked, reason: Reason) {
+    let kind = match reason {
+        Reason::ConnectFailed => FailureKind::Connect,
+        Reason::ConnectTimeout => FailureKind::ConnectTimeout,
+        Reason::FirstByteTimeout | Reason::AttemptTimeout => FailureKind::Timeout,
+        Reason::UpstreamClosed | Reason::UpstreamMalformed => FailureKind::Broken,
+        _ => return,
+    };
+    picked.failed(kind);
+}
+
+fn after(start: Instant, patience: Duration, reason: Reason) -> Option<Deadline> {
+    (!patience.is_zero()).then(|| (start + patience, reason))
+}
+
+fn earlier(a: Option<Deadline>, b: Option<Deadline>) -> Option<Deadline> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(if b.0 < a.0 { b } else { a }),
+        (a, b) => a.or(b),
+    }
+}
+
+/// The time for a first byte counts from the end of the upload, or from its last progress seen here.
+fn extended(patience: Duration, upload: Option<&UploadState>, seen: &mut Option<u64>) -> Option<Deadline> {
+    let upload = upload?;
+    let now = Instant::now();
+    let at = match upload.ended.get() {
+        Some(ended) => ended + patience,
+        None if *seen == Some(upload.bytes.get()) => return None,
+        None => now + patience,
+    };
+    *seen = Some(upload.bytes.get());
+    (at > now).then_some((at, Reason::FirstByteTimeout))
+}
+
+/// A head that the gate has taken, parsed again.
+fn parse(head: &[u8]) -> Option<Request<Upload>> {
+    let mut lines = [httparse::EMPTY_HEADER; FIELD_LINES_MAX];
+    let mut parsed = httparse::Request::new(&mut lines);
+    if !parsed.parse(head).ok()?.is_complete() {
+        return None;
+    }
+    let mut request = Request::new(Upload::None);
+    *request.method_mut() = Method::from_bytes(parsed.method?.as_bytes()).ok()?;
+    *request.uri_mut() = parsed.path?.parse().ok()?;
+    for line in parsed.headers.iter() {
+        let name = HeaderName::from_bytes(line.name.as_bytes()).ok()?;
+        request.headers_mut().append(name, HeaderValue::from_bytes(line.value).ok()?);
+    }
+    Some(request)
+}
+
+/// An answer whose header has come.
+struct Reply {
+    response: Response<Incoming>,
+    sender: Sender,
+    deadline: Option<Deadline>,
+    keep: Duration,
+    idle: Duration,
+    upgrade: bool,
+}
+
+impl Reply {
+    fn into_response(self, mut record: Record) -> Response<Answer> {
+        let status = self.response.status();
+        record.status = status.as_u16();
+        if let Some(picked) = &record.picked {
+            picked.answered(status.as_u16());
+        }
+        if status == StatusCode::SWITCHING_PROTOCOLS {
+            return self.switch(record);
+        }
+        let (mut parts, body) = self.response.into_parts();
+        forward::clean(&mut parts.headers);
+        parts.version = Version::HTTP_11;
+        if record.conn.handle.is_closing() {
+            parts.headers.insert(http::header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        let ended = body.is_end_stream();
+        let mut transfer = Transfer {
+            record,
+            sender: Some(self.sender),
+            keep: self.keep,
+            idle: self.idle,
+            deadline: self.deadline,
+            stalled: None,
+        };
+        let answer = if ended {
+            transfer.complete();
+            Answer::None
+        } else {
+            Answer::Stream(body, Box::new(transfer))
+        };
+        Response::from_parts(parts, answer)
+    }
+
+    /// The upstream takes up another protocol: the connection becomes a tunnel.
+    fn switch(mut self, record: Record) -> Response<Answer> {
+        if !self.upgrade || !forward::is_websocket(self.response.headers()) {
+            return page::answer(record, Reason::UpstreamMalformed);
+        }
+        let upstream = hyper::upgrade::on(&mut self.response);
+        let mut response = Response::new(Answer::None);
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        let protocol = self.response.headers().get(http::header::UPGRADE).cloned();
+        forward::clean(self.response.headers_mut());
+        let headers = self.response.headers_mut();
+        headers.remove(CONTENT_LENGTH);
+        headers.insert(http::header::CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.extend(protocol.map(|protocol| (http::header::UPGRADE, protocol)));
+        std::mem::swap(response.headers_mut(), headers);
+        let conn = Rc::clone(&record.conn);
+        *conn.upgrade.borrow_mut() = Some(Upgrade { upstream, record, idle: self.idle });
+        response
+    }
+}

@@ -1,0 +1,216 @@
+//! Header fields on their way through a proxy (RFC 9110, sections 7.6 and 10.1.4).
+
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, TE, TRANSFER_ENCODING, UPGRADE, VIA,
+};
+use http::{HeaderMap, HeaderValue};
+
+use super::head::{Framing, has_token};
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// What the upstream is told about the client's side.
+#[derive(Debug)]
+pub(crate) struct Origin<'a> {
+    pub(crate) client: &'a HeaderValue,
+    pub(crate) port: &'a HeaderValue,
+    pub(crate) via: &'a HeaderValue,
+    pub(crate) request_id: HeaderValue,
+    pub(crate) host: Option<&'a HeaderValue>,
+    pub(crate) framing: Framing,
+    /// The request asks for another protocol and is let to.
+    pub(crate) upgrade: bool,
+}
+
+/// Makes a client's request fields fit for the upstream. What a client claims about where it comes from
+/// is replaced: no client is trusted with that.
+pub(crate) fn prepare(headers: &mut HeaderMap, origin: Origin<'_>) {
+    let trailers = headers.get(TE).is_some_and(|te| has_token(te.as_bytes(), b"trailers"));
+    let protocol = if origin.upgrade { headers.get(UPGRADE).cloned() } else { None };
+    remove_hop_by_hop(headers);
+    headers.remove(TE);
+    headers.remove(FORWARDED);
+    headers.remove(HTTP2_SETTINGS);
+    // hyper asks the client to go on once the upstream takes the body, as late as that may be.
+    headers.remove(EXPECT);
+    if trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+    if let Some(protocol) = protocol {
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(UPGRADE, protocol);
+    }
+    if origin.framing == Framing::Chunked {
+        // hyper would take a GET without a length for one without a body.
+        headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+    headers.insert(FORWARDED_FOR, origin.client.clone());
+    headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
+    headers.insert(FORWARDED_PORT, origin.port.clone());
+    match origin.host {
+        Some(host) => headers.insert(FORWARDED_HOST, host.clone()),
+        None => headers.remove(FORWARDED_HOST),
+    };
+    headers.insert(REQUEST_ID, origin.request_id);
+    headers.append(VIA, origin.via.clone());
+}
+
+/// Makes an upstream's response fields fit for the client. hyper frames the body anew.
+pub(crate) fn clean(headers: &mut HeaderMap) {
+    if headers.contains_key(TRANSFER_ENCODING) {
+        // RFC 9112, section 6.3: the length, if there is one too, means nothing.
+        headers.remove(CONTENT_LENGTH);
+    }
+    remove_hop_by_hop(headers);
+}
+
+/// Those named by `Connection`, and those that are so without being named.
+fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(CONNECTION) {
+        let named: Vec<HeaderName> = headers
+            .get_all(CONNECTION)
+            .iter()
+            .flat_map(|value| value.as_bytes().split(|b| *b == b','))
+            .filter_map(|option| HeaderName::from_bytes(option.trim_ascii()).ok())
+            // A client could make these vanish and change what the request is.
+            .filter(|name| *name != HOST && *name != CONTENT_LENGTH)
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+        headers.remove(CONNECTION);
+    }
+    headers.remove(KEEP_ALIVE);
+    headers.remove(PROXY_CONNECTION);
+    headers.remove(TRANSFER_ENCODING);
+    headers.remove(UPGRADE);
+}
+
+/// Whether the response takes up the protocol that the request asked for.
+pub(crate) fn is_websocket(headers: &HeaderMap) -> bool {
+    headers.get_all(UPGRADE).iter().any(|value| has_token(value.as_bytes(), b"websocket"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(lines: &[(&'static str, &'static str)]) -> HeaderMap {
+        let line = |(name, value): &(&'static str, &'static str)| {
+            (HeaderName::from_static(name), HeaderValue::from_static(value))
+        };
+        lines.iter().map(line).collect()
+    }
+
+    fn prepared(lines: &[(&'static str, &'static str)], framing: Framing, upgrade: bool) -> Vec<String> {
+        let mut headers = headers(lines);
+        let origin = Origin {
+            client: &HeaderValue::from_static("192.0.2.1"),
+            port: &HeaderValue::from_static("80"),
+            via: &HeaderValue::from_static("1.1 n1"),
+            request_id: HeaderValue::from_static("id"),
+            host: Some(&HeaderValue::from_static("h:80")),
+            framing,
+            upgrade,
+        };
+        prepare(&mut headers, origin);
+        let mut lines: Vec<String> = headers
+            .iter()
+            .map(|(name, value)| format!("{name}: {}", value.to_str().expect("text")))
+            .collect();
+        lines.sort();
+        lines
+    }
+
+    const OURS: [&str; 6] = [
+        "via: 1.1 n1",
+        "x-forwarded-for: 192.0.2.1",
+        "x-forwarded-host: h:80",
+        "x-forwarded-port: 80",
+        "x-forwarded-proto: http",
+        "x-request-id: id",
+    ];
+
+    #[test]
+    fn fields_between_client_and_proxy_stay_there() {
+        let lines = prepared(
+            &[
+                ("connection", "close, X-Private, host, content-length"),
+                ("connection", "x-other"),
+                ("x-private", "1"),
+                ("x-other", "1"),
+                ("host", "h"),
+                ("keep-alive", "timeout=5"),
+                ("proxy-connection", "keep-alive"),
+                ("te", "gzip"),
+                ("upgrade", "h2c"),
+                ("http2-settings", "AAAA"),
+                ("expect", "100-continue"),
+                ("accept", "*/*"),
+            ],
+            Framing::None,
+            false,
+        );
+        assert_eq!(lines, [&["accept: */*", "host: h"], &OURS[..]].concat());
+    }
+
+    #[test]
+    fn what_a_client_claims_about_itself_is_replaced() {
+        let lines = prepared(
+            &[
+                ("x-forwarded-for", "10.0.0.1"),
+                ("x-forwarded-for", "10.0.0.2"),
+                ("x-forwarded-proto", "https"),
+                ("x-forwarded-host", "evil"),
+                ("x-forwarded-port", "443"),
+                ("forwarded", "for=10.0.0.1"),
+                ("x-request-id", "mine"),
+            ],
+            Framing::None,
+            false,
+        );
+        assert_eq!(lines, OURS);
+    }
+
+    #[test]
+    fn an_earlier_via_stays_before_ours() {
+        let lines = prepared(&[("via", "1.0 a")], Framing::None, false);
+        assert_eq!(lines[..2], ["via: 1.0 a", "via: 1.1 n1"]);
+    }
+
+    #[test]
+    fn trailers_chunks_and_a_permitted_upgrade_are_announced_anew() {
+        let lines = prepared(
+            &[("te", "gzip;q=1, Trailers"), ("transfer-encoding", "chunked"), ("trailer", "x-sum")],
+            Framing::Chunked,
+            false,
+        );
+        let own = ["te: trailers", "trailer: x-sum", "transfer-encoding: chunked"];
+        assert_eq!(lines, [&own, &OURS[..]].concat());
+        let lines =
+            prepared(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")], Framing::None, true);
+        assert_eq!(lines, [&["connection: upgrade", "upgrade: websocket"], &OURS[..]].concat());
+    }
+
+    #[test]
+    fn a_response_loses_its_connection_fields() {
+        let mut response = headers(&[
+            ("connection", "close, x-a"),
+            ("x-a", "1"),
+            ("keep-alive", "5"),
+            ("transfer-encoding", "chunked"),
+            ("content-length", "9"),
+            ("etag", "x"),
+        ]);
+        clean(&mut response);
+        assert_eq!(response, headers(&[("etag", "x")]));
+    }
+}

@@ -1,0 +1,52 @@
+//! Answers that the proxy makes itself: small, plain, with the id under which the log has the request.
+
+use bytes::Bytes;
+use http::header::{CONNECTION, CONTENT_TYPE};
+use http::{HeaderValue, Method, Response, StatusCode};
+
+use super::body::Answer;
+use super::forward::REQUEST_ID;
+use super::record::Record;
+use crate::metrics::Reason;
+
+/// Ends the request with this reason.
+pub(crate) fn answer(mut record: Record, reason: Reason) -> Response<Answer> {
+    let status = reason.status().and_then(|code| StatusCode::from_u16(code).ok());
+    let status = status.unwrap_or(StatusCode::BAD_GATEWAY);
+    let page = page(status, reason, &record);
+    record.status = status.as_u16();
+    if record.method != Method::HEAD {
+        record.bytes_out = page.len() as u64;
+    }
+    let mut response = Response::new(Answer::Page(page));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(REQUEST_ID, record.id.value());
+    if closes(reason) || record.conn.handle.is_closing() {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        record.conn.linger.set(true);
+    }
+    record.end(reason);
+    response
+}
+
+fn page(status: StatusCode, reason: Reason, record: &Record) -> Bytes {
+    let phrase = status.canonical_reason().unwrap_or_default();
+    let id = record.id.as_str();
+    format!("{} {phrase}\n{}\nrequest {id}\n", status.as_u16(), reason.label()).into()
+}
+
+/// Where the next request of the connection begins is not known, or not worth waiting for.
+fn closes(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::BadRequest
+            | Reason::UriTooLong
+            | Reason::HeadersTooLarge
+            | Reason::BodyTooLarge
+            | Reason::Unsupported
+            | Reason::ClientHeaderTimeout
+            | Reason::ClientBodyTimeout
+    )
+}

@@ -1,0 +1,152 @@
+//! What is known of one request, until its end is counted and logged.
+//!
+//! Invariant: a record ends exactly once. One that is dropped before its end was told stands for a request
+//! whose client went, or whose connection was cut.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use http::{HeaderValue, Method, Uri};
+use tokio::time::Instant;
+
+use super::body::UploadState;
+use super::conn::Conn;
+use crate::access_log::{Object, timestamp};
+use crate::metrics::Reason;
+use crate::pool::Picked;
+use crate::snapshot::Rule;
+use crate::worker::{ListenerRef, RequestId};
+
+/// Which rule takes a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RuleAt {
+    Index(usize),
+    /// The listener's default pool.
+    Fallback,
+}
+
+#[derive(Debug)]
+pub(crate) struct Record {
+    pub(crate) conn: Rc<Conn>,
+    /// Of the revision by which the request is served.
+    pub(crate) listener: ListenerRef,
+    pub(crate) started: Instant,
+    pub(crate) id: RequestId,
+    pub(crate) method: Method,
+    pub(crate) target: Uri,
+    pub(crate) host: Option<HeaderValue>,
+    pub(crate) rule: Option<RuleAt>,
+    /// In the rule's split.
+    pub(crate) pool: Option<usize>,
+    pub(crate) picked: Option<Picked>,
+    pub(crate) attempts: u32,
+    /// 0: no answer has begun.
+    pub(crate) status: u16,
+    pub(crate) upload: Option<Rc<UploadState>>,
+    pub(crate) bytes_out: u64,
+    ended: bool,
+}
+
+impl Record {
+    pub(crate) fn begin(conn: &Rc<Conn>, method: &Method, target: &Uri) -> Self {
+        let started = Instant::now();
+        conn.used.set(true);
+        Self {
+            conn: Rc::clone(conn),
+            listener: conn.listener(),
+            started,
+            id: conn.worker.request_id(started),
+            method: method.clone(),
+            target: target.clone(),
+            host: None,
+            rule: None,
+            pool: None,
+            picked: None,
+            attempts: 0,
+            status: 0,
+            upload: None,
+            bytes_out: 0,
+            ended: false,
+        }
+    }
+
+    pub(crate) fn rule(&self) -> Option<&Rule> {
+        rule_at(&self.listener, self.rule?)
+    }
+
+    /// Counts and logs the request, and lets the next one pass.
+    pub(crate) fn end(&mut self, reason: Reason) {
+        if std::mem::replace(&mut self.ended, true) {
+            return;
+        }
+        let now = Instant::now();
+        let took = now - self.started;
+        self.count(reason, took);
+        if self.listener.access_log {
+            self.conn.worker.log.push(|out| self.write(out, reason, took));
+        }
+        self.picked = None;
+        self.conn.idle_since.set(now);
+        self.conn.gate.served();
+    }
+
+    fn bytes_in(&self) -> u64 {
+        self.upload.as_ref().map_or(0, |upload| upload.bytes.get())
+    }
+
+    fn count(&self, reason: Reason, took: Duration) {
+        let worker = self.conn.worker.index;
+        let listener = self.listener.counters.at(worker);
+        listener.requests.inc(self.status);
+        listener.bytes_in.add(self.bytes_in());
+        listener.bytes_out.add(self.bytes_out);
+        match self.rule().and_then(|rule| rule.counters.as_ref()) {
+            Some(route) => {
+                let route = route.at(worker);
+                route.record(self.status, reason, took);
+                route.bytes_in.add(self.bytes_in());
+                route.bytes_out.add(self.bytes_out);
+            }
+            None => listener.ended.inc(reason),
+        }
+    }
+
+    fn write(&self, out: &mut Vec<u8>, reason: Reason, took: Duration) {
+        let mut line = Object::begin(out);
+        line.text("time", &timestamp(self.id.unix_ms))
+            .text("request_id", &self.id.text)
+            .text("client", self.conn.client.as_bytes())
+            .text("method", self.method.as_str().as_bytes())
+            .text("host", self.host.as_ref().map_or(b"", HeaderValue::as_bytes))
+            .text("path", self.target.path().as_bytes())
+            .number("status", u64::from(self.status))
+            .number("bytes_in", self.bytes_in())
+            .number("bytes_out", self.bytes_out)
+            .number("duration_us", u64::try_from(took.as_micros()).unwrap_or(u64::MAX))
+            .text("listener", self.listener.name.as_bytes());
+        if let Some(rule) = self.rule() {
+            line.text("route", rule.route.as_bytes()).text("rule", rule.name.as_bytes());
+            if let Some(pool) = self.pool.and_then(|at| rule.split.pool(at)) {
+                line.text("pool", pool.name().as_bytes());
+            }
+        }
+        if let Some(picked) = &self.picked {
+            line.text("member", picked.name().as_bytes());
+        }
+        line.number("attempts", u64::from(self.attempts)).text("reason", reason.label().as_bytes()).end();
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let reason = if self.conn.handle.is_cut() { Reason::Closing } else { Reason::ClientGone };
+        self.end(reason);
+    }
+}
+
+pub(crate) fn rule_at(listener: &ListenerRef, at: RuleAt) -> Option<&Rule> {
+    match at {
+        RuleAt::Index(index) => Some(listener.rule(index)),
+        RuleAt::Fallback => listener.fallback().map(AsRef::as_ref),
+    }
+}

@@ -1,0 +1,110 @@
+//! The answer's way from the upstream to the client: watched until it is whole or broken off.
+
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::Frame;
+use tokio::time::Instant;
+
+use super::body::Interrupted;
+use super::record::Record;
+use crate::metrics::Reason;
+use crate::pool::FailureKind;
+use crate::upstream::Sender;
+
+type Polled<E> = Poll<Option<Result<Frame<Bytes>, E>>>;
+
+/// A point in time after which something is over, and what it then is.
+pub(crate) type Deadline = (Instant, Reason);
+
+#[derive(Debug)]
+pub(crate) struct Transfer {
+    pub(crate) record: Record,
+    /// The upstream's connection, to be kept when the answer is whole.
+    pub(crate) sender: Option<Sender>,
+    /// How long it is kept.
+    pub(crate) keep: Duration,
+    /// The upstream may send nothing for so long; zero: for ever.
+    pub(crate) idle: Duration,
+    /// When the whole exchange must be over.
+    pub(crate) deadline: Option<Deadline>,
+    /// When the present silence is too long.
+    pub(crate) stalled: Option<Instant>,
+}
+
+impl Transfer {
+    /// Passes a polled frame on. `last` says whether the body has ended with it.
+    pub(crate) fn observe<E>(
+        &mut self,
+        cx: &mut Context<'_>,
+        polled: Polled<E>,
+        last: impl FnOnce() -> bool,
+    ) -> Polled<Interrupted> {
+        if let Some(reason) = self.overdue(cx, polled.is_pending()) {
+            return self.break_off(reason, FailureKind::Timeout);
+        }
+        match polled {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Some(Ok(frame))) => {
+                self.stalled = None;
+                self.record.bytes_out += frame.data_ref().map_or(0, |data| data.len() as u64);
+                // hyper does not poll a body again that says it is at its end.
+                if last() {
+                    self.complete();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(_))) => {
+                let failure = self.record.upload.as_ref().and_then(|upload| upload.failure.get());
+                match failure {
+                    Some(reason) => self.fail(reason),
+                    None => self.break_off(Reason::UpstreamBroken, FailureKind::Broken),
+                }
+            }
+            Poll::Ready(None) => {
+                self.complete();
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    /// The answer is whole.
+    pub(crate) fn complete(&mut self) {
+        let upload_ended = self.record.upload.as_ref().is_none_or(|upload| upload.ended.get().is_some());
+        if let (Some(sender), Some(picked), true) = (self.sender.take(), &self.record.picked, upload_ended) {
+            let upstreams = &self.record.conn.worker.upstreams;
+            upstreams.put(picked.address(), sender, Instant::now(), self.keep);
+        }
+        self.record.end(Reason::Done);
+    }
+
+    fn overdue(&mut self, cx: &mut Context<'_>, waiting: bool) -> Option<Reason> {
+        let alarm = &self.record.conn.alarm;
+        if let Some((at, reason)) = self.deadline
+            && alarm.passed(cx, at)
+        {
+            return Some(reason);
+        }
+        if waiting && !self.idle.is_zero() {
+            let at = *self.stalled.get_or_insert_with(|| Instant::now() + self.idle);
+            if alarm.passed(cx, at) {
+                return Some(Reason::Idle);
+            }
+        }
+        None
+    }
+
+    fn break_off(&mut self, reason: Reason, failure: FailureKind) -> Polled<Interrupted> {
+        if let Some(picked) = &self.record.picked {
+            picked.failed(failure);
+        }
+        self.fail(reason)
+    }
+
+    fn fail(&mut self, reason: Reason) -> Polled<Interrupted> {
+        self.sender = None;
+        self.record.end(reason);
+        Poll::Ready(Some(Err(Interrupted(reason))))
+    }
+}

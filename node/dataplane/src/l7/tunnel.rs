@@ -1,0 +1,121 @@
+//! A connection after a 101: bytes both ways, without a look at them.
+
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use super::record::Record;
+use crate::metrics::Reason;
+
+/// Bytes held for one direction.
+const BUFFER: usize = 16 << 10;
+
+/// What a connection is to become once hyper has written the 101.
+#[derive(Debug)]
+pub(crate) struct Upgrade {
+    pub(crate) upstream: OnUpgrade,
+    pub(crate) record: Record,
+    /// Without a byte for so long it is closed; zero: never.
+    pub(crate) idle: Duration,
+}
+
+/// Joins client and upstream until both have ended, one breaks, or nothing moves. `early` is what the
+/// client has sent behind its request.
+pub(crate) async fn run(upgrade: Upgrade, client: TcpStream, early: Vec<u8>) {
+    let Upgrade { upstream, mut record, idle } = upgrade;
+    let reason = match join(upstream, &mut record, idle, client, &early).await {
+        Ok(reason) => reason,
+        Err(error) => {
+            tracing::debug!(%error, "upgraded connection broke");
+            Reason::UpstreamBroken
+        }
+    };
+    record.end(reason);
+}
+
+async fn join(
+    upstream: OnUpgrade,
+    record: &mut Record,
+    idle: Duration,
+    client: TcpStream,
+    early: &[u8],
+) -> io::Result<Reason> {
+    let upgraded = upstream.await.map_err(io::Error::other)?;
+    let parts = upgraded.downcast::<TokioIo<TcpStream>>().map_err(|_| io::Error::other("foreign stream"))?;
+    let moved = Rc::new(Cell::new(Instant::now()));
+    let mut upstream = Watched::new(parts.io.into_inner(), &moved);
+    let mut client = Watched::new(client, &moved);
+    upstream.write_all(early).await?;
+    client.write_all(&parts.read_buf).await?;
+    let conn = Rc::clone(&record.conn);
+    let copied = {
+        let mut copy =
+            pin!(tokio::io::copy_bidirectional_with_sizes(&mut client, &mut upstream, BUFFER, BUFFER));
+        poll_fn(|cx| {
+            if let Poll::Ready(copied) = copy.as_mut().poll(cx) {
+                return Poll::Ready(Some(copied));
+            }
+            let stuck = !idle.is_zero() && conn.alarm.passed(cx, moved.get() + idle);
+            if stuck { Poll::Ready(None) } else { Poll::Pending }
+        })
+        .await
+    };
+    record.bytes_out = client.written;
+    match copied {
+        Some(Ok(_)) => Ok(Reason::Done),
+        Some(Err(error)) => Err(error),
+        None => Ok(Reason::Idle),
+    }
+}
+
+/// Notes when bytes last moved.
+struct Watched {
+    stream: TcpStream,
+    moved: Rc<Cell<Instant>>,
+    written: u64,
+}
+
+impl Watched {
+    fn new(stream: TcpStream, moved: &Rc<Cell<Instant>>) -> Self {
+        Self { stream, moved: Rc::clone(moved), written: 0 }
+    }
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        self.moved.set(Instant::now());
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes))?;
+        self.written += written as u64;
+        self.moved.set(Instant::now());
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

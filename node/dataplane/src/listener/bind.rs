@@ -1,0 +1,111 @@
+//! Making listening sockets.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use socket2::{Domain, Protocol, SockFilter, Type};
+
+use super::{Socket, Transport};
+
+/// Connections that may wait to be accepted, a socket; the kernel lowers it to `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+
+/// One socket for each worker at the same address. `None` is all addresses, IPv6 and IPv4; an address
+/// of IPv6 is for IPv6 only, so that one of IPv4 can stand beside it.
+///
+/// # Errors
+/// If the address is in use by somebody else or can't be bound.
+pub(super) fn bind(
+    transport: Transport,
+    ip: Option<IpAddr>,
+    port: u16,
+    workers: usize,
+) -> io::Result<(SocketAddr, Vec<Socket>)> {
+    match ip {
+        Some(ip) => bind_all(transport, SocketAddr::new(ip, port), true, workers),
+        None => match bind_all(transport, (Ipv6Addr::UNSPECIFIED, port).into(), false, workers) {
+            Err(error) if is_no_ipv6(&error) => {
+                bind_all(transport, (Ipv4Addr::UNSPECIFIED, port).into(), false, workers)
+            }
+            bound => bound,
+        },
+    }
+}
+
+fn is_no_ipv6(error: &io::Error) -> bool {
+    // EAFNOSUPPORT, EADDRNOTAVAIL: the machine has IPv6 switched off.
+    matches!(error.raw_os_error(), Some(97)) || error.kind() == io::ErrorKind::AddrNotAvailable
+}
+
+fn bind_all(
+    transport: Transport,
+    address: SocketAddr,
+    only_v6: bool,
+    workers: usize,
+) -> io::Result<(SocketAddr, Vec<Socket>)> {
+    // SO_REUSEPORT would let us bind beside another process of the same user and take half of its
+    // connections. So the first socket is bound without it, and gets it only then.
+    let first = new(transport, address, only_v6)?;
+    first.bind(&address.into())?;
+    first.set_reuse_port(true)?;
+    let bound = first.local_addr()?.as_socket().ok_or_else(|| io::Error::other("no IP address"))?;
+    let mut sockets = vec![first];
+    for _ in 1..workers {
+        let socket = new(transport, address, only_v6)?;
+        socket.set_reuse_port(true)?;
+        socket.bind(&bound.into())?;
+        sockets.push(socket);
+    }
+    let finish = |socket: socket2::Socket| match transport {
+        Transport::Tcp => {
+            socket.listen(BACKLOG)?;
+            Ok(Socket::Tcp(socket.into()))
+        }
+        Transport::Udp => Ok(Socket::Udp(socket.into())),
+    };
+    Ok((bound, sockets.into_iter().map(finish).collect::<io::Result<_>>()?))
+}
+
+fn new(transport: Transport, address: SocketAddr, only_v6: bool) -> io::Result<socket2::Socket> {
+    let domain = Domain::for_address(address);
+    let socket = match transport {
+        Transport::Tcp => socket2::Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?,
+        Transport::Udp => socket2::Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?,
+    };
+    if address.is_ipv6() {
+        socket.set_only_v6(only_v6)?;
+    }
+    if transport == Transport::Tcp {
+        // Connections of an earlier life of this process may still be in TIME_WAIT. For UDP it would
+        // mean sharing the port.
+        socket.set_reuse_address(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+/// Makes the kernel drop SYNs that come to a listening socket, so that its queue can run empty before
+/// it is closed: closing resets what waits there, and a socket of a SO_REUSEPORT group does not hand it
+/// to the others. Whoever is turned away sends its SYN again a second later, and is then refused or
+/// accepted by whoever listens.
+///
+/// # Errors
+/// If the kernel takes no filter.
+pub(super) fn turn_away(socket: &impl std::os::fd::AsFd) -> io::Result<()> {
+    // Classic BPF over the packet from its TCP header on: drop if SYN is set and ACK is not.
+    const FLAGS_OFFSET: u32 = 13;
+    const SYN_AND_ACK: u32 = 0x12;
+    const SYN: u32 = 0x02;
+    const LOAD_BYTE: u16 = 0x30;
+    const AND: u16 = 0x54;
+    const JUMP_IF_EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    let program = [
+        SockFilter::new(LOAD_BYTE, 0, 0, FLAGS_OFFSET),
+        SockFilter::new(AND, 0, 0, SYN_AND_ACK),
+        SockFilter::new(JUMP_IF_EQUAL, 0, 1, SYN),
+        SockFilter::new(RETURN, 0, 0, 0),
+        SockFilter::new(RETURN, 0, 0, u32::MAX),
+    ];
+    socket2::SockRef::from(socket).attach_filter(&program)
+}

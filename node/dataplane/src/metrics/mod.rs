@@ -1,0 +1,264 @@
+//! What the plane counts, and how it is shown.
+//!
+//! Owns the counters of listeners and routes (by name, so that a counter never goes back when a
+//! revision is installed) and the text form of all of them. Those of pools and members live with
+//! them in [`crate::pool`]; listener and route counters are written for every request, so each
+//! worker has its own part on its own cache lines ([`PerWorker`]) and only a scrape adds them up.
+//!
+//! Label sets are bounded: names come from the config, reasons from the table in [`reason`], and a
+//! resource that a revision drops takes its series with it ([`Metrics::retain`]).
+
+mod histogram;
+mod padded;
+mod reason;
+mod render;
+
+use std::array;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use trestle_config::Config;
+
+pub(crate) use histogram::{Histogram, HistogramTotals};
+pub(crate) use padded::{Padded, PerWorker};
+pub(crate) use reason::{Reason, RetrySafe};
+
+use crate::pool::Pool;
+
+/// Only ever goes up.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn inc(&self) {
+        self.add(1);
+    }
+
+    pub(crate) fn add(&self, n: u64) {
+        self.0.fetch_add(n, Relaxed);
+    }
+
+    pub(crate) fn value(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// A counter for each [`Reason`].
+#[derive(Debug)]
+pub(crate) struct ReasonCounters([Counter; Reason::COUNT]);
+
+impl Default for ReasonCounters {
+    fn default() -> Self {
+        Self(array::from_fn(|_| Counter::default()))
+    }
+}
+
+impl ReasonCounters {
+    pub(crate) fn inc(&self, reason: Reason) {
+        self.0[reason as usize].inc();
+    }
+
+    pub(crate) fn value(&self, reason: Reason) -> u64 {
+        self.0[reason as usize].value()
+    }
+}
+
+/// Answers by the first digit of their status, 1 to 5; anything else counts as 5.
+#[derive(Debug, Default)]
+pub(crate) struct StatusCounters([Counter; 5]);
+
+impl StatusCounters {
+    pub(crate) const LABELS: [&'static str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
+    pub(crate) fn inc(&self, status: u16) {
+        let class = match status / 100 {
+            class @ 1..=5 => class,
+            _ => 5,
+        };
+        self.0[usize::from(class) - 1].inc();
+    }
+
+    fn value(&self, class: usize) -> u64 {
+        self.0[class].value()
+    }
+}
+
+/// One worker's part of a listener's counters.
+#[derive(Debug, Default)]
+pub(crate) struct ListenerPart {
+    /// Connections accepted, or UDP sessions begun.
+    pub(crate) opened: Counter,
+    /// Of those, ended. The difference is what is open.
+    pub(crate) closed: Counter,
+    /// Bytes from clients.
+    pub(crate) bytes_in: Counter,
+    /// Bytes to clients.
+    pub(crate) bytes_out: Counter,
+    /// HTTP answers sent.
+    pub(crate) requests: StatusCounters,
+    /// What ended connections and sessions (L4), or requests that no route took (HTTP).
+    pub(crate) ended: ReasonCounters,
+    pub(crate) datagrams_in: Counter,
+    pub(crate) datagrams_out: Counter,
+    /// Datagrams thrown away: no session, no member, a full socket.
+    pub(crate) datagrams_dropped: Counter,
+}
+
+/// Of one listener, by name.
+#[derive(Debug)]
+pub(crate) struct ListenerCounters(PerWorker<ListenerPart>);
+
+impl ListenerCounters {
+    pub(crate) fn new(workers: usize) -> Self {
+        Self(PerWorker::new(workers))
+    }
+
+    pub(crate) fn at(&self, worker: usize) -> &ListenerPart {
+        self.0.at(worker)
+    }
+
+    /// Connections and sessions open now, over all workers.
+    pub(crate) fn open(&self) -> u64 {
+        // Closed first: what opens between the two sums must not make the difference negative.
+        let closed = self.sum(|part| &part.closed);
+        self.sum(|part| &part.opened).saturating_sub(closed)
+    }
+
+    pub(crate) fn sum(&self, of: impl Fn(&ListenerPart) -> &Counter) -> u64 {
+        self.0.iter().map(|part| of(part).value()).sum()
+    }
+
+    pub(crate) fn ended(&self, reason: Reason) -> u64 {
+        self.0.iter().map(|part| part.ended.value(reason)).sum()
+    }
+}
+
+/// One worker's part of a route's counters.
+#[derive(Debug, Default)]
+pub(crate) struct RoutePart {
+    pub(crate) requests: StatusCounters,
+    pub(crate) ended: ReasonCounters,
+    /// Request bodies.
+    pub(crate) bytes_in: Counter,
+    /// Response bodies.
+    pub(crate) bytes_out: Counter,
+    /// From the request's header to the end of the answer.
+    pub(crate) duration: Histogram,
+}
+
+impl RoutePart {
+    /// Counts one request that has ended.
+    pub(crate) fn record(&self, status: u16, reason: Reason, took: Duration) {
+        self.requests.inc(status);
+        self.ended.inc(reason);
+        self.duration.record(took);
+    }
+}
+
+/// Of one route, by name.
+#[derive(Debug)]
+pub(crate) struct RouteCounters(PerWorker<RoutePart>);
+
+impl RouteCounters {
+    pub(crate) fn new(workers: usize) -> Self {
+        Self(PerWorker::new(workers))
+    }
+
+    pub(crate) fn at(&self, worker: usize) -> &RoutePart {
+        self.0.at(worker)
+    }
+
+    pub(crate) fn sum(&self, of: impl Fn(&RoutePart) -> &Counter) -> u64 {
+        self.0.iter().map(|part| of(part).value()).sum()
+    }
+
+    pub(crate) fn ended(&self, reason: Reason) -> u64 {
+        self.0.iter().map(|part| part.ended.value(reason)).sum()
+    }
+
+    fn duration(&self) -> HistogramTotals {
+        let mut totals = HistogramTotals::default();
+        self.0.iter().for_each(|part| part.duration.add_to(&mut totals));
+        totals
+    }
+}
+
+/// Of one pool: written on failures only, so not split by worker.
+#[derive(Debug, Default)]
+pub(crate) struct PoolCounters {
+    /// Picks that found nobody.
+    pub(crate) no_member: Counter,
+    pub(crate) retries: Counter,
+    /// Retries that the budget forbade.
+    pub(crate) retries_refused: Counter,
+}
+
+/// Of one member. On the member's own cache lines, which its in-flight count dirties anyway.
+#[derive(Debug, Default)]
+pub(crate) struct MemberCounters {
+    /// Requests, connections or sessions given to it.
+    pub(crate) picked: Counter,
+    /// By [`crate::pool::FailureKind`].
+    pub(crate) failures: [Counter; crate::pool::FailureKind::COUNT],
+    /// Answers with a 5xx status.
+    pub(crate) server_errors: Counter,
+    pub(crate) ejections: Counter,
+    /// New connections made to it, and how long they took.
+    pub(crate) connects: Histogram,
+}
+
+/// Every listener's and route's counters, by name.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    workers: usize,
+    listeners: Mutex<BTreeMap<String, Arc<ListenerCounters>>>,
+    routes: Mutex<BTreeMap<String, Arc<RouteCounters>>>,
+}
+
+impl Metrics {
+    pub(crate) fn new(workers: usize) -> Self {
+        Self { workers, listeners: Mutex::default(), routes: Mutex::default() }
+    }
+
+    /// The counters of this listener: those it had before, or new ones.
+    pub(crate) fn listener(&self, name: &str) -> Arc<ListenerCounters> {
+        let mut listeners = self.listeners.lock();
+        let new = || Arc::new(ListenerCounters::new(self.workers));
+        Arc::clone(listeners.entry(name.to_owned()).or_insert_with(new))
+    }
+
+    /// The counters of this route: those it had before, or new ones.
+    pub(crate) fn route(&self, name: &str) -> Arc<RouteCounters> {
+        let mut routes = self.routes.lock();
+        let new = || Arc::new(RouteCounters::new(self.workers));
+        Arc::clone(routes.entry(name.to_owned()).or_insert_with(new))
+    }
+
+    /// Forgets what the config no longer has. A listener that still drains is kept until it is empty
+    /// and this is called again.
+    pub(crate) fn retain(&self, config: &Config) {
+        let in_use = |name: &String, counters: &mut Arc<ListenerCounters>| {
+            config.listeners.contains_key(name) || counters.open() > 0
+        };
+        self.listeners.lock().retain(in_use);
+        self.routes.lock().retain(|name, _| config.routes.contains_key(name));
+    }
+
+    /// Connections and sessions open now, over all listeners.
+    pub(crate) fn open(&self) -> u64 {
+        self.listeners.lock().values().map(|counters| counters.open()).sum()
+    }
+
+    /// Prometheus text format 0.0.4.
+    pub(crate) fn render<'a>(&self, pools: impl Iterator<Item = &'a Pool>, out: &mut String) {
+        let listeners = self.listeners.lock().clone();
+        let routes = self.routes.lock().clone();
+        let pools: Vec<&Pool> = pools.collect();
+        render::listeners(&listeners, out);
+        render::routes(&routes, out);
+        render::pools(&pools, out);
+    }
+}

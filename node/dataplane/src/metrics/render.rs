@@ -1,0 +1,318 @@
+//! Counters as Prometheus text (exposition format 0.0.4): all samples of a family together, under
+//! one `HELP` and one `TYPE`.
+
+use std::collections::BTreeMap;
+use std::fmt::{Display, Write};
+use std::sync::Arc;
+
+use super::histogram::{BOUNDS_MICROS, HistogramTotals};
+use super::{Counter, ListenerCounters, ListenerPart, Reason, RouteCounters, RoutePart, StatusCounters};
+use crate::pool::{FailureKind, MemberState, Pool};
+
+type ListenerField = fn(&ListenerPart) -> &Counter;
+type RouteField = fn(&RoutePart) -> &Counter;
+type MemberValue = fn(&MemberState) -> u64;
+
+const LISTENER_TOTALS: [(&str, &str, ListenerField); 6] = [
+    ("trestle_listener_connections_total", "Connections and UDP sessions begun.", |p| &p.opened),
+    ("trestle_listener_received_bytes_total", "Bytes from clients.", |p| &p.bytes_in),
+    ("trestle_listener_sent_bytes_total", "Bytes to clients.", |p| &p.bytes_out),
+    ("trestle_listener_datagrams_received_total", "Datagrams from clients.", |p| &p.datagrams_in),
+    ("trestle_listener_datagrams_sent_total", "Datagrams to clients.", |p| &p.datagrams_out),
+    ("trestle_listener_datagrams_dropped_total", "Datagrams thrown away.", |p| &p.datagrams_dropped),
+];
+
+const ROUTE_TOTALS: [(&str, &str, RouteField); 2] = [
+    ("trestle_route_received_bytes_total", "Bytes of request bodies.", |p| &p.bytes_in),
+    ("trestle_route_sent_bytes_total", "Bytes of response bodies.", |p| &p.bytes_out),
+];
+
+const MEMBER_TOTALS: [(&str, &str, MemberValue); 3] = [
+    ("trestle_member_picked_total", "Requests, connections or sessions given to the member.", |m| {
+        m.counters().picked.value()
+    }),
+    ("trestle_member_server_errors_total", "Answers with a 5xx status.", |m| {
+        m.counters().server_errors.value()
+    }),
+    ("trestle_member_ejections_total", "Ejections by outlier detection.", |m| m.counters().ejections.value()),
+];
+
+pub(super) fn listeners(all: &BTreeMap<String, Arc<ListenerCounters>>, out: &mut String) {
+    for (name, help, field) in LISTENER_TOTALS {
+        let mut family = Family::new(out, name, "counter", help);
+        for (listener, counters) in all {
+            family.sample(&[("listener", listener)], counters.sum(field));
+        }
+    }
+    let mut open =
+        Family::new(out, "trestle_listener_open", "gauge", "Connections and UDP sessions open now.");
+    for (listener, counters) in all {
+        open.sample(&[("listener", listener)], counters.open());
+    }
+    let mut requests =
+        Family::new(out, "trestle_listener_requests_total", "counter", "HTTP answers, by status class.");
+    for (listener, counters) in all {
+        for (class, label) in StatusCounters::LABELS.into_iter().enumerate() {
+            let total = counters.0.iter().map(|part| part.requests.value(class)).sum::<u64>();
+            requests.sample_if_any(&[("listener", listener), ("status", label)], total);
+        }
+    }
+    let help = "Connections and sessions (TCP, UDP) or unrouted requests (HTTP), by what ended them.";
+    let mut ended = Family::new(out, "trestle_listener_ended_total", "counter", help);
+    for (listener, counters) in all {
+        for reason in Reason::ALL {
+            let labels = [("listener", listener.as_str()), ("reason", reason.label())];
+            ended.sample_if_any(&labels, counters.ended(*reason));
+        }
+    }
+}
+
+pub(super) fn routes(all: &BTreeMap<String, Arc<RouteCounters>>, out: &mut String) {
+    for (name, help, field) in ROUTE_TOTALS {
+        let mut family = Family::new(out, name, "counter", help);
+        for (route, counters) in all {
+            family.sample(&[("route", route)], counters.sum(field));
+        }
+    }
+    let mut requests =
+        Family::new(out, "trestle_route_requests_total", "counter", "HTTP answers, by status class.");
+    for (route, counters) in all {
+        for (class, label) in StatusCounters::LABELS.into_iter().enumerate() {
+            let total = counters.0.iter().map(|part| part.requests.value(class)).sum::<u64>();
+            requests.sample_if_any(&[("route", route), ("status", label)], total);
+        }
+    }
+    let mut ended = Family::new(out, "trestle_route_ended_total", "counter", "Requests, by what ended them.");
+    for (route, counters) in all {
+        for reason in Reason::ALL {
+            let labels = [("route", route.as_str()), ("reason", reason.label())];
+            ended.sample_if_any(&labels, counters.ended(*reason));
+        }
+    }
+    let help = "From a request's header to the end of its answer.";
+    let mut duration = Family::new(out, "trestle_route_duration_seconds", "histogram", help);
+    for (route, counters) in all {
+        duration.histogram(&[("route", route)], &counters.duration());
+    }
+}
+
+pub(super) fn pools(all: &[&Pool], out: &mut String) {
+    pool_totals(all, out);
+    member_states(all, out);
+    for (name, help, value) in MEMBER_TOTALS {
+        let mut family = Family::new(out, name, "counter", help);
+        for (pool, member) in members(all) {
+            family.sample(&[("pool", pool.name()), ("member", member.name())], value(member));
+        }
+    }
+    let help = "Failures seen while proxying, by kind.";
+    let mut failures = Family::new(out, "trestle_member_failures_total", "counter", help);
+    for (pool, member) in members(all) {
+        for kind in FailureKind::ALL {
+            let labels = [("pool", pool.name()), ("member", member.name()), ("kind", kind.label())];
+            failures.sample_if_any(&labels, member.counters().failures[kind as usize].value());
+        }
+    }
+    let help = "Time to connect to a member of the pool.";
+    let mut connects = Family::new(out, "trestle_pool_connect_seconds", "histogram", help);
+    for pool in all {
+        // Summed over members: a histogram for each of 10,000 members would be 200,000 series.
+        let mut totals = HistogramTotals::default();
+        pool.members().iter().for_each(|member| member.counters().connects.add_to(&mut totals));
+        connects.histogram(&[("pool", pool.name())], &totals);
+    }
+}
+
+fn pool_totals(all: &[&Pool], out: &mut String) {
+    type PoolField = fn(&super::PoolCounters) -> &Counter;
+    let totals: [(&str, &str, PoolField); 3] = [
+        ("trestle_pool_no_member_total", "Picks that found no usable member.", |c| &c.no_member),
+        ("trestle_pool_retries_total", "Attempts after the first.", |c| &c.retries),
+        ("trestle_pool_retries_refused_total", "Retries that the budget forbade.", |c| &c.retries_refused),
+    ];
+    for (name, help, field) in totals {
+        let mut family = Family::new(out, name, "counter", help);
+        for pool in all {
+            family.sample(&[("pool", pool.name())], field(pool.counters()).value());
+        }
+    }
+    let help = "1 while so many members are down that all are used.";
+    let mut panic = Family::new(out, "trestle_pool_panic", "gauge", help);
+    for pool in all {
+        panic.sample(&[("pool", pool.name())], u64::from(pool.in_panic()));
+    }
+}
+
+fn member_states(all: &[&Pool], out: &mut String) {
+    let now = tokio::time::Instant::now();
+    let mut up = Family::new(out, "trestle_member_up", "gauge", "The cluster's verdict: 1 up, 0 down.");
+    for (pool, member) in members(all) {
+        up.sample(&[("pool", pool.name()), ("member", member.name())], u64::from(member.is_up()));
+    }
+    let mut ejected =
+        Family::new(out, "trestle_member_ejected", "gauge", "1 while outlier detection keeps it out.");
+    for (pool, member) in members(all) {
+        let labels = [("pool", pool.name()), ("member", member.name())];
+        ejected.sample(&labels, u64::from(member.is_ejected(now)));
+    }
+    let help = "Requests, connections and sessions under way.";
+    let mut in_flight = Family::new(out, "trestle_member_in_flight", "gauge", help);
+    for (pool, member) in members(all) {
+        in_flight.sample(&[("pool", pool.name()), ("member", member.name())], member.in_flight());
+    }
+}
+
+fn members<'a>(all: &'a [&'a Pool]) -> impl Iterator<Item = (&'a Pool, &'a MemberState)> {
+    all.iter().flat_map(|pool| pool.members().iter().map(move |member| (*pool, member.as_ref())))
+}
+
+/// Writes one metric family.
+struct Family<'a> {
+    out: &'a mut String,
+    name: &'a str,
+}
+
+impl<'a> Family<'a> {
+    fn new(out: &'a mut String, name: &'a str, kind: &str, help: &str) -> Self {
+        put(out, format_args!("# HELP {name} {help}\n# TYPE {name} {kind}\n"));
+        Self { out, name }
+    }
+
+    fn sample(&mut self, labels: &[(&str, &str)], value: impl Display) {
+        self.write("", labels, None, value);
+    }
+
+    /// For families with a label of many values: leaves out what never happened.
+    fn sample_if_any(&mut self, labels: &[(&str, &str)], value: u64) {
+        if value > 0 {
+            self.sample(labels, value);
+        }
+    }
+
+    fn histogram(&mut self, labels: &[(&str, &str)], totals: &HistogramTotals) {
+        let mut count = 0;
+        for (bucket, bound) in totals.buckets.iter().zip(BOUNDS_MICROS) {
+            count += bucket;
+            let le = (bound as f64 / 1e6).to_string();
+            self.write("_bucket", labels, Some(&le), count);
+        }
+        count += totals.buckets[BOUNDS_MICROS.len()];
+        self.write("_bucket", labels, Some("+Inf"), count);
+        self.write("_sum", labels, None, totals.sum_micros as f64 / 1e6);
+        self.write("_count", labels, None, count);
+    }
+
+    fn write(&mut self, suffix: &str, labels: &[(&str, &str)], le: Option<&str>, value: impl Display) {
+        put(self.out, format_args!("{}{suffix}{{", self.name));
+        for (i, (label, value)) in labels.iter().copied().chain(le.map(|le| ("le", le))).enumerate() {
+            put(self.out, format_args!("{}{label}=\"", if i == 0 { "" } else { "," }));
+            escape(value, self.out);
+            self.out.push('"');
+        }
+        put(self.out, format_args!("}} {value}\n"));
+    }
+}
+
+/// Label values: backslash, quote and line feed are escaped, as the format wants.
+fn escape(value: &str, out: &mut String) {
+    for c in value.chars() {
+        match c {
+            '\\' => out.push_str("\\\\"),
+            '"' => out.push_str("\\\""),
+            '\n' => out.push_str("\\n"),
+            c => out.push(c),
+        }
+    }
+}
+
+fn put(out: &mut String, text: std::fmt::Arguments<'_>) {
+    // Writing to a String can't fail.
+    let _ = out.write_fmt(text);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::time::Duration;
+
+    use tokio::time::Instant;
+    use trestle_config::model;
+
+    use super::super::Metrics;
+    use super::*;
+
+    fn rendered() -> String {
+        let metrics = Metrics::new(2);
+        metrics.listener("web").at(0).opened.add(3);
+        metrics.listener("web").at(1).opened.add(2);
+        metrics.listener("web").at(1).closed.inc();
+        metrics.listener("web").at(0).ended.inc(Reason::NoRoute);
+        metrics.route("a\"b\\c\n").at(1).record(204, Reason::Done, Duration::from_millis(2));
+        metrics.route("a\"b\\c\n").at(0).record(503, Reason::NoMember, Duration::from_secs(90));
+        let member =
+            model::Member { address: "192.0.2.1:80".parse().expect("address"), name: "m".into(), weight: 1 };
+        let config = model::Pool { members: vec![member], ..model::Pool::default() };
+        let pool = Pool::compile("app", &config, None);
+        let picked = pool.pick(&[], Instant::now()).expect("one member");
+        picked.failed(FailureKind::ConnectTimeout);
+        let mut out = String::new();
+        metrics.render([&pool].into_iter(), &mut out);
+        out
+    }
+
+    #[test]
+    fn workers_are_added_up_and_label_values_escaped() {
+        let out = rendered();
+        for line in [
+            r#"trestle_listener_connections_total{listener="web"} 5"#,
+            r#"trestle_listener_open{listener="web"} 4"#,
+            r#"trestle_listener_ended_total{listener="web",reason="no_route"} 1"#,
+            r#"trestle_route_requests_total{route="a\"b\\c\n",status="2xx"} 1"#,
+            r#"trestle_route_ended_total{route="a\"b\\c\n",reason="no_member"} 1"#,
+            r#"trestle_route_duration_seconds_bucket{route="a\"b\\c\n",le="0.001"} 0"#,
+            r#"trestle_route_duration_seconds_bucket{route="a\"b\\c\n",le="0.0025"} 1"#,
+            r#"trestle_route_duration_seconds_bucket{route="a\"b\\c\n",le="60"} 1"#,
+            r#"trestle_route_duration_seconds_bucket{route="a\"b\\c\n",le="+Inf"} 2"#,
+            r#"trestle_route_duration_seconds_sum{route="a\"b\\c\n"} 90.002"#,
+            r#"trestle_route_duration_seconds_count{route="a\"b\\c\n"} 2"#,
+            r#"trestle_member_up{pool="app",member="m"} 1"#,
+            r#"trestle_member_in_flight{pool="app",member="m"} 1"#,
+            r#"trestle_member_failures_total{pool="app",member="m",kind="connect_timeout"} 1"#,
+            r#"trestle_pool_panic{pool="app"} 0"#,
+        ] {
+            assert!(out.lines().any(|l| l == line), "{line}\nis not in\n{out}");
+        }
+    }
+
+    #[test]
+    fn each_family_is_declared_once_before_its_samples_and_each_series_is_unique() {
+        let out = rendered();
+        let (mut families, mut series) = (BTreeSet::new(), BTreeSet::new());
+        let mut family = "";
+        for line in out.lines() {
+            if let Some(declared) = line.strip_prefix("# HELP ") {
+                family = declared.split(' ').next().expect("a name");
+                assert!(family.starts_with("trestle_") && families.insert(family), "{family}");
+            } else if let Some(declared) = line.strip_prefix("# TYPE ") {
+                assert!(declared.starts_with(family));
+            } else {
+                let (name, value) = line.rsplit_once(' ').expect("a value");
+                assert!(name.starts_with(family), "{line} under {family}");
+                assert!(series.insert(name), "{name} twice");
+                value.parse::<f64>().expect("a number");
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_config_drops_is_forgotten_once_it_is_empty() {
+        let metrics = Metrics::new(1);
+        metrics.listener("web").at(0).opened.inc();
+        metrics.route("r").at(0).requests.inc(200);
+        metrics.retain(&trestle_config::Config::default());
+        assert_eq!((metrics.open(), metrics.routes.lock().len()), (1, 0));
+        metrics.listener("web").at(0).closed.inc();
+        metrics.retain(&trestle_config::Config::default());
+        assert!(metrics.listeners.lock().is_empty());
+    }
+}

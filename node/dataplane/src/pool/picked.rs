@@ -1,0 +1,95 @@
+//! The guards that a request holds while it uses a pool.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use super::{FailureKind, MemberState, Shared};
+
+/// A member in use by one request, connection or session: counted as in flight until this drops.
+/// It takes what happened to it, for outlier detection.
+#[derive(Debug)]
+pub(crate) struct Picked {
+    index: usize,
+    member: Arc<MemberState>,
+}
+
+impl Picked {
+    pub(super) fn new(index: usize, member: Arc<MemberState>) -> Self {
+        member.in_flight.fetch_add(1, Relaxed);
+        member.pool.hot.live.fetch_add(1, Relaxed);
+        member.counters.picked.inc();
+        Self { index, member }
+    }
+
+    /// In the pool that it was picked from; for `avoid`.
+    pub(crate) fn index(&self) -> usize {
+        self.index
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.member.address
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        self.member.name()
+    }
+
+    pub(crate) fn member(&self) -> &Arc<MemberState> {
+        &self.member
+    }
+
+    /// A new connection to it was made. No judgement yet: a member may accept and then answer nothing.
+    pub(crate) fn connected(&self, took: Duration) {
+        self.member.counters.connects.record(took);
+    }
+
+    /// It did what was asked of it: failures are no longer "in a row".
+    pub(crate) fn succeeded(&self) {
+        // Read first: in the good case nobody's cache line is dirtied.
+        if self.member.failures.load(Relaxed) != 0 {
+            self.member.failures.store(0, Relaxed);
+        }
+    }
+
+    /// It failed. Enough in a row, and it is ejected.
+    pub(crate) fn failed(&self, kind: FailureKind) {
+        self.member.failed(kind);
+    }
+
+    /// It answered over HTTP. A 5xx counts as a failure, everything else as success.
+    pub(crate) fn answered(&self, status: u16) {
+        if (500..600).contains(&status) {
+            self.member.counters.server_errors.inc();
+            self.member.one_more_failure();
+        } else {
+            self.succeeded();
+        }
+    }
+}
+
+impl Drop for Picked {
+    fn drop(&mut self) {
+        self.member.in_flight.fetch_sub(1, Relaxed);
+        self.member.pool.hot.live.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Leave for one further attempt; dropping it gives the place back.
+#[derive(Debug)]
+pub(crate) struct RetryPermit {
+    pool: Arc<Shared>,
+}
+
+impl RetryPermit {
+    pub(super) fn new(pool: Arc<Shared>) -> Self {
+        Self { pool }
+    }
+}
+
+impl Drop for RetryPermit {
+    fn drop(&mut self) {
+        self.pool.hot.retries.fetch_sub(1, Relaxed);
+    }
+}

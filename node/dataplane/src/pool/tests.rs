@@ -1,0 +1,257 @@
+//! Pools as requests use them.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use trestle_config::model::{Balance, Member, Outlier};
+
+use super::*;
+
+fn config(members: usize) -> model::Pool {
+    let member = |n: usize| Member {
+        address: ([127, 0, 0, 1], 1_000 + n as u16).into(),
+        name: format!("m{n}"),
+        weight: 1,
+    };
+    model::Pool { members: (0..members).map(member).collect(), ..model::Pool::default() }
+}
+
+fn pool(config: &model::Pool) -> Pool {
+    Pool::compile("p", config, None)
+}
+
+fn verdicts(verdicts: &[(&str, bool)]) -> BTreeMap<String, bool> {
+    verdicts.iter().map(|(name, up)| ((*name).to_owned(), *up)).collect()
+}
+
+/// Names that 100 picks return.
+fn used(pool: &Pool) -> BTreeSet<String> {
+    (0..100).filter_map(|_| pool.pick(&[], Instant::now())).map(|p| p.name().to_owned()).collect()
+}
+
+fn names(names: &[&str]) -> BTreeSet<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+fn fail(pool: &Pool, member: &str, times: usize) {
+    let mut failed = 0;
+    while failed < times {
+        let picked = pool.pick(&[], Instant::now()).expect("somebody is usable");
+        if picked.name() == member {
+            picked.failed(FailureKind::Connect);
+            failed += 1;
+        } else {
+            picked.succeeded();
+        }
+    }
+}
+
+#[test]
+fn a_member_that_is_down_gets_nothing_until_it_is_up() {
+    let pool = pool(&config(3));
+    pool.set_verdicts(&verdicts(&[("m1", false)]));
+    assert_eq!(used(&pool), names(&["m0", "m2"]));
+    pool.set_verdicts(&verdicts(&[("m0", true), ("unknown", false)]));
+    assert_eq!(used(&pool), names(&["m0", "m2"]));
+    pool.set_verdicts(&verdicts(&[("m1", true)]));
+    assert_eq!(used(&pool), names(&["m0", "m1", "m2"]));
+}
+
+#[test]
+fn in_panic_all_are_used() {
+    let pool = pool(&config(3));
+    pool.set_verdicts(&verdicts(&[("m0", false), ("m1", false)]));
+    assert!(pool.in_panic());
+    assert_eq!(used(&pool), names(&["m0", "m1", "m2"]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_in_a_row_eject_for_a_time_and_no_more_than_the_share() {
+    let pool = pool(&config(3));
+    fail(&pool, "m0", 4);
+    assert_eq!(used(&pool), names(&["m0", "m1", "m2"]));
+    fail(&pool, "m0", 1);
+    assert_eq!(used(&pool), names(&["m1", "m2"]));
+    fail(&pool, "m1", 50);
+    assert_eq!(used(&pool), names(&["m1", "m2"]), "one of three is out already");
+    assert!(pool.views()[0].ejected && !pool.views()[1].ejected);
+    tokio::time::advance(Duration::from_secs(30)).await;
+    assert!(used(&pool).contains("m0"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_success_between_failures_keeps_a_member_in() {
+    let pool = pool(&config(2));
+    for _ in 0..10 {
+        fail(&pool, "m0", 4);
+        while pool.pick(&[], Instant::now()).is_none_or(|p| {
+            p.answered(200);
+            p.name() != "m0"
+        }) {}
+    }
+    assert_eq!(used(&pool), names(&["m0", "m1"]));
+    let server_errors = |n| (0..n).for_each(|_| pool.pick(&[1], Instant::now()).expect("m0").answered(503));
+    server_errors(5);
+    assert_eq!(used(&pool), names(&["m1"]), "5xx count");
+}
+
+#[tokio::test(start_paused = true)]
+async fn coming_up_ends_an_ejection() {
+    let pool = pool(&config(2));
+    fail(&pool, "m0", 5);
+    pool.set_verdicts(&verdicts(&[("m0", false)]));
+    pool.set_verdicts(&verdicts(&[("m0", true)]));
+    assert_eq!(used(&pool), names(&["m0", "m1"]));
+    fail(&pool, "m1", 5);
+    assert_eq!(used(&pool), names(&["m0"]), "the place in the share is free again");
+}
+
+#[test]
+fn a_pool_of_one_keeps_its_member() {
+    let pool = pool(&config(1));
+    fail(&pool, "m0", 100);
+    assert_eq!(used(&pool), names(&["m0"]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_revision_keeps_the_state_of_members_that_stay() {
+    let old = pool(&config(3));
+    old.set_verdicts(&verdicts(&[("m2", false)]));
+    fail(&old, "m0", 5);
+    let in_flight = old.pick(&[], Instant::now()).expect("m1");
+    assert_eq!(in_flight.name(), "m1");
+    let mut changed = config(4);
+    changed.members.remove(1);
+    changed.members[1].address.set_port(9);
+    let new = Pool::compile("p", &changed, Some(&old));
+    let states: Vec<_> = new.views().into_iter().map(|v| (v.member, v.up, v.ejected, v.in_flight)).collect();
+    let state = |name: &str, up, ejected| (name.to_owned(), up, ejected, 0);
+    // m2 has another address now: another member.
+    assert_eq!(states, [state("m0", true, true), state("m2", true, false), state("m3", true, false)]);
+    drop(in_flight);
+    new.set_verdicts(&verdicts(&[("m3", false)]));
+    assert_eq!(used(&new), names(&["m2"]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_old_revisions_connection_reports_counts_in_the_new_one() {
+    let old = pool(&config(2));
+    let connections: Vec<Picked> = (0..5).map(|_| old.pick(&[1], Instant::now()).expect("m0")).collect();
+    let new = Pool::compile("p", &config(2), Some(&old));
+    connections.iter().for_each(|connection| connection.failed(FailureKind::Broken));
+    assert_eq!(used(&new), names(&["m1"]));
+    assert_eq!(new.views()[0].in_flight, 5);
+    drop(connections);
+    assert_eq!(new.views()[0].in_flight, 0);
+}
+
+#[test]
+fn without_a_health_check_members_are_up() {
+    let old = pool(&config(2));
+    old.set_verdicts(&verdicts(&[("m0", false)]));
+    let unchecked = model::Pool { health: None, ..config(2) };
+    let new = Pool::compile("p", &unchecked, Some(&old));
+    new.set_verdicts(&verdicts(&[("m0", false)]));
+    assert_eq!(used(&new), names(&["m0", "m1"]));
+}
+
+#[test]
+fn an_empty_pool_has_nobody_and_counts_it() {
+    let pool = pool(&config(0));
+    assert!(pool.pick(&[], Instant::now()).is_none());
+    assert_eq!(pool.counters().no_member.value(), 1);
+}
+
+#[test]
+fn retries_are_a_share_of_what_is_live_and_ten_at_least() {
+    let pool = pool(&config(2));
+    let permits = |pool: &Pool| {
+        let permits: Vec<_> = std::iter::from_fn(|| pool.retry_permit()).take(1_000).collect();
+        permits.len()
+    };
+    assert_eq!(permits(&pool), 10);
+    let live: Vec<_> = (0..200).map(|_| pool.pick(&[], Instant::now())).collect();
+    assert_eq!(permits(&pool), 40);
+    drop(live);
+    assert_eq!(permits(&pool), 10, "permits and requests are given back");
+    let none = Pool::compile("p", &model::Pool { retry_budget: 0.0, ..config(2) }, None);
+    assert_eq!(permits(&none), 0);
+}
+
+/// What may happen to a pool.
+#[derive(Clone, Debug)]
+enum Step {
+    Pick,
+    Drop(usize),
+    Fail(usize),
+    Succeed(usize),
+    Verdict(usize, bool),
+    Compile(usize),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        6 => Just(Step::Pick),
+        3 => any::<usize>().prop_map(Step::Drop),
+        4 => any::<usize>().prop_map(Step::Fail),
+        1 => any::<usize>().prop_map(Step::Succeed),
+        2 => (0usize..6, any::<bool>()).prop_map(|(member, up)| Step::Verdict(member, up)),
+        1 => (0usize..6).prop_map(Step::Compile),
+    ];
+    prop::collection::vec(step, 1..200)
+}
+
+proptest! {
+    #[test]
+    fn picks_are_usable_and_in_flight_counts_what_is_held(
+        steps in steps(),
+        balance in prop_oneof![
+            Just(Balance::RoundRobin), Just(Balance::Random), Just(Balance::RandomTwo), Just(Balance::LeastRequest),
+        ],
+    ) {
+        let outlier = Outlier { failures: 2, max_share: 0.5, ..Outlier::default() };
+        let settings = |n| model::Pool { balance, outlier: outlier.clone(), ..config(n) };
+        let mut pool = pool(&settings(4));
+        let mut held: Vec<Picked> = Vec::new();
+        for step in steps {
+            // A revision may leave none but ejected members; an ejection never does.
+            let before = pool.views().iter().filter(|v| v.ejected).count();
+            match step {
+                Step::Pick => {
+                    let views = pool.views();
+                    let down = views.iter().filter(|v| !v.up).count();
+                    let panic = views.len() >= 2 && down * 2 > views.len();
+                    let picked = pool.pick(&[], Instant::now());
+                    let usable = views.iter().any(|v| v.up) || panic;
+                    prop_assert_eq!(picked.is_some(), usable);
+                    if let Some(picked) = picked {
+                        let view = &views[picked.index()];
+                        prop_assert_eq!(&view.member, picked.name());
+                        let better = views.iter().any(|v| v.up && !v.ejected);
+                        prop_assert!(panic || view.up && (!view.ejected || !better), "{view:?}");
+                        held.push(picked);
+                    }
+                }
+                Step::Drop(n) if !held.is_empty() => drop(held.swap_remove(n % held.len())),
+                Step::Fail(n) if !held.is_empty() => held[n % held.len()].failed(FailureKind::Broken),
+                Step::Succeed(n) if !held.is_empty() => held[n % held.len()].succeeded(),
+                Step::Verdict(member, up) => {
+                    pool.set_verdicts(&BTreeMap::from([(format!("m{member}"), up)]));
+                }
+                Step::Compile(members) => pool = Pool::compile("p", &settings(members), Some(&pool)),
+                _ => {}
+            }
+            for view in pool.views() {
+                let state = pool.members().iter().find(|member| member.name() == view.member);
+                let of = |p: &&Picked| state.is_some_and(|state| Arc::ptr_eq(p.member(), state));
+                prop_assert_eq!(view.in_flight as usize, held.iter().filter(of).count());
+            }
+            let out = pool.views().iter().filter(|v| v.ejected).count();
+            prop_assert!(out <= before.max(pool.members().len() / 2), "no more than half by ejection");
+        }
+        held.clear();
+        prop_assert!(pool.views().iter().all(|view| view.in_flight == 0));
+        prop_assert_eq!(pool.shared.hot.live.load(Ordering::Relaxed), 0);
+    }
+}

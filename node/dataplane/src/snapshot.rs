@@ -1,0 +1,295 @@
+//! A config revision as workers serve by it: compiled once, immutable, shared by all.
+//!
+//! Invariant: a [`Listener`] holds everything that a connection of it needs, so that one pointer is
+//! one consistent view: its routes, their rules, the pools behind them. What must outlive a revision
+//! (members' state, counters) hangs behind `Arc`s that [`Snapshot::compile`] carries over by name.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use trestle_config::Config;
+use trestle_config::model::{self, AccessLogFormat, Protocol, WeightedPool};
+
+use crate::l7::router::{Entry, Router};
+use crate::metrics::{ListenerCounters, Metrics, RouteCounters};
+use crate::pool::Pool;
+
+type Pools = BTreeMap<String, Arc<Pool>>;
+
+#[derive(Debug)]
+pub(crate) struct Snapshot {
+    pub(crate) revision: u64,
+    pub(crate) listeners: BTreeMap<String, Arc<Listener>>,
+    pub(crate) pools: Pools,
+    /// How long connections of a listener that is gone may go on.
+    pub(crate) drain_deadline: Duration,
+}
+
+/// A listener of one revision.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    pub(crate) name: Box<str>,
+    pub(crate) settings: model::Listener,
+    pub(crate) counters: Arc<ListenerCounters>,
+    /// Where a connection or session goes (tcp, udp).
+    pub(crate) pool: Option<Arc<Pool>>,
+    pub(crate) access_log: bool,
+    router: Router,
+    rules: Box<[Arc<Rule>]>,
+    /// Takes what no rule takes (http).
+    fallback: Option<Arc<Rule>>,
+}
+
+/// What is done with a request.
+#[derive(Debug)]
+pub(crate) struct Rule {
+    /// Of the route; empty for a listener's default pool.
+    pub(crate) route: Arc<str>,
+    pub(crate) name: Box<str>,
+    /// `None`: a listener's default pool, which is counted with the listener.
+    pub(crate) counters: Option<Arc<RouteCounters>>,
+    pub(crate) timeout: model::RouteTimeouts,
+    pub(crate) retry: model::Retry,
+    pub(crate) max_body: u64,
+    pub(crate) split: Split,
+}
+
+/// Pools that share a rule's requests by weight, exactly: of any `total` requests in a row, each pool
+/// gets its weight. Steps of a stride that has no factor in common with the total visit every place
+/// once a round and spread each pool's over it.
+#[derive(Debug)]
+pub(crate) struct Split {
+    pools: Box<[Arc<Pool>]>,
+    /// Running sums of weights.
+    ends: Box<[u64]>,
+    stride: u64,
+    cursor: AtomicU64,
+}
+
+impl Snapshot {
+    /// `previous` is the snapshot that this one replaces. Names resolve: the config was validated.
+    pub(crate) fn compile(
+        revision: u64,
+        config: &Config,
+        births: &BTreeMap<String, u64>,
+        previous: Option<&Snapshot>,
+        metrics: &Metrics,
+    ) -> Self {
+        let pool = |(name, settings): (&String, &model::Pool)| {
+            let previous = previous.and_then(|snapshot| snapshot.pools.get(name)).map(AsRef::as_ref);
+            (name.clone(), Arc::new(Pool::compile(name, settings, previous)))
+        };
+        let pools: Pools = config.pools.iter().map(pool).collect();
+        let routes: BTreeMap<&str, Vec<Arc<Rule>>> = config
+            .routes
+            .iter()
+            .map(|(name, route)| (name.as_str(), rules(name, route, &pools, metrics)))
+            .collect();
+        let listener = |(name, settings): (&String, &model::Listener)| {
+            let listener = Listener::compile(name, settings, config, births, &routes, &pools, metrics);
+            (name.clone(), Arc::new(listener))
+        };
+        let listeners = config.listeners.iter().map(listener).collect();
+        Self { revision, listeners, pools, drain_deadline: config.cluster.drain.deadline }
+    }
+}
+
+fn rules(name: &str, route: &model::Route, pools: &Pools, metrics: &Metrics) -> Vec<Arc<Rule>> {
+    let counters = metrics.route(name);
+    let route_name: Arc<str> = name.into();
+    let rule = |rule: &model::Rule| {
+        Arc::new(Rule {
+            route: Arc::clone(&route_name),
+            name: rule.name.as_str().into(),
+            counters: Some(Arc::clone(&counters)),
+            timeout: rule.timeout.clone(),
+            retry: rule.retry.clone(),
+            max_body: rule.max_body,
+            split: Split::new(&rule.pools, pools),
+        })
+    };
+    route.rules.iter().map(rule).collect()
+}
+
+impl Listener {
+    fn compile(
+        name: &str,
+        settings: &model::Listener,
+        config: &Config,
+        births: &BTreeMap<String, u64>,
+        routes: &BTreeMap<&str, Vec<Arc<Rule>>>,
+        pools: &Pools,
+        metrics: &Metrics,
+    ) -> Self {
+        let mut entries = Vec::new();
+        let mut taken = Vec::new();
+        let ours = |route: &model::Route| match &route.listeners {
+            Some(names) => names.iter().any(|listener| listener == name),
+            None => true,
+        };
+        let http = settings.protocol == Protocol::Http;
+        for (route_name, route) in config.routes.iter().filter(|(_, route)| http && ours(route)) {
+            for (index, rule) in route.rules.iter().enumerate() {
+                let compiled = routes.get(route_name.as_str()).and_then(|rules| rules.get(index));
+                let Some(compiled) = compiled else { continue };
+                taken.push(Arc::clone(compiled));
+                let birth = births.get(route_name).copied().unwrap_or(u64::MAX);
+                entries.extend(route.hosts.iter().flat_map(|host| {
+                    let rule_at = taken.len() - 1;
+                    rule.matches.iter().map(move |condition| Entry {
+                        host,
+                        condition,
+                        route: route_name,
+                        birth,
+                        index,
+                        rule: rule_at,
+                    })
+                }));
+            }
+        }
+        let pool = settings.pool.as_ref().and_then(|name| pools.get(name));
+        Self {
+            name: name.into(),
+            settings: settings.clone(),
+            counters: metrics.listener(name),
+            pool: pool.map(Arc::clone),
+            access_log: config.access_log.format != AccessLogFormat::Off,
+            router: Router::compile(entries),
+            rules: taken.into(),
+            fallback: pool.filter(|_| http).map(|pool| Arc::new(Rule::of_pool(pool))),
+        }
+    }
+
+    pub(crate) fn router(&self) -> &Router {
+        &self.router
+    }
+
+    /// The rule that the router named.
+    pub(crate) fn rule(&self, index: usize) -> &Arc<Rule> {
+        &self.rules[index]
+    }
+
+    pub(crate) fn fallback(&self) -> Option<&Arc<Rule>> {
+        self.fallback.as_ref()
+    }
+}
+
+impl Rule {
+    fn of_pool(pool: &Arc<Pool>) -> Self {
+        Self {
+            route: "".into(),
+            name: "".into(),
+            counters: None,
+            timeout: model::RouteTimeouts::default(),
+            retry: model::Retry::default(),
+            max_body: 0,
+            split: Split::of(vec![(Arc::clone(pool), 1)]),
+        }
+    }
+}
+
+impl Split {
+    fn new(weighted: &[WeightedPool], pools: &Pools) -> Self {
+        let pool = |weighted: &WeightedPool| {
+            let pool = pools.get(&weighted.pool).filter(|_| weighted.weight > 0)?;
+            Some((Arc::clone(pool), u64::from(weighted.weight)))
+        };
+        Self::of(weighted.iter().filter_map(pool).collect())
+    }
+
+    fn of(weighted: Vec<(Arc<Pool>, u64)>) -> Self {
+        let divisor = weighted.iter().fold(0, |divisor, (_, weight)| gcd(divisor, *weight)).max(1);
+        let mut total = 0;
+        let ends = weighted.iter().map(|(_, weight)| {
+            total += weight / divisor;
+            total
+        });
+        let ends: Box<[u64]> = ends.collect();
+        let pools = weighted.into_iter().map(|(pool, _)| pool).collect();
+        Self { pools, ends, stride: stride(total), cursor: AtomicU64::new(0) }
+    }
+
+    /// The pools for one request: the one whose turn it is, then the others, for the case that it has
+    /// no usable member.
+    pub(crate) fn next(&self) -> impl Iterator<Item = usize> {
+        let turn = self.turn();
+        (turn..self.pools.len()).chain(0..turn)
+    }
+
+    pub(crate) fn pool(&self, at: usize) -> Option<&Arc<Pool>> {
+        self.pools.get(at)
+    }
+
+    fn turn(&self) -> usize {
+        if self.pools.len() < 2 {
+            return 0;
+        }
+        let total = self.ends[self.ends.len() - 1];
+        let step = self.cursor.fetch_add(1, Ordering::Relaxed) % total;
+        // Below 2^64: a total is a sum of 32-bit weights, and there are far fewer than 2^32 of them;
+        // the product needs 128 bits.
+        let place = (u128::from(step) * u128::from(self.stride) % u128::from(total)) as u64;
+        self.ends.partition_point(|end| *end <= place)
+    }
+}
+
+/// About the golden section of the total, without a factor in common with it.
+fn stride(total: u64) -> u64 {
+    let golden = (total as f64 * 0.618_033_988_75) as u64;
+    (golden.max(1)..).find(|stride| gcd(*stride, total.max(1)) == 1).unwrap_or(1)
+}
+
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn split(weights: &[u32]) -> Split {
+        let pool = |(at, weight): (usize, &u32)| {
+            let pool = Pool::compile(&at.to_string(), &model::Pool::default(), None);
+            (Arc::new(pool), u64::from(*weight))
+        };
+        Split::of(weights.iter().enumerate().map(pool).collect())
+    }
+
+    #[test]
+    fn a_canary_of_five_percent_is_spread_over_a_hundred_requests() {
+        let split = split(&[95, 5]);
+        let turns: Vec<usize> = (0..40).map(|_| split.turn()).collect();
+        assert_eq!(turns.iter().filter(|turn| **turn == 1).count(), 2);
+        let places: Vec<usize> = (0..40).filter(|place| turns[*place] == 1).collect();
+        assert!(places[1] - places[0] > 5, "{places:?}");
+    }
+
+    #[test]
+    fn other_pools_follow_the_one_whose_turn_it_is() {
+        let split = split(&[1, 2, 3]);
+        for _ in 0..6 {
+            let mut order: Vec<usize> = split.next().collect();
+            order.sort_unstable();
+            assert_eq!(order, [0, 1, 2]);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn weights_are_exact_over_a_round(weights in prop::collection::vec(1u32..30, 1..5), rounds in 1usize..4) {
+            let split = split(&weights);
+            let divisor = weights.iter().fold(0, |d, w| gcd(d, u64::from(*w))) as usize;
+            let round = weights.iter().sum::<u32>() as usize / divisor;
+            let mut counts = vec![0; weights.len()];
+            for _ in 0..round * rounds {
+                counts[split.turn()] += 1;
+            }
+            let expected: Vec<usize> = weights.iter().map(|w| *w as usize / divisor * rounds).collect();
+            prop_assert_eq!(counts, expected);
+        }
+    }
+}

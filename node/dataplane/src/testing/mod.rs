@@ -1,0 +1,172 @@
+//! What tests of a whole plane need: a plane with its log at hand, backends, clients that speak bytes.
+
+mod backend;
+mod client;
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use trestle_config::Config;
+use trestle_config::model::{
+    Bind, HostPattern, HttpSettings, Listener, Match, Member, PathMatch, Pool, Protocol, Retry, Route,
+    RouteTimeouts, Rule, TcpSettings, UdpSettings, WeightedPool,
+};
+
+use crate::{BoundListener, Install, Options, Plane};
+
+pub(crate) use backend::{Backend, Seen};
+pub(crate) use client::{Client, Reply, get, send};
+
+/// How long a test waits for what must come.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Waits until the condition holds.
+pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let wait = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    assert!(tokio::time::timeout(PATIENCE, wait).await.is_ok(), "{what}: not in {PATIENCE:?}");
+}
+
+/// A running plane with two workers.
+pub(crate) struct Proxy {
+    pub(crate) plane: Plane,
+    pub(crate) log: Log,
+}
+
+impl Proxy {
+    pub(crate) fn new() -> Self {
+        Self::with_pinned(BTreeMap::new())
+    }
+
+    pub(crate) fn with_pinned(pinned: crate::PinnedPorts) -> Self {
+        let workers = NonZeroUsize::new(2).expect("not zero");
+        let options = Options { workers, node: "n1".into(), pinned };
+        let log = Log::default();
+        let plane = Plane::start_with_log(options, Box::new(log.clone())).expect("a plane");
+        Self { plane, log }
+    }
+
+    /// A plane that serves this config, and where its listener `web` is.
+    pub(crate) async fn serving(config: Config) -> (Self, SocketAddr) {
+        let proxy = Self::new();
+        let bound = proxy.install(1, config).await;
+        let address = *bound[0].state.as_ref().expect("listens");
+        (proxy, address)
+    }
+
+    pub(crate) async fn install(&self, revision: u64, config: Config) -> Vec<BoundListener> {
+        let births = config.routes.keys().map(|name| (name.clone(), 1)).collect();
+        let install = Install { revision, config: Arc::new(config), route_births: Arc::new(births) };
+        self.plane.install(install).await
+    }
+
+    pub(crate) fn metric(&self, line: &str) -> Option<f64> {
+        let mut text = String::new();
+        self.plane.render_metrics(&mut text);
+        let value = text.lines().find_map(|l| l.strip_prefix(line))?;
+        value.trim().parse().ok()
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.plane.shutdown();
+    }
+}
+
+/// The access log, line by line.
+#[derive(Clone, Default)]
+pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8(self.0.lock().expect("not poisoned").clone()).expect("text")
+    }
+
+    /// Waits for a line with all of these in it.
+    pub(crate) async fn line(&self, parts: &[&str]) -> String {
+        let mut found = None;
+        let find = || {
+            let text = self.text();
+            found = text.lines().find(|line| parts.iter().all(|part| line.contains(part))).map(str::to_owned);
+            found.is_some()
+        };
+        until(&format!("log line with {parts:?}"), find).await;
+        found.expect("found")
+    }
+}
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("not poisoned").extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+// === configs ===
+
+pub(crate) fn loopback(port: u16) -> Bind {
+    Bind { ip: Some([127, 0, 0, 1].into()), port }
+}
+
+pub(crate) fn listener(protocol: Protocol, bind: Bind, pool: Option<&str>) -> Listener {
+    Listener {
+        bind: vec![bind],
+        protocol,
+        pool: pool.map(str::to_owned),
+        udp: UdpSettings::default(),
+        tcp: TcpSettings::default(),
+        http: HttpSettings::default(),
+    }
+}
+
+pub(crate) fn pool(members: &[SocketAddr]) -> Pool {
+    let member = |address: &SocketAddr| Member { address: *address, name: address.to_string(), weight: 1 };
+    Pool { members: members.iter().map(member).collect(), ..Pool::default() }
+}
+
+/// One http listener `web` on loopback, a route `all` whose one rule sends everything to pool `app`.
+pub(crate) fn config(members: &[SocketAddr]) -> Config {
+    let mut config = Config::default();
+    config.listeners.insert("web".into(), listener(Protocol::Http, loopback(0), None));
+    config.pools.insert("app".into(), pool(members));
+    config.routes.insert("all".into(), route(vec![rule(&["app"])]));
+    config
+}
+
+pub(crate) fn route(rules: Vec<Rule>) -> Route {
+    Route { listeners: None, hosts: vec![HostPattern::Any], rules }
+}
+
+pub(crate) fn rule(pools: &[&str]) -> Rule {
+    let weighted = |pool: &&str| WeightedPool { pool: (*pool).to_owned(), weight: 1 };
+    Rule {
+        name: "0".into(),
+        matches: vec![Match::default()],
+        pools: pools.iter().map(weighted).collect(),
+        timeout: RouteTimeouts::default(),
+        retry: Retry::default(),
+        max_body: 0,
+    }
+}
+
+pub(crate) fn prefix_rule(prefix: &str, pools: &[&str]) -> Rule {
+    let matches = vec![Match { path: Some(PathMatch::Prefix(prefix.into())), ..Match::default() }];
+    Rule { name: prefix.into(), matches, ..rule(pools) }
+}
+
+/// The rule of [`config`].
+pub(crate) fn the_rule(config: &mut Config) -> &mut Rule {
+    &mut config.routes.get_mut("all").expect("the route").rules[0]
+}

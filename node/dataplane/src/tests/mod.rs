@@ -1,0 +1,7 @@
+//! The plane as its users see it: real sockets, real backends.
+
+mod forwarding;
+mod listening;
+mod retrying;
+mod smuggling;
+mod streaming;

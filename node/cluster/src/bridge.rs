@@ -37,7 +37,7 @@ impl Consensus for RaftNode {
     }
 
     fn propose(&self, term: u64, command: Command) -> BoxFuture<'_, Result<(Outcome, u64), ConsensusError>> {
-        let proposal = self.propose_as(term, command);
+        let proposal = self.propose_in(term, command);
         async {
             proposal.await.map_err(|error| match error {
                 ProposeError::NoQuorum(_) => ConsensusError::NotLeader,
@@ -62,7 +62,7 @@ impl RenewHandler for Seats {
 }
 
 impl Board for Gossip {
-    fn publish(&self, pool: &str, tag: u64, bits: &[Option<bool>]) {
+    fn publish(&self, pool: &str, tag: u64, bits: Vec<Option<bool>>) {
         let mut packed = HealthBits::new(bits.len());
         for (member, seen) in bits.iter().enumerate() {
             packed.set(member, match seen {
@@ -88,15 +88,15 @@ impl Board for Gossip {
         };
         let of = |h: crate::gossip::PoolHealth| Observation {
             node: h.node,
-            tag: h.revision,
+            revision: h.revision,
             bits: h.bits.iter().map(unpack).collect(),
             fresh: h.fresh,
         };
         self.health(pool).into_iter().map(of).collect()
     }
 
-    fn live(&self) -> Arc<BTreeSet<NodeId>> {
-        Gossip::live(self)
+    fn live(&self) -> BTreeSet<NodeId> {
+        Gossip::live(self).as_ref().clone()
     }
 
     fn changed(&self) -> watch::Receiver<u64> {

@@ -5,7 +5,7 @@
 //! backwards. Every task is owned by the part that started it; the feeder and the news are ours.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -152,8 +152,8 @@ impl Cluster {
         let health = Health::start(HealthSettings {
             node: raft.id(),
             board: Arc::new(gossip.clone()),
-            sink: Arc::new(plane.clone()),
-            config: feed.in_force.clone(),
+            plane: Arc::new(plane.clone()),
+            config: feed.config.clone(),
             shutdown: stop.child_token(),
         });
         let cluster = Cluster {
@@ -425,7 +425,7 @@ async fn news(cluster: Cluster, admin: String, stop: CancellationToken) {
             version: cluster.inner.version.clone(),
             draining: *draining.borrow_and_update(),
             admin: admin.clone(),
-            feature_level: trestle_raft_store::FEATURE_LEVEL,
+            feature_level: trestle_raft_store::apply::FEATURE_LEVEL,
         };
         if let Err(error) = cluster.inner.gossip.set_news(&told) {
             tracing::warn!(%error, "news of this node are not shared");
@@ -440,6 +440,8 @@ async fn news(cluster: Cluster, admin: String, stop: CancellationToken) {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     fn settings(advertise: Option<&str>) -> Settings {

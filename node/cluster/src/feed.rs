@@ -38,6 +38,8 @@ impl InForce {
 #[derive(Clone)]
 pub(crate) struct Feed {
     pub(crate) in_force: watch::Receiver<Arc<InForce>>,
+    /// The same as the probers want it.
+    pub(crate) config: watch::Receiver<Arc<(u64, Arc<Config>)>>,
     /// Why the newest revision is not in force, if it is not.
     pub(crate) problem: watch::Receiver<Option<String>>,
     /// Target number of voters.
@@ -53,6 +55,7 @@ pub(crate) struct Feed {
 pub(crate) struct Feeder {
     plane: Plane,
     in_force: watch::Sender<Arc<InForce>>,
+    config: watch::Sender<Arc<(u64, Arc<Config>)>>,
     problem: watch::Sender<Option<String>>,
     voters: watch::Sender<u32>,
     members: watch::Sender<BTreeSet<NodeId>>,
@@ -66,15 +69,17 @@ impl Feeder {
         let defaults = Document::empty();
         let cluster = &defaults.config().cluster;
         let (in_force, in_force_seen) = watch::channel(Arc::new(InForce::none()));
+        let (config, config_seen) = watch::channel(Arc::new((0, defaults.config().clone())));
         let (problem, problem_seen) = watch::channel(None);
         let (voters, voters_seen) = watch::channel(cluster.voters);
         let (members, members_seen) = watch::channel(BTreeSet::new());
         let (seeds, seeds_seen) = watch::channel(Vec::new());
         let (ttl, ttl_seen) = watch::channel(TtlHistory::new(cluster.seat));
-        let feeder = Self { plane, in_force, problem, voters, members, seeds, ttl };
+        let feeder = Self { plane, in_force, config, problem, voters, members, seeds, ttl };
         feeder.take(state).await;
         let feed = Feed {
             in_force: in_force_seen,
+            config: config_seen,
             problem: problem_seen,
             voters: voters_seen,
             members: members_seen,
@@ -129,6 +134,7 @@ impl Feeder {
         tracing::info!(revision, listeners = bound.len(), "revision in force");
         self.voters.send_if_modified(|voters| std::mem::replace(voters, config.cluster.voters) != config.cluster.voters);
         self.problem.send_replace(None);
+        self.config.send_replace(Arc::new((revision, config)));
         self.in_force.send_replace(Arc::new(InForce { revision, document }));
     }
 

@@ -115,7 +115,10 @@ impl From<Refusal> for ApiError {
             Refusal::NoSuchNode(_) => (StatusCode::NOT_FOUND, "no_such_node"),
             Refusal::Removed(_) => (StatusCode::GONE, "removed"),
             Refusal::NotFounded => (StatusCode::SERVICE_UNAVAILABLE, "starting"),
-            Refusal::NameTaken { .. } | Refusal::Founded(_) | Refusal::TooOld { .. } => {
+            Refusal::NameTaken { .. }
+            | Refusal::Founded(_)
+            | Refusal::TooOld { .. }
+            | Refusal::OtherFolder(_) => {
                 (StatusCode::CONFLICT, "refused")
             }
         };

@@ -8,11 +8,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
-use openraft::errors::{ClientWriteError, ForwardReason, LinearizableReadError, RaftError};
+use openraft::errors::{ClientWriteError, Fatal, ForwardReason, LinearizableReadError, RaftError};
+use openraft::impls::ProgressResponder;
 use openraft::{ChangeMembers, Instant as _, LinearizerOption, Raft, RaftMetrics, ServerState};
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
 use trestle_raft_store::StateMachine;
 use trestle_raft_store::types::{Command, NodeId, Outcome, Peer, State, TypeConfig};
 use uuid::Uuid;
@@ -202,6 +204,47 @@ impl Member {
             Err(_) => Attempt::Unknown("no majority acknowledged it in time".to_owned()),
             Ok(Ok(response)) => Attempt::Done(response.data, response.log_id.index),
             Ok(Err(error)) => write_failure(error),
+        }
+    }
+
+    /// As [`Member::write`], as leader of `term` or not at all. It is on its way to the log when this
+    /// is first polled, so calls reach the log in their order.
+    pub(crate) async fn write_in(&self, term: u64, command: Command, deadline: Instant) -> Attempt {
+        let leader = match self.raft.as_leader() {
+            Ok(leader) if leader.leader_id().term == term => leader.to_committed_leader_id(),
+            _ => return Attempt::Retry(format!("this node does not lead in term {term}")),
+        };
+        let (responder, answer) = ProgressResponder::complete_only();
+        let written = async {
+            self.raft.write(command).with_leader(leader).responder(responder).await?;
+            Ok::<_, Fatal<TypeConfig>>(answer.await)
+        };
+        match timeout_at(deadline, written).await {
+            Err(_) => Attempt::Unknown("no majority acknowledged it in time".to_owned()),
+            Ok(Ok(Ok(Ok(response)))) => Attempt::Done(response.data, response.log_id.index),
+            Ok(Ok(Ok(Err(error)))) => write_failure(RaftError::APIError(error)),
+            Ok(Ok(Err(_))) => Attempt::Unknown("Raft gave no answer".to_owned()),
+            Ok(Err(fatal)) => Attempt::Unknown(fatal.to_string()),
+        }
+    }
+
+    /// Publishes the term in which this node leads, while it does.
+    pub(crate) async fn follow_leadership(&self, said: watch::Sender<Option<u64>>, stop: CancellationToken) {
+        let mut metrics = self.raft.server_metrics();
+        loop {
+            let term = {
+                let watched = metrics.borrow_watched();
+                (watched.state == ServerState::Leader && watched.current_leader == Some(self.id))
+                    .then(|| watched.vote.leader_id().term)
+            };
+            said.send_if_modified(|before| std::mem::replace(before, term) != term);
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = metrics.changed() => if changed.is_err() {
+                    said.send_replace(None);
+                    return;
+                },
+            }
         }
     }
 

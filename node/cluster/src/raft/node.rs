@@ -59,6 +59,7 @@ struct Inner {
     member: Arc<Member>,
     entered: Entered,
     leader: watch::Receiver<Option<NodeId>>,
+    leadership: watch::Receiver<Option<u64>>,
     counts: Arc<PortCounts>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
     stop: CancellationToken,
@@ -133,6 +134,10 @@ impl RaftNode {
         let member = Arc::new(member);
         local.entered(member.clone());
 
+        let (said, leadership) = watch::channel(None);
+        let follower = member.clone();
+        let until = stop.clone();
+        tasks.push(tokio::spawn(async move { follower.follow_leadership(said, until).await }));
         let (said, leader) = watch::channel(None);
         tasks.push(tokio::spawn(observe(local.clone(), member.clone(), said, stop.clone())));
         tasks.push(tokio::spawn(watch_removal(local.clone(), member.clone(), stop.clone())));
@@ -143,6 +148,7 @@ impl RaftNode {
             member,
             entered: entry.how,
             leader,
+            leadership,
             counts,
             tasks: Mutex::new(tasks),
             stop,
@@ -261,6 +267,22 @@ impl RaftNode {
     /// [`RaftNode::leader`], seen every 100 ms at least.
     pub fn watch_leader(&self) -> watch::Receiver<Option<NodeId>> {
         self.inner.leader.clone()
+    }
+
+    /// The term in which this node leads, while it does; seen at once.
+    pub fn watch_leadership(&self) -> watch::Receiver<Option<u64>> {
+        self.inner.leadership.clone()
+    }
+
+    /// As [`RaftNode::propose`], but only as leader of `term`: never forwarded, never tried again. Calls
+    /// reach the log in the order in which they are first polled.
+    pub async fn propose_in(&self, term: u64, command: Command) -> Result<(Outcome, u64), ProposeError> {
+        match self.inner.member.write_in(term, command, Instant::now() + NO_LEADER).await {
+            Attempt::Done(outcome, index) => Ok((outcome, index)),
+            Attempt::Retry(why) => Err(ProposeError::NoQuorum(why)),
+            Attempt::Unknown(why) => Err(ProposeError::Unknown(why)),
+            Attempt::Fail(error) => Err(error),
+        }
     }
 
     /// The agreed state as this node has it.

@@ -133,10 +133,11 @@ impl RaftNode {
         let member = Arc::new(member);
         local.entered(member.clone());
 
+        let ask = settings.enter.ask().to_vec();
         let (said, leader) = watch::channel(None);
         tasks.push(tokio::spawn(observe(local.clone(), member.clone(), said, stop.clone())));
         tasks.push(tokio::spawn(watch_removal(local.clone(), member.clone(), stop.clone())));
-        tasks.push(tokio::spawn(introduce(local.clone(), member.clone(), stop.clone())));
+        tasks.push(tokio::spawn(introduce(local.clone(), member.clone(), ask, stop.clone())));
         tasks.push(tokio::spawn(run(member.clone(), incoming_orders, settings.voters, stop.clone())));
         let inner = Inner {
             local,

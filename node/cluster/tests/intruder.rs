@@ -1,4 +1,5 @@
 //! A program that holds the cluster's key and does not keep to the rules.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! Clusters of real nodes in one process: TLS, disks and timers are real, the network is loopback.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 
@@ -9,7 +10,8 @@ use tokio::time::Instant;
 use trestle_cluster::Ended;
 use trestle_cluster::identity::ClusterKey;
 use trestle_cluster::membership::{Act, EnterError};
-use trestle_cluster::raft::{Enter, Entered, ProposeError, StartError, Tuning};
+use trestle_cluster::raft::{Enter, Entered, ProposeError, RenewHandler, StartError, Tuning};
+use trestle_proto::v1::{RenewReply, RenewRequest};
 use trestle_raft_store::types::{Command, Outcome, Refusal, Role};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -264,6 +266,7 @@ async fn two_clusters_with_one_key_stay_apart() {
     // A member whose peer's address has passed to a node of another cluster does not talk to it.
     let joined = world.join("c", &one).await;
     joined.put("in one").await;
+    revision(std::slice::from_ref(&joined), 1).await;
     let bind = one.address;
     one.kill().await;
     let mut launch = Launch::new(&world, "usurper", Enter::Found { ask: vec![] });
@@ -499,6 +502,125 @@ async fn a_cluster_whose_majority_moved_finds_itself_again() {
     leader(&nodes).await;
     nodes[0].put("found").await;
     revision(&nodes, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn initialize_returns_too_early_so_a_founding_that_a_crash_cut_off_is_completed() {
+    let world = World::new();
+    let cluster_id = uuid::Uuid::now_v7();
+    save_identity(&world, "n0", 0, cluster_id).await;
+    let node = world.moved("n0").await;
+    assert_eq!((node.id(), node.raft().cluster_id()), (0, cluster_id));
+    // What `start` returns on is agreed on, not only asked for.
+    assert_eq!(node.raft().state().cluster_id, Some(cluster_id));
+    node.put("founded").await;
+    // Alone it is its own majority, also when nothing is written for a while.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let metrics = node.raft().metrics();
+    assert!(metrics.quorum && metrics.role == "leader", "{metrics:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_join_that_a_crash_cut_off_is_completed() {
+    let world = World::new();
+    let mut nodes = world.cluster(1).await;
+    // Admitted, the answer was lost: the folder only has its token.
+    let mut profile = nodes[0].raft().profile().clone();
+    profile.name = "n1".to_owned();
+    profile.join_token = open(&world, "n1").await.identity().join_token;
+    let admit = Command::Admit { node: profile, replace: false, at_ms: 0 };
+    let (outcome, _) = nodes[0].on(|raft| async move { raft.propose(admit).await }).await.unwrap();
+    let Outcome::Admitted { id, cluster_id } = outcome else { panic!("{outcome:?}") };
+    let node = world.join("n1", &nodes[0]).await;
+    assert_eq!(node.id(), id, "it asks again and gets the id that it was given");
+    nodes.push(node);
+    voters(&nodes, 2).await;
+
+    // Admitted and noted in the folder, but Raft never ran.
+    let mut profile = nodes[0].raft().profile().clone();
+    profile.name = "n2".to_owned();
+    profile.join_token = open(&world, "n2").await.identity().join_token;
+    let admit = Command::Admit { node: profile, replace: false, at_ms: 0 };
+    let (outcome, _) = nodes[0].on(|raft| async move { raft.propose(admit).await }).await.unwrap();
+    let Outcome::Admitted { id, .. } = outcome else { panic!("{outcome:?}") };
+    save_identity(&world, "n2", id, cluster_id).await;
+    // Its address is one at which nobody answers: it calls those that it knows of, which is nobody,
+    // so it is told where the others are.
+    let ask = vec![nodes[0].address.to_string()];
+    let node = world.start("n2", Enter::Join { ask }).await.unwrap();
+    assert_eq!(node.id(), id);
+    nodes.push(node);
+    voters(&nodes, 3).await;
+}
+
+async fn open(world: &World, name: &str) -> trestle_raft_store::Store {
+    let dir = world.dir(name);
+    let store = eventually("the folder is free", || async {
+        let dir = dir.clone();
+        tokio::task::spawn_blocking(move || trestle_raft_store::Store::open(&dir)).await.unwrap().ok()
+    })
+    .await;
+    store.sync().await.unwrap();
+    store
+}
+
+async fn save_identity(world: &World, name: &str, id: u64, cluster_id: uuid::Uuid) {
+    let store = open(world, name).await;
+    let mut identity = store.identity();
+    (identity.node_id, identity.cluster_id, identity.name) = (Some(id), Some(cluster_id), name.to_owned());
+    store.save_identity(identity).await.unwrap();
+    store.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_store_fails_ends_and_says_why() {
+    let world = World::new();
+    let mut nodes = world.cluster(3).await;
+    let at = leader(&nodes).await;
+    let failing = nodes.remove(at);
+    failing.store().close().await.unwrap();
+    let command = put(b"can't be written".to_vec());
+    let _ = failing.on(|raft| async move { raft.propose(command).await }).await;
+    let Ended::Failed(why) = failing.ended().await else { panic!("removed?") };
+    assert!(why.contains("store"), "{why}");
+    // It takes no part any more; the others go on.
+    leader(&nodes).await;
+    nodes[0].put("without it").await;
+}
+
+struct Granting;
+
+impl RenewHandler for Granting {
+    fn renew(&self, request: RenewRequest, caller: u64) -> futures::future::BoxFuture<'_, RenewReply> {
+        assert_eq!(request.node, caller);
+        let reply = RenewReply { seat_epoch: caller + 1, ttl_ms: 1_000, refused: String::new() };
+        Box::pin(async move { reply })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn renewals_go_to_the_leader_and_are_refused_until_it_has_a_handler() {
+    let world = World::new();
+    let nodes = world.cluster(2).await;
+    let at = leader(&nodes).await;
+    let renew = |at: usize| {
+        let raft = nodes[at].raft();
+        let cluster_id = raft.cluster_id().as_bytes().to_vec().into();
+        let request = RenewRequest { cluster_id, node: raft.id(), ..RenewRequest::default() };
+        nodes[at].on(|raft| async move { raft.renew(request).await })
+    };
+    for node in 0..2 {
+        let reply = renew(node).await.unwrap();
+        assert!(reply.ttl_ms == 0 && reply.refused.contains("not ready"), "{reply:?}");
+    }
+    nodes[at].raft().set_renew_handler(std::sync::Arc::new(Granting));
+    for (node, raft) in nodes.iter().enumerate() {
+        assert_eq!(renew(node).await.unwrap().seat_epoch, raft.id() + 1);
+    }
+    let index = nodes[at].on(|raft| async move { raft.confirm_leadership(Duration::from_secs(2)).await });
+    assert!(index.await.unwrap() > 0);
+    let other = nodes[1 - at].on(|raft| async move { raft.confirm_leadership(Duration::from_secs(2)).await });
+    assert!(other.await.is_err(), "state == Leader elsewhere is no authority here");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -62,10 +62,10 @@ pub(crate) async fn enter(local: &Local, how: &Enter, replace: bool) -> Result<E
         }
         return Ok(Entry { id, cluster_id, how: Entered::Resumed });
     }
-    let ask = match how {
-        Enter::Resume => return Err(EnterError::Nowhere),
-        Enter::Found { ask } | Enter::Join { ask } => ask,
-    };
+    if *how == Enter::Resume {
+        return Err(EnterError::Nowhere);
+    }
+    let ask = how.ask();
     if ask.len() > MAX_ADDRESSES {
         return Err(EnterError::Invalid(format!("more than {MAX_ADDRESSES} addresses to join")));
     }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::join_all;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -11,10 +12,12 @@ use trestle_raft_store::types::{Command, NodeProfile, State};
 
 use super::step::peer;
 use crate::Ended;
-use crate::raft::{Ask, Local, Member, NO_LEADER, ProposeError};
+use crate::raft::{Ask, Local, Member, NO_LEADER, ProposeError, stranger};
 
 /// Between two looks at whether the cluster has the right address of this node.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// For one address to answer.
+const GREETING: Duration = Duration::from_secs(2);
 /// After an attempt to register it that failed.
 const PAUSE: Duration = Duration::from_secs(1);
 /// How long a removed voter stays to help the others agree on life without it.
@@ -22,13 +25,22 @@ const FAREWELL: Duration = Duration::from_secs(10);
 
 /// Tells the others where this node is: the leader by an entry in the log when its address, name or
 /// version differ from what was agreed on, and everybody by a greeting while no leader is heard
-/// (a node that came back under another address can be found by nobody else). Ends with `stop`.
-pub(crate) async fn introduce(local: Arc<Local>, member: Arc<Member>, stop: CancellationToken) {
+/// (a node that came back under another address can be found by nobody else). `ask`, the addresses
+/// that it was started with, are greeted too, for when all that it knows is out of date. Ends with
+/// `stop`.
+pub(crate) async fn introduce(
+    local: Arc<Local>,
+    member: Arc<Member>,
+    ask: Vec<String>,
+    stop: CancellationToken,
+) {
     let work = async {
         loop {
             sleep(LOOK_EVERY).await;
             if member.leader().is_none() {
-                local.ask_around(&member).await;
+                if local.ask_around(&member).await.is_none() {
+                    join_all(ask.iter().map(|address| call(&local, &member, address))).await;
+                }
             } else if differs(&member.state(), &member, &local.profile) {
                 register(&local, &member).await;
             }
@@ -38,6 +50,18 @@ pub(crate) async fn introduce(local: Arc<Local>, member: Arc<Member>, stop: Canc
         () = work => {}
         () = stop.cancelled() => {}
     }
+}
+
+/// Whoever answers is remembered under its id, to be called with proof of it, and now knows us.
+async fn call(local: &Local, member: &Member, address: &str) {
+    let greeting = async {
+        let mut client = stranger(&local.identity, address).await.ok()?;
+        let reply = client.hello(local.hello()).await.ok()?.into_inner();
+        let ours = reply.cluster_id == member.cluster_id.as_bytes().as_slice() && reply.node_id != member.id;
+        ours.then(|| member.peers.said(reply.node_id, address))
+    };
+    // No answer: the next round asks again.
+    let _ = timeout(GREETING, greeting).await;
 }
 
 fn differs(state: &State, member: &Member, profile: &NodeProfile) -> bool {

@@ -29,6 +29,8 @@ use crate::membership::{Act, Order};
 pub(crate) const NO_LEADER: Duration = Duration::from_millis(4_500);
 /// Between two attempts.
 const PAUSE: Duration = Duration::from_millis(25);
+/// One attempt over the wire, when asking again does no harm: the leader may be gone without a word.
+const REMOTE_ATTEMPT: Duration = Duration::from_millis(1_500);
 /// How long the others get to say who leads, when this node does not know.
 const HELLO_TIMEOUT: Duration = Duration::from_millis(500);
 /// Between two such rounds.
@@ -102,7 +104,14 @@ impl Local {
         loop {
             let attempt = match self.leader(member, &mut last_hello).await {
                 Some(leader) if leader == member.id => self.ask_here(member, ask, deadline).await,
-                Some(leader) => self.ask_there(member, leader, ask, deadline).await,
+                Some(leader) => {
+                    let attempt = match ask {
+                        Ask::Order(..) => deadline,
+                        _ if ask.repeatable() => deadline.min(Instant::now() + REMOTE_ATTEMPT),
+                        _ => deadline,
+                    };
+                    self.ask_there(member, leader, ask, attempt).await
+                }
                 None => Attempt::Retry("no leader is known".to_owned()),
             };
             let why = match attempt {

@@ -132,8 +132,14 @@ impl Member {
     pub(crate) fn metrics(&self) -> Metrics {
         let raft = self.raft_metrics();
         let leads = raft.state == ServerState::Leader;
-        let age = if leads { raft.last_quorum_acked.map(|at| at.elapsed()) } else { self.since_leader() };
         let membership = raft.membership_config.membership();
+        let alone = membership.voter_ids().eq([self.id]);
+        let age = match leads {
+            // Its own majority; openraft notes acknowledgements of others only.
+            true if alone => Some(Duration::ZERO),
+            true => raft.last_quorum_acked.map(|at| at.elapsed()),
+            false => self.since_leader(),
+        };
         Metrics {
             id: self.id,
             cluster_id: self.cluster_id,

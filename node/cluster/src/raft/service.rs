@@ -11,11 +11,12 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures::future::BoxFuture;
 use openraft::Snapshot;
-use openraft::alias::{SnapshotMetaOf, VoteOf};
+use openraft::alias::{SnapshotMetaOf, SnapshotOf, VoteOf};
 use openraft::errors::RaftError;
 use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest, VoteRequest};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 use tonic::{Request, Response, Status, Streaming};
 use trestle_proto::v1::cluster_server::Cluster;
@@ -26,7 +27,7 @@ use trestle_proto::v1::{
 };
 use trestle_raft_store::machine::check_snapshot;
 use trestle_raft_store::types::{Command, NodeId, NodeProfile, Outcome, TypeConfig};
-use trestle_raft_store::{MAX_SNAPSHOT, codec};
+use trestle_raft_store::{MAX_SNAPSHOT, SnapshotData, codec};
 use uuid::Uuid;
 
 use super::accept::Caller;
@@ -38,6 +39,8 @@ use super::refusal::Refused;
 use crate::identity::Standing;
 use crate::membership::{Act, ORDER_WITHIN, Seeker};
 
+/// Snapshots that are received at once; each is held in memory as a whole.
+static SNAPSHOTS: Semaphore = Semaphore::const_new(2);
 /// Between two pieces of a snapshot.
 const PIECE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -50,6 +53,8 @@ pub trait RenewHandler: Send + Sync + 'static {
 /// Both services; cheap to clone.
 #[derive(Clone)]
 pub(super) struct Service(pub(super) Arc<Local>);
+
+type Received = SnapshotOf<TypeConfig, SnapshotData>;
 
 /// A call that passed the checks.
 struct Checked<'a> {
@@ -154,13 +159,12 @@ impl Raft for Service {
         let member = self.member()?;
         let cluster_id = Bytes::copy_from_slice(member.cluster_id.as_bytes());
         let checked = self.checked(&request, &cluster_id)?;
+        let _one = SNAPSHOTS.acquire().await.map_err(|e| Status::internal(e.to_string()))?;
         let (header, data) = collect(&checked, request.into_inner()).await?;
         let (vote, meta): (VoteOf<TypeConfig>, SnapshotMetaOf<TypeConfig>) =
             codec::decode(&header).map_err(|e| Refused::Invalid.status(e.to_string()))?;
         in_own_name(&checked, vote.leader_id.node_id)?;
-        // openraft stops a node whose snapshot can't be installed, so look at it first.
-        check_snapshot(&meta, &data).map_err(|e| Refused::Invalid.status(e.to_string()))?;
-        let snapshot = Snapshot { meta, snapshot: data };
+        let snapshot = sound(Snapshot { meta, snapshot: data }).await?;
         let installed = member.raft.install_full_snapshot(vote, snapshot).await;
         let response = installed.map_err(|e| Status::internal(e.to_string()))?;
         member.heard_leader();
@@ -342,6 +346,14 @@ fn encoded<T: Serialize>(value: &T) -> Result<Bytes, Status> {
 fn reply<T: Serialize>(member: &Member, caller: NodeId, value: &T) -> Result<Response<RaftMessage>, Status> {
     let cluster_id = Bytes::copy_from_slice(member.cluster_id.as_bytes());
     Ok(Response::new(RaftMessage { cluster_id, target: caller, body: encoded(value)? }))
+}
+
+/// openraft stops a node whose snapshot can't be installed, so look at it first; not on this thread,
+/// since it may be large.
+async fn sound(snapshot: Received) -> Result<Received, Status> {
+    let look = move || check_snapshot(&snapshot.meta, &snapshot.snapshot).map(|()| snapshot);
+    let looked = tokio::task::spawn_blocking(look).await.map_err(|e| Status::internal(e.to_string()))?;
+    looked.map_err(|e| Refused::Invalid.status(e.to_string()))
 }
 
 /// The header and the whole of a snapshot, at most [`MAX_SNAPSHOT`] bytes.

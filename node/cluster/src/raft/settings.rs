@@ -33,7 +33,8 @@ pub struct Settings {
     pub tuning: Tuning,
 }
 
-/// How to come into a cluster. A folder that knows its cluster goes on in it, whatever this says.
+/// How to come into a cluster. A folder that knows its cluster goes on in it, whatever this says; the
+/// addresses are then only asked when nobody whom it knows can be reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Enter {
     /// The folder must know a cluster.
@@ -42,6 +43,15 @@ pub enum Enter {
     Found { ask: Vec<String> },
     /// Join the cluster of one of these; asks until one is in a cluster.
     Join { ask: Vec<String> },
+}
+
+impl Enter {
+    pub(crate) fn ask(&self) -> &[String] {
+        match self {
+            Enter::Resume => &[],
+            Enter::Found { ask } | Enter::Join { ask } => ask,
+        }
+    }
 }
 
 /// How a node came into its cluster at this start.

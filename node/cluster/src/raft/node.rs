@@ -134,14 +134,11 @@ impl RaftNode {
         let member = Arc::new(member);
         local.entered(member.clone());
 
-<<<<<<< HEAD
         let (said, leadership) = watch::channel(None);
         let follower = member.clone();
         let until = stop.clone();
         tasks.push(tokio::spawn(async move { follower.follow_leadership(said, until).await }));
-=======
         let ask = settings.enter.ask().to_vec();
->>>>>>> raft
         let (said, leader) = watch::channel(None);
         tasks.push(tokio::spawn(observe(local.clone(), member.clone(), said, stop.clone())));
         tasks.push(tokio::spawn(watch_removal(local.clone(), member.clone(), stop.clone())));

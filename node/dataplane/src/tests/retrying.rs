@@ -110,7 +110,7 @@ async fn a_get_on_a_reused_connection_that_closes_is_sent_again_as_it_was() {
         client.write("GET /x/../a?q=1 HTTP/1.1\r\nHost: h\r\nX-A: 1\r\nX-A: 2\r\nConnection: x-hop\r\nX-Hop: 1\r\n\r\n").await;
         assert_eq!(client.reply().await.text(), "ok");
     }
-    let heads = heads.lock().expect("not poisoned");
+    let heads = heads.lock().expect("not poisoned").clone();
     assert_eq!(heads.len(), 7, "the 1st is answered; each further one is swallowed, then answered");
     let sorted = |head: &String| {
         let mut lines: Vec<String> = head.lines().map(str::to_owned).collect();

@@ -26,6 +26,7 @@ mod access_log;
 mod alarm;
 mod ledger;
 mod metrics;
+mod request_id;
 
 #[cfg(test)]
 mod testing;

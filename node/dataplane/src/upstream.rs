@@ -72,11 +72,6 @@ impl Upstreams {
             !connections.is_empty()
         });
     }
-
-    #[cfg(test)]
-    pub(crate) fn idle(&self) -> usize {
-        self.idle.borrow().values().map(VecDeque::len).sum()
-    }
 }
 
 /// A new connection, driven by a task of the current worker until either side closes it.

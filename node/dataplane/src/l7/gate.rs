@@ -473,3 +473,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Write for Gate<S> {
         self.note(written)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,8 +14,9 @@ use super::conn::Conn;
 use crate::access_log::{Object, timestamp};
 use crate::metrics::Reason;
 use crate::pool::Picked;
+use crate::request_id::RequestId;
 use crate::snapshot::Rule;
-use crate::worker::{ListenerRef, RequestId};
+use crate::worker::ListenerRef;
 
 /// Which rule takes a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

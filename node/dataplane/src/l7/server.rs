@@ -50,6 +50,7 @@ pub(crate) async fn serve(
 ) {
     let head_max = listener.settings.http.max_headers;
     let conn = Rc::new(Conn::new(worker, handle, listener, client, local));
+    let _unheld = Unheld(Rc::clone(&conn));
     let service = service_fn(|request: hyper::Request<Incoming>| exchange::serve(Rc::clone(&conn), request));
     let mut connection = http1::Builder::new()
         .max_buf_size(head_max + BUFFER_MAX)
@@ -62,6 +63,16 @@ pub(crate) async fn serve(
         tunnel::run(upgrade, stream, early).await;
     } else if ended && conn.linger.get() {
         linger(gate.into_parts().0).await;
+    }
+}
+
+/// An upgrade that was never begun holds the connection that holds it; dropping this frees both, also when
+/// the connection is cut.
+struct Unheld(Rc<Conn>);
+
+impl Drop for Unheld {
+    fn drop(&mut self) {
+        drop(self.0.upgrade.take());
     }
 }
 

@@ -18,8 +18,8 @@ use trestle_config::model::{
 
 use crate::{BoundListener, Install, Options, Plane};
 
-pub(crate) use backend::{Backend, Seen};
-pub(crate) use client::{Client, Reply, get, send};
+pub(crate) use backend::Backend;
+pub(crate) use client::{Client, get, send};
 
 /// How long a test waits for what must come.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);

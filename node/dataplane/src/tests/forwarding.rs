@@ -9,7 +9,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use trestle_config::model::{HeaderMatch, HostPattern, Match, Protocol, ValueMatch, WeightedPool};
 
 use crate::testing::{
-    Backend, Client, Proxy, config, get, listener, loopback, pool, prefix_rule, route, rule, send, the_rule, until,
+    Backend, Client, Proxy, config, get, listener, loopback, pool, prefix_rule, route, rule, send, the_rule,
+    until,
 };
 
 #[tokio::test]
@@ -34,9 +35,18 @@ async fn the_backend_learns_who_asked_and_the_log_tells() {
     assert_eq!(uuid::Uuid::parse_str(id).map(|id| id.get_version_num()), Ok(7));
     let line = proxy.log.line(&[id]).await;
     for part in [
-        "\"client\":\"127.0.0.1\"", "\"method\":\"GET\"", "\"host\":\"Example.com:81\"", "\"path\":\"/b\"",
-        "\"status\":200", "\"bytes_out\":5", "\"listener\":\"web\"", "\"route\":\"all\"", "\"rule\":\"0\"",
-        "\"pool\":\"app\"", "\"attempts\":1", "\"reason\":\"done\"",
+        "\"client\":\"127.0.0.1\"",
+        "\"method\":\"GET\"",
+        "\"host\":\"Example.com:81\"",
+        "\"path\":\"/b\"",
+        "\"status\":200",
+        "\"bytes_out\":5",
+        "\"listener\":\"web\"",
+        "\"route\":\"all\"",
+        "\"rule\":\"0\"",
+        "\"pool\":\"app\"",
+        "\"attempts\":1",
+        "\"reason\":\"done\"",
         &format!("\"member\":\"{}\"", backend.address),
     ] {
         assert!(line.contains(part), "{part} in {line}");
@@ -199,7 +209,10 @@ async fn absolute_targets_choose_the_host() {
     let (_proxy, address) = Proxy::serving(config(&[backend.address])).await;
     let reply = send(address, "GET http://real.test/a/./b?c HTTP/1.1\r\nHost: other.test\r\n\r\n").await;
     assert_eq!(reply.status, 200);
-    assert_eq!((backend.last().line.as_str(), backend.last().header("host")), ("GET /a/b?c", Some("real.test")));
+    assert_eq!(
+        (backend.last().line.as_str(), backend.last().header("host")),
+        ("GET /a/b?c", Some("real.test"))
+    );
 }
 
 #[tokio::test]
@@ -258,7 +271,8 @@ async fn a_websocket_becomes_a_tunnel() {
         }
         let text = String::from_utf8_lossy(&request).to_lowercase();
         assert!(text.contains("upgrade: websocket") && text.contains("connection: upgrade"), "{text}");
-        let answer = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\nhi ";
+        let answer =
+            "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\nhi ";
         let _ = stream.write_all(answer.as_bytes()).await;
         let (mut read, mut write) = stream.split();
         let _ = tokio::io::copy(&mut read, &mut write).await;
@@ -282,7 +296,8 @@ async fn another_protocol_is_not_asked_for_and_a_refused_upgrade_leaves_the_conn
     let (_proxy, address) = Proxy::serving(config(&[backend.address])).await;
     let mut client = Client::connect(address).await;
     for (protocol, passed) in [("h2c", None), ("websocket", Some("websocket"))] {
-        let request = format!("GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: {protocol}\r\n\r\n");
+        let request =
+            format!("GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: {protocol}\r\n\r\n");
         client.write(request).await;
         assert_eq!(client.reply().await.text(), "plain");
         assert_eq!(backend.last().header("upgrade"), passed);
@@ -304,10 +319,9 @@ async fn what_is_not_http_is_a_502() {
 
 #[tokio::test]
 async fn a_silent_backend_is_a_504_at_its_time() {
-    let backend = Backend::raw(|mut stream| async move {
-        while stream.read(&mut [0; 1024]).await.unwrap_or(0) > 0 {}
-    })
-    .await;
+    let backend =
+        Backend::raw(|mut stream| async move { while stream.read(&mut [0; 1024]).await.unwrap_or(0) > 0 {} })
+            .await;
     let mut config = config(&[backend.address]);
     the_rule(&mut config).timeout.first_byte = Some(Duration::from_millis(150));
     config.routes.get_mut("all").expect("a route").rules.push(prefix_rule("/request", &["app"]));
@@ -344,7 +358,8 @@ async fn a_header_that_does_not_come_is_a_408_and_an_idle_connection_just_ends()
 #[tokio::test]
 async fn hop_by_hop_fields_of_an_answer_stay_behind() {
     let backend = Backend::answering(|_| {
-        let response = Response::builder().header("connection", "x-hop").header("x-hop", "1").header("x-end", "2");
+        let response =
+            Response::builder().header("connection", "x-hop").header("x-hop", "1").header("x-end", "2");
         response.body(Full::<Bytes>::from("a")).expect("a response")
     })
     .await;

@@ -11,7 +11,6 @@ use bytes::Bytes;
 use http::Response;
 use http_body_util::Full;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use trestle_config::model::{Bind, Protocol};
 
 use crate::testing::{Backend, Client, PATIENCE, Proxy, config, get, listener, loopback, pool, until};
@@ -29,7 +28,8 @@ impl Load {
     fn on(address: SocketAddr) -> Self {
         let (stop, served, reconnects) = <(Arc<AtomicBool>, Arc<AtomicUsize>, Arc<AtomicUsize>)>::default();
         let client = |_| {
-            let (stop, served, reconnects) = (Arc::clone(&stop), Arc::clone(&served), Arc::clone(&reconnects));
+            let (stop, served, reconnects) =
+                (Arc::clone(&stop), Arc::clone(&served), Arc::clone(&reconnects));
             tokio::spawn(async move {
                 let mut client = Client::connect(address).await;
                 while !stop.load(Relaxed) {
@@ -67,7 +67,8 @@ async fn revisions_under_load_fail_no_request_and_end_no_connection() {
     let (proxy, address) = Proxy::serving(config(&[one.address])).await;
     let load = Load::on(address);
     for revision in 2..30 {
-        let mut next = config(if revision % 2 == 0 { vec![two.address] } else { vec![one.address] }.as_slice());
+        let mut next =
+            config(if revision % 2 == 0 { vec![two.address] } else { vec![one.address] }.as_slice());
         if revision % 3 == 0 {
             next.listeners.insert("other".into(), listener(Protocol::Http, loopback(0), None));
         }
@@ -287,7 +288,6 @@ async fn tcp_and_udp_share_a_port_that_the_system_chose() {
     for revision in 2..4 {
         client.send_to(b"ping", address).await.expect("sent");
         let reply = tokio::time::timeout(PATIENCE, client.recv_from(&mut space)).await;
-        if reply.is_err() { let mut t = String::new(); proxy.plane.render_metrics(&mut t); for l in t.lines() { if l.contains("datagram") || l.contains("ended") || l.contains("listener") { println!("{l}"); } } }
         let (length, from) = reply.expect("a reply").expect("received");
         assert_eq!((&space[..length], from), (&b"ping"[..], address));
         proxy.install(revision, config.clone()).await;

@@ -46,7 +46,8 @@ async fn with_half_of_the_pool_dead_no_request_fails() {
 
 #[tokio::test]
 async fn a_dead_member_is_ejected_and_not_tried_any_more() {
-    let backends = [Backend::named("alive").await, Backend::named("alive").await, Backend::named("alive").await];
+    let backends =
+        [Backend::named("alive").await, Backend::named("alive").await, Backend::named("alive").await];
     let dead = nobody().await;
     let members: Vec<SocketAddr> = backends.iter().map(|b| b.address).chain([dead]).collect();
     let mut config = config(&members);
@@ -109,7 +110,7 @@ async fn a_get_on_a_reused_connection_that_closes_is_sent_again_as_it_was() {
         client.write("GET /x/../a?q=1 HTTP/1.1\r\nHost: h\r\nX-A: 1\r\nX-A: 2\r\nConnection: x-hop\r\nX-Hop: 1\r\n\r\n").await;
         assert_eq!(client.reply().await.text(), "ok");
     }
-    let heads = heads.lock().expect("not poisoned");
+    let heads = heads.lock().expect("not poisoned").clone();
     assert_eq!(heads.len(), 7, "the 1st is answered; each further one is swallowed, then answered");
     let sorted = |head: &String| {
         let mut lines: Vec<String> = head.lines().map(str::to_owned).collect();
@@ -118,7 +119,11 @@ async fn a_get_on_a_reused_connection_that_closes_is_sent_again_as_it_was() {
     };
     // The swallowed one and the one sent again are the same, request id included.
     assert_eq!(sorted(&heads[1]), sorted(&heads[2]));
-    assert!(heads[2].starts_with("GET /a?q=1 HTTP/1.1\r\n") && heads[2].contains("x-a: 1\r\nx-a: 2"), "{}", heads[2]);
+    assert!(
+        heads[2].starts_with("GET /a?q=1 HTTP/1.1\r\n") && heads[2].contains("x-a: 1\r\nx-a: 2"),
+        "{}",
+        heads[2]
+    );
     proxy.log.line(&["\"attempts\":2", "\"status\":200"]).await;
 }
 

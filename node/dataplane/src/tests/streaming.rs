@@ -109,7 +109,9 @@ async fn the_first_bytes_of_an_answer_do_not_wait_for_the_last() {
         let mut held = held.clone();
         async move {
             read_head(&mut stream).await;
-            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n").await;
+            let _ = stream
+                .write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n")
+                .await;
             let _ = held.wait_for(|released| *released).await;
             let _ = stream.write_all(b"4\r\nlast\r\n0\r\n\r\n").await;
         }
@@ -139,7 +141,8 @@ async fn a_body_over_the_limit_is_a_413_by_its_length_or_when_it_gets_there() {
     let by_length = format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1001\r\n\r\n{body}");
     assert_eq!(send(address, by_length).await.status, 413);
     assert_eq!(backend.connections(), 0);
-    let chunked = format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3e9\r\n{body}\r\n0\r\n\r\n");
+    let chunked =
+        format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3e9\r\n{body}\r\n0\r\n\r\n");
     assert_eq!(send(address, chunked).await.status, 413);
     let fits = format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n{}", &body[..1000]);
     assert_eq!(send(address, fits).await.status, 200);

@@ -8,36 +8,39 @@
 //! Invariant: once a command is acknowledged, every request that begins on this worker is served by the
 //! command's snapshot.
 
+mod connection;
+mod socket;
+
+#[cfg(test)]
+mod tests;
+
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::future::{Future, poll_fn};
 use std::io;
-use std::net::SocketAddr;
-use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Poll, Waker};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use http::HeaderValue;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use slab::Slab;
-use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
-use trestle_config::model::Protocol;
 
-use crate::access_log::{Lines, Object, Tap, timestamp};
-use crate::l4;
-use crate::l7;
+use crate::access_log::{Lines, Tap};
 use crate::ledger::Ledger;
 use crate::listener::{Opened, Socket, SocketKey, accept};
+use crate::request_id::{RequestId, wall_clock};
 use crate::snapshot::{Listener, Snapshot};
 use crate::upstream::Upstreams;
+
+pub(crate) use connection::Handle;
+pub(crate) use socket::Served;
+use socket::{Closed, serve_udp};
 
 /// Commands that may wait; they come from one task, one at a time.
 const COMMANDS: usize = 4;
@@ -107,49 +110,6 @@ pub(crate) struct Worker {
     drained: RefCell<Vec<Rc<Served>>>,
     /// Never cancelled: a connection is cut by dropping its future.
     uncut: CancellationToken,
-}
-
-/// A socket that is served here.
-#[derive(Debug)]
-pub(crate) struct Served {
-    /// Whose connections it accepts: the listener as the last snapshot had it.
-    target: RefCell<ListenerRef>,
-    /// No new connections or sessions.
-    pub(crate) draining: CancellationToken,
-    /// Sessions end now (udp).
-    cut: CancellationToken,
-    /// Told when the socket is closed, to whoever asked for that.
-    closed: RefCell<Option<Rc<Closed>>>,
-}
-
-/// Answers when the last of those that hold it has gone.
-#[derive(Debug)]
-struct Closed(Option<oneshot::Sender<()>>);
-
-impl Drop for Closed {
-    fn drop(&mut self) {
-        if let Some(told) = self.0.take() {
-            // Who asked may have stopped waiting.
-            let _ = told.send(());
-        }
-    }
-}
-
-/// What a connection is told, from outside of its task.
-#[derive(Debug)]
-pub(crate) struct Handle {
-    listener: Box<str>,
-    protocol: Protocol,
-    closing: Cell<Option<Instant>>,
-    cut: Cell<bool>,
-    waker: RefCell<Option<Waker>>,
-}
-
-/// A UUID of version 7 (RFC 9562, section 5.7).
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct RequestId {
-    pub(crate) text: [u8; 36],
-    pub(crate) unix_ms: u64,
 }
 
 /// Starts a worker's thread; returns once its runtime runs.
@@ -344,206 +304,4 @@ impl Worker {
         let unix_ms = wall + u64::try_from(now.saturating_duration_since(then).as_millis()).unwrap_or(0);
         RequestId::new(unix_ms, self.random.borrow_mut().random())
     }
-
-    /// Serves an accepted connection in a task of its own.
-    pub(crate) fn begin(
-        self: &Rc<Self>,
-        served: &Served,
-        stream: TcpStream,
-        client: SocketAddr,
-    ) -> io::Result<()> {
-        let listener = Rc::clone(&served.target.borrow());
-        let local = stream.local_addr()?;
-        stream.set_nodelay(true)?;
-        let handle = Rc::new(Handle {
-            listener: listener.name.clone(),
-            protocol: listener.settings.protocol,
-            closing: Cell::new(served.draining.is_cancelled().then(Instant::now)),
-            cut: Cell::new(false),
-            waker: RefCell::default(),
-        });
-        let place = self.connections.borrow_mut().insert(Rc::clone(&handle));
-        let open = Open { worker: Rc::clone(self), place };
-        let admission = self.ledger.open(self.index, client.ip());
-        let worker = Rc::clone(self);
-        match listener.settings.protocol {
-            Protocol::Http => {
-                let counted = Counted::new(self.index, &listener);
-                let serving = l7::server::serve(worker, Rc::clone(&handle), listener, stream, client, local);
-                spawn_local(async move {
-                    let _guards = (open, admission, counted);
-                    until_cut(&handle, serving).await;
-                });
-            }
-            Protocol::Tcp | Protocol::TcpUdp | Protocol::Udp => {
-                let serving = relay(worker, listener, stream, client);
-                spawn_local(async move {
-                    let _guards = (open, admission);
-                    until_cut(&handle, serving).await;
-                });
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Served {
-    /// The socket is closed.
-    pub(crate) fn is_closed(&self) {
-        drop(self.closed.take());
-    }
-}
-
-/// Counts an HTTP connection in its listener's counters (those of L4 count their own).
-struct Counted {
-    worker: usize,
-    listener: Arc<crate::metrics::ListenerCounters>,
-}
-
-impl Counted {
-    fn new(worker: usize, listener: &Listener) -> Self {
-        listener.counters.at(worker).opened.inc();
-        Self { worker, listener: Arc::clone(&listener.counters) }
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.listener.at(self.worker).closed.inc();
-    }
-}
-
-/// A connection's place in its worker's list.
-struct Open {
-    worker: Rc<Worker>,
-    place: usize,
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.worker.connections.borrow_mut().remove(self.place);
-    }
-}
-
-/// Runs a connection until it ends, or is cut, which drops it.
-async fn until_cut(handle: &Handle, serving: impl Future<Output = ()>) {
-    let mut serving = pin!(serving);
-    poll_fn(|cx| {
-        if handle.is_cut() {
-            return Poll::Ready(());
-        }
-        // A task keeps its waker.
-        if handle.waker.borrow().is_none() {
-            *handle.waker.borrow_mut() = Some(cx.waker().clone());
-        }
-        serving.as_mut().poll(cx)
-    })
-    .await;
-}
-
-async fn relay(worker: Rc<Worker>, listener: ListenerRef, stream: TcpStream, client: SocketAddr) {
-    let Some(pool) = listener.pool.clone() else { return };
-    let began = Instant::now();
-    let id = worker.request_id(began);
-    let cx = l4::ConnCx {
-        worker: worker.index,
-        listener: Arc::clone(&listener.counters),
-        closing: worker.uncut.clone(),
-    };
-    let settings = listener.settings.tcp.clone();
-    let pool_name = Arc::clone(&pool);
-    let ended = l4::tcp::proxy(stream, client, pool, settings, cx).await;
-    if !listener.access_log {
-        return;
-    }
-    worker.log.push(|out| {
-        let mut line = Object::begin(out);
-        line.text("time", &timestamp(id.unix_ms))
-            .text("connection_id", &id.text)
-            .text("client", client.ip().to_canonical().to_string().as_bytes())
-            .number("bytes_in", ended.bytes_in)
-            .number("bytes_out", ended.bytes_out)
-            .number("duration_us", u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX))
-            .text("listener", listener.name.as_bytes())
-            .text("pool", pool_name.name().as_bytes());
-        if let Some(member) = &ended.member {
-            line.text("member", member.name().as_bytes());
-        }
-        line.text("reason", ended.reason.label().as_bytes()).end();
-    });
-}
-
-async fn serve_udp(worker: Rc<Worker>, served: Rc<Served>, socket: std::net::UdpSocket) {
-    let cx = l4::udp::UdpCx {
-        worker: worker.index,
-        listener: Arc::clone(&served.target.borrow().counters),
-        ledger: Arc::clone(&worker.ledger),
-        draining: served.draining.clone(),
-        closing: served.cut.clone(),
-    };
-    let pool = || served.target.borrow().pool.clone();
-    let settings = || served.target.borrow().settings.udp.clone();
-    let outcome = match tokio::net::UdpSocket::from_std(socket) {
-        Ok(socket) => l4::udp::serve(socket, pool, settings, cx).await,
-        Err(error) => Err(error),
-    };
-    if let Err(error) = outcome {
-        tracing::warn!(listener = %served.target.borrow().name, %error, "udp listener can't be served");
-    }
-    served.is_closed();
-}
-
-impl Handle {
-    /// Since when the connection should go.
-    pub(crate) fn closing_since(&self) -> Option<Instant> {
-        self.closing.get()
-    }
-
-    pub(crate) fn is_closing(&self) -> bool {
-        self.closing.get().is_some()
-    }
-
-    pub(crate) fn is_cut(&self) -> bool {
-        self.cut.get()
-    }
-
-    fn close(&self) {
-        if self.closing.get().is_none() {
-            self.closing.set(Some(Instant::now()));
-            self.wake();
-        }
-    }
-
-    fn cut(&self) {
-        self.cut.set(true);
-        self.wake();
-    }
-
-    fn wake(&self) {
-        if let Some(waker) = &*self.waker.borrow() {
-            waker.wake_by_ref();
-        }
-    }
-}
-
-impl RequestId {
-    fn new(unix_ms: u64, random: [u8; 10]) -> Self {
-        let mut text = [0; 36];
-        let id = uuid::Builder::from_unix_timestamp_millis(unix_ms, &random).into_uuid();
-        id.hyphenated().encode_lower(&mut text);
-        Self { text, unix_ms }
-    }
-
-    pub(crate) fn as_str(&self) -> &str {
-        std::str::from_utf8(&self.text).unwrap_or_default()
-    }
-
-    pub(crate) fn value(&self) -> HeaderValue {
-        HeaderValue::from_bytes(&self.text).unwrap_or(HeaderValue::from_static(""))
-    }
-}
-
-fn wall_clock() -> (Instant, u64) {
-    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    (Instant::now(), u64::try_from(wall.as_millis()).unwrap_or(0))
 }

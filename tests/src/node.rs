@@ -37,20 +37,18 @@ impl Node {
         std::fs::create_dir_all(&self.dir).expect("the test's folder is writable");
         let log =
             File::options().create(true).append(true).open(self.log_path()).expect("the log can be written");
+        let data_dir = self.data_dir();
+        let defaults = [
+            ("--name", self.name.as_str()),
+            ("--cluster", "127.0.0.1:0"),
+            ("--admin", "127.0.0.1:0"),
+            ("--workers", "1"),
+            ("--data-dir", data_dir.to_str().expect("the test's folder has a plain name")),
+        ];
+        let unless_given = defaults.iter().filter(|(flag, _)| !self.args.iter().any(|a| a == flag));
         let child = Command::new(trestle())
             .arg("run")
-            .args([
-                "--name",
-                &self.name,
-                "--cluster",
-                "127.0.0.1:0",
-                "--admin",
-                "127.0.0.1:0",
-                "--workers",
-                "1",
-            ])
-            .arg("--data-dir")
-            .arg(self.data_dir())
+            .args(unless_given.flat_map(|(flag, value)| [*flag, *value]))
             .args(&self.args)
             .stdin(Stdio::null())
             .stdout(Stdio::null())

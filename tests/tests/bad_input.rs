@@ -126,7 +126,7 @@ fn a_node_with_another_key_is_refused_and_both_sides_say_so() {
 fn clusters_with_one_key_stay_apart() {
     let first = Cluster::start(1, "{}");
     let key = first.key().to_str().expect("path").to_owned();
-    let mut second = first.node("second", &["--bootstrap", "--key-file", &key]);
+    let mut second = first.node("second", &["--bootstrap"]);
     second.wait_ready();
     assert_ne!(
         first.nodes[0].status().expect("status")["cluster_id"],

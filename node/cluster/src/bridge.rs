@@ -65,11 +65,14 @@ impl Board for Gossip {
     fn publish(&self, pool: &str, tag: u64, bits: Vec<Option<bool>>) {
         let mut packed = HealthBits::new(bits.len());
         for (member, seen) in bits.iter().enumerate() {
-            packed.set(member, match seen {
-                None => Seen::Unknown,
-                Some(true) => Seen::Up,
-                Some(false) => Seen::Down,
-            });
+            packed.set(
+                member,
+                match seen {
+                    None => Seen::Unknown,
+                    Some(true) => Seen::Up,
+                    Some(false) => Seen::Down,
+                },
+            );
         }
         if let Err(error) = self.set_health(pool, tag, &packed) {
             tracing::warn!(pool, %error, "observations are not shared");

@@ -20,7 +20,9 @@ pub enum ChangeError {
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// Nothing was changed.
-    #[error("no quorum: {why}; traffic goes on with revision {revision}, changes are refused until a majority of voters is back")]
+    #[error(
+        "no quorum: {why}; traffic goes on with revision {revision}, changes are refused until a majority of voters is back"
+    )]
     NoQuorum { why: String, revision: u64 },
     /// It may or may not take effect.
     #[error("the outcome is unknown: {0}; look at `trestle history` before you repeat it")]

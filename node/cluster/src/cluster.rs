@@ -301,7 +301,8 @@ impl Cluster {
     /// Connections of each client over the cluster, heaviest first.
     pub fn clients(&self, most: usize) -> Vec<ClientTotal> {
         let state = self.inner.raft.state();
-        let name = |id: &NodeId| state.nodes.get(id).map_or_else(|| id.to_string(), |n| n.profile.name.clone());
+        let name =
+            |id: &NodeId| state.nodes.get(id).map_or_else(|| id.to_string(), |n| n.profile.name.clone());
         let totals = self.inner.counts.totals(most).into_iter();
         totals
             .map(|(client, counts)| ClientTotal {
@@ -368,7 +369,9 @@ fn entry(start: Start) -> (Enter, Option<Vec<u8>>) {
 fn note_what_was_ignored(start: &Start, entered: Entered) {
     match (start, entered) {
         (Start::Bootstrap { .. }, Entered::Resumed) => {
-            tracing::info!("--bootstrap and --config are ignored: the data folder is part of a cluster already");
+            tracing::info!(
+                "--bootstrap and --config are ignored: the data folder is part of a cluster already"
+            );
         }
         (Start::Join { .. }, Entered::Resumed) => {
             tracing::info!("--join is ignored: the data folder is part of a cluster already");

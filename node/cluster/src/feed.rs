@@ -90,7 +90,12 @@ impl Feeder {
     }
 
     /// Follows the state until `stop`.
-    pub(crate) async fn run(self, mut state: watch::Receiver<Arc<State>>, me: NodeId, stop: CancellationToken) {
+    pub(crate) async fn run(
+        self,
+        mut state: watch::Receiver<Arc<State>>,
+        me: NodeId,
+        stop: CancellationToken,
+    ) {
         loop {
             let now = state.borrow_and_update().clone();
             self.take(&now).await;
@@ -132,7 +137,9 @@ impl Feeder {
             }
         }
         tracing::info!(revision, listeners = bound.len(), "revision in force");
-        self.voters.send_if_modified(|voters| std::mem::replace(voters, config.cluster.voters) != config.cluster.voters);
+        self.voters.send_if_modified(|voters| {
+            std::mem::replace(voters, config.cluster.voters) != config.cluster.voters
+        });
         self.problem.send_replace(None);
         self.config.send_replace(Arc::new((revision, config)));
         self.in_force.send_replace(Arc::new(InForce { revision, document }));

@@ -29,6 +29,11 @@ pub enum Start {
     Resume,
     /// Found a cluster with this document as revision 1 (none: an empty one), unless one of `join`
     /// is in a cluster already: then join that. With `join` not empty, waits until all have answered.
-    Bootstrap { document: Option<Vec<u8>>, join: Vec<String> },
-    Join { join: Vec<String> },
+    Bootstrap {
+        document: Option<Vec<u8>>,
+        join: Vec<String>,
+    },
+    Join {
+        join: Vec<String>,
+    },
 }

@@ -59,7 +59,11 @@ impl Cluster {
             leader: raft.leader == Some(*id),
             alive: live.contains(id),
             seated: state.seats.contains_key(id),
-            revision: if *id == raft.id { Some(self.in_force().revision) } else { news.get(id).map(|n| n.revision) },
+            revision: if *id == raft.id {
+                Some(self.in_force().revision)
+            } else {
+                news.get(id).map(|n| n.revision)
+            },
         };
         state.nodes.iter().map(of).collect()
     }
@@ -105,7 +109,10 @@ impl Cluster {
         warnings.extend(in_force.document.warnings().iter().map(ToString::to_string));
         let cluster = &in_force.config().cluster;
         if Timers::from(cluster) != self.inner.timers {
-            warnings.push("cluster.heartbeat or cluster.election changed: it takes effect when this node restarts".to_owned());
+            warnings.push(
+                "cluster.heartbeat or cluster.election changed: it takes effect when this node restarts"
+                    .to_owned(),
+            );
         }
         let disk = self.inner.store.metrics();
         if let Some(slow) = slow_disk(disk.recent_max, cluster.seat, cluster.election.0) {
@@ -121,7 +128,9 @@ impl Cluster {
         if let (Some(oldest), Some(newest)) = (levels.clone().min(), levels.max())
             && oldest < newest
         {
-            warnings.push(format!("nodes of different releases: features above level {oldest} wait for the oldest"));
+            warnings.push(format!(
+                "nodes of different releases: features above level {oldest} wait for the oldest"
+            ));
         }
         warnings
     }
@@ -139,7 +148,11 @@ impl Cluster {
             ("trestle_raft_applied_index", "Newest entry applied.", raft.applied_index as f64),
             ("trestle_raft_snapshot_index", "Newest entry in a snapshot.", raft.snapshot_index as f64),
             ("trestle_raft_voters", "Voters.", raft.voters.len() as f64),
-            ("trestle_raft_fsync_recent_max_seconds", "Longest of the last commits to disk.", disk.recent_max.as_secs_f64()),
+            (
+                "trestle_raft_fsync_recent_max_seconds",
+                "Longest of the last commits to disk.",
+                disk.recent_max.as_secs_f64(),
+            ),
         ];
         for (name, help, value) in gauges {
             let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}");
@@ -148,7 +161,11 @@ impl Cluster {
             ("trestle_raft_commits_total", "Commits to disk, each with its fsync.", disk.commits as f64),
             ("trestle_raft_commit_seconds_total", "Time spent in them.", disk.commit_time.as_secs_f64()),
             ("trestle_raft_written_bytes_total", "Bytes given to the store.", disk.bytes as f64),
-            ("trestle_cluster_connections_total", "Connections accepted on the cluster port.", accepted as f64),
+            (
+                "trestle_cluster_connections_total",
+                "Connections accepted on the cluster port.",
+                accepted as f64,
+            ),
             ("trestle_cluster_refused_total", "Connections refused on the cluster port.", refused as f64),
             ("trestle_cluster_full_total", "Connections turned away since the port was full.", full as f64),
         ];
@@ -186,7 +203,8 @@ fn member(view: &MemberView, report: Option<&PoolHealth>, names: &BTreeMap<u64, 
         address: view.address.to_string(),
         up: view.up,
         ejected: view.ejected,
-        probers: seen.map_or_else(Vec::new, |m| m.observations.iter().map(|(id, up)| (name(*id), *up)).collect()),
+        probers: seen
+            .map_or_else(Vec::new, |m| m.observations.iter().map(|(id, up)| (name(*id), *up)).collect()),
         reason: seen.and_then(|m| m.reason.clone()),
     }
 }

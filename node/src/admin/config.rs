@@ -110,8 +110,7 @@ pub(super) async fn write(
             return Err(ApiError::revision_conflict(expected, revision));
         }
         let unchanged = diff.is_empty();
-        return Ok(Json(Change { revision, unchanged, dry_run: true, diff, warnings })
-            .into_response());
+        return Ok(Json(Change { revision, unchanged, dry_run: true, diff, warnings }).into_response());
     }
     let canonical = Vec::from(document.canonical());
     let applied = cluster.put_config(canonical, expected, author.0, query.message).await?;

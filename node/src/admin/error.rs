@@ -118,9 +118,7 @@ impl From<Refusal> for ApiError {
             Refusal::NameTaken { .. }
             | Refusal::Founded(_)
             | Refusal::TooOld { .. }
-            | Refusal::OtherFolder(_) => {
-                (StatusCode::CONFLICT, "refused")
-            }
+            | Refusal::OtherFolder(_) => (StatusCode::CONFLICT, "refused"),
         };
         ApiError::new(status, code, refusal.to_string())
     }

@@ -80,13 +80,20 @@ async fn life(settings: NodeSettings, telemetry: &Telemetry, companion: Option<u
     };
     let (cluster, ports) = entered?;
     node.enter(cluster.clone());
-    let kept = tokio::spawn(keep_ports(ports, node.clone(), settings.data_dir.clone(), until.clone()));
+    let mut ports = KeptPorts { ports, node: node.clone(), data_dir: settings.data_dir.clone() };
+    // Before anybody is told that it serves: what they connect to is there again at the next start.
+    ports.note();
+    let serves = CancellationToken::new();
+    let kept = tokio::spawn(ports.follow(serves.clone()));
     notify::notify("READY=1");
     tracing::info!(name = settings.name, cluster = %cluster.address(), admin = %node.admin, "node serves");
 
     let reason = wait_for_end(&mut signals, &companion, &cluster, &settings, telemetry).await;
     tracing::info!(reason = %reason, "node stops");
     notify::notify("STOPPING=1");
+    // While it stops, listeners close one by one: those ports are to be kept all the same.
+    serves.cancel();
+    let _ = tokio::time::timeout(Duration::from_secs(1), kept).await;
     tokio::select! {
         () = shutdown::shutdown(&node, &cluster) => {}
         signal = signals.ending.came() => {
@@ -96,9 +103,7 @@ async fn life(settings: NodeSettings, telemetry: &Telemetry, companion: Option<u
         () = companion.gone() => {}
     }
     until.cancel();
-    for task in [serving, kept] {
-        let _ = tokio::time::timeout(Duration::from_secs(1), task).await;
-    }
+    let _ = tokio::time::timeout(Duration::from_secs(1), serving).await;
     tracing::info!("node ended");
     match reason {
         Reason::Ended(Ended::Failed(why)) => Err(anyhow::anyhow!("the node can't keep its promises: {why}")),
@@ -262,25 +267,30 @@ fn host_of(host_and_port: &str) -> &str {
     host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
 }
 
-/// Writes the ports of listeners down as they are given. The last look is taken at the end.
-async fn keep_ports(
-    mut ports: Ports,
+/// Writes the ports of listeners down as they are given, for the next start.
+struct KeptPorts {
+    ports: Ports,
     node: Arc<Node>,
     data_dir: std::path::PathBuf,
-    until: CancellationToken,
-) {
-    loop {
-        let stop = until.run_until_cancelled(tokio::time::sleep(PORTS_INTERVAL)).await.is_none();
-        // While it stops, listeners close one by one: those ports are to be kept all the same.
-        if stop || node.draining() {
+}
+
+impl KeptPorts {
+    /// Looks now and then; the last time once `serves` has ended.
+    async fn follow(mut self, serves: CancellationToken) {
+        while serves.run_until_cancelled(tokio::time::sleep(PORTS_INTERVAL)).await.is_some() {
+            self.note();
+        }
+        self.note();
+    }
+
+    fn note(&mut self) {
+        if self.node.plane.revision() == 0 {
             return;
         }
-        let before = ports.listeners.clone();
-        if node.plane.revision() > 0 {
-            ports.note_listeners(&node.plane.listeners());
-        }
-        if ports.listeners != before
-            && let Err(e) = ports.save(&data_dir)
+        let before = self.ports.listeners.clone();
+        self.ports.note_listeners(&self.node.plane.listeners());
+        if self.ports.listeners != before
+            && let Err(e) = self.ports.save(&self.data_dir)
         {
             tracing::warn!(error = format!("{e:#}"), "listener ports not kept for the next start");
         }

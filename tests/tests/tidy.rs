@@ -90,7 +90,7 @@ fn versions_stand_once() {
 fn only_its_homes_name_openraft() {
     for (file, text) in sources() {
         let home = file.starts_with("raft-store/") || file.starts_with("node/cluster/src/raft/");
-        let named = text.lines().any(|l| !l.trim_start().starts_with("//") && l.contains("openraft"));
+        let named = text.contains("openraft::");
         assert!(
             home || !named || file == "tests/tests/tidy.rs",
             "{file} names openraft: keep it behind the Raft node"

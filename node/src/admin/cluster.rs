@@ -198,6 +198,7 @@ mod tests {
             up: true,
             ejected: false,
             probers: vec![("n1".into(), None)],
+            reason: None,
         };
         let pool = PoolStatus { pool: "app".into(), panic: false, members: vec![health("a"), health("new")] };
         let view = MemberView {

@@ -132,19 +132,27 @@ async fn accept_loop(
         counts.accepted.fetch_add(1, Ordering::Relaxed);
         let (acceptor, ready, counts, cut) = (acceptor.clone(), ready.clone(), counts.clone(), cut.clone());
         handshakes.spawn(async move {
-            match handshake(&acceptor, stream, address).await {
-                Ok((stream, caller)) => {
-                    let cut = Box::pin(cut.cancelled_owned());
-                    let connection = Connection { stream, caller, cut, _permit: permit };
-                    // The server's loop is gone only when the port closes.
-                    let _ = ready.send(Ok(connection)).await;
-                }
-                Err(reason) => {
-                    counts.refused.fetch_add(1, Ordering::Relaxed);
-                    tracing::warn!(peer = %address, reason, "connection to the cluster port refused");
-                }
-            }
+            let Some((stream, caller)) = admit(&acceptor, stream, address, &counts).await else { return };
+            let cut = Box::pin(cut.cancelled_owned());
+            // The server's loop is gone only when the port closes.
+            let _ = ready.send(Ok(Connection { stream, caller, cut, _permit: permit })).await;
         });
+    }
+}
+
+async fn admit(
+    acceptor: &TlsAcceptor,
+    stream: TcpStream,
+    address: SocketAddr,
+    counts: &PortCounts,
+) -> Option<(TlsStream<TcpStream>, Caller)> {
+    match handshake(acceptor, stream, address).await {
+        Ok(admitted) => Some(admitted),
+        Err(reason) => {
+            counts.refused.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(peer = %address, reason, "connection to the cluster port refused");
+            None
+        }
     }
 }
 

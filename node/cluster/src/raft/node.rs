@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use openraft::Raft;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::Fatal;
+use openraft::{Config, Raft};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -29,11 +29,11 @@ use super::member::{Member, Metrics};
 use super::network::Network;
 use super::peers::{Lane, Peers};
 use super::service::{RenewHandler, Service};
-use super::settings::{Enter, Entered, Settings, raft_config};
+use super::settings::{Enter, Entered, Settings, Timers, raft_config};
 use crate::Ended;
 use crate::identity::{KeyError, NodeIdentity, PeerIdentity, Standing};
 use crate::membership::{
-    Act, EnterError, Entry, Founding, ORDER_WITHIN, ORDERS, Seeker, enter, found, introduce, run,
+    Act, EnterError, Entry, Founding, ORDER_WITHIN, ORDERS, Order, Seeker, enter, found, introduce, run,
     watch_removal,
 };
 
@@ -90,53 +90,19 @@ impl RaftNode {
     pub async fn start(settings: Settings) -> Result<RaftNode, StartError> {
         let config =
             raft_config(settings.timers, settings.tuning).map_err(|e| StartError::Timers(e.to_string()))?;
-        let profile = profile(&settings);
-        let identity = NodeIdentity::joining(&settings.key, &settings.name)?;
-        let may_found = matches!(settings.enter, Enter::Found { .. })
-            .then(|| Seeker { name: profile.name.clone(), token: profile.join_token });
         let (orders, incoming_orders) = mpsc::channel(ORDERS);
-        let local = Arc::new(Local::new(
-            profile,
-            identity.clone(),
-            settings.store.clone(),
-            Notice::new(),
-            Founding::new(may_found),
-            orders,
-        ));
+        let local = local(&settings, orders)?;
         let (stop, close) = (CancellationToken::new(), CancellationToken::new());
         let closes_if_dropped = close.clone().drop_guard();
         let counts = Arc::new(PortCounts::default());
-        let routes = routes(&local);
-        let port = serve(settings.listener, identity.server_config()?, routes, counts.clone(), close.clone());
+        let tls = local.identity.server_config()?;
+        let port = serve(settings.listener, tls, routes(&local), counts.clone(), close);
         let mut tasks = vec![tokio::spawn(port)];
 
         let entry = enter(&local, &settings.enter, settings.replace).await?;
-        identity.become_member(PeerIdentity {
-            cluster_id: Some(entry.cluster_id),
-            standing: Standing::Node(entry.id),
-            name: settings.name.clone(),
-        })?;
-        let peers = Peers::new(&identity, entry.cluster_id, entry.id)?;
-        for (id, record) in &settings.store.machine().state().nodes {
-            peers.agreed(*id, &record.profile.cluster);
-        }
-        let network = Network {
-            peers: peers.clone(),
-            cluster: entry.cluster_id,
-            me: entry.id,
-            notice: local.notice.clone(),
-        };
-        let machine = settings.store.machine();
-        let raft = Raft::new(entry.id, config, network, settings.store.log(), machine.clone())
-            .await
-            .map_err(|e| StartError::Raft(e.to_string()))?;
-        let member = Member::new(entry.id, entry.cluster_id, raft, machine, peers, settings.timers);
-        let member = Arc::new(member);
-        local.entered(member.clone());
-
+        let member = become_member(&local, entry, config, settings.timers).await?;
         let (said, leadership) = watch::channel(None);
-        let follower = member.clone();
-        let until = stop.clone();
+        let (follower, until) = (member.clone(), stop.clone());
         tasks.push(tokio::spawn(async move { follower.follow_leadership(said, until).await }));
         let ask = settings.enter.ask().to_vec();
         let (said, leader) = watch::channel(None);
@@ -144,17 +110,8 @@ impl RaftNode {
         tasks.push(tokio::spawn(watch_removal(local.clone(), member.clone(), stop.clone())));
         tasks.push(tokio::spawn(introduce(local.clone(), member.clone(), ask, stop.clone())));
         tasks.push(tokio::spawn(run(member.clone(), incoming_orders, settings.voters, stop.clone())));
-        let inner = Inner {
-            local,
-            member,
-            entered: entry.how,
-            leader,
-            leadership,
-            counts,
-            tasks: Mutex::new(tasks),
-            stop,
-            close: closes_if_dropped.disarm(),
-        };
+        let (tasks, close) = (Mutex::new(tasks), closes_if_dropped.disarm());
+        let inner = Inner { local, member, entered: entry.how, leader, leadership, counts, tasks, stop, close };
         let node = RaftNode { inner: Arc::new(inner) };
         node.settle(entry).await?;
         Ok(node)
@@ -351,6 +308,40 @@ impl Drop for Inner {
         self.stop.cancel();
         self.close.cancel();
     }
+}
+
+fn local(settings: &Settings, orders: mpsc::Sender<Order>) -> Result<Arc<Local>, StartError> {
+    let identity = NodeIdentity::joining(&settings.key, &settings.name)?;
+    let profile = profile(settings);
+    let seeker = Seeker { name: profile.name.clone(), token: profile.join_token };
+    let founding = Founding::new(matches!(settings.enter, Enter::Found { .. }).then_some(seeker));
+    let store = settings.store.clone();
+    Ok(Arc::new(Local::new(profile, identity, store, Notice::new(), founding, orders)))
+}
+
+/// Runs Raft under an id that is on disk, with a certificate that says so.
+async fn become_member(
+    local: &Local,
+    entry: Entry,
+    config: Arc<Config>,
+    timers: Timers,
+) -> Result<Arc<Member>, StartError> {
+    let Entry { id, cluster_id, .. } = entry;
+    let name = local.profile.name.clone();
+    let identity = PeerIdentity { cluster_id: Some(cluster_id), standing: Standing::Node(id), name };
+    local.identity.become_member(identity)?;
+    let peers = Peers::new(&local.identity, cluster_id, id)?;
+    let machine = local.store.machine();
+    for (id, record) in &machine.state().nodes {
+        peers.agreed(*id, &record.profile.cluster);
+    }
+    let network = Network { peers: peers.clone(), cluster: cluster_id, me: id, notice: local.notice.clone() };
+    let raft = Raft::new(id, config, network, local.store.log(), machine.clone())
+        .await
+        .map_err(|e| StartError::Raft(e.to_string()))?;
+    let member = Arc::new(Member::new(id, cluster_id, raft, machine, peers, timers));
+    local.entered(member.clone());
+    Ok(member)
 }
 
 fn profile(settings: &Settings) -> NodeProfile {

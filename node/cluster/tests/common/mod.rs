@@ -227,7 +227,9 @@ impl Node {
     pub async fn kill(mut self) {
         self.raft = None;
         if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
+            // It is dead when this returns, whatever it was doing.
+            let end = move || runtime.shutdown_timeout(Duration::from_secs(5));
+            tokio::task::spawn_blocking(end).await.unwrap();
         }
     }
 

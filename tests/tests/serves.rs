@@ -215,7 +215,7 @@ fn history_diff_and_rollback() {
     });
     let history = node.json(&["history"]).expect("history");
     let numbers: Vec<_> =
-        history["revisions"].as_array().expect("revisions").iter().map(|r| r["number"].as_u64()).collect();
+        history["revisions"].as_array().expect("revisions").iter().map(|r| r["revision"].as_u64()).collect();
     assert!(numbers == [Some(1), Some(2), Some(3)] || numbers == [Some(3), Some(2), Some(1)], "{numbers:?}");
 
     let stale = cluster.dir().join("stale.yaml");

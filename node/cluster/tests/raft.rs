@@ -595,7 +595,8 @@ struct Granting;
 impl RenewHandler for Granting {
     fn renew(&self, request: RenewRequest, caller: u64) -> futures::future::BoxFuture<'_, RenewReply> {
         assert_eq!(request.node, caller);
-        let reply = RenewReply { seat_epoch: caller + 1, ttl_ms: 1_000, refused: String::new(), unsure: false };
+        let reply =
+            RenewReply { seat_epoch: caller + 1, ttl_ms: 1_000, refused: String::new(), unsure: false };
         Box::pin(async move { reply })
     }
 }

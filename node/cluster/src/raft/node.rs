@@ -111,7 +111,8 @@ impl RaftNode {
         tasks.push(tokio::spawn(introduce(local.clone(), member.clone(), ask, stop.clone())));
         tasks.push(tokio::spawn(run(member.clone(), incoming_orders, settings.voters, stop.clone())));
         let (tasks, close) = (Mutex::new(tasks), closes_if_dropped.disarm());
-        let inner = Inner { local, member, entered: entry.how, leader, leadership, counts, tasks, stop, close };
+        let inner =
+            Inner { local, member, entered: entry.how, leader, leadership, counts, tasks, stop, close };
         let node = RaftNode { inner: Arc::new(inner) };
         node.settle(entry).await?;
         Ok(node)

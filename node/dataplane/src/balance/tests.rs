@@ -41,8 +41,8 @@ fn round_robin_is_exact_over_a_cycle() {
 #[test]
 fn nobody_usable_is_none() {
     for picker in ALL {
-        assert_eq!(idle_picks(picker, &[], 1), []);
-        assert_eq!(idle_picks(picker, &[0, 0], 1), []);
+        assert_eq!(idle_picks(picker, &[], 1), Vec::<usize>::new());
+        assert_eq!(idle_picks(picker, &[0, 0], 1), Vec::<usize>::new());
     }
 }
 

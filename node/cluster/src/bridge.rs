@@ -13,7 +13,7 @@ use trestle_raft_store::types::{Command, NodeId, Outcome, State};
 use crate::gossip::{Gossip, HealthBits, Observation as Seen};
 use crate::health::{Board, Observation};
 use crate::lease::{Consensus, ConsensusError, Seats};
-use crate::raft::{ProposeError, RaftNode, RenewHandler};
+use crate::raft::{LeaseHandler, ProposeError, RaftNode};
 
 /// A quorum round takes longer than this only if there is no quorum.
 const CONFIRM_WITHIN: Duration = Duration::from_secs(2);
@@ -55,9 +55,13 @@ impl Consensus for RaftNode {
     }
 }
 
-impl RenewHandler for Seats {
+impl LeaseHandler for Seats {
     fn renew(&self, request: RenewRequest, caller: NodeId) -> BoxFuture<'_, RenewReply> {
         Seats::renew(self, request, caller)
+    }
+
+    fn vacate(&self, node: NodeId) -> BoxFuture<'_, Result<(), String>> {
+        async move { Seats::vacate(self, node).await.map_err(|e| e.to_string()) }.boxed()
     }
 }
 

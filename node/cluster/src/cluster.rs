@@ -148,7 +148,7 @@ impl Cluster {
             draining: draining_seen,
             shutdown: stop.child_token(),
         });
-        raft.set_renew_handler(Arc::new(seats.clone()));
+        raft.set_lease_handler(Arc::new(seats.clone()));
         let health = Health::start(HealthSettings {
             node: raft.id(),
             board: Arc::new(gossip.clone()),

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use trestle_cluster::Ended;
 use trestle_cluster::identity::ClusterKey;
 use trestle_cluster::membership::{Act, EnterError};
-use trestle_cluster::raft::{Enter, Entered, ProposeError, RenewHandler, StartError, Tuning};
+use trestle_cluster::raft::{Enter, Entered, LeaseHandler, ProposeError, StartError, Tuning};
 use trestle_proto::v1::{RenewReply, RenewRequest};
 use trestle_raft_store::types::{Command, Outcome, Refusal, Role};
 
@@ -590,15 +590,37 @@ async fn a_node_whose_store_fails_ends_and_says_why() {
     nodes[0].put("without it").await;
 }
 
+/// Grants every renewal; takes no seat back.
 struct Granting;
 
-impl RenewHandler for Granting {
+impl LeaseHandler for Granting {
     fn renew(&self, request: RenewRequest, caller: u64) -> futures::future::BoxFuture<'_, RenewReply> {
         assert_eq!(request.node, caller);
         let reply =
             RenewReply { seat_epoch: caller + 1, ttl_ms: 1_000, refused: String::new(), unsure: false };
         Box::pin(async move { reply })
     }
+
+    fn vacate(&self, _node: u64) -> futures::future::BoxFuture<'_, Result<(), String>> {
+        Box::pin(async { Err("a lease is alive".to_owned()) })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_lease_is_alive_is_not_taken_out() {
+    let world = World::new();
+    let nodes = world.cluster(3).await;
+    let at = leader(&nodes).await;
+    let away = (at + 1) % 3;
+    let id = nodes[away].id();
+    let seat = Command::Seat { node: id, session: uuid::Uuid::now_v7() };
+    nodes[at].on(|raft| async move { raft.propose(seat).await }).await.unwrap();
+    nodes[at].raft().set_lease_handler(std::sync::Arc::new(Granting));
+
+    let removed = nodes[at].on(move |raft| async move { raft.change_member(Act::Remove, id).await }).await;
+    let Err(why) = removed else { panic!("it was removed with its seat") };
+    assert!(why.to_string().contains("a lease is alive"), "{why}");
+    assert!(nodes[at].raft().state().nodes.contains_key(&id), "nothing was taken out");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -616,7 +638,7 @@ async fn renewals_go_to_the_leader_and_are_refused_until_it_has_a_handler() {
         let reply = renew(node).await.unwrap();
         assert!(reply.ttl_ms == 0 && reply.refused.contains("not ready"), "{reply:?}");
     }
-    nodes[at].raft().set_renew_handler(std::sync::Arc::new(Granting));
+    nodes[at].raft().set_lease_handler(std::sync::Arc::new(Granting));
     for (node, raft) in nodes.iter().enumerate() {
         assert_eq!(renew(node).await.unwrap().seat_epoch, raft.id() + 1);
     }

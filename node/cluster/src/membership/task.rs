@@ -17,7 +17,7 @@ use trestle_raft_store::types::{Command, NodeId, Outcome, Refusal, Role};
 
 use super::step::{Step, describe, next_step, shrinking_refused};
 use super::{Act, Order};
-use crate::raft::{Attempt, Change, Member, ProposeError, now_ms};
+use crate::raft::{Attempt, Change, Local, Member, ProposeError, now_ms};
 
 /// Between two looks when nothing has called for one.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -34,12 +34,13 @@ const POLL: Duration = Duration::from_millis(10);
 
 /// Runs until `stop`. `voters` is the target number, as the config in force has it.
 pub(crate) async fn run(
+    local: Arc<Local>,
     member: Arc<Member>,
     mut orders: mpsc::Receiver<Order>,
     voters: watch::Receiver<u32>,
     stop: CancellationToken,
 ) {
-    let mut task = Task { member, voters, deferred: HashMap::new() };
+    let mut task = Task { local, member, voters, deferred: HashMap::new() };
     let work = async {
         loop {
             let order = tokio::select! {
@@ -64,6 +65,7 @@ pub(crate) async fn run(
 }
 
 struct Task {
+    local: Arc<Local>,
     member: Arc<Member>,
     voters: watch::Receiver<u32>,
     /// Learners that did not catch up, and when to try them again.
@@ -218,11 +220,14 @@ impl Task {
     }
 
     /// A learner first, so that its vote is not needed for the rest and it may leave at once; then
-    /// out of the state, which it hears; then out of the membership.
+    /// without a seat; then out of the state, which it hears; then out of the membership.
     async fn remove(&mut self, node: NodeId) -> Attempt {
         let demoted = self.demote_by_hand(node).await;
         if !matches!(demoted, Attempt::Done(Outcome::Done, _)) {
             return demoted;
+        }
+        if let Err(why) = self.local.vacate(&self.member, node).await {
+            return Attempt::Retry(format!("the seat of node {node} is not free yet: {why}"));
         }
         let expelled = self.propose(Command::Expel { node, at_ms: now_ms() }).await;
         let Attempt::Done(Outcome::Done, index) = expelled else { return expelled };

@@ -16,7 +16,7 @@ use trestle_proto::v1::{
     HelloReply, HelloRequest, MemberRequest, ProposeReply, ProposeRequest, ReadIndexRequest,
 };
 use trestle_raft_store::codec;
-use trestle_raft_store::types::{Command, NodeId, Outcome, Refusal};
+use trestle_raft_store::types::{Command, NodeId, Outcome, Refusal, State};
 
 use super::dial::DialError;
 use super::local::Local;
@@ -199,7 +199,14 @@ impl Local {
     /// One attempt on this node, which may have ceased to lead.
     pub(crate) async fn ask_here(&self, member: &Member, ask: &Ask, deadline: Instant) -> Attempt {
         match ask {
-            Ask::Propose(command) => member.write(command.clone(), deadline).await,
+            Ask::Propose(command) => {
+                if let Some(node) = replaced_by(command, &member.state())
+                    && let Err(why) = self.vacate(member, node).await
+                {
+                    return Attempt::Retry(format!("the seat of node {node} is not free yet: {why}"));
+                }
+                member.write(command.clone(), deadline).await
+            }
             Ask::ReadIndex => member.linearize(deadline).await,
             Ask::Order(act, node) => {
                 if !member.is_leader() {
@@ -273,6 +280,13 @@ impl Local {
             None => Attempt::Unknown(format!("the connection to the leader was lost: {why}")),
         }
     }
+}
+
+/// The node whose place an admission takes.
+fn replaced_by(command: &Command, state: &State) -> Option<NodeId> {
+    let Command::Admit { node, replace: true, .. } = command else { return None };
+    let (id, present) = state.node_by_name(&node.name)?;
+    (present.profile.join_token != node.join_token).then_some(id)
 }
 
 fn read_reply(reply: trestle_proto::v1::ReadIndexReply) -> ProposeReply {

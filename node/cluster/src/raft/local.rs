@@ -9,7 +9,7 @@ use trestle_raft_store::Store;
 use trestle_raft_store::types::NodeProfile;
 
 use super::member::Member;
-use super::service::RenewHandler;
+use super::service::LeaseHandler;
 use crate::Ended;
 use crate::identity::NodeIdentity;
 use crate::membership::{Founding, Order};
@@ -23,7 +23,7 @@ pub(crate) struct Local {
     pub(crate) founding: Mutex<Founding>,
     /// Operators' changes on their way to the task that makes them.
     pub(crate) orders: mpsc::Sender<Order>,
-    pub(crate) renewals: OnceLock<Arc<dyn RenewHandler>>,
+    pub(crate) leases: OnceLock<Arc<dyn LeaseHandler>>,
     member: OnceLock<Arc<Member>>,
 }
 
@@ -37,8 +37,8 @@ impl Local {
         orders: mpsc::Sender<Order>,
     ) -> Self {
         let founding = Mutex::new(founding);
-        let (renewals, member) = (OnceLock::new(), OnceLock::new());
-        Self { profile, identity, store, notice, founding, orders, renewals, member }
+        let (leases, member) = (OnceLock::new(), OnceLock::new());
+        Self { profile, identity, store, notice, founding, orders, leases, member }
     }
 
     /// `None` until this node is in a cluster and runs Raft.

@@ -43,7 +43,7 @@ pub(crate) use member::{Change, Member, View};
 pub use node::{LeadershipError, RaftNode, StartError};
 pub(crate) use peers::stranger;
 pub(crate) use refusal::Refused;
-pub use service::RenewHandler;
+pub use service::LeaseHandler;
 pub use settings::{Enter, Entered, Settings, Timers, Tuning};
 
 /// Milliseconds since the epoch by this machine's clock: for people to read, nothing depends on it.

@@ -28,7 +28,7 @@ use super::local::{Local, Notice};
 use super::member::{Member, Metrics};
 use super::network::Network;
 use super::peers::{Lane, Peers};
-use super::service::{RenewHandler, Service};
+use super::service::{LeaseHandler, Service};
 use super::settings::{Enter, Entered, Settings, Timers, raft_config};
 use crate::Ended;
 use crate::identity::{KeyError, NodeIdentity, PeerIdentity, Standing};
@@ -109,7 +109,13 @@ impl RaftNode {
         tasks.push(tokio::spawn(observe(local.clone(), member.clone(), said, stop.clone())));
         tasks.push(tokio::spawn(watch_removal(local.clone(), member.clone(), stop.clone())));
         tasks.push(tokio::spawn(introduce(local.clone(), member.clone(), ask, stop.clone())));
-        tasks.push(tokio::spawn(run(member.clone(), incoming_orders, settings.voters, stop.clone())));
+        tasks.push(tokio::spawn(run(
+            local.clone(),
+            member.clone(),
+            incoming_orders,
+            settings.voters,
+            stop.clone(),
+        )));
         let (tasks, close) = (Mutex::new(tasks), closes_if_dropped.disarm());
         let inner =
             Inner { local, member, entered: entry.how, leader, leadership, counts, tasks, stop, close };
@@ -209,9 +215,9 @@ impl RaftNode {
         }
     }
 
-    /// Who answers renewals while this node leads. To be set once; a second one changes nothing.
-    pub fn set_renew_handler(&self, handler: Arc<dyn RenewHandler>) {
-        let _ = self.inner.local.renewals.set(handler);
+    /// Who grants leases while this node leads. To be set once; a second one changes nothing.
+    pub fn set_lease_handler(&self, handler: Arc<dyn LeaseHandler>) {
+        let _ = self.inner.local.leases.set(handler);
     }
 
     /// The leader, as far as this node knows; `None` also when it was not heard for a while.

@@ -44,11 +44,17 @@ static SNAPSHOTS: Semaphore = Semaphore::const_new(2);
 /// Between two pieces of a snapshot.
 const PIECE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Answers lease renewals while this node leads. Dropping the future is safe: the caller counts
-/// only on what it was told.
-pub trait RenewHandler: Send + Sync + 'static {
+/// The leader's part in leases, called while this node leads.
+pub trait LeaseHandler: Send + Sync + 'static {
+    /// Dropping the future is safe: the caller counts only on what it was told.
     fn renew(&self, request: RenewRequest, caller: NodeId) -> BoxFuture<'_, RenewReply>;
+
+    /// Returns once the node has no seat and gets none for a while: only then may it be taken out of
+    /// the state, since a lease of its seat may be alive until then. The error says why not.
+    fn vacate(&self, node: NodeId) -> BoxFuture<'_, Result<(), String>>;
 }
+
+const NO_LEASES: &str = "the leader is not ready to grant leases";
 
 /// Both services; cheap to clone.
 #[derive(Clone)]
@@ -283,9 +289,20 @@ impl Local {
         if !self.member().is_some_and(|member| member.is_leader()) {
             return refuse("this node does not lead");
         }
-        match self.renewals.get() {
+        match self.leases.get() {
             Some(handler) => handler.renew(request, caller).await,
-            None => refuse("the leader is not ready to grant leases"),
+            None => refuse(NO_LEASES),
+        }
+    }
+
+    /// Before a node is taken out of the state: see [`LeaseHandler::vacate`].
+    pub(crate) async fn vacate(&self, member: &Member, node: NodeId) -> Result<(), String> {
+        if !member.state().seats.contains_key(&node) {
+            return Ok(());
+        }
+        match self.leases.get() {
+            Some(handler) => handler.vacate(node).await,
+            None => Err(NO_LEASES.to_owned()),
         }
     }
 }

@@ -13,6 +13,7 @@ use trestle_raft_store::types::{Command, NodeId, Outcome, State};
 use crate::gossip::{Gossip, HealthBits, Observation as Seen};
 use crate::health::{Board, Observation};
 use crate::lease::{Consensus, ConsensusError, Seats};
+use crate::now_ms;
 use crate::raft::{LeaseHandler, ProposeError, RaftNode};
 
 /// A quorum round takes longer than this only if there is no quorum.
@@ -57,7 +58,7 @@ impl Consensus for RaftNode {
 
 impl LeaseHandler for Seats {
     fn renew(&self, request: RenewRequest, caller: NodeId) -> BoxFuture<'_, RenewReply> {
-        Seats::renew(self, request, caller)
+        async move { RenewReply { wall_ms: now_ms(), ..Seats::renew(self, request, caller).await } }.boxed()
     }
 
     fn vacate(&self, node: NodeId) -> BoxFuture<'_, Result<(), String>> {

@@ -11,7 +11,7 @@ use trestle_raft_store::types::State;
 use crate::cluster::Cluster;
 use crate::health::PoolHealth;
 use crate::lease::SeatView;
-use crate::raft::{Metrics, Timers};
+use crate::raft::{CLOCK_TOLERANCE_MS, Metrics, Timers};
 use crate::views::{MemberHealth, NodeStatus, PoolStatus, SeatStatus, Status};
 
 impl Cluster {
@@ -118,6 +118,7 @@ impl Cluster {
         if let Some(slow) = slow_disk(disk.recent_max, cluster.seat, cluster.election.0) {
             warnings.push(slow);
         }
+        warnings.extend(wrong_clock(raft.clock_skew_ms));
         if let Some(why) = self.inner.store.failure() {
             warnings.push(format!("the store refuses everything since a write failed: {why}"));
         }
@@ -140,7 +141,12 @@ impl Cluster {
         let raft = self.inner.raft.metrics();
         let disk = self.inner.store.metrics();
         let (accepted, refused, full) = self.inner.raft.port_counts();
-        let gauges: [(&str, &str, f64); 8] = [
+        let gauges: [(&str, &str, f64); 9] = [
+            (
+                "trestle_clock_skew_seconds",
+                "How far the wall clock is ahead of the leader's.",
+                raft.clock_skew_ms as f64 / 1e3,
+            ),
             ("trestle_raft_term", "Raft's term.", raft.term as f64),
             ("trestle_raft_leader", "1 where this node leads.", f64::from(raft.leader == Some(raft.id))),
             ("trestle_raft_quorum", "1 while a majority is in touch.", f64::from(raft.quorum)),
@@ -209,6 +215,14 @@ fn member(view: &MemberView, report: Option<&PoolHealth>, names: &BTreeMap<u64, 
     }
 }
 
+/// Nothing of the cluster rests on wall clocks, but people read times.
+fn wrong_clock(skew_ms: i64) -> Option<String> {
+    let wrong = skew_ms.unsigned_abs() > CLOCK_TOLERANCE_MS;
+    let apart = Duration::from_millis(skew_ms.unsigned_abs());
+    let which = if skew_ms > 0 { "ahead of" } else { "behind" };
+    wrong.then(|| format!("this node's clock is {apart:?} {which} the leader's: times in logs and history mislead; set it (NTP)"))
+}
+
 /// A lease must outlast the quorum's slowest commit, and an election time-out many of them.
 fn slow_disk(recent_max: Duration, seat: Duration, election_min: Duration) -> Option<String> {
     let slow = recent_max * 2 > seat || recent_max > election_min;
@@ -240,6 +254,13 @@ mod tests {
         assert!(!panics(&pool, &[view(true), view(false)]), "half is not more than half");
         assert!(panics(&pool, &[view(true), view(false), view(false)]));
         assert!(!panics(&Pool { panic: 0.0, ..pool }, &[view(false), view(false)]), "0 switches it off");
+    }
+
+    #[test]
+    fn a_wrong_clock_is_told() {
+        assert_eq!(wrong_clock(1_900), None);
+        assert!(wrong_clock(7_200_000).is_some_and(|w| w.contains("7200s ahead of")));
+        assert!(wrong_clock(-5_000).is_some_and(|w| w.contains("5s behind")));
     }
 
     #[test]

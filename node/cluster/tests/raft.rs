@@ -596,8 +596,7 @@ struct Granting;
 impl LeaseHandler for Granting {
     fn renew(&self, request: RenewRequest, caller: u64) -> futures::future::BoxFuture<'_, RenewReply> {
         assert_eq!(request.node, caller);
-        let reply =
-            RenewReply { seat_epoch: caller + 1, ttl_ms: 1_000, refused: String::new(), unsure: false };
+        let reply = RenewReply { seat_epoch: caller + 1, ttl_ms: 1_000, ..RenewReply::default() };
         Box::pin(async move { reply })
     }
 

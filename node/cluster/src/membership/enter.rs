@@ -11,7 +11,8 @@ use trestle_raft_store::types::{Command, NodeId, Outcome, Refusal};
 use uuid::Uuid;
 
 use super::founding::{Answer, Seeker, Verdict};
-use crate::raft::{Ask, Enter, Entered, Local, Member, ProposeError, Refused, now_ms, stranger};
+use crate::now_ms;
+use crate::raft::{Ask, Enter, Entered, Local, Member, ProposeError, Refused, stranger};
 
 /// Addresses to ask; more are a mistake.
 const MAX_ADDRESSES: usize = 64;

@@ -17,7 +17,8 @@ use trestle_raft_store::types::{Command, NodeId, Outcome, Refusal, Role};
 
 use super::step::{Step, describe, next_step, shrinking_refused};
 use super::{Act, Order};
-use crate::raft::{Attempt, Change, Local, Member, ProposeError, now_ms};
+use crate::now_ms;
+use crate::raft::{Attempt, Change, Local, Member, ProposeError};
 
 /// Between two looks when nothing has called for one.
 const LOOK_EVERY: Duration = Duration::from_millis(100);

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
@@ -23,6 +23,10 @@ use super::ask::Attempt;
 use super::peers::Peers;
 use super::settings::Timers;
 use crate::membership::successor;
+use crate::now_ms;
+
+/// Wall clocks that differ by more are told of: times in logs and history mislead then.
+pub(crate) const CLOCK_TOLERANCE_MS: u64 = 2_000;
 
 pub(crate) struct Member {
     pub(crate) id: NodeId,
@@ -34,6 +38,7 @@ pub(crate) struct Member {
     started: Instant,
     /// Milliseconds after `started` at which a leader was heard last; 0: never.
     heard_ms: AtomicU64,
+    skew_ms: AtomicI64,
 }
 
 /// Raft as an operator sees it.
@@ -59,6 +64,8 @@ pub struct Metrics {
     pub learners: BTreeSet<NodeId>,
     /// No change of membership is under way.
     pub settled: bool,
+    /// How far this node's wall clock is ahead of the leader's; as precise as a round trip.
+    pub clock_skew_ms: i64,
 }
 
 /// The membership as the leader sees it, with what it knows of each node's log.
@@ -86,8 +93,8 @@ impl Member {
         peers: Peers,
         timers: Timers,
     ) -> Self {
-        let (started, heard_ms) = (Instant::now(), AtomicU64::new(0));
-        Self { id, cluster_id, raft, machine, peers, timers, started, heard_ms }
+        let (started, heard_ms, skew_ms) = (Instant::now(), AtomicU64::new(0), AtomicI64::new(0));
+        Self { id, cluster_id, raft, machine, peers, timers, started, heard_ms, skew_ms }
     }
 
     pub(crate) fn state(&self) -> Arc<State> {
@@ -96,6 +103,23 @@ impl Member {
 
     pub(crate) fn watch_state(&self) -> watch::Receiver<Arc<State>> {
         self.machine.watch()
+    }
+
+    /// The leader's wall clock, as it was within the last second. 0: it did not say.
+    pub(crate) fn note_clock(&self, leader_ms: u64) {
+        if leader_ms == 0 {
+            return;
+        }
+        let skew = now_ms() as i64 - leader_ms as i64;
+        let before = self.skew_ms.swap(skew, Ordering::Relaxed);
+        let wrong = |skew: i64| skew.unsigned_abs() > CLOCK_TOLERANCE_MS;
+        if wrong(skew) != wrong(before) {
+            tracing::warn!(
+                ahead_of_leader_ms = skew,
+                tolerance_ms = CLOCK_TOLERANCE_MS,
+                "wall clock against the leader's"
+            );
+        }
     }
 
     /// The leader has spoken: noted on each append that Raft has accepted.
@@ -155,6 +179,7 @@ impl Member {
             voters: membership.voter_ids().collect(),
             learners: membership.learner_ids().collect(),
             settled: settled(&raft),
+            clock_skew_ms: if leads { 0 } else { self.skew_ms.load(Ordering::Relaxed) },
         }
     }
 

@@ -39,15 +39,9 @@ pub use ask::ProposeError;
 pub(crate) use ask::{Ask, Attempt, NO_LEADER};
 pub(crate) use local::Local;
 pub use member::Metrics;
-pub(crate) use member::{Change, Member, View};
+pub(crate) use member::{CLOCK_TOLERANCE_MS, Change, Member, View};
 pub use node::{LeadershipError, RaftNode, StartError};
 pub(crate) use peers::stranger;
 pub(crate) use refusal::Refused;
 pub use service::LeaseHandler;
 pub use settings::{Enter, Entered, Settings, Timers, Tuning};
-
-/// Milliseconds since the epoch by this machine's clock: for people to read, nothing depends on it.
-pub(crate) fn now_ms() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |since| since.as_millis() as u64)
-}

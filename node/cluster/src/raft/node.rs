@@ -204,7 +204,11 @@ impl RaftNode {
         }
         let mut client = member.peers.cluster(leader, Lane::Control);
         match timeout(RENEW_TIMEOUT, client.renew(request)).await {
-            Ok(Ok(reply)) => Ok(reply.into_inner()),
+            Ok(Ok(reply)) => {
+                let reply = reply.into_inner();
+                member.note_clock(reply.wall_ms);
+                Ok(reply)
+            }
             Ok(Err(status)) => {
                 if super::refusal::Refused::of(&status) == Some(super::refusal::Refused::Removed) {
                     self.inner.local.notice.removed(status.message());

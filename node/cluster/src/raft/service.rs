@@ -34,10 +34,10 @@ use super::accept::Caller;
 use super::ask::{Ask, Attempt, NO_LEADER, ProposeError};
 use super::local::Local;
 use super::member::Member;
-use super::now_ms;
 use super::refusal::Refused;
 use crate::identity::Standing;
 use crate::membership::{Act, ORDER_WITHIN, Seeker};
+use crate::now_ms;
 
 /// Snapshots that are received at once; each is held in memory as a whole.
 static SNAPSHOTS: Semaphore = Semaphore::const_new(2);

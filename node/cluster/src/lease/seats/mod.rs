@@ -230,9 +230,9 @@ fn reply(answer: Answer) -> RenewReply {
         },
         Answer::Refused { epoch, why } => RenewReply {
             seat_epoch: epoch,
-            ttl_ms: 0,
             refused: why.to_string(),
             unsure: why.says_nothing_of_the_epoch(),
+            ..RenewReply::default()
         },
     }
 }

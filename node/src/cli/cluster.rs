@@ -84,11 +84,14 @@ pub(crate) fn status(args: &StatusArgs) -> Outcome {
     let raw = run_async(async {
         if args.wait { settled(&client, args.timeout).await } else { Ok(fetch(&client).await?.1) }
     })?;
+    let status: Status = serde_json::from_value(raw.clone())?;
     if args.output.json() {
-        return args.output.value(&raw);
+        args.output.value(&raw)?;
+    } else {
+        args.output.text(&render_status(&status, Paint::stdout()))?;
     }
-    let status: Status = serde_json::from_value(raw)?;
-    args.output.text(&render_status(&status, Paint::stdout()))
+    // A health check looks at the exit code alone.
+    if status.ready { Ok(()) } else { Err(anyhow::anyhow!("not ready: {}", status.unready()).into()) }
 }
 
 async fn fetch(client: &Client) -> Result<(Status, serde_json::Value), ClientError> {

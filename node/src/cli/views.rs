@@ -140,14 +140,21 @@ pub(crate) struct HistoryRow {
 
 impl Status {
     /// Why clients of the whole cluster may not yet see one and the same config, if so: this node
-    /// is not ready, or a live node serves another revision.
+    /// is not ready or not counted in, or a live node serves another revision.
     pub(crate) fn unsettled(&self) -> Option<String> {
         if !self.ready {
-            return Some(self.reason.clone().unwrap_or_else(|| "not ready".to_owned()));
+            return Some(self.unready());
+        }
+        if !self.seat.seated {
+            return Some("the node has no seat: it is not in touch with the leader".to_owned());
         }
         let behind = self.nodes.iter().find(|node| node.alive && node.revision != Some(self.revision))?;
         let at = behind.revision.map_or_else(|| "none yet".to_owned(), |revision| revision.to_string());
         Some(format!("{} serves revision {at}, not {}", behind.name, self.revision))
+    }
+
+    pub(crate) fn unready(&self) -> String {
+        self.reason.clone().unwrap_or_else(|| "not ready".to_owned())
     }
 }
 
@@ -157,11 +164,15 @@ mod tests {
 
     #[test]
     fn a_cluster_is_settled_when_every_live_node_serves_the_same_revision() {
+        let seat = Seat { seated: true, ..Seat::default() };
         let node = |alive, revision| Node { name: "b".into(), alive, revision, ..Node::default() };
-        let status = |nodes| Status { ready: true, revision: 4, nodes, ..Status::default() };
+        let status =
+            |nodes| Status { ready: true, revision: 4, nodes, seat: seat.clone(), ..Status::default() };
         assert_eq!(status(vec![node(true, Some(4)), node(false, Some(3))]).unsettled(), None);
         assert_eq!(status(vec![node(true, Some(3))]).unsettled().unwrap(), "b serves revision 3, not 4");
         assert_eq!(status(vec![node(true, None)]).unsettled().unwrap(), "b serves revision none yet, not 4");
+        let alone = Status { ready: true, revision: 4, ..Status::default() };
+        assert!(alone.unsettled().unwrap().contains("no seat"));
         let starting = Status { reason: Some("starting".into()), ..Status::default() };
         assert_eq!(starting.unsettled().unwrap(), "starting");
     }

@@ -155,7 +155,7 @@ mod tests {
     fn status() -> Status {
         let node = |name: &str| serde_json::json!({"name": name, "alive": true, "membership": "voter", "revision": 1});
         serde_json::from_value(serde_json::json!({
-            "ready": true, "name": "node-1", "revision": 1, "admin": "127.0.0.1:1000", "cluster": "127.0.0.1:1001",
+            "ready": true, "seat": {"seated": true}, "name": "node-1", "revision": 1, "admin": "127.0.0.1:1000", "cluster": "127.0.0.1:1001",
             "nodes": [node("node-1"), node("node-2"), node("node-3")],
             "listeners": [
                 {"listener": "web", "protocol": "http", "bind": "127.0.0.1:0", "address": "127.0.0.1:1002"},

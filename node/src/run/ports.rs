@@ -229,7 +229,10 @@ mod tests {
 
     #[test]
     fn a_cluster_port_taken_for_udp_only_is_in_use_too() {
-        let holder = UdpSocket::bind("127.0.0.1:0").unwrap();
+        // A number whose TCP half nobody else holds at this moment.
+        let free = |udp: &UdpSocket| TcpListener::bind(udp.local_addr().unwrap()).is_ok();
+        let mut tries = std::iter::repeat_with(|| UdpSocket::bind("127.0.0.1:0").unwrap());
+        let holder = tries.find(free).unwrap();
         let wanted = Wanted::new(Use::Cluster, holder.local_addr().unwrap(), None);
         let error = wanted.probe(Path::new("/data")).unwrap_err().to_string();
         assert!(error.contains("--cluster") && error.contains("UDP"), "{error}");

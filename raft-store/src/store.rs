@@ -100,17 +100,8 @@ struct Inner {
 impl Store {
     /// Opens a data folder, or makes it. Blocks: it reads the whole database.
     pub fn open(dir: &Path) -> Result<Store, OpenError> {
-        let io_error = |path: &Path| {
-            let path = path.to_owned();
-            move |source| OpenError::Io { path, source }
-        };
         std::fs::create_dir_all(dir).map_err(io_error(dir))?;
-        let folder = File::open(dir).map_err(io_error(dir))?;
-        match folder.try_lock() {
-            Ok(()) => {}
-            Err(std::fs::TryLockError::WouldBlock) => return Err(OpenError::InUse { dir: dir.to_owned() }),
-            Err(std::fs::TryLockError::Error(e)) => return Err(io_error(dir)(e)),
-        }
+        let folder = lock(dir)?;
         let floor = Box::new(FileMedium::new(dir.join(FLOOR)));
         let path = dir.join(DATABASE);
         let opening = Opening { dir };
@@ -131,6 +122,15 @@ impl Store {
         folder.sync_all().map_err(io_error(dir))?;
         *store.0.folder.lock() = Some(folder);
         Ok(store)
+    }
+
+    /// Whether another process has the folder open at this moment; one that is not there is free.
+    /// For a message before anything else is tried: [`Store::open`] is what decides.
+    ///
+    /// # Errors
+    /// [`OpenError::InUse`].
+    pub fn check_free(dir: &Path) -> Result<(), OpenError> {
+        if dir.exists() { lock(dir).map(drop) } else { Ok(()) }
     }
 
     /// On other storage than files, to see what crashes leave of it.
@@ -200,6 +200,21 @@ impl Store {
     /// Why the store refuses everything, once a write has failed.
     pub fn failure(&self) -> Option<String> {
         self.0.writer.failure().map(str::to_owned)
+    }
+}
+
+fn io_error(path: &Path) -> impl FnOnce(io::Error) -> OpenError {
+    let path = path.to_owned();
+    move |source| OpenError::Io { path, source }
+}
+
+/// The folder, ours until the file is dropped.
+fn lock(dir: &Path) -> Result<File, OpenError> {
+    let folder = File::open(dir).map_err(io_error(dir))?;
+    match folder.try_lock() {
+        Ok(()) => Ok(folder),
+        Err(std::fs::TryLockError::WouldBlock) => Err(OpenError::InUse { dir: dir.to_owned() }),
+        Err(std::fs::TryLockError::Error(e)) => Err(io_error(dir)(e)),
     }
 }
 

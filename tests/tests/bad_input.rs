@@ -79,9 +79,7 @@ fn a_listener_port_in_use_is_in_the_status_and_the_others_serve() {
 fn a_data_folder_has_one_process() {
     let cluster = Cluster::start(1, "{}");
     let dir = cluster.nodes[0].data_dir();
-    let key = cluster.key().to_str().expect("path").to_owned();
-    let second = cluster
-        .node("other", &["--bootstrap", "--data-dir", dir.to_str().expect("path"), "--key-file", &key]);
+    let second = cluster.node("other", &["--bootstrap", "--data-dir", dir.to_str().expect("path")]);
     refuses(second, 1, &["another process"]);
 }
 

@@ -177,7 +177,9 @@ impl Cluster {
         };
         tasks.spawn(news(cluster.clone(), settings.admin, stop));
         tasks.close();
-        if let Some(document) = document.filter(|_| cluster.inner.raft.entered() == Entered::Founded) {
+        // Also where an earlier life ended between founding and the first config.
+        let first = cluster.inner.raft.entered() != Entered::Joined && cluster.agreed_revision() == 0;
+        if let Some(document) = document.filter(|_| first) {
             cluster.put_first(document).await?;
         }
         Ok(cluster)
@@ -187,8 +189,12 @@ impl Cluster {
         let author = format!("node {}", self.inner.name);
         let put = self.put(document, Some(0), author, "first config (--config)".to_owned());
         match put.await {
-            // It was founded and given its config in an earlier life.
+            // Refused: somebody gave it a config meanwhile.
             Ok(_) | Err(raft::ProposeError::Refused(_)) => Ok(()),
+            Err(error) if self.inner.raft.entered() == Entered::Resumed => {
+                tracing::warn!(%error, "--config was not taken; `trestle apply` it");
+                Ok(())
+            }
             Err(error) => Err(StartError::FirstConfig(error)),
         }
     }

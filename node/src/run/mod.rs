@@ -124,6 +124,7 @@ impl Prepared {
         let dir = &settings.data_dir;
         std::fs::create_dir_all(dir)
             .with_context(|| format!("can't make the data folder {}", dir.display()))?;
+        trestle_raft_store::Store::check_free(dir)?;
         let earlier = Ports::load(dir)?;
         let cluster = Wanted::new(Use::Cluster, settings.cluster, earlier.as_ref().and_then(|e| e.cluster));
         let admin = Wanted::new(Use::Admin, settings.admin, earlier.as_ref().and_then(|e| e.admin));

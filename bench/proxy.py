@@ -7,7 +7,7 @@ is compared is CPU time per request as the kernel accounts it (user and system o
 processes), not requests per second: that is the load generator's limit as much as the proxy's.
 
     cargo build --release
-    bench/http.py [--rounds 5] [--seconds 4] [--connections 64] [--idle 1000]
+    bench/proxy.py [--rounds 5] [--seconds 4] [--connections 64] [--idle 1000]
 
 Needs nginx and wrk. Everything listens on loopback and ends with the script.
 """

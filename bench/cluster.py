@@ -131,7 +131,7 @@ def apply(a, dir, backend, nodes):
 def election(a, dir, backend, nodes):
     took = []
     for i in range(1, a.runs + 1):
-        leader = until("a leader", lambda: next(n["name"] for n in nodes[0].status()["nodes"] if n["leader"]))
+        leader = until("a leader", lambda: next((n["name"] for n in nodes[0].status()["nodes"] if n["leader"]), None))
         victim = next(n for n in nodes if n.name == leader)
         other = next(n for n in nodes if n.name != leader)
         victim.p.send_signal(signal.SIGKILL)

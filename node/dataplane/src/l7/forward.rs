@@ -67,11 +67,14 @@ pub(crate) fn clean(headers: &mut HeaderMap) {
 
 /// Those named by `Connection`, those that are so without being named, and those that are `unwanted`.
 fn remove_hop_by_hop(headers: &mut HeaderMap, unwanted: impl Fn(&str) -> bool) {
+    // Few heads have any: a pass over what is there is cheaper than a search for each that might be.
+    let concerned = |name: &&HeaderName| is_hop_by_hop(name.as_str()) || unwanted(name.as_str());
+    if headers.keys().find(concerned).is_none() {
+        return;
+    }
     for name in named_by_connection(headers) {
         headers.remove(name);
     }
-    // Few heads have any: a pass over what is there is cheaper than a search for each that might be.
-    let concerned = |name: &&HeaderName| is_hop_by_hop(name.as_str()) || unwanted(name.as_str());
     while let Some(name) = headers.keys().find(concerned).cloned() {
         headers.remove(name);
     }
@@ -79,7 +82,8 @@ fn remove_hop_by_hop(headers: &mut HeaderMap, unwanted: impl Fn(&str) -> bool) {
 
 /// Without those that are removed anyway.
 fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
-    let options = headers.get_all(CONNECTION).into_iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
+    let options =
+        headers.get_all(CONNECTION).into_iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
     options
         .map(<[u8]>::trim_ascii)
         .filter(|option| !option.eq_ignore_ascii_case(b"keep-alive"))
@@ -90,10 +94,7 @@ fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
 }
 
 fn is_hop_by_hop(name: &str) -> bool {
-    matches!(
-        name,
-        "connection" | "keep-alive" | "proxy-connection" | "transfer-encoding" | "upgrade"
-    )
+    matches!(name, "connection" | "keep-alive" | "proxy-connection" | "transfer-encoding" | "upgrade")
 }
 
 /// Request fields beyond those. `expect`: hyper asks the client to go on once the upstream takes the

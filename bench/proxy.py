@@ -107,8 +107,15 @@ def wrk(port, seconds, connections, core):
     return requests
 
 
-def idle_memory(port, pid, count):
-    """Bytes that a kept connection costs, after one request on each."""
+def at_rest(pid, seconds=2):
+    """Milliseconds of CPU time a second that a proxy takes without traffic."""
+    before = cpu(pid)
+    time.sleep(seconds)
+    return (cpu(pid) - before) / seconds * 1e3
+
+
+def idle_memory(port, pid, count, rest):
+    """Bytes that a kept connection costs, after one request on each and `rest` seconds without one."""
     before = rss(pid)
     held = []
     for _ in range(count):
@@ -118,7 +125,7 @@ def idle_memory(port, pid, count):
         while len(got) < 1024:
             got += s.recv(65536)
         held.append(s)
-    time.sleep(1)
+    time.sleep(rest)
     cost = (rss(pid) - before) / count
     for s in held:
         s.close()
@@ -131,6 +138,7 @@ def main():
     ap.add_argument("--seconds", type=int, default=4)
     ap.add_argument("--connections", type=int, default=64)
     ap.add_argument("--idle", type=int, default=1000)
+    ap.add_argument("--rest", type=float, default=4, help="seconds that the kept connections have been idle")
     ap.add_argument("--trestle", default=str(ROOT / "target/release/trestle"))
     a = ap.parse_args()
     proxy_core, load_core = 0, 1
@@ -149,7 +157,7 @@ access_log: {{ format: "off" }}
         proxying = (f"{upstream} server {{ listen 127.0.0.1:{nginx_port}; location / {{ proxy_pass http://u; proxy_http_version 1.1; "
                     'proxy_set_header Connection ""; proxy_set_header X-Forwarded-For $remote_addr; '
                     "proxy_set_header X-Forwarded-Proto $scheme; proxy_set_header X-Forwarded-Host $host; "
-                    "proxy_set_header X-Request-Id $request_id; proxy_set_header Via trestle; } }")
+                    "proxy_set_header X-Forwarded-Port $server_port; proxy_set_header X-Request-Id $request_id; proxy_set_header Via trestle; } }")
         answering = f'server {{ listen 127.0.0.1:{backend}; location / {{ return 200 "{payload}"; }} }}'
         with start_nginx(dir, "backend", backend, answering, load_core), \
                 start_nginx(dir, "proxy", nginx_port, proxying, proxy_core) as nginx, \
@@ -162,20 +170,22 @@ access_log: {{ format: "off" }}
             for port, _ in targets.values():
                 wrk(port, 1, a.connections, load_core)
             micros = {name: [] for name in targets}
-            for round in range(a.rounds):
+            for turn in range(a.rounds):
                 for name, (port, pid) in targets.items():
                     before = cpu(pid)
                     start = time.time()
                     requests = wrk(port, a.seconds, a.connections, load_core)
                     used = (cpu(pid) - before) / requests * 1e6
                     micros[name].append(used)
-                    print(f"round {round + 1} {name:8} {used:6.2f} us/request {requests / (time.time() - start):8.0f} requests/s", file=sys.stderr)
+                    print(f"round {turn + 1} {name:8} {used:6.2f} us/request {requests / (time.time() - start):8.0f} requests/s", file=sys.stderr)
             ratios = [t / n for t, n in zip(micros["trestle"], micros["nginx"])]
-            idle = {name: idle_memory(port, pid, a.idle) for name, (port, pid) in targets.items()}
+            rest = {name: at_rest(pid) for name, (_, pid) in targets.items()}
+            idle = {name: idle_memory(port, pid, a.idle, a.rest) for name, (port, pid) in targets.items()}
             print(json.dumps({
                 "cpu_us_per_request": {n: round(statistics.median(v), 2) for n, v in micros.items()},
                 "ratio_median": round(statistics.median(ratios), 3),
                 "ratios": [round(r, 3) for r in ratios],
+                "cpu_ms_a_second_at_rest": {n: round(v, 2) for n, v in rest.items()},
                 "idle_connection_bytes": {n: round(v) for n, v in idle.items()},
                 "connections": a.connections, "rounds": a.rounds, "seconds": a.seconds,
             }))

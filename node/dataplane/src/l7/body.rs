@@ -1,7 +1,6 @@
 //! Bodies on their way: streamed, counted, never gathered.
 //!
-//! An [`Upload`] is polled by the task of the upstream connection, an [`Answer`] by that of the
-//! client's. Each polls its source only when its sink takes more, so back-pressure goes through.
+//! An [`Upload`] is polled by the upstream connection's task, an [`Answer`] by the client's. Each polls its source only when its sink takes more, so back-pressure goes through.
 
 use std::cell::Cell;
 use std::pin::Pin;
@@ -164,7 +163,7 @@ impl Body for Answer {
             Answer::Page(page) if page.is_empty() => Poll::Ready(None),
             Answer::Page(page) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(page))))),
             Answer::Stream(body, transfer) => {
-                let polled = Pin::new(&mut *body).poll_frame(cx);
+                let polled = transfer.poll(cx, |cx| Pin::new(&mut *body).poll_frame(cx));
                 transfer.observe(cx, polled, || body.is_end_stream())
             }
         }

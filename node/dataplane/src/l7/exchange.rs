@@ -6,6 +6,7 @@
 //! section 9.3.1). It is built anew from the head that the gate has kept.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
@@ -28,7 +29,7 @@ use crate::alarm::Elapsed;
 use crate::metrics::{Reason, RetrySafe};
 use crate::pool::{FailureKind, Picked, Pool};
 use crate::snapshot::Rule;
-use crate::upstream::{Sender, connect};
+use crate::upstream::{Upstream, connect};
 
 /// An idle connection whose answer has been read needs one poll of its task to be ready again. One
 /// that takes longer is no use.
@@ -133,20 +134,22 @@ impl Exchange<'_> {
         record.pool = Some(at);
         record.picked = Some(first);
         let mut tried: Vec<usize> = Vec::new();
+        let mut now = record.started;
         // Held while the further attempt runs.
         let mut _permit = None;
         loop {
             let Some(picked) = &record.picked else { return Err(Reason::Internal) };
             record.attempts += 1;
             let upload = record.upload.as_deref();
-            let failed = match self.attempt(pool, picked, outgoing, upload, total).await {
+            let failed = match self.attempt(pool, picked, outgoing, upload, now, total).await {
                 Ok(reply) => return Ok(reply),
                 Err(failed) => failed,
             };
             report(picked, failed.reason);
             tried.push(picked.index());
             let again = self.again(record, failed)?;
-            let next = pool.pick(&tried, Instant::now()).ok_or(Reason::NoMember)?;
+            now = Instant::now();
+            let next = pool.pick(&tried, now).ok_or(Reason::NoMember)?;
             if again.refused && tried.contains(&next.index()) {
                 // Nobody else is left, and this one has just refused.
                 return Err(again.reason);
@@ -203,26 +206,33 @@ impl Exchange<'_> {
         picked: &Picked,
         mut request: Request<Upload>,
         upload: Option<&UploadState>,
+        mut now: Instant,
         total: Option<Deadline>,
     ) -> Result<Reply, Failed> {
-        let began = Instant::now();
-        let overall = earlier(total, after(began, self.rule.timeout.attempt, Reason::AttemptTimeout));
+        let overall = earlier(total, after(now, self.rule.timeout.attempt, Reason::AttemptTimeout));
         if request.uri().authority().is_none() && !request.headers().contains_key(http::header::HOST) {
             // HTTP/1.0 needs no Host; 1.1 does.
             let host = HeaderValue::from_str(&picked.address().to_string());
             request.headers_mut().extend(host.ok().map(|host| (http::header::HOST, host)));
         }
         loop {
-            let (mut sender, reused) = match self.idle(picked).await {
-                Some(sender) => (sender, true),
+            let (mut upstream, reused) = match self.idle(picked).await {
+                Some(upstream) => (upstream, true),
                 None => match self.connect(pool, picked, overall).await {
-                    Ok(sender) => (sender, false),
+                    Ok(upstream) => {
+                        now = Instant::now();
+                        (upstream, false)
+                    }
                     Err(reason) => return Err(Failed::before_sending(reason, request)),
                 },
             };
-            let sent = pin!(sender.try_send_request(request));
-            match self.answer(pool, sent, upload, overall).await {
-                Ok(Ok(response)) => return Ok(self.reply(pool, response, sender, overall)),
+            if upload.is_some() {
+                upstream.detach();
+            }
+            let mut sent = pin!(upstream.send(request));
+            let answer = poll_fn(|cx| upstream.poll(cx, |cx| sent.as_mut().poll(cx)));
+            match self.answer(pool, answer, upload, now, overall).await {
+                Ok(Ok(response)) => return Ok(self.reply(pool, response, upstream, overall)),
                 Ok(Err(mut error)) => match error.take_message() {
                     // It was closed while it lay idle; the next one may not be.
                     Some(unsent) if reused => request = unsent,
@@ -237,14 +247,15 @@ impl Exchange<'_> {
         }
     }
 
-    async fn idle(&self, picked: &Picked) -> Option<Sender> {
-        while let Some(mut sender) = self.conn.worker.upstreams.take(picked.address()) {
-            if sender.is_ready() {
-                return Some(sender);
+    async fn idle(&self, picked: &Picked) -> Option<Upstream> {
+        while let Some(mut upstream) = self.conn.worker.upstreams.take(picked.address()) {
+            if upstream.is_ready() {
+                return Some(upstream);
             }
             let deadline = Some(Instant::now() + READY_WITHIN);
-            if let Ok(Ok(())) = self.conn.alarm.within(deadline, sender.ready()).await {
-                return Some(sender);
+            let ready = poll_fn(|cx| upstream.poll_ready(cx));
+            if let Ok(true) = self.conn.alarm.within(deadline, ready).await {
+                return Some(upstream);
             }
         }
         None
@@ -255,15 +266,15 @@ impl Exchange<'_> {
         pool: &Pool,
         picked: &Picked,
         overall: Option<Deadline>,
-    ) -> Result<Sender, Reason> {
+    ) -> Result<Upstream, Reason> {
         let began = Instant::now();
         let own = after(began, pool.settings().timeout.connect, Reason::ConnectTimeout);
         let deadline = earlier(overall, own);
         let connecting = Box::pin(connect(picked.address()));
         match self.conn.alarm.within(deadline.map(|(at, _)| at), connecting).await {
-            Ok(Ok(sender)) => {
+            Ok(Ok(upstream)) => {
                 picked.connected(began.elapsed());
-                Ok(sender)
+                Ok(upstream)
             }
             Ok(Err(error)) => {
                 tracing::debug!(pool = pool.name(), member = picked.name(), %error, "member can't be connected to");
@@ -273,16 +284,17 @@ impl Exchange<'_> {
         }
     }
 
-    /// Waits for the header of the answer.
+    /// Waits for the header of the answer to what is sent `now`.
     async fn answer<F: Future + Unpin>(
         &self,
         pool: &Pool,
         mut sent: F,
         upload: Option<&UploadState>,
+        now: Instant,
         overall: Option<Deadline>,
     ) -> Result<F::Output, Reason> {
         let patience = self.rule.timeout.first_byte.unwrap_or(pool.settings().timeout.first_byte);
-        let mut first = after(Instant::now(), patience, Reason::FirstByteTimeout);
+        let mut first = after(now, patience, Reason::FirstByteTimeout);
         let mut uploaded = None;
         loop {
             let deadline = earlier(overall, first);
@@ -313,12 +325,12 @@ impl Exchange<'_> {
         &self,
         pool: &Pool,
         response: Response<Incoming>,
-        sender: Sender,
+        upstream: Upstream,
         deadline: Option<Deadline>,
     ) -> Reply {
         Reply {
             response,
-            sender,
+            upstream,
             deadline,
             keep: pool.settings().timeout.pool_idle,
             idle: self.rule.timeout.idle,
@@ -390,7 +402,7 @@ fn parse(head: &[u8]) -> Option<Request<Upload>> {
 /// An answer whose header has come.
 struct Reply {
     response: Response<Incoming>,
-    sender: Sender,
+    upstream: Upstream,
     deadline: Option<Deadline>,
     keep: Duration,
     idle: Duration,
@@ -416,7 +428,7 @@ impl Reply {
         let ended = body.is_end_stream();
         let mut transfer = Transfer {
             record,
-            sender: Some(self.sender),
+            upstream: Some(self.upstream),
             keep: self.keep,
             idle: self.idle,
             deadline: self.deadline,
@@ -436,6 +448,7 @@ impl Reply {
         if !self.upgrade || !forward::is_websocket(self.response.headers()) {
             return page::answer(record, Reason::UpstreamMalformed);
         }
+        self.upstream.detach();
         let upstream = hyper::upgrade::on(&mut self.response);
         let mut response = Response::new(Answer::None);
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;

@@ -1,21 +1,18 @@
 //! Header fields on their way through a proxy (RFC 9110, sections 7.6 and 10.1.4).
 
-use http::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, TE, TRANSFER_ENCODING, UPGRADE, VIA,
-};
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderName, TE, TRANSFER_ENCODING, UPGRADE, VIA};
 use http::{HeaderMap, HeaderValue};
 
 use super::head::{Framing, has_token};
 
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
-const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Fields that [`prepare`] may add.
+const OURS_MOST: usize = 9;
 
 /// What the upstream is told about the client's side.
 #[derive(Debug)]
@@ -35,12 +32,8 @@ pub(crate) struct Origin<'a> {
 pub(crate) fn prepare(headers: &mut HeaderMap, origin: Origin<'_>) {
     let trailers = headers.get(TE).is_some_and(|te| has_token(te.as_bytes(), b"trailers"));
     let protocol = if origin.upgrade { headers.get(UPGRADE).cloned() } else { None };
-    remove_hop_by_hop(headers);
-    headers.remove(TE);
-    headers.remove(FORWARDED);
-    headers.remove(HTTP2_SETTINGS);
-    // hyper asks the client to go on once the upstream takes the body, as late as that may be.
-    headers.remove(EXPECT);
+    remove_hop_by_hop(headers, is_for_this_proxy);
+    headers.reserve(OURS_MOST);
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
@@ -69,29 +62,45 @@ pub(crate) fn clean(headers: &mut HeaderMap) {
         // RFC 9112, section 6.3: the length, if there is one too, means nothing.
         headers.remove(CONTENT_LENGTH);
     }
-    remove_hop_by_hop(headers);
+    remove_hop_by_hop(headers, |_| false);
 }
 
-/// Those named by `Connection`, and those that are so without being named.
-fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(CONNECTION) {
-        let named: Vec<HeaderName> = headers
-            .get_all(CONNECTION)
-            .iter()
-            .flat_map(|value| value.as_bytes().split(|b| *b == b','))
-            .filter_map(|option| HeaderName::from_bytes(option.trim_ascii()).ok())
-            // A client could make these vanish and change what the request is.
-            .filter(|name| *name != HOST && *name != CONTENT_LENGTH)
-            .collect();
-        for name in named {
-            headers.remove(name);
-        }
-        headers.remove(CONNECTION);
+/// Those named by `Connection`, those that are so without being named, and those that are `unwanted`.
+fn remove_hop_by_hop(headers: &mut HeaderMap, unwanted: impl Fn(&str) -> bool) {
+    // Few heads have any: a pass over what is there is cheaper than a search for each that might be.
+    let concerned = |name: &&HeaderName| is_hop_by_hop(name.as_str()) || unwanted(name.as_str());
+    if headers.keys().find(concerned).is_none() {
+        return;
     }
-    headers.remove(KEEP_ALIVE);
-    headers.remove(PROXY_CONNECTION);
-    headers.remove(TRANSFER_ENCODING);
-    headers.remove(UPGRADE);
+    for name in named_by_connection(headers) {
+        headers.remove(name);
+    }
+    while let Some(name) = headers.keys().find(concerned).cloned() {
+        headers.remove(name);
+    }
+}
+
+/// Without those that are removed anyway.
+fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
+    let options =
+        headers.get_all(CONNECTION).into_iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
+    options
+        .map(<[u8]>::trim_ascii)
+        .filter(|option| !option.eq_ignore_ascii_case(b"keep-alive"))
+        .filter_map(|option| HeaderName::from_bytes(option).ok())
+        // A client could make these vanish and change what the request is.
+        .filter(|name| *name != HOST && *name != CONTENT_LENGTH)
+        .collect()
+}
+
+fn is_hop_by_hop(name: &str) -> bool {
+    matches!(name, "connection" | "keep-alive" | "proxy-connection" | "transfer-encoding" | "upgrade")
+}
+
+/// Request fields beyond those. `expect`: hyper asks the client to go on once the upstream takes the
+/// body, as late as that may be.
+fn is_for_this_proxy(name: &str) -> bool {
+    matches!(name, "te" | "forwarded" | "http2-settings" | "expect")
 }
 
 /// Whether the response takes up the protocol that the request asked for.

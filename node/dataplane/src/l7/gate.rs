@@ -18,6 +18,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
@@ -57,6 +58,8 @@ pub(crate) struct GateState {
     pub(crate) malformed_body: Cell<bool>,
     /// Since when a head is on its way.
     pub(crate) head_since: Cell<Option<Instant>>,
+    /// hyper waits for the first byte of a head; nothing of the connection is held anywhere.
+    resting: Cell<bool>,
     /// Since when the client takes no more bytes.
     pub(crate) blocked_since: Cell<Option<Instant>>,
     /// What to answer in place of the head that is on its way.
@@ -77,6 +80,7 @@ impl GateState {
             refusal: Cell::new(None),
             malformed_body: Cell::new(false),
             head_since: Cell::new(None),
+            resting: Cell::new(false),
             blocked_since: Cell::new(None),
             refuse: Cell::new(None),
             end: Cell::new(false),
@@ -88,6 +92,17 @@ impl GateState {
     /// Whether a request was handed over and is not served yet.
     pub(crate) fn is_serving(&self) -> bool {
         self.serving.get()
+    }
+
+    /// Whether all that was asked is answered and written, and nothing further has come.
+    pub(crate) fn is_resting(&self) -> bool {
+        self.resting.get() && !self.serving.get() && self.blocked_since.get().is_none()
+    }
+
+    /// Gives back the memory that a connection at rest needs none of.
+    pub(crate) fn shrink(&self) {
+        *self.head.borrow_mut() = Vec::new();
+        self.reader.take();
     }
 
     /// The present request has its whole answer: the next head may pass.
@@ -183,7 +198,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Gate<S> {
                 if self.shared.end.get() {
                     return Poll::Ready(Ok(())); // as if the client had gone
                 }
-                if ready!(self.poll_fresh_head(cx, out))? {
+                let fresh = self.poll_fresh_head(cx, out);
+                self.shared.resting.set(fresh.is_pending());
+                if ready!(fresh)? {
                     return Poll::Ready(Ok(()));
                 }
                 continue;
@@ -342,8 +359,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Gate<S> {
     /// While a request is served: notices that the client has gone, and takes a little of what follows.
     fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.ahead.len() < AHEAD_MAX {
-            let mut space = [0; 1024];
-            let mut buffer = ReadBuf::new(&mut space);
+            let mut space = [MaybeUninit::uninit(); 1024];
+            let mut buffer = ReadBuf::uninit(&mut space);
             match Pin::new(&mut self.stream).poll_read(cx, &mut buffer) {
                 Poll::Ready(Ok(())) if buffer.filled().is_empty() => return Poll::Ready(Ok(())),
                 Poll::Ready(Ok(())) => self.ahead.extend_from_slice(buffer.filled()),
@@ -416,6 +433,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Read for Gate<S> {
         cx: &mut Context<'_>,
         mut out: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
+        self.shared.resting.set(false);
         if self.passed > 0 {
             self.pass(&mut out);
             return Poll::Ready(Ok(()));

@@ -77,10 +77,13 @@ impl Record {
 
     /// Counts and logs the request, and lets the next one pass.
     pub(crate) fn end(&mut self, reason: Reason) {
+        self.end_at(reason, Instant::now());
+    }
+
+    pub(crate) fn end_at(&mut self, reason: Reason, now: Instant) {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
-        let now = Instant::now();
         let took = now - self.started;
         self.count(reason, took);
         if self.listener.access_log {
@@ -141,7 +144,9 @@ impl Record {
 impl Drop for Record {
     fn drop(&mut self) {
         let reason = if self.conn.handle.is_cut() { Reason::Closing } else { Reason::ClientGone };
-        self.end(reason);
+        if !self.ended {
+            self.end(reason);
+        }
     }
 }
 

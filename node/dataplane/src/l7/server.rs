@@ -1,8 +1,11 @@
 //! A client connection from its accept to its end.
 //!
-//! One task a connection. It drives hyper over the [`Gate`], and watches what hyper does not: the time
+//! One task a connection. Until a byte comes it holds no more than the socket ([`rest`]); then it drives hyper over the [`Gate`], and watches what hyper does not: the time
 //! for a header, the idle time between requests, a client that takes no more bytes, and whether the
 //! connection should go.
+//!
+//! hyper holds two buffers and its states for as long as a connection lives, some 30 KiB. So a connection
+//! that has been idle for [`REST_AFTER`] is taken apart, and built again when its client sends something.
 //!
 //! A connection that should go (its listener has closed, the node drains) ends with the answer to its
 //! next request, which says so. One that has none gets [`CLOSING_GRACE`]: to close at once would hit the
@@ -36,6 +39,10 @@ const CLOSING_GRACE: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 1 << 20;
 const LINGER_TIME: Duration = Duration::from_secs(2);
 
+/// How long a connection is idle before it is taken apart: longer than a busy client pauses, since building
+/// it again costs a few microseconds.
+pub(crate) const REST_AFTER: Duration = Duration::from_secs(1);
+
 /// What hyper may buffer of a connection beyond a head.
 const BUFFER_MAX: usize = 64 << 10;
 
@@ -48,22 +55,53 @@ pub(crate) async fn serve(
     client: SocketAddr,
     local: SocketAddr,
 ) {
-    let head_max = listener.settings.http.max_headers;
     let conn = Rc::new(Conn::new(worker, handle, listener, client, local));
     let _unheld = Unheld(Rc::clone(&conn));
-    let service = service_fn(|request: hyper::Request<Incoming>| exchange::serve(Rc::clone(&conn), request));
+    let mut stream = stream;
+    while poll_fn(|cx| rest(cx, &stream, &conn)).await {
+        // Boxed: at rest only the socket is held.
+        match Box::pin(talk(stream, &conn)).await {
+            Some(idle) => stream = idle,
+            None => return,
+        }
+    }
+}
+
+/// Waits for something to read. False: the connection's time is over.
+fn rest(cx: &mut Context<'_>, stream: &TcpStream, conn: &Conn) -> Poll<bool> {
+    // An error is found again by whoever reads.
+    if stream.poll_read_ready(cx).is_ready() {
+        return Poll::Ready(true);
+    }
+    match watch(cx, conn) {
+        Watch::Wait => Poll::Pending,
+        Watch::Changed | Watch::Stuck => Poll::Ready(false),
+    }
+}
+
+/// Serves requests until the connection ends, or has been idle: then its socket comes back.
+async fn talk(stream: TcpStream, conn: &Rc<Conn>) -> Option<TcpStream> {
+    let service = service_fn(|request: hyper::Request<Incoming>| exchange::serve(Rc::clone(conn), request));
     let mut connection = http1::Builder::new()
-        .max_buf_size(head_max + BUFFER_MAX)
+        .max_buf_size(conn.listener().settings.http.max_headers + BUFFER_MAX)
         .header_read_timeout(None)
         .serve_connection(Gate::new(stream, Rc::clone(&conn.gate)), service);
-    let ended = poll_fn(|cx| drive(cx, &mut connection, &conn)).await;
+    let end = poll_fn(|cx| drive(cx, &mut connection, conn)).await;
     let gate = connection.into_parts().io;
     if let Some(upgrade) = conn.upgrade.take() {
         let (stream, early) = gate.into_parts();
         tunnel::run(upgrade, stream, early).await;
-    } else if ended && conn.linger.get() {
-        linger(gate.into_parts().0).await;
+        return None;
     }
+    match end {
+        End::Idle => {
+            conn.gate.shrink();
+            return Some(gate.into_parts().0);
+        }
+        End::Ended if conn.linger.get() => linger(gate.into_parts().0).await,
+        End::Ended | End::BrokenOff => {}
+    }
+    None
 }
 
 /// An upgrade that was never begun holds the connection that holds it; dropping this frees both, also when
@@ -76,8 +114,15 @@ impl Drop for Unheld {
     }
 }
 
-/// True once hyper has ended the connection, false if it was broken off.
-fn drive<C, E>(cx: &mut Context<'_>, connection: &mut C, conn: &Conn) -> Poll<bool>
+enum End {
+    /// By hyper.
+    Ended,
+    BrokenOff,
+    /// It may go on later.
+    Idle,
+}
+
+fn drive<C, E>(cx: &mut Context<'_>, connection: &mut C, conn: &Conn) -> Poll<End>
 where
     C: Future<Output = Result<(), E>> + Unpin,
     E: std::error::Error,
@@ -87,14 +132,20 @@ where
             if let Err(error) = &outcome {
                 tracing::debug!(%error, "client connection ended early");
             }
-            return Poll::Ready(outcome.is_ok() || conn.linger.get());
+            let ended = outcome.is_ok() || conn.linger.get();
+            return Poll::Ready(if ended { End::Ended } else { End::BrokenOff });
         }
         match watch(cx, conn) {
+            Watch::Wait if is_idle(cx, conn) => return Poll::Ready(End::Idle),
             Watch::Wait => return Poll::Pending,
             Watch::Changed => {}
-            Watch::Stuck => return Poll::Ready(false),
+            Watch::Stuck => return Poll::Ready(End::BrokenOff),
         }
     }
+}
+
+fn is_idle(cx: &mut Context<'_>, conn: &Conn) -> bool {
+    conn.gate.is_resting() && conn.alarm.passed(cx, conn.idle_since.get() + REST_AFTER)
 }
 
 enum Watch {

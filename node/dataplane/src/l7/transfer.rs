@@ -11,7 +11,7 @@ use super::body::Interrupted;
 use super::record::Record;
 use crate::metrics::Reason;
 use crate::pool::FailureKind;
-use crate::upstream::Sender;
+use crate::upstream::Upstream;
 
 type Polled<E> = Poll<Option<Result<Frame<Bytes>, E>>>;
 
@@ -22,7 +22,7 @@ pub(crate) type Deadline = (Instant, Reason);
 pub(crate) struct Transfer {
     pub(crate) record: Record,
     /// The upstream's connection, to be kept when the answer is whole.
-    pub(crate) sender: Option<Sender>,
+    pub(crate) upstream: Option<Upstream>,
     /// How long it is kept.
     pub(crate) keep: Duration,
     /// The upstream may send nothing for so long; zero: for ever.
@@ -34,6 +34,18 @@ pub(crate) struct Transfer {
 }
 
 impl Transfer {
+    /// Polls the answer's body, by driving the upstream's connection.
+    pub(crate) fn poll<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut body: impl FnMut(&mut Context<'_>) -> Poll<T>,
+    ) -> Poll<T> {
+        match &mut self.upstream {
+            Some(upstream) => upstream.poll(cx, body),
+            None => body(cx),
+        }
+    }
+
     /// Passes a polled frame on. `last` says whether the body has ended with it.
     pub(crate) fn observe<E>(
         &mut self,
@@ -71,12 +83,15 @@ impl Transfer {
 
     /// The answer is whole.
     pub(crate) fn complete(&mut self) {
+        let now = Instant::now();
         let upload_ended = self.record.upload.as_ref().is_none_or(|upload| upload.ended.get().is_some());
-        if let (Some(sender), Some(picked), true) = (self.sender.take(), &self.record.picked, upload_ended) {
+        if let (Some(upstream), Some(picked), true) =
+            (self.upstream.take(), &self.record.picked, upload_ended)
+        {
             let upstreams = &self.record.conn.worker.upstreams;
-            upstreams.put(picked.address(), sender, Instant::now(), self.keep);
+            upstreams.put(picked.address(), upstream, now, self.keep);
         }
-        self.record.end(Reason::Done);
+        self.record.end_at(Reason::Done, now);
     }
 
     fn overdue(&mut self, cx: &mut Context<'_>, waiting: bool) -> Option<Reason> {
@@ -103,7 +118,7 @@ impl Transfer {
     }
 
     fn fail(&mut self, reason: Reason) -> Polled<Interrupted> {
-        self.sender = None;
+        self.upstream = None;
         self.record.end(reason);
         Poll::Ready(Some(Err(Interrupted(reason))))
     }

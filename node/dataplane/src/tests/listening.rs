@@ -13,6 +13,7 @@ use http_body_util::Full;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use trestle_config::model::{Bind, Protocol};
 
+use crate::l7::server::REST_AFTER;
 use crate::testing::{Backend, Client, PATIENCE, Proxy, config, get, listener, loopback, pool, until};
 
 /// Clients that ask without a pause on kept connections; each must get a 200 for each request, and a
@@ -375,4 +376,47 @@ async fn idle_upstream_connections_are_closed_after_their_time() {
     tokio::time::sleep(Duration::from_millis(2500)).await;
     assert_eq!(client.get("/").await.status, 200);
     assert_eq!(backend.connections(), 2);
+}
+
+#[tokio::test]
+async fn a_connection_that_was_at_rest_goes_on_where_it_stopped() {
+    let backend = Backend::named("app").await;
+    let (proxy, address) = Proxy::serving(config(&[backend.address])).await;
+    let mut client = Client::connect(address).await;
+    for _ in 0..2 {
+        assert_eq!(client.get("/").await.text(), "app");
+        tokio::time::sleep(REST_AFTER * 5 / 4).await;
+        // In pieces, and with the next request behind it.
+        client.write("GET /a HTTP/1.1\r\nHo").await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        client.write("st: a\r\n\r\nGET /b HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        for _ in 0..2 {
+            assert_eq!(client.reply().await.text(), "app");
+        }
+        assert_eq!(backend.last().line, "GET /b");
+    }
+    assert_eq!(proxy.plane.open_connections(), 1);
+    // Garbage is refused as ever.
+    tokio::time::sleep(REST_AFTER * 5 / 4).await;
+    client.write("GET / HTTP/1.1\nHost: a\n\n").await;
+    assert_eq!(client.reply().await.status, 400);
+    assert_eq!(client.rest().await, b"");
+}
+
+#[tokio::test]
+async fn a_connection_at_rest_ends_at_its_idle_time_or_when_its_client_goes() {
+    let backend = Backend::named("app").await;
+    let mut config = config(&[backend.address]);
+    config.listeners.get_mut("web").expect("a listener").http.idle = REST_AFTER * 3 / 2;
+    let (proxy, address) = Proxy::serving(config).await;
+    let mut client = Client::connect(address).await;
+    client.get("/").await;
+    let answered = Instant::now();
+    assert_eq!(client.rest().await, b"");
+    assert!(answered.elapsed() > REST_AFTER * 5 / 4, "{:?}", answered.elapsed());
+    let mut client = Client::connect(address).await;
+    client.get("/").await;
+    tokio::time::sleep(REST_AFTER * 5 / 4).await;
+    drop(client);
+    until("the connection is gone", || proxy.plane.open_connections() == 0).await;
 }

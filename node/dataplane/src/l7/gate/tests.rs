@@ -89,6 +89,10 @@ fn frame(stream: &[u8]) -> Understood {
             _ => rest[..length].to_vec(),
         };
         understood.requests.push((format!("{} {}", line[0], line[1]), body));
+        if line[2].starts_with("HTTP/1.0") {
+            // Nobody asks to keep the connection, so it ends here.
+            return understood;
+        }
         rest = &rest[length..];
     }
 }

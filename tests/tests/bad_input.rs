@@ -71,8 +71,13 @@ fn a_listener_port_in_use_is_in_the_status_and_the_others_serve() {
     let listeners = status["listeners"].as_array().expect("listeners");
     let lost = listeners.iter().find(|l| l["listener"] == "lost").expect("it is listed");
     assert!(lost["error"].as_str().is_some_and(|e| e.contains("in use")), "{lost}");
+    let warned = status["warnings"].as_array().expect("warnings");
+    assert!(warned.iter().any(|w| w.as_str().is_some_and(|w| w.contains("listener lost"))), "{warned:?}");
     let web = cluster.nodes[0].listener("web").expect("bound");
     assert_eq!(http::get(web, "x", "/").expect("an answer").text(), "a");
+    // The port is given back: it opens by itself.
+    drop(taken);
+    eventually(SETTLE, "the listener opens", || cluster.nodes[0].listener("lost"));
 }
 
 #[test]
@@ -81,6 +86,22 @@ fn a_data_folder_has_one_process() {
     let dir = cluster.nodes[0].data_dir();
     let second = cluster.node("other", &["--bootstrap", "--data-dir", dir.to_str().expect("path")]);
     refuses(second, 1, &["another process"]);
+}
+
+#[test]
+fn a_data_folder_has_one_name_and_one_key() {
+    let dir = tempfile::tempdir().expect("folder");
+    let mut node = Node::start("first", dir.path(), &["--bootstrap"]);
+    node.wait_ready();
+    assert_eq!(node.stop().code(), Some(0));
+    let data = node.data_dir().to_str().expect("path").to_owned();
+    refuses(Node::start("second", dir.path(), &["--data-dir", &data]), 1, &["--name first"]);
+
+    let other = dir.path().join("other.key");
+    let made = Command::new(trestle()).args(["keygen", "-o"]).arg(&other).output().expect("runs");
+    assert!(made.status.success());
+    node.restart_with(&["--key-file", other.to_str().expect("path")]);
+    refuses(node, 1, &["belongs to a cluster with key"]);
 }
 
 #[test]
@@ -134,8 +155,11 @@ fn clusters_with_one_key_stay_apart() {
     second.kill9();
     let seed = first.seed();
     second.restart_with(&["--join", &seed, "--key-file", &key]);
+    let ended = second.wait_exit(SETTLE);
+    assert_eq!(ended.code(), Some(1), "log:\n{}", second.log());
+    assert!(second.log().contains("is in cluster"), "it names both:\n{}", second.log());
+    second.restart_with(&["--key-file", &key]);
     second.wait_ready();
-    assert!(second.log().contains("ignored"), "log:\n{}", second.log());
     assert_ne!(
         first.nodes[0].status().expect("status")["cluster_id"],
         second.status().expect("status")["cluster_id"]

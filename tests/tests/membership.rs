@@ -140,6 +140,18 @@ fn a_wiped_node_is_a_new_node() {
         nodes.iter().find(|n| n["name"] == name).and_then(|n| n["id"].as_u64()).context("no such node")
     };
     let old = id(&cluster, "n3").expect("n3 is known");
+    // A copy of a living node's command does not take its place.
+    let seed = cluster.seed();
+    let twin_dir = cluster.dir().join("twin");
+    let args = ["--join", &seed, "--replace", "n3", "--data-dir", twin_dir.to_str().expect("path")];
+    let twin = cluster.node("n3", &args);
+    eventually(SETTLE, "the twin is told that n3 lives", || {
+        let log = twin.log();
+        ensure!(log.contains("is alive"), "log:\n{log}");
+        Ok(())
+    });
+    drop(twin);
+    assert_eq!(id(&cluster, "n3").expect("n3 is known"), old);
     let mut n3 = cluster.nodes.pop().expect("n3");
     n3.kill9();
     std::fs::remove_dir_all(n3.data_dir()).expect("wiped");

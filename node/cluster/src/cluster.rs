@@ -22,6 +22,7 @@ use uuid::Uuid;
 use crate::change::{Applied, ChangeError, Consistency};
 use crate::counts::Counts;
 use crate::feed::{Feed, Feeder, InForce};
+use crate::folder::{self, FolderError};
 use crate::gossip::{Gossip, GossipSettings, NodeNews};
 use crate::health::{Health, HealthSettings};
 use crate::identity::ClusterKey;
@@ -56,6 +57,8 @@ pub enum StartError {
     Bind { address: SocketAddr, transport: &'static str, source: std::io::Error },
     #[error("{0:?} is no address that others could reach: give --advertise HOST:PORT")]
     Advertise(String),
+    #[error(transparent)]
+    Folder(#[from] FolderError),
     #[error(transparent)]
     Raft(#[from] raft::StartError),
     #[error(transparent)]
@@ -99,6 +102,7 @@ impl Cluster {
         let dir = settings.data_dir.clone();
         let opened = tokio::task::spawn_blocking(move || Store::open(&dir)).await;
         let store = opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+        folder::check(&store.identity(), &settings, &key)?;
         let (feeder, feed) = Feeder::new(plane.clone(), &store.machine().state()).await;
         let timers = Timers::from(&feed.in_force.borrow().config().cluster);
 
@@ -121,6 +125,7 @@ impl Cluster {
         })
         .await?;
         note_what_was_ignored(&settings.start, raft.entered());
+        folder::note_key(&settings.data_dir, &key);
 
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
@@ -177,6 +182,8 @@ impl Cluster {
         };
         tasks.spawn(news(cluster.clone(), settings.admin, stop));
         tasks.close();
+        // What is agreed on is served before anybody hears that this node serves.
+        cluster.served(cluster.agreed_revision()).await;
         // Also where an earlier life ended between founding and the first config.
         let first = cluster.inner.raft.entered() != Entered::Joined && cluster.agreed_revision() == 0;
         if let Some(document) = document.filter(|_| first) {

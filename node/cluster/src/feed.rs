@@ -9,12 +9,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use trestle_config::{Config, Document, Source};
 use trestle_dataplane::{Install, Plane};
 use trestle_raft_store::types::{NodeId, Revision, State};
 
 use crate::lease::core::TtlHistory;
+
+/// Between two tries of a listener that can't bind.
+const BIND_AGAIN: Duration = Duration::from_secs(2);
 
 /// A revision and the config in it.
 #[derive(Clone, Debug)]
@@ -100,9 +104,11 @@ impl Feeder {
             let now = state.borrow_and_update().clone();
             self.take(&now).await;
             self.name_seeds(&now, me);
+            let closed = self.plane.listeners().iter().any(|listener| listener.state.is_err());
             tokio::select! {
                 () = stop.cancelled() => return,
                 changed = state.changed() => if changed.is_err() { return },
+                () = sleep(BIND_AGAIN), if closed => self.bind_again(&now).await,
             }
         }
     }
@@ -127,16 +133,19 @@ impl Feeder {
         self.learn_ttls(state);
     }
 
+    /// A port that was taken may be free by now. What is open already is not touched.
+    async fn bind_again(&self, state: &Arc<State>) {
+        let (revision, config) = self.config.borrow().as_ref().clone();
+        let route_births = Arc::new(state.route_births.clone());
+        self.plane.install(Install { revision, config, route_births }).await;
+    }
+
     async fn install(&self, state: &Arc<State>, revision: u64, document: Document) {
         let config = document.config().clone();
         let route_births = Arc::new(state.route_births.clone());
         let bound = self.plane.install(Install { revision, config: config.clone(), route_births }).await;
-        for listener in &bound {
-            if let Err(error) = &listener.state {
-                tracing::error!(listener = listener.listener, bind = %listener.bind, error, "listener is not open");
-            }
-        }
-        tracing::info!(revision, listeners = bound.len(), "revision in force");
+        let open = bound.iter().filter(|listener| listener.state.is_ok()).count();
+        tracing::info!(revision, listeners = bound.len(), open, "revision in force");
         self.voters.send_if_modified(|voters| {
             std::mem::replace(voters, config.cluster.voters) != config.cluster.voters
         });

@@ -9,6 +9,7 @@ mod bridge;
 mod change;
 mod cluster;
 mod feed;
+mod folder;
 mod settings;
 mod status;
 mod views;
@@ -25,6 +26,7 @@ pub mod rendezvous;
 pub use change::{Applied, ChangeError, Consistency};
 pub use cluster::{Cluster, Ended, StartError};
 pub use feed::InForce;
+pub use folder::FolderError;
 pub use settings::{Settings, Start};
 pub use views::{ClientTotal, MemberHealth, NodeStatus, PoolStatus, SeatStatus, Status};
 

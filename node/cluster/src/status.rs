@@ -8,7 +8,7 @@ use trestle_config::model::Pool;
 use trestle_dataplane::MemberView;
 use trestle_raft_store::types::State;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Ended};
 use crate::health::PoolHealth;
 use crate::lease::SeatView;
 use crate::raft::{CLOCK_TOLERANCE_MS, Metrics, Timers};
@@ -106,6 +106,16 @@ impl Cluster {
             warnings.push("this node has no seat: the leader does not count it as alive".to_owned());
         }
         warnings.extend(self.apply_problem());
+        if !*self.inner.draining.borrow() {
+            let closed = self.inner.plane.listeners().into_iter();
+            warnings.extend(closed.filter_map(|listener| {
+                let why = listener.state.err()?;
+                Some(format!(
+                    "listener {} is not open on {}: {why}; tried again every 2 s",
+                    listener.listener, listener.bind
+                ))
+            }));
+        }
         warnings.extend(in_force.document.warnings().iter().map(ToString::to_string));
         let cluster = &in_force.config().cluster;
         if Timers::from(cluster) != self.inner.timers {
@@ -119,8 +129,10 @@ impl Cluster {
             warnings.push(slow);
         }
         warnings.extend(wrong_clock(raft.clock_skew_ms));
-        if let Some(why) = self.inner.store.failure() {
-            warnings.push(format!("the store refuses everything since a write failed: {why}"));
+        if let Some(Ended::Failed(why)) = &*self.ended().borrow() {
+            warnings.push(format!(
+                "this node has left Raft and serves its last config: {why}; restart it when that is mended"
+            ));
         }
         if let Some(why) = &*self.inner.gossip.ended().borrow() {
             warnings.push(format!("gossip ended: {why}"));

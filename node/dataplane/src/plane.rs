@@ -92,7 +92,7 @@ impl Inner {
         let closing = self.put_in_force(&mut book, &config, &snapshot).await;
         self.snapshot.store(Some(snapshot));
         self.metrics.retain(&config);
-        tracing::info!(revision, listeners = config.listeners.len(), "revision in force");
+        tracing::debug!(revision, listeners = config.listeners.len(), "revision in force");
         self.listeners.store(Arc::new(closing.clone()));
         closing
     }

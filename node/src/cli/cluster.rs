@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::output::{Failure, Outcome, Output, Paint, table};
 use super::views::{Clients, Member, Node, Pools, Status};
-use super::{Target, run_async};
+use super::{Target, complain, run_async};
 use crate::client::{Call, Client, ClientError, encode};
 
 /// How often `status --wait` looks again.
@@ -91,7 +91,11 @@ pub(crate) fn status(args: &StatusArgs) -> Outcome {
         args.output.text(&render_status(&status, Paint::stdout()))?;
     }
     // A health check looks at the exit code alone.
-    if status.ready { Ok(()) } else { Err(anyhow::anyhow!("not ready: {}", status.unready()).into()) }
+    if status.ready {
+        return Ok(());
+    }
+    complain(&format!("trestle: not ready: {}", status.unready()));
+    Err(Failure::Told)
 }
 
 async fn fetch(client: &Client) -> Result<(Status, serde_json::Value), ClientError> {

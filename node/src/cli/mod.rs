@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::{CommandFactory, Parser};
+use clap::{CommandFactory, FromArgMatches, Parser};
 
 use crate::client::{Client, ClientError, Credentials, URL_DEFAULT};
 use crate::{demo, key, sample};
@@ -164,7 +164,8 @@ fn given(path: Option<&str>) -> Option<&Path> {
 
 /// Parses the arguments, does what they say, and yields the exit code.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let matches = Cli::command().get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
     match dispatch(&cli.command) {
         Ok(()) | Err(Failure::ClosedPipe) => ExitCode::SUCCESS,
         Err(Failure::Told) => ExitCode::from(1),
@@ -173,6 +174,10 @@ pub fn main() -> ExitCode {
             ExitCode::from(2)
         }
         Err(Failure::Failed(e)) => {
+            if wants_json(&matches) {
+                // For programs; a closed pipe means that none reads it.
+                let _ = Output::print_json(&error_json(&e));
+            }
             complain(&explain(&e));
             ExitCode::from(1)
         }
@@ -198,6 +203,22 @@ fn dispatch(command: &Command) -> Outcome {
         Command::Completions(args) => completions(args),
         Command::SampleBackend(args) => sample::run(args),
     }
+}
+
+fn wants_json(matches: &clap::ArgMatches) -> bool {
+    let here = matches.try_get_one::<output::Format>("format").ok().flatten();
+    here == Some(&output::Format::Json) || matches.subcommand().is_some_and(|(_, inner)| wants_json(inner))
+}
+
+/// As the admin API tells errors.
+fn error_json(error: &anyhow::Error) -> serde_json::Value {
+    let (code, problems) = match error.downcast_ref::<ClientError>() {
+        Some(ClientError::Refused(refused)) => (refused.code.as_str(), refused.problems.as_slice()),
+        Some(ClientError::Unreachable(_)) => ("unreachable", &[][..]),
+        Some(ClientError::Unknown { .. }) => ("outcome_unknown", &[][..]),
+        Some(ClientError::Garbled(..)) | None => ("failed", &[][..]),
+    };
+    serde_json::json!({"error": {"code": code, "message": format!("{error:#}"), "problems": problems}})
 }
 
 /// An error with its causes; of a refused document, every problem first.

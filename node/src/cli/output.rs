@@ -70,6 +70,11 @@ impl Output {
         if self.quiet {
             return Ok(());
         }
+        Self::print_json(value)
+    }
+
+    /// As [`Output::value`], whatever was said of quiet.
+    pub(crate) fn print_json(value: &impl Serialize) -> Outcome {
         let mut line = serde_json::to_vec(value)?;
         line.push(b'\n');
         let mut out = io::stdout().lock();

@@ -11,6 +11,7 @@ mod ports;
 mod shutdown;
 
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -122,7 +123,11 @@ struct Prepared {
 impl Prepared {
     fn new(settings: &NodeSettings) -> anyhow::Result<Prepared> {
         let dir = &settings.data_dir;
-        std::fs::create_dir_all(dir)
+        // The log holds the config, with whatever is secret in it.
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
             .with_context(|| format!("can't make the data folder {}", dir.display()))?;
         trestle_raft_store::Store::check_free(dir)?;
         let earlier = Ports::load(dir)?;
@@ -177,7 +182,14 @@ impl Prepared {
         ports.pid = std::process::id();
         ports.cluster = Some(cluster.address());
         ports.admin = Some(node.admin);
-        ports.save(&settings.data_dir)?;
+        match (ports.save(&settings.data_dir), &self.earlier) {
+            (Ok(()), _) => {}
+            // A full disk: what the file says of ports holds.
+            (Err(e), Some(earlier)) if (earlier.cluster, earlier.admin) == (ports.cluster, ports.admin) => {
+                tracing::warn!(error = format!("{e:#}"), "ports of this start not noted");
+            }
+            (Err(e), _) => return Err(e),
+        }
         Ok((cluster, ports))
     }
 
@@ -326,14 +338,24 @@ async fn wait_for_end(
     telemetry: &Telemetry,
 ) -> Reason {
     let mut ended = cluster.ended();
+    let mut failed = None;
     loop {
         tokio::select! {
-            signal = signals.ending.came() => return Reason::Signal(signal),
+            signal = signals.ending.came() => {
+                return failed.map_or(Reason::Signal(signal), |why| Reason::Ended(Ended::Failed(why)));
+            }
             () = companion.gone() => return Reason::Companion,
-            ended = ended.wait_for(Option::is_some) => match ended.map(|ended| ended.clone()) {
-                Ok(Some(ended)) => return Reason::Ended(ended),
-                _ => return Reason::Ended(Ended::Failed("the cluster task is gone".to_owned())),
-            },
+            ended = ended.wait_for(Option::is_some), if failed.is_none() => {
+                match ended.map(|ended| ended.clone()) {
+                    Ok(Some(Ended::Removed)) => return Reason::Ended(Ended::Removed),
+                    // What it can't promise any more it leaves to the others; traffic needs no disk.
+                    Ok(Some(Ended::Failed(why))) => {
+                        tracing::error!(why, "left Raft: serves its last config until it is restarted");
+                        failed = Some(why);
+                    }
+                    _ => return Reason::Ended(Ended::Failed("the cluster task is gone".to_owned())),
+                }
+            }
             _ = signals.hangup.recv() => reread(settings, telemetry),
         }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use trestle_cluster::Cluster;
-use trestle_dataplane::Plane;
+use trestle_dataplane::{BoundListener, Plane};
 
 /// Shared by the admin API and the shutdown.
 pub(crate) struct Node {
@@ -59,17 +59,27 @@ impl Node {
             self.draining(),
             self.cluster().map(|cluster| cluster.agreed_revision()),
             self.plane.revision(),
+            &self.plane.listeners(),
         )
     }
 }
 
-/// Whether clients should be sent here: a config is in force (an empty one counts) and the node is
-/// not about to go. One that lags behind the agreed revision still serves.
-fn readiness(draining: bool, agreed: Option<u64>, served: u64) -> Result<(), &'static str> {
+/// Whether clients should be sent here: a config is in force (an empty one counts), one of its
+/// listeners is open, and the node is not about to go. One that lags behind the agreed revision still
+/// serves.
+fn readiness(
+    draining: bool,
+    agreed: Option<u64>,
+    served: u64,
+    listeners: &[BoundListener],
+) -> Result<(), &'static str> {
     match agreed {
         _ if draining => Err("draining: this node is about to stop"),
         None => Err("starting: not part of a cluster yet"),
         Some(agreed) if agreed > 0 && served == 0 => Err("starting: no config in force yet"),
+        Some(_) if !listeners.is_empty() && listeners.iter().all(|l| l.state.is_err()) => {
+            Err("no listener is open: `trestle status` says why")
+        }
         Some(_) => Ok(()),
     }
 }
@@ -80,11 +90,25 @@ mod tests {
 
     #[test]
     fn a_node_is_ready_when_it_serves_and_is_not_about_to_go() {
-        assert_eq!(readiness(false, Some(3), 3), Ok(()));
-        assert_eq!(readiness(false, Some(3), 2), Ok(()), "it serves the revision before");
-        assert_eq!(readiness(false, Some(0), 0), Ok(()), "a cluster without a config");
-        assert!(readiness(false, Some(3), 0).is_err());
-        assert!(readiness(false, None, 0).is_err());
-        assert!(readiness(true, Some(3), 3).is_err());
+        assert_eq!(readiness(false, Some(3), 3, &[]), Ok(()));
+        assert_eq!(readiness(false, Some(3), 2, &[]), Ok(()), "it serves the revision before");
+        assert_eq!(readiness(false, Some(0), 0, &[]), Ok(()), "a cluster without a config");
+        assert!(readiness(false, Some(3), 0, &[]).is_err());
+        assert!(readiness(false, None, 0, &[]).is_err());
+        assert!(readiness(true, Some(3), 3, &[]).is_err());
+    }
+
+    #[test]
+    fn a_node_without_an_open_listener_is_not_ready() {
+        let listener = |state| BoundListener {
+            listener: "web".into(),
+            index: 0,
+            bind: trestle_config::model::Bind { ip: None, port: 80 },
+            protocol: trestle_config::model::Protocol::Http,
+            state,
+        };
+        let (open, closed) = (listener(Ok(([0, 0, 0, 0], 80).into())), listener(Err("in use".into())));
+        assert!(readiness(false, Some(3), 3, std::slice::from_ref(&closed)).is_err());
+        assert_eq!(readiness(false, Some(3), 3, &[closed, open]), Ok(()), "what is open serves");
     }
 }

@@ -61,6 +61,17 @@ pub(crate) async fn enter(local: &Local, how: &Enter, replace: bool) -> Result<E
         if *how != Enter::Resume {
             tracing::info!(node = id, cluster = %cluster_id, "the data folder is in a cluster already; bootstrap and join are ignored");
         }
+        let answers = join_all(how.ask().iter().map(|address| greet(local, address))).await;
+        for (address, answer) in how.ask().iter().zip(answers) {
+            if let Answer::InCluster(other) = answer
+                && other != cluster_id
+            {
+                return Err(EnterError::Invalid(format!(
+                    "this data folder is in cluster {cluster_id}, but {address} is in cluster {other}: \
+                     give another --data-dir to join that one, or leave --join out"
+                )));
+            }
+        }
         return Ok(Entry { id, cluster_id, how: Entered::Resumed });
     }
     if *how == Enter::Resume {

@@ -7,20 +7,22 @@
 //! Ends: when its token is cancelled it accepts nothing more, lets calls end for [`DRAIN`], then
 //! cuts what is left; no task of it outlives [`serve`] by more than a poll.
 
+use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -43,6 +45,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(5);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 const DRAIN: Duration = Duration::from_millis(500);
+/// Between two log lines of one refused address.
+const TELL_EVERY: Duration = Duration::from_secs(10);
+/// Addresses told of in that time.
+const TOLD_PEERS: usize = 256;
 
 /// What the port has seen.
 #[derive(Debug, Default)]
@@ -52,6 +58,40 @@ pub(crate) struct PortCounts {
     pub(crate) refused: AtomicU64,
     /// Closed since [`MAX_CONNECTIONS`] were open.
     pub(crate) full: AtomicU64,
+    told: Mutex<Told>,
+}
+
+/// Who was told of lately: a stranger that keeps on calling must not fill the log.
+#[derive(Debug, Default)]
+struct Told {
+    /// When an address was last told of, and how often it was refused since.
+    peers: HashMap<IpAddr, (Instant, u64)>,
+}
+
+impl Told {
+    /// Whether to tell of a refusal; how many were left untold before it.
+    fn tell(&mut self, peer: IpAddr, now: Instant) -> Option<u64> {
+        if self.peers.len() >= TOLD_PEERS {
+            self.peers.retain(|_, (at, _)| now.duration_since(*at) < TELL_EVERY);
+        }
+        let full = self.peers.len() >= TOLD_PEERS;
+        match self.peers.get_mut(&peer) {
+            Some((at, unsaid)) if now.duration_since(*at) < TELL_EVERY => {
+                *unsaid += 1;
+                None
+            }
+            Some((at, unsaid)) => {
+                *at = now;
+                Some(std::mem::take(unsaid))
+            }
+            // So many at once are told of by the counter alone.
+            None if full => None,
+            None => {
+                self.peers.insert(peer, (now, 0));
+                Some(0)
+            }
+        }
+    }
 }
 
 /// Who calls, on every request's extensions.
@@ -150,7 +190,9 @@ async fn admit(
         Ok(admitted) => Some(admitted),
         Err(reason) => {
             counts.refused.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(peer = %address, reason, "connection to the cluster port refused");
+            if let Some(unsaid) = counts.told.lock().tell(address.ip(), Instant::now()) {
+                tracing::warn!(peer = %address, reason, unsaid, "connection to the cluster port refused");
+            }
             None
         }
     }
@@ -228,5 +270,26 @@ impl AsyncWrite for Connection {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_that_keeps_on_calling_is_told_of_now_and_then() {
+        let (mut told, start) = (Told::default(), Instant::now());
+        let peer = |n: u16| IpAddr::from([127, 0, (n >> 8) as u8, n as u8]);
+        assert_eq!(told.tell(peer(1), start), Some(0));
+        for _ in 0..50 {
+            assert_eq!(told.tell(peer(1), start + TELL_EVERY / 2), None);
+        }
+        assert_eq!(told.tell(peer(2), start + TELL_EVERY / 2), Some(0), "another one is told of at once");
+        assert_eq!(told.tell(peer(1), start + TELL_EVERY), Some(50));
+        for n in 0..2 * TOLD_PEERS as u16 {
+            told.tell(peer(n), start + TELL_EVERY);
+        }
+        assert!(told.peers.len() <= TOLD_PEERS);
     }
 }

@@ -33,6 +33,8 @@ const PAUSE: Duration = Duration::from_millis(25);
 const REMOTE_ATTEMPT: Duration = Duration::from_millis(1_500);
 /// How long the others get to say who leads, when this node does not know.
 const HELLO_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long a node that is to be replaced may still have a seat, at the default TTL, if it is dead.
+const SEAT_ENDS: Duration = Duration::from_secs(3);
 /// Between two such rounds.
 const HELLO_EVERY: Duration = Duration::from_millis(500);
 
@@ -201,9 +203,12 @@ impl Local {
         match ask {
             Ask::Propose(command) => {
                 if let Some(node) = replaced_by(command, &member.state())
-                    && let Err(why) = self.vacate(member, node).await
+                    && !self.seat_ended(member, node).await
                 {
-                    return Attempt::Retry(format!("the seat of node {node} is not free yet: {why}"));
+                    return Attempt::Fail(ProposeError::Invalid(format!(
+                        "node {node} is alive (it has a seat), and --replace is for one that is gone for good: \
+                         stop it first, or give another --name"
+                    )));
                 }
                 member.write(command.clone(), deadline).await
             }
@@ -223,6 +228,13 @@ impl Local {
                 }
             }
         }
+    }
+
+    /// A dead node's seat ends with its lease; a live one's does not.
+    async fn seat_ended(&self, member: &Member, node: NodeId) -> bool {
+        let mut state = member.watch_state();
+        let gone = state.wait_for(|state| !state.seats.contains_key(&node));
+        matches!(timeout(SEAT_ENDS, gone).await, Ok(Ok(_)))
     }
 
     async fn ask_there(&self, member: &Member, leader: NodeId, ask: &Ask, deadline: Instant) -> Attempt {

@@ -13,7 +13,7 @@ use crate::metrics::Reason;
 pub(crate) fn answer(mut record: Record, reason: Reason) -> Response<Answer> {
     let status = reason.status().and_then(|code| StatusCode::from_u16(code).ok());
     let status = status.unwrap_or(StatusCode::BAD_GATEWAY);
-    let page = page(status, reason, &record);
+    let page = page(status, &record);
     record.status = status.as_u16();
     if record.method != Method::HEAD {
         record.bytes_out = page.len() as u64;
@@ -31,10 +31,11 @@ pub(crate) fn answer(mut record: Record, reason: Reason) -> Response<Answer> {
     response
 }
 
-fn page(status: StatusCode, reason: Reason, record: &Record) -> Bytes {
+/// Says nothing of why: that is in the log, under the id.
+fn page(status: StatusCode, record: &Record) -> Bytes {
     let phrase = status.canonical_reason().unwrap_or_default();
     let id = record.id.as_str();
-    format!("{} {phrase}\n{}\nrequest {id}\n", status.as_u16(), reason.label()).into()
+    format!("{} {phrase}\nrequest {id}\n", status.as_u16()).into()
 }
 
 /// Where the next request of the connection begins is not known, or not worth waiting for.

@@ -59,6 +59,8 @@ pub(crate) struct Book {
     workers: usize,
     open: BTreeMap<SocketKey, SocketAddr>,
     pinned: PinnedPorts,
+    /// Why those that are not open were last refused; only what the config wants.
+    refused: BTreeMap<SocketKey, String>,
     /// The node drains: nothing is opened any more.
     shut: bool,
 }
@@ -73,7 +75,7 @@ pub(crate) struct Plan {
 
 impl Book {
     pub(crate) fn new(workers: usize, pinned: PinnedPorts) -> Self {
-        Self { workers, open: BTreeMap::new(), pinned, shut: false }
+        Self { workers, open: BTreeMap::new(), pinned, refused: BTreeMap::new(), shut: false }
     }
 
     pub(crate) fn plan(&self, config: &Config) -> Plan {
@@ -99,6 +101,7 @@ impl Book {
         freed: bool,
         failures: &mut BTreeMap<SocketKey, String>,
     ) -> Vec<Vec<Opened>> {
+        self.refused.retain(|key, _| plan.open.iter().any(|(wanted, _)| wanted == key));
         let mut opened: Vec<Vec<Opened>> = (0..self.workers).map(|_| Vec::new()).collect();
         for (key, listener) in &plan.open {
             if self.in_the_way(plan, key) != freed {
@@ -108,13 +111,18 @@ impl Book {
                 Ok((address, sockets)) => {
                     tracing::info!(listener, %address, "listening");
                     self.open.insert(key.clone(), address);
+                    self.refused.remove(key);
                     for (worker, socket) in opened.iter_mut().zip(sockets) {
                         worker.push(Opened { key: key.clone(), listener: listener.clone(), socket });
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(listener, address = %key.wanted(self.pinned_port(key)), %error, "can't listen");
-                    failures.insert(key.clone(), error.to_string());
+                    let (wanted, error) = (key.wanted(self.pinned_port(key)), error.to_string());
+                    // Tried again and again: said once.
+                    if self.refused.insert(key.clone(), error.clone()).as_ref() != Some(&error) {
+                        tracing::error!(listener, address = %wanted, error, "can't listen");
+                    }
+                    failures.insert(key.clone(), error);
                 }
             }
         }

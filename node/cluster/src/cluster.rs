@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use trestle_config::Document;
 use trestle_dataplane::Plane;
 use trestle_raft_store::Store;
 use trestle_raft_store::types::{Command, NodeId, Outcome, PutConfig, State};
@@ -187,12 +188,12 @@ impl Cluster {
         // Also where an earlier life ended between founding and the first config.
         let first = cluster.inner.raft.entered() != Entered::Joined && cluster.agreed_revision() == 0;
         if let Some(document) = document.filter(|_| first) {
-            cluster.put_first(document).await?;
+            cluster.put_first(&document).await?;
         }
         Ok(cluster)
     }
 
-    async fn put_first(&self, document: Vec<u8>) -> Result<(), StartError> {
+    async fn put_first(&self, document: &Document) -> Result<(), StartError> {
         let author = format!("node {}", self.inner.name);
         let put = self.put(document, Some(0), author, "first config (--config)".to_owned());
         match put.await {
@@ -241,11 +242,11 @@ impl Cluster {
         Ok(self.inner.raft.state())
     }
 
-    /// A new revision from a canonical document; forwarded to the leader. Returns once this node has
+    /// A new revision; forwarded to the leader. Returns once this node has
     /// it too; fails within 5 s.
     pub async fn put_config(
         &self,
-        document: Vec<u8>,
+        document: &Document,
         expected: Option<u64>,
         author: String,
         message: String,
@@ -255,17 +256,14 @@ impl Cluster {
 
     async fn put(
         &self,
-        document: Vec<u8>,
+        document: &Document,
         expected: Option<u64>,
         author: String,
         message: String,
     ) -> Result<Applied, raft::ProposeError> {
-        let text = std::str::from_utf8(&document).map_err(|e| raft::ProposeError::Invalid(e.to_string()))?;
-        let source = trestle_config::Source { name: "config", text };
-        let parsed = trestle_config::parse(source).map_err(|e| raft::ProposeError::Invalid(e.to_string()))?;
         let command = Command::PutConfig(PutConfig {
-            document: Arc::from(parsed.canonical().as_bytes()),
-            routes: parsed.config().routes.keys().cloned().collect(),
+            document: Arc::from(document.canonical().as_bytes()),
+            routes: document.config().routes.keys().cloned().collect(),
             expected,
             author,
             message,
@@ -313,9 +311,8 @@ impl Cluster {
 
     /// Connections of each client over the cluster, heaviest first.
     pub fn clients(&self, most: usize) -> Vec<ClientTotal> {
-        let state = self.inner.raft.state();
-        let name =
-            |id: &NodeId| state.nodes.get(id).map_or_else(|| id.to_string(), |n| n.profile.name.clone());
+        let names = self.node_names();
+        let name = |id: &NodeId| names.get(id).cloned().unwrap_or_else(|| id.to_string());
         let totals = self.inner.counts.totals(most).into_iter();
         totals
             .map(|(client, counts)| ClientTotal {
@@ -371,7 +368,7 @@ async fn bounded<T>(part: &'static str, step: impl Future<Output = T>) {
     }
 }
 
-fn entry(start: Start) -> (Enter, Option<Vec<u8>>) {
+fn entry(start: Start) -> (Enter, Option<Document>) {
     match start {
         Start::Resume => (Enter::Resume, None),
         Start::Join { join } => (Enter::Join { ask: join }, None),

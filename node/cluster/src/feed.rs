@@ -120,17 +120,32 @@ impl Feeder {
             *members = now;
             changed
         });
-        let served = self.in_force.borrow().revision;
-        let Some(newest) = state.revision().filter(|newest| newest.number > served) else { return };
-        match parse(newest) {
-            Ok(document) => self.install(state, newest.number, document).await,
-            Err(error) => {
-                tracing::error!(revision = newest.number, error, "revision can't be read and is not served");
-                let why = format!("revision {} can't be read by this release: {error}", newest.number);
+        let unseen = self.unseen(state);
+        if unseen.is_empty() {
+            return;
+        }
+        let mut read = read(unseen).await;
+        // Every revision counts for leases, also one that was replaced before this node saw it: some
+        // may have been granted by it.
+        let ttls: Vec<_> = read.iter().map(|(number, document)| (*number, ttl(document.as_ref()))).collect();
+        match read.pop() {
+            Some((revision, Ok(document))) => self.install(state, revision, document).await,
+            Some((revision, Err(error))) => {
+                tracing::error!(revision, error, "revision can't be read and is not served");
+                let why = format!("revision {revision} can't be read by this release: {error}");
                 self.problem.send_replace(Some(why));
             }
+            None => {}
         }
-        self.learn_ttls(state);
+        self.ttl.send_modify(|history| *history = history.extended(ttls));
+    }
+
+    /// Revisions not read yet, oldest first, as many as the history of TTLs keeps.
+    fn unseen(&self, state: &State) -> Vec<Arc<Revision>> {
+        let known = self.ttl.borrow().revision();
+        let from = state.revisions.partition_point(|revision| revision.number <= known);
+        let from = from.max(state.revisions.len().saturating_sub(TtlHistory::KEPT));
+        state.revisions[from..].to_vec()
     }
 
     /// A port that was taken may be free by now. What is open already is not touched.
@@ -154,21 +169,6 @@ impl Feeder {
         self.in_force.send_replace(Arc::new(InForce { revision, document }));
     }
 
-    /// Every revision counts here, also one that was replaced before this node saw it: leases may
-    /// have been granted by it.
-    fn learn_ttls(&self, state: &State) {
-        let known = self.ttl.borrow().revision();
-        let unseen = state.revisions.iter().filter(|r| r.number > known);
-        let unseen: Vec<_> = unseen.collect();
-        let skip = unseen.len().saturating_sub(TtlHistory::KEPT);
-        // A revision that can't be read here rules nothing here: the longest TTL stays.
-        let ttl = |r: &Revision| parse(r).map_or(Duration::from_secs(10), |d| d.config().cluster.seat);
-        let learned: Vec<_> = unseen[skip..].iter().map(|r| (r.number, ttl(r))).collect();
-        if !learned.is_empty() {
-            self.ttl.send_modify(|history| *history = history.extended(learned));
-        }
-    }
-
     fn name_seeds(&self, state: &State, me: NodeId) {
         let others = state.nodes.iter().filter(|(id, _)| **id != me);
         let now: Vec<_> = others.map(|(_, node)| node.profile.cluster.clone()).collect();
@@ -180,8 +180,22 @@ impl Feeder {
     }
 }
 
+/// Numbers and documents. Off the control threads: a large one takes long enough to cost a lease.
+async fn read(revisions: Vec<Arc<Revision>>) -> Vec<(u64, Result<Document, String>)> {
+    let read = move || revisions.iter().map(|revision| (revision.number, parse(revision))).collect();
+    match tokio::task::spawn_blocking(read).await {
+        Ok(read) => read,
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
+
+/// The TTL of seats by a document. One that can't be read here must not cut short what others grant by it.
+fn ttl(document: Result<&Document, &String>) -> Duration {
+    document.map_or(Duration::from_secs(10), |document| document.config().cluster.seat)
+}
+
 /// The document of a revision; the error holds every problem in it.
-pub(crate) fn parse(revision: &Revision) -> Result<Document, String> {
+fn parse(revision: &Revision) -> Result<Document, String> {
     let text = std::str::from_utf8(&revision.document).map_err(|e| e.to_string())?;
     let name = format!("revision {}", revision.number);
     trestle_config::parse(Source { name: &name, text }).map_err(|problems| problems.to_string())

@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use trestle_config::Document;
+
 /// What [`crate::Cluster::start`] needs.
 #[derive(Clone)]
 pub struct Settings {
@@ -30,7 +32,7 @@ pub enum Start {
     /// Found a cluster with this document as revision 1 (none: an empty one), unless one of `join`
     /// is in a cluster already: then join that. With `join` not empty, waits until all have answered.
     Bootstrap {
-        document: Option<Vec<u8>>,
+        document: Option<Document>,
         join: Vec<String>,
     },
     Join {

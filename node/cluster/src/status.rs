@@ -88,7 +88,7 @@ impl Cluster {
         in_force.config().pools.iter().map(of).collect()
     }
 
-    fn node_names(&self) -> BTreeMap<u64, String> {
+    pub(crate) fn node_names(&self) -> BTreeMap<u64, String> {
         let state = self.inner.raft.state();
         state.nodes.iter().map(|(id, node)| (*id, node.profile.name.clone())).collect()
     }

@@ -112,8 +112,7 @@ pub(super) async fn write(
         let unchanged = diff.is_empty();
         return Ok(Json(Change { revision, unchanged, dry_run: true, diff, warnings }).into_response());
     }
-    let canonical = Vec::from(document.canonical());
-    let applied = cluster.put_config(canonical, expected, author.0, query.message).await?;
+    let applied = cluster.put_config(&document, expected, author.0, query.message).await?;
     Ok(Json(Change {
         revision: applied.revision,
         unchanged: applied.unchanged,
@@ -222,7 +221,7 @@ pub(super) async fn rollback(
     })?;
     let document = documents::of(Some(&target)).await.map_err(ApiError::internal)?;
     let diff = difference(&state, &document).await?;
-    let applied = cluster.put_config(target.document.to_vec(), order.if_revision, author.0, message).await?;
+    let applied = cluster.put_config(&document, order.if_revision, author.0, message).await?;
     Ok(Json(Change {
         revision: applied.revision,
         unchanged: applied.unchanged,

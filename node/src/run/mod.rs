@@ -22,6 +22,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use trestle_cluster::identity::ClusterKey;
 use trestle_cluster::{Cluster, Ended, Start};
+use trestle_config::Document;
 use trestle_dataplane::{Options, Plane};
 
 use crate::admin::{Access, Api, Server, Token};
@@ -243,12 +244,11 @@ fn load_key(settings: &NodeSettings) -> anyhow::Result<ClusterKey> {
     Ok(loaded)
 }
 
-async fn first_document(path: &Path) -> anyhow::Result<Vec<u8>> {
+async fn first_document(path: &Path) -> anyhow::Result<Document> {
     let text = tokio::fs::read_to_string(path)
         .await
         .with_context(|| format!("can't read --config {}", path.display()))?;
-    let document = documents::parse(path.display().to_string(), text).await??;
-    Ok(Vec::from(document.canonical()))
+    Ok(documents::parse(path.display().to_string(), text).await??)
 }
 
 /// Names and addresses under which the admin API's certificate is good.

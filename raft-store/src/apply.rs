@@ -13,8 +13,9 @@ use uuid::Uuid;
 
 use crate::types::{
     Command, NodeId, NodeProfile, NodeRecord, Outcome, PutConfig, Refusal, Revision, Role, Seat, State,
+    VipHolder,
 };
-use crate::{HISTORY, HISTORY_BYTES, REMOVED};
+use crate::{HISTORY, HISTORY_BYTES, REMOVED, VIPS};
 
 /// The newest state format that this release reads, as a node says it in its [`NodeProfile`].
 pub const FEATURE_LEVEL: u32 = 1;
@@ -59,6 +60,24 @@ fn decide(state: &mut State, index: u64, command: &Command) -> Result<Outcome, R
             if state.seats.get(node).is_some_and(|seat| seat.epoch == *epoch) {
                 state.seats.remove(node);
             }
+            Ok(Outcome::Done)
+        }
+        Command::GiveVip { vip, before, owner } => give_vip(state, index, vip, *before, owner),
+        Command::TakeVip { vip, epoch } => {
+            if let Some(record) = state.vips.get_mut(vip).filter(|r| r.epoch() == *epoch) {
+                record.previous = record.owner.take().map(|(_, holder)| holder).or(record.previous.take());
+                record.moving_to = None;
+            }
+            Ok(Outcome::Done)
+        }
+        Command::MoveVip { vip, epoch, to } => move_vip(state, vip, *epoch, *to),
+        Command::DrainNode { node, on } => {
+            member(state, *node)?;
+            if *on {
+                state.drained.insert(*node)
+            } else {
+                state.drained.remove(node)
+            };
             Ok(Outcome::Done)
         }
     }
@@ -160,12 +179,53 @@ fn seat(state: &mut State, index: u64, node: NodeId, session: Uuid) -> Result<Ou
     Ok(Outcome::Seated { epoch: seat.epoch })
 }
 
+fn give_vip(
+    state: &mut State,
+    index: u64,
+    vip: &str,
+    before: u64,
+    owner: &VipHolder,
+) -> Result<Outcome, Refusal> {
+    member(state, owner.node)?;
+    let actual = state.vips.get(vip).map_or(0, |record| record.epoch());
+    if actual != before {
+        return Err(Refusal::VipEpoch { vip: vip.to_owned(), expected: before, actual });
+    }
+    if state.vips.len() >= VIPS {
+        // Names that no config has any more; those that are held stay.
+        state.vips.retain(|name, record| name == vip || record.owner.is_some());
+    }
+    let record = state.vips.entry(vip.to_owned()).or_default();
+    record.previous = record.owner.take().map(|(_, holder)| holder).or(record.previous.take());
+    record.owner = Some((index, owner.clone()));
+    record.moving_to = None;
+    Ok(Outcome::VipGiven { epoch: index })
+}
+
+fn move_vip(state: &mut State, vip: &str, epoch: u64, to: Option<NodeId>) -> Result<Outcome, Refusal> {
+    if let Some(to) = to {
+        member(state, to)?;
+    }
+    let record = state.vips.get_mut(vip).filter(|record| record.owner.is_some());
+    let record = record.ok_or_else(|| Refusal::NoVipOwner(vip.to_owned()))?;
+    let actual = record.epoch();
+    if actual != epoch {
+        return Err(Refusal::VipEpoch { vip: vip.to_owned(), expected: epoch, actual });
+    }
+    record.moving_to = to;
+    Ok(Outcome::Done)
+}
+
 fn expel(state: &mut State, node: NodeId) {
     if let Some(record) = state.nodes.remove(&node) {
         state.removed_tokens.insert(record.profile.join_token, node);
     }
     state.removed.insert(node);
     state.seats.remove(&node);
+    state.drained.remove(&node);
+    for record in state.vips.values_mut() {
+        record.moving_to.take_if(|to| *to == node);
+    }
     if state.removed.len() > REMOVED
         && let Some(oldest) = state.removed.pop_first()
     {
@@ -197,7 +257,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::samples::{self, CLUSTER, admit, found, profile, put_config, put_routes};
+    use crate::samples::{self, CLUSTER, admit, found, give_vip, profile, put_config, put_routes};
 
     /// Applies commands from log index 1 on; outcomes in order.
     fn run(commands: impl IntoIterator<Item = Command>) -> (State, Vec<Outcome>) {
@@ -221,6 +281,14 @@ mod tests {
 
     fn seat_of(node: NodeId, session: u128) -> Command {
         Command::Seat { node, session: Uuid::from_u128(session) }
+    }
+
+    fn move_vip(epoch: u64, to: Option<NodeId>) -> Command {
+        Command::MoveVip { vip: "front".to_owned(), epoch, to }
+    }
+
+    fn take_vip(epoch: u64) -> Command {
+        Command::TakeVip { vip: "front".to_owned(), epoch }
     }
 
     fn update(node: NodeId, name: &str, token: u128) -> Command {
@@ -319,6 +387,37 @@ mod tests {
                 seat_of(2, 1),
                 Refusal::Removed(2),
             ),
+            ("a VIP for a stranger", vec![found()], give_vip(0, 8), Refusal::NoSuchNode(8)),
+            (
+                "a VIP that has another owner meanwhile",
+                vec![found(), give_vip(0, 0)],
+                give_vip(0, 0),
+                Refusal::VipEpoch { vip: "front".to_owned(), expected: 0, actual: 2 },
+            ),
+            (
+                "a move of what nobody holds",
+                vec![found()],
+                move_vip(2, Some(0)),
+                Refusal::NoVipOwner("front".to_owned()),
+            ),
+            (
+                "a move under an old epoch",
+                vec![found(), give_vip(0, 0), give_vip(2, 0)],
+                move_vip(2, Some(0)),
+                Refusal::VipEpoch { vip: "front".to_owned(), expected: 2, actual: 3 },
+            ),
+            (
+                "a move to a stranger",
+                vec![found(), give_vip(0, 0)],
+                move_vip(2, Some(8)),
+                Refusal::NoSuchNode(8),
+            ),
+            (
+                "a drain of a stranger",
+                vec![found()],
+                Command::DrainNode { node: 8, on: true },
+                Refusal::NoSuchNode(8),
+            ),
         ];
         for (name, before, command, refusal) in cases {
             let (mut state, _) = run(before);
@@ -400,6 +499,55 @@ mod tests {
     }
 
     #[test]
+    fn a_vip_remembers_who_had_it_and_is_taken_only_by_its_own_epoch() {
+        let admit_b = || admit("b", 2, false);
+        let (state, outcomes) = run([found(), admit_b(), give_vip(0, 0), take_vip(2), give_vip(3, 2)]);
+        assert_eq!(outcomes[4], Outcome::VipGiven { epoch: 5 });
+        let record = &state.vips["front"];
+        assert_eq!(record.owner.as_ref().map(|(epoch, owner)| (*epoch, owner.node)), Some((5, 2)));
+        assert_eq!(record.previous.as_ref().map(|owner| owner.node), Some(0));
+
+        let (state, _) = run([found(), admit_b(), give_vip(0, 2), take_vip(3)]);
+        let record = &state.vips["front"];
+        assert_eq!((record.epoch(), record.previous.as_ref().map(|owner| owner.node)), (0, Some(2)));
+    }
+
+    #[test]
+    fn a_move_ends_with_the_epoch_or_when_its_target_goes() {
+        let moving = [found(), admit("b", 2, false), give_vip(0, 0), move_vip(3, Some(2))];
+        assert_eq!(run(moving.clone()).0.vips["front"].moving_to, Some(2));
+        for end in [give_vip(3, 2), take_vip(3), move_vip(3, None), expel_node(2)] {
+            let what = end.to_string();
+            let (state, _) = run(moving.iter().cloned().chain([end]));
+            assert_eq!(state.vips["front"].moving_to, None, "{what}");
+        }
+    }
+
+    #[test]
+    fn names_of_vips_are_bounded_and_held_ones_stay() {
+        let give = |name: String| match give_vip(0, 0) {
+            Command::GiveVip { before, owner, .. } => Command::GiveVip { vip: name, before, owner },
+            _ => unreachable!("it is one"),
+        };
+        let names = (0..VIPS as u64).flat_map(|n| {
+            let (name, epoch) = (format!("v{n}"), 3 + 2 * n);
+            [give(name.clone()), Command::TakeVip { vip: name, epoch }]
+        });
+        let (state, _) = run([found(), give_vip(0, 0)].into_iter().chain(names));
+        assert!(state.vips.len() <= VIPS && state.vips["front"].epoch() == 2);
+    }
+
+    #[test]
+    fn a_drain_ends_with_its_node() {
+        let drain = |on| Command::DrainNode { node: 2, on };
+        let drained = [found(), admit("b", 2, false), drain(true)];
+        assert_eq!(run(drained.clone()).0.drained, BTreeSet::from([2]));
+        for end in [drain(false), expel_node(2)] {
+            assert_eq!(run(drained.iter().cloned().chain([end])).0.drained, BTreeSet::new());
+        }
+    }
+
+    #[test]
     fn a_mixed_cluster_takes_nodes_of_its_oldest_level_and_no_older() {
         let admit = |node| Command::Admit { node, replace: false, at_ms: 0 };
         let found = Command::Found { cluster_id: CLUSTER, node: old("a", 1, 3), at_ms: 0 };
@@ -425,7 +573,11 @@ mod tests {
             2 => (node.clone(), who).prop_map(|(node, profile)| Command::UpdateNode { node, profile }),
             1 => node.clone().prop_map(|node| Command::SetRole { node, role: Role::Learner }),
             3 => (node.clone(), 1u128..4).prop_map(|(node, session)| seat_of(node, session)),
-            2 => (node, 0u64..60).prop_map(|(node, epoch)| Command::Unseat { node, epoch }),
+            2 => (node.clone(), 0u64..60).prop_map(|(node, epoch)| Command::Unseat { node, epoch }),
+            3 => (0u64..60, node.clone()).prop_map(|(before, node)| give_vip(before, node)),
+            1 => (0u64..60).prop_map(take_vip),
+            1 => (0u64..60, prop::option::of(node.clone())).prop_map(|(epoch, to)| move_vip(epoch, to)),
+            1 => (node, any::<bool>()).prop_map(|(node, on)| Command::DrainNode { node, on }),
             1 => Just(Command::Mark),
         ]
     }
@@ -457,6 +609,16 @@ mod tests {
                 prop_assert!(state.removed.is_superset(&before.removed));
                 prop_assert!(state.removed.iter().all(|id| !state.nodes.contains_key(id)));
                 prop_assert!(state.seats.keys().all(|id| state.nodes.contains_key(id)));
+                prop_assert!(state.drained.iter().all(|id| state.nodes.contains_key(id)));
+                let owners = |state: &State| {
+                    state.vips.iter().filter_map(|(n, r)| Some((n.clone(), r.owner.clone()?))).collect::<Vec<_>>()
+                };
+                let held_before = owners(&before);
+                for (name, (epoch, holder)) in owners(&state) {
+                    if !held_before.contains(&(name, (epoch, holder))) {
+                        prop_assert!(epochs.insert(epoch), "epoch {} was given twice", epoch);
+                    }
+                }
                 let numbers: Vec<_> = state.revisions.iter().map(|r| r.number).collect();
                 prop_assert!(numbers.windows(2).all(|w| w[0] + 1 == w[1]));
                 prop_assert!(state.revision_number() >= before.revision_number());

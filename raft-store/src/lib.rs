@@ -43,6 +43,8 @@ pub const HISTORY: usize = 100;
 pub const HISTORY_BYTES: usize = 64 << 20;
 /// Expelled nodes remembered by id and join token.
 pub const REMOVED: usize = 10_000;
+/// VIP names remembered; beyond that, those that nobody holds are forgotten.
+pub const VIPS: usize = 256;
 /// Bytes of a snapshot: the history, and room for everything else in the state.
 pub const MAX_SNAPSHOT: usize = HISTORY_BYTES + (64 << 20);
 

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::LogEntry;
 use crate::apply::apply;
-use crate::types::{Command, NodeProfile, PutConfig, Role, State, TypeConfig};
+use crate::types::{Command, NodeId, NodeProfile, PutConfig, Role, State, TypeConfig, VipHolder};
 
 pub(crate) const CLUSTER: Uuid = Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_00ff);
 
@@ -62,7 +62,23 @@ pub(crate) fn commands() -> Vec<Command> {
         admit("c", 3, true),
         Command::Expel { node: 9, at_ms: 1_767_225_602_000 },
         Command::Mark,
+        give_vip(0, 0),
+        Command::MoveVip { vip: "front".to_owned(), epoch: 12, to: Some(0) },
+        give_vip(12, 0),
+        Command::TakeVip { vip: "front".to_owned(), epoch: 14 },
+        Command::DrainNode { node: 0, on: true },
     ]
+}
+
+/// The VIP `front` goes from the owner of the epoch `before` to `node`.
+pub(crate) fn give_vip(before: u64, node: NodeId) -> Command {
+    let owner = VipHolder {
+        node,
+        session: Uuid::from_u128(78),
+        fenced: true,
+        via: vec![[198, 18, 0, 11].into(), "fd00:198:18::11".parse().expect("an address")],
+    };
+    Command::GiveVip { vip: "front".to_owned(), before, owner }
 }
 
 pub(crate) fn state() -> State {

@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -63,6 +64,30 @@ pub enum Command {
     Unseat { node: NodeId, epoch: u64 },
     /// Does nothing but take a log index (a learner must reach it before it is promoted).
     Mark,
+    /// A VIP gets an owner; the epoch is this entry's log index. Only proposed when no lease of the
+    /// epoch `before` (0: none) can be alive, and without effect if that is not the present one.
+    GiveVip { vip: String, before: u64, owner: VipHolder },
+    /// A VIP has no owner any more: proposed as [`Command::Unseat`] is.
+    TakeVip { vip: String, epoch: u64 },
+    /// A planned move of a VIP away from its owner under `epoch`; that one goes on until the new one
+    /// is ready. `None`: it stays after all.
+    MoveVip { vip: String, epoch: u64, to: Option<NodeId> },
+    /// Whether a node is kept free of VIPs and tells that it is not ready, until it is told otherwise.
+    DrainNode { node: NodeId, on: bool },
+}
+
+/// Who is given a VIP.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VipHolder {
+    pub node: NodeId,
+    /// The guard process that holds the addresses: leases belong to it.
+    pub session: Uuid,
+    /// The kernel fences the addresses by the lease's time (nf_tables), also with every process
+    /// frozen. Where it does not, a change waits for the addresses' own life time.
+    pub fenced: bool,
+    /// The node's own addresses beside the VIP, one a family: where a later owner forwards
+    /// connections that began here.
+    pub via: Vec<IpAddr>,
 }
 
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,6 +147,10 @@ pub enum Outcome {
         epoch: u64,
     },
     Refused(Refusal),
+    /// The VIP was given under this epoch.
+    VipGiven {
+        epoch: u64,
+    },
 }
 
 /// Why a committed command changed nothing.
@@ -145,6 +174,10 @@ pub enum Refusal {
     TooOld { level: u32, reads: u32 },
     #[error("node {0} has another data folder than the one that asks in its name")]
     OtherFolder(NodeId),
+    #[error("VIP {0:?} has no owner that it could move from")]
+    NoVipOwner(String),
+    #[error("VIP {vip:?} is held under epoch {actual}, not {expected}")]
+    VipEpoch { vip: String, expected: u64, actual: u64 },
 }
 
 /// The agreed state. Published after each applied entry as an immutable value.
@@ -164,6 +197,10 @@ pub struct State {
     /// Join tokens of those: their data folders can't be used to join again.
     pub removed_tokens: BTreeMap<Uuid, NodeId>,
     pub seats: BTreeMap<NodeId, Seat>,
+    /// VIPs that have an owner, or had one.
+    pub vips: BTreeMap<String, VipRecord>,
+    /// Nodes drained by hand.
+    pub drained: BTreeSet<NodeId>,
 }
 
 impl State {
@@ -208,6 +245,24 @@ pub struct Seat {
     pub session: Uuid,
 }
 
+/// A VIP as it is agreed on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct VipRecord {
+    /// Epoch and holder; none: nobody holds it.
+    pub owner: Option<(u64, VipHolder)>,
+    /// Who had it before the present owner.
+    pub previous: Option<VipHolder>,
+    /// Where it moves to, by plan.
+    pub moving_to: Option<NodeId>,
+}
+
+impl VipRecord {
+    /// 0: nobody holds it.
+    pub fn epoch(&self) -> u64 {
+        self.owner.as_ref().map_or(0, |(epoch, _)| *epoch)
+    }
+}
+
 impl fmt::Debug for PutConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PutConfig")
@@ -241,6 +296,11 @@ impl fmt::Display for Command {
             Command::Seat { node, .. } => write!(f, "seat({node})"),
             Command::Unseat { node, epoch } => write!(f, "unseat({node}, epoch {epoch})"),
             Command::Mark => f.write_str("mark"),
+            Command::GiveVip { vip, owner, .. } => write!(f, "give-vip({vip}, node {})", owner.node),
+            Command::TakeVip { vip, epoch } => write!(f, "take-vip({vip}, epoch {epoch})"),
+            Command::MoveVip { vip, to: Some(to), .. } => write!(f, "move-vip({vip}, to {to})"),
+            Command::MoveVip { vip, to: None, .. } => write!(f, "stay-vip({vip})"),
+            Command::DrainNode { node, on } => write!(f, "drain-node({node}, {on})"),
         }
     }
 }

@@ -4,23 +4,26 @@
 //! theirs in the same run; the result is then thrown away.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::PathBuf;
 
 use crate::check::Sink;
 use crate::model::{
-    AccessLog, AccessLogFormat, AccessLogTarget, Balance, CheckKind, ClusterSettings, Config, Drain,
-    HeaderMatch, HealthCheck, HostPattern, HttpCheck, HttpSettings, Listener, Match, Member, Outlier,
-    PathMatch, Pool, PoolTimeouts, Protocol, Retry, Route, RouteTimeouts, Rule, TcpSettings, UdpSettings,
-    ValueMatch, WeightedPool,
+    AccessLog, AccessLogFormat, AccessLogTarget, Balance, Bind, CheckKind, ClusterSettings, Config, Drain,
+    HeaderMatch, HealthCheck, HostPattern, HttpCheck, HttpSettings, Listener, Match, Member, OnQuorumLoss,
+    Outlier, PathMatch, Pool, PoolTimeouts, Protocol, Retry, Route, RouteTimeouts, Rule, TcpSettings,
+    UdpSettings, ValueMatch, Vip, WeightedPool,
 };
 use crate::problem::{Fault, shown};
 use crate::tree::Place;
-use crate::value::{Fields, Kind, Value};
+use crate::value::{Fields, Kind, Value, WrittenBind};
 
 pub(crate) fn config(root: &Fields, sink: &mut Sink) -> Config {
+    let vips = named(root, "vips", vip);
     let mut config = Config {
-        listeners: named(root, "listeners", listener),
+        listeners: named(root, "listeners", |fields| listener(fields, &vips)),
         routes: named(root, "routes", |fields| route(fields, sink)),
         pools: BTreeMap::new(),
+        vips,
         access_log: root.object("access_log").map(access_log).unwrap_or_default(),
         cluster: root.object("cluster").map(cluster).unwrap_or_default(),
     };
@@ -74,11 +77,25 @@ pub(crate) fn protocol(fields: &Fields) -> Option<Protocol> {
     })
 }
 
-fn listener(fields: &Fields) -> Listener {
-    let binds = fields.list("bind").unwrap_or_default().iter().filter_map(|value| match value.kind {
+/// The sockets of a bind; none of a VIP that does not exist.
+pub(crate) fn resolve(bind: &WrittenBind, vips: &BTreeMap<String, Vip>) -> Vec<Bind> {
+    match bind {
+        WrittenBind::At(bind) => vec![*bind],
+        WrittenBind::Vip { vip, port } => {
+            let addresses = vips.get(vip).map(|vip| vip.addresses.as_slice()).unwrap_or_default();
+            addresses.iter().map(|address| Bind { ip: Some(address.ip), port: *port }).collect()
+        }
+    }
+}
+
+fn listener(fields: &Fields, vips: &BTreeMap<String, Vip>) -> Listener {
+    let written = fields.list("bind").unwrap_or_default().iter().filter_map(|value| match &value.kind {
         Kind::Bind(bind) => Some(bind),
         _ => None,
     });
+    let (of_vips, others): (Vec<_>, Vec<_>) =
+        written.partition(|bind| matches!(bind, WrittenBind::Vip { .. }));
+    let binds = others.into_iter().chain(of_vips).flat_map(|bind| resolve(bind, vips));
     let mut udp = UdpSettings::default();
     if let Some(fields) = fields.object("udp") {
         set(&mut udp.idle, fields.duration("idle"));
@@ -344,6 +361,33 @@ fn http_check(fields: &Fields, sink: &mut Sink) -> HttpCheck {
         headers.filter_map(|(name, value)| Some((name.clone(), value.as_text()?.to_owned()))).collect();
     check.body = fields.text("body").map(str::to_owned);
     check
+}
+
+// === VIPs ===
+
+fn vip(fields: &Fields) -> Vip {
+    let mut vip = Vip::default();
+    let addresses = fields.list("addresses").unwrap_or_default().iter();
+    vip.addresses = addresses
+        .filter_map(|value| match value.kind {
+            Kind::VipAddress(address) => Some(address),
+            _ => None,
+        })
+        .collect();
+    vip.interface = fields.text("interface").filter(|name| *name != "auto").map(str::to_owned);
+    let names = |key: &str| {
+        let names = fields.list(key).unwrap_or_default().iter();
+        names.filter_map(Value::as_text).map(str::to_owned).collect()
+    };
+    vip.nodes = names("nodes");
+    vip.prefer = names("prefer");
+    set(&mut vip.ttl, fields.duration("ttl"));
+    if fields.word("on_quorum_loss") == Some("hold") {
+        vip.on_quorum_loss = OnQuorumLoss::Hold;
+    }
+    set(&mut vip.preempt, fields.bool("preempt"));
+    vip.notify = fields.text("notify").filter(|path| !path.is_empty()).map(PathBuf::from);
+    vip
 }
 
 // === the rest ===

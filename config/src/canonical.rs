@@ -128,7 +128,7 @@ fn is_plain(text: &str) -> bool {
 fn is_quantity(text: &str) -> bool {
     let has_unit = text.ends_with(|c: char| c.is_ascii_alphabetic());
     (has_unit
-        && (scalar::duration(text, Duration::ZERO).is_ok()
+        && (scalar::duration(text, Duration::ZERO, scalar::DURATION_MAX).is_ok()
             || scalar::duration_range(text).is_ok()
             || scalar::size(text, 0, scalar::SIZE_MAX).is_ok()))
         || (text.contains('-') && scalar::status_range(text).is_ok())

@@ -107,7 +107,7 @@ impl Checker<'_> {
                 unquoted(text, plain).and_then(|()| scalar::int(text, *min, *max)).map(Kind::Int)
             }
             Type::Share => unquoted(text, plain).and_then(|()| scalar::share(text)).map(Kind::Share),
-            Type::Duration { min } => scalar::duration(text, *min).map(Kind::Duration),
+            Type::Duration { min, max } => scalar::duration(text, *min, *max).map(Kind::Duration),
             Type::DurationRange => {
                 scalar::duration_range(text).map(|(low, high)| Kind::DurationRange(low, high))
             }
@@ -373,6 +373,9 @@ fn typed_text(text: &str, format: Format) -> Result<Kind, Fault> {
         Format::Any => Kind::Text(text.to_owned()),
         Format::Name | Format::Ref(_) => Kind::Text(scalar::name(text)?),
         Format::Bind => Kind::Bind(scalar::bind(text)?),
+        Format::VipAddress => Kind::VipAddress(scalar::vip_address(text)?),
+        Format::Interface => Kind::Text(scalar::interface(text)?),
+        Format::Program => Kind::Text(scalar::program(text)?),
         Format::MemberAddress => Kind::Member(scalar::member_address(text)?),
         Format::Host => Kind::Host(scalar::host_pattern(text)?),
         Format::Path => Kind::Text(scalar::request_path(text)?),

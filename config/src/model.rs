@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// A whole document. Maps are keyed by resource name.
@@ -14,15 +15,31 @@ pub struct Config {
     pub listeners: BTreeMap<String, Listener>,
     pub routes: BTreeMap<String, Route>,
     pub pools: BTreeMap<String, Pool>,
+    pub vips: BTreeMap<String, Vip>,
     pub access_log: AccessLog,
     pub cluster: ClusterSettings,
+}
+
+impl Config {
+    /// The VIP that has this address.
+    pub fn vip_at(&self, ip: IpAddr) -> Option<&str> {
+        let has = |vip: &Vip| vip.addresses.iter().any(|address| address.ip == ip);
+        self.vips.iter().find(|(_, vip)| has(vip)).map(|(name, _)| name.as_str())
+    }
+
+    /// The smallest TTL in force, of seats and VIPs: what timers must fit under.
+    pub fn ttl_min(&self) -> Duration {
+        self.vips.values().map(|vip| vip.ttl).fold(self.cluster.seat, Duration::min)
+    }
 }
 
 // === listeners ===
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Listener {
-    /// At least one.
+    /// At least one. The addresses of VIPs (`@front:80`) stand behind the others, so that the places of
+    /// those do not move when a VIP gains or loses an address. May be at an address that this node does
+    /// not have: [`Config::vip_at`].
     pub bind: Vec<Bind>,
     pub protocol: Protocol,
     /// Present for `tcp`, `udp`, `tcp+udp`; for `http` where no route fits (else 404).
@@ -291,6 +308,57 @@ pub struct HttpCheck {
     pub body: Option<String>,
 }
 
+// === VIPs ===
+
+/// Addresses that one node at a time holds, under a lease.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Vip {
+    /// They move together. 1 to 16; no address stands in two VIPs.
+    pub addresses: Vec<VipAddress>,
+    /// Where they are put; `None`: the interface that has an address of the same network.
+    pub interface: Option<String>,
+    /// Who may hold it; empty: every node.
+    pub nodes: Vec<String>,
+    /// Who holds it rather than others, the first most. All in `nodes`, if those are given.
+    pub prefer: Vec<String>,
+    /// Life of the owner's lease, 100 ms to 1 min. Default 1 s.
+    pub ttl: Duration,
+    pub on_quorum_loss: OnQuorumLoss,
+    /// Moves back to a node that is preferred to the owner.
+    pub preempt: bool,
+    /// A program that is told of changes, an absolute path.
+    pub notify: Option<PathBuf>,
+}
+
+impl Vip {
+    /// Whether the node may hold it.
+    pub fn allows(&self, node: &str) -> bool {
+        self.nodes.is_empty() || self.nodes.iter().any(|name| name == node)
+    }
+}
+
+/// An address that a host can have, and the prefix length of its network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct VipAddress {
+    pub ip: IpAddr,
+    pub prefix: u8,
+}
+
+impl fmt::Display for VipAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.ip, self.prefix)
+    }
+}
+
+/// What an owner does whose lease can't be renewed since there is no quorum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum OnQuorumLoss {
+    #[default]
+    Release,
+    /// Keeps the addresses: two nodes may then hold them.
+    Hold,
+}
+
 // === the rest ===
 
 #[derive(Clone, Debug, PartialEq, Default)]
@@ -422,6 +490,21 @@ impl Default for Pool {
             panic: 0.5,
             retry_budget: 0.2,
             health: Some(HealthCheck::default()),
+        }
+    }
+}
+
+impl Default for Vip {
+    fn default() -> Self {
+        Self {
+            addresses: Vec::new(),
+            interface: None,
+            nodes: Vec::new(),
+            prefer: Vec::new(),
+            ttl: Duration::from_secs(1),
+            on_quorum_loss: OnQuorumLoss::Release,
+            preempt: false,
+            notify: None,
         }
     }
 }

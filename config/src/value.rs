@@ -4,11 +4,12 @@
 //! document's one normal form: keys in schema order, resources by name, units as large as they go,
 //! shorthands where they say the same.
 
+use std::fmt;
 use std::time::Duration;
 
 use serde_json::{Map, Number, Value as Json};
 
-use crate::model::{Bind, HostPattern};
+use crate::model::{Bind, HostPattern, VipAddress};
 use crate::scalar;
 use crate::schema::{Key, Object};
 use crate::tree::NodeId;
@@ -30,7 +31,8 @@ pub(crate) enum Kind {
     Size(u64),
     Text(String),
     Word(&'static str),
-    Bind(Bind),
+    Bind(WrittenBind),
+    VipAddress(VipAddress),
     Host(HostPattern),
     Member(std::net::SocketAddr),
     Status(u16, u16),
@@ -44,6 +46,41 @@ pub(crate) enum Kind {
     Short(&'static str, Fields),
     /// As written; only the defaults of keys that are not supported yet.
     Open(Json),
+}
+
+/// A listener's address as it was written: which addresses a VIP has is known once all is read.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum WrittenBind {
+    At(Bind),
+    /// `@VIP:PORT`: this port on all addresses of the VIP.
+    Vip {
+        vip: String,
+        port: u16,
+    },
+}
+
+impl WrittenBind {
+    pub(crate) fn port(&self) -> u16 {
+        match self {
+            WrittenBind::At(bind) => bind.port,
+            WrittenBind::Vip { port, .. } => *port,
+        }
+    }
+}
+
+impl From<Bind> for WrittenBind {
+    fn from(bind: Bind) -> Self {
+        WrittenBind::At(bind)
+    }
+}
+
+impl fmt::Display for WrittenBind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            WrittenBind::At(bind) => bind.fmt(f),
+            WrittenBind::Vip { vip, port } => write!(f, "@{vip}:{port}"),
+        }
+    }
 }
 
 /// The keys that were set, in schema order.
@@ -181,6 +218,7 @@ impl Value {
             Kind::Text(text) => text.as_str().into(),
             Kind::Word(word) => (*word).into(),
             Kind::Bind(bind) => bind.to_string().into(),
+            Kind::VipAddress(address) => address.to_string().into(),
             Kind::Host(host) => host.to_string().into(),
             Kind::Member(address) => address.to_string().into(),
             Kind::Status(low, high) if low == high => (*low).into(),

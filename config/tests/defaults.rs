@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 use trestle_config::model::{
     AccessLog, ClusterSettings, HealthCheck, HttpCheck, HttpSettings, Outlier, Pool, PoolTimeouts, Retry,
-    RouteTimeouts, TcpSettings, UdpSettings,
+    RouteTimeouts, TcpSettings, UdpSettings, Vip,
 };
 use trestle_config::{Document, Source, json_schema, parse};
 
@@ -47,6 +47,7 @@ fn writing_every_default_out_changes_nothing() {
             "app": { "members": ["192.0.2.1:80"] },
             "checked": { "members": [], "health": { "http": {} } },
         },
+        "vips": { "front": { "addresses": ["198.18.0.100/24"] } },
     });
     let matches = object("rule.match", json!({ "method": "GET" }));
     let weighted = object("rule.pool", json!({ "pool": "app" }));
@@ -69,7 +70,8 @@ fn writing_every_default_out_changes_nothing() {
             "app": object("pool", json!({ "members": [member], "health": health })),
             "checked": object("pool", json!({ "members": [], "health": health_http })),
         },
-        "certificates": {}, "vips": {}, "networks": {},
+        "certificates": {}, "networks": {},
+        "vips": { "front": object("vip", json!({ "addresses": ["198.18.0.100/24"] })) },
         "access_log": object("access_log", json!({})),
         "cluster": object("cluster", json!({})),
     });
@@ -89,6 +91,7 @@ fn a_document_that_sets_nothing_has_the_models_defaults() {
 listeners: { web: { bind: ":80", protocol: http } }
 routes: { all: { rules: [{ pools: [app] }] } }
 pools: { app: { members: [] }, checked: { members: [], health: { http: {} } } }
+vips: { front: { addresses: [198.18.0.100/24] } }
 "#;
     let document = parse(Source { name: "test", text }).unwrap();
     let config = document.config();
@@ -97,6 +100,8 @@ pools: { app: { members: [] }, checked: { members: [], health: { http: {} } } }
         (&web.udp, &web.tcp, &web.http),
         (&UdpSettings::default(), &TcpSettings::default(), &HttpSettings::default())
     );
+    let addresses = config.vips["front"].addresses.clone();
+    assert_eq!(config.vips["front"], Vip { addresses, ..Vip::default() });
     let rule = &config.routes["all"].rules[0];
     assert_eq!(
         (&rule.timeout, &rule.retry, rule.max_body),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use expect_test::expect;
 use trestle_config::model::{
-    Balance, CheckKind, HeaderMatch, HostPattern, HttpCheck, PathMatch, Protocol, ValueMatch,
+    Balance, CheckKind, HeaderMatch, HostPattern, HttpCheck, OnQuorumLoss, PathMatch, Protocol, ValueMatch,
 };
 use trestle_config::{Change, Document, PROBLEMS_MAX, Source, diff, parse};
 
@@ -60,6 +60,90 @@ fn the_example_reads_as_written() {
     };
     assert_eq!((path.as_str(), status.as_slice()), ("/healthz", &[(200, 200), (204, 204)][..]));
     assert_eq!(config.cluster.drain.deadline, Duration::from_secs(60));
+}
+
+#[test]
+fn a_bind_at_a_vip_is_one_at_each_of_its_addresses() {
+    let text = r#"
+vips:
+  front: { addresses: [198.18.0.100/24, "2001:db8::100/64"], interface: eth0, nodes: [n1, n2], prefer: [n2],
+           ttl: 500ms, on_quorum_loss: hold, preempt: true, notify: /usr/local/bin/tell }
+  back: { addresses: [198.18.0.200/32], interface: auto, notify: "" }
+listeners:
+  web: { bind: ["@front:80", "127.0.0.1:0", "@back:80"], protocol: http }
+"#;
+    let document = document(text);
+    let config = document.config();
+    let binds: Vec<_> = config.listeners["web"].bind.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        binds,
+        ["127.0.0.1:0", "198.18.0.100:80", "[2001:db8::100]:80", "198.18.0.200:80"],
+        "those of VIPs stand last, so that they move no other"
+    );
+    let front = &config.vips["front"];
+    let addresses: Vec<_> = front.addresses.iter().map(ToString::to_string).collect();
+    assert_eq!(addresses, ["198.18.0.100/24", "2001:db8::100/64"]);
+    assert_eq!(front.interface.as_deref(), Some("eth0"));
+    assert_eq!(
+        (front.nodes.as_slice(), front.prefer.as_slice()),
+        (&["n1".into(), "n2".into()][..], &["n2".into()][..])
+    );
+    assert_eq!(front.ttl, Duration::from_millis(500));
+    assert_eq!((front.on_quorum_loss, front.preempt), (OnQuorumLoss::Hold, true));
+    assert_eq!(front.notify.as_deref(), Some(std::path::Path::new("/usr/local/bin/tell")));
+    assert!(front.allows("n1") && !front.allows("n3") && config.vips["back"].allows("n3"));
+    assert_eq!((&config.vips["back"].interface, &config.vips["back"].notify), (&None, &None));
+
+    let ip = |text: &str| text.parse().unwrap();
+    assert_eq!(config.vip_at(ip("2001:db8::100")), Some("front"));
+    assert_eq!(config.vip_at(ip("198.18.0.101")), None);
+    assert_eq!(config.ttl_min(), Duration::from_millis(500));
+    expect![[r#"
+        listeners:
+          web:
+            bind:
+              - "@front:80"
+              - "127.0.0.1:0"
+              - "@back:80"
+            protocol: http
+        vips:
+          back:
+            addresses:
+              - "198.18.0.200/32"
+            interface: auto
+            notify: ""
+          front:
+            addresses:
+              - "198.18.0.100/24"
+              - "2001:db8::100/64"
+            interface: eth0
+            nodes:
+              - n1
+              - n2
+            prefer:
+              - n2
+            ttl: 500ms
+            on_quorum_loss: hold
+            preempt: true
+            notify: /usr/local/bin/tell
+    "#]]
+    .assert_eq(document.canonical());
+}
+
+#[test]
+fn a_change_of_a_vip_is_a_change_of_that_vip_alone() {
+    let text = |addresses: &str| {
+        document(&format!(
+            "vips: {{ front: {{ addresses: [{addresses}] }} }}\n\
+             listeners: {{ web: {{ bind: \"@front:80\", protocol: http }} }}\n"
+        ))
+    };
+    let (old, new) = (text("198.18.0.1/24"), text("198.18.0.1/24, 198.18.0.2/24"));
+    let changes = diff(&old, &new);
+    let added =
+        Change::Added { path: "vips.front.addresses[1]".into(), value: serde_json::json!("198.18.0.2/24") };
+    assert_eq!(changes.changes(), [added]);
+    assert_eq!(new.config().listeners["web"].bind.len(), 2);
 }
 
 #[test]

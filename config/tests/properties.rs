@@ -1,5 +1,7 @@
 //! Whatever is read, parse and print agree; whatever is thrown at the parser, it answers.
 
+use std::collections::BTreeMap;
+
 use proptest::collection::{btree_map, vec};
 use proptest::option;
 use proptest::prelude::*;
@@ -161,6 +163,53 @@ fn listener(pools: Vec<String>) -> impl Strategy<Value = Value> {
     })
 }
 
+/// VIPs by name; their addresses are given by [`numbered`].
+fn vip() -> impl Strategy<Value = Value> {
+    let nodes = select(vec![json!([]), json!(["n1", "n2"]), json!(["n2", "0800", "no"])]);
+    let interface = select(vec!["auto", "eth0", "no"]);
+    let ttl = (100u64..=60_000).prop_map(|ms| json!(format!("{ms}ms")));
+    let (loss, notify) = (select(vec!["hold", "release"]), select(vec!["", "/bin/true", "/a b: c/d"]));
+    let all = (
+        1usize..4,
+        option::of(interface),
+        option::of(nodes),
+        option::of(ttl),
+        option::of(loss),
+        option::of(notify),
+    );
+    (all, option::of(any::<bool>())).prop_map(|((count, interface, nodes, ttl, loss, notify), preempt)| {
+        object(vec![
+            ("notify", notify.map(Value::from)),
+            ("prefer", nodes.as_ref().map(|_| json!(["n2"]))),
+            ("nodes", nodes.filter(|nodes| nodes != &json!([]))),
+            ("addresses", Some(json!(count))),
+            ("ttl", ttl),
+            ("on_quorum_loss", loss.map(Value::from)),
+            ("preempt", preempt.map(Value::from)),
+            ("interface", interface.map(Value::from)),
+        ])
+    })
+}
+
+/// Gives each VIP as many addresses of its own as it asks for, and each listener that may a port of its
+/// own at a VIP.
+fn numbered(vips: &mut BTreeMap<String, Value>, listeners: &mut BTreeMap<String, Value>, at_vip: &[bool]) {
+    for (i, vip) in vips.values_mut().enumerate() {
+        let count = vip["addresses"].as_u64().unwrap_or(1);
+        let address = |n| match n % 2 {
+            0 => format!("198.18.{i}.{}/{}", n + 1, 24 + n),
+            _ => format!("2001:DB8:{i}::{n}/64"),
+        };
+        vip["addresses"] = (0..count).map(address).collect();
+    }
+    let names: Vec<&String> = vips.keys().collect();
+    for (i, (listener, at_vip)) in listeners.values_mut().zip(at_vip).enumerate() {
+        if *at_vip && !names.is_empty() {
+            listener["bind"] = json!([format!("@{}:{}", names[i % names.len()], 1_000 + i), ":0"]);
+        }
+    }
+}
+
 /// A valid document, its keys in no particular order.
 fn document() -> impl Strategy<Value = Value> {
     btree_map(name(), pool(), 1..4).prop_flat_map(|pools| {
@@ -168,14 +217,19 @@ fn document() -> impl Strategy<Value = Value> {
         let listeners = btree_map(name(), listener(names.clone()), 0..3);
         let routes = btree_map(name(), route(names), 0..3);
         let voters = option::of((1u32..=9).prop_map(|voters| json!({ "voters": voters })));
-        (Just(pools), listeners, routes, voters).prop_map(|(pools, listeners, routes, cluster)| {
-            object(vec![
-                ("cluster", cluster),
-                ("pools", Some(json!(pools))),
-                ("routes", Some(json!(routes))),
-                ("listeners", Some(json!(listeners))),
-            ])
-        })
+        let vips = (btree_map(name(), vip(), 0..3), vec(any::<bool>(), 3));
+        (Just(pools), listeners, routes, voters, vips).prop_map(
+            |(pools, mut listeners, routes, cluster, (mut vips, at_vip))| {
+                numbered(&mut vips, &mut listeners, &at_vip);
+                object(vec![
+                    ("cluster", cluster),
+                    ("vips", Some(json!(vips))),
+                    ("pools", Some(json!(pools))),
+                    ("routes", Some(json!(routes))),
+                    ("listeners", Some(json!(listeners))),
+                ])
+            },
+        )
     })
 }
 

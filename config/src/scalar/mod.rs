@@ -4,17 +4,20 @@
 //! [`Fault`] that says what would be right. None of them guesses.
 
 mod http;
+mod vip;
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use crate::model::Bind;
 use crate::problem::{Fault, shown};
+use crate::value::WrittenBind;
 
 use http::hostname;
 pub(crate) use http::{
     header_name, header_value, host_pattern, method, request_path, status_range, status_text,
 };
+pub(crate) use vip::{interface, program, vip_address};
 
 /// A year. Far from any sum of two durations overflowing.
 pub(crate) const DURATION_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
@@ -68,7 +71,7 @@ pub(crate) fn share(text: &str) -> Parsed<f64> {
 const DURATION_UNITS: [(&str, u64); 4] = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
 const SIZE_UNITS: [(&str, u64); 3] = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)];
 
-pub(crate) fn duration(text: &str, min: Duration) -> Parsed<Duration> {
+pub(crate) fn duration(text: &str, min: Duration, max: Duration) -> Parsed<Duration> {
     let (number, unit) = split_unit(text);
     let parsed = match (number, DURATION_UNITS.iter().find(|(name, _)| *name == unit)) {
         (Some(n), Some((_, ms))) => n.checked_mul(*ms).map(Duration::from_millis),
@@ -80,6 +83,9 @@ pub(crate) fn duration(text: &str, min: Duration) -> Parsed<Duration> {
         Some(d) if d < min && d.is_zero() => Err(Fault::new("must be longer than zero")),
         Some(d) if d < min => {
             Err(Fault::new(format!("{text} is too short, at least {} is allowed", duration_text(min))))
+        }
+        Some(d) if d > max => {
+            Err(Fault::new(format!("{text} is too long, at most {} is allowed", duration_text(max))))
         }
         Some(d) => Ok(d),
     }
@@ -140,7 +146,8 @@ pub(crate) fn duration_range(text: &str) -> Parsed<(Duration, Duration)> {
         return Err(Fault::new(format!("expected a range such as `150ms-250ms`, not {}", shown(text))));
     };
     let min = Duration::from_millis(1);
-    let (low, high) = (duration(low.trim(), min)?, duration(high.trim(), min)?);
+    let read = |text: &str| duration(text.trim(), min, DURATION_MAX);
+    let (low, high) = (read(low)?, read(high)?);
     if low >= high {
         return Err(Fault::new("the first duration of a range must be the shorter one").help(format!(
             "did you mean `{}-{}`?",
@@ -228,32 +235,52 @@ pub(crate) fn name(text: &str) -> Parsed<String> {
 
 // === addresses ===
 
-/// `ADDR:PORT`, `:PORT`, `[v6]:PORT`.
-pub(crate) fn bind(text: &str) -> Parsed<Bind> {
-    if text.starts_with('@') {
-        return Err(Fault::new("addresses of a VIP are not supported yet"));
+/// `ADDR:PORT`, `:PORT`, `[v6]:PORT`, `@VIP:PORT`.
+pub(crate) fn bind(text: &str) -> Parsed<WrittenBind> {
+    if let Some(rest) = text.strip_prefix('@') {
+        return vip_bind(rest);
     }
     if !text.is_empty() && text.len() <= 5 && text.bytes().all(|b| b.is_ascii_digit()) {
         return Err(Fault::new(format!("expected an address and a port, not {}", shown(text)))
             .near(Some(&format!(":{text}"))));
     }
     let (host, port) = split_port(text)?;
-    if port.split_once('-').is_some_and(|(a, b)| a.parse::<u16>().is_ok() && b.parse::<u16>().is_ok()) {
-        return Err(Fault::new("port ranges are not supported yet"));
-    }
+    no_range(port)?;
     let port = port_number(port)?;
     match host {
-        "" => Ok(Bind { ip: None, port }),
+        "" => Ok(Bind { ip: None, port }.into()),
         "*" => {
             Err(Fault::new("`*` is no address")
                 .help(format!("all addresses are {}", shown(&format!(":{port}")))))
         }
         _ => match ip(host) {
-            Some(ip) => Ok(Bind { ip: Some(ip), port }),
+            Some(ip) => Ok(Bind { ip: Some(ip), port }.into()),
             None => Err(Fault::new(format!("{} is no IP address", shown(host)))
                 .help("a listener binds to an IP address, or to all: `:PORT`")),
         },
     }
+}
+
+/// What stands behind the `@` of a bind.
+fn vip_bind(text: &str) -> Parsed<WrittenBind> {
+    let Some((vip, port)) = text.rsplit_once(':') else {
+        let fault = Fault::new(format!("{} has no port", shown(&format!("@{text}"))));
+        return Err(fault.help(format!("write {}", shown(&format!("@{text}:PORT")))));
+    };
+    no_range(port)?;
+    let (vip, port) = (name(vip)?, port_number(port)?);
+    if port == 0 {
+        // Clients would have to find another port each time the VIP moves.
+        return Err(Fault::new("a VIP needs a fixed port, since port 0 would be another one on each node"));
+    }
+    Ok(WrittenBind::Vip { vip, port })
+}
+
+fn no_range(port: &str) -> Parsed<()> {
+    if port.split_once('-').is_some_and(|(a, b)| a.parse::<u16>().is_ok() && b.parse::<u16>().is_ok()) {
+        return Err(Fault::new("port ranges are not supported yet"));
+    }
+    Ok(())
 }
 
 /// The address of a member: an IP address and a port that can be connected to.
@@ -351,7 +378,7 @@ mod tests {
             ("1h", 3_600_000, "1h"),
             ("0ms", 0, "0s"),
         ] {
-            let d = duration(text, Duration::ZERO).unwrap();
+            let d = duration(text, Duration::ZERO, DURATION_MAX).unwrap();
             assert_eq!(d, Duration::from_millis(ms));
             assert_eq!(duration_text(d), printed);
         }
@@ -359,7 +386,7 @@ mod tests {
 
     #[test]
     fn a_bad_duration_says_how_to_write_it() {
-        let check = |text: &str| fault(duration(text, Duration::ZERO));
+        let check = |text: &str| fault(duration(text, Duration::ZERO, DURATION_MAX));
         assert!(check("30").ends_with("(did you mean `30s`?)"));
         assert!(check("1m30s").ends_with("(write `90s`)"));
         assert!(check("1.5s").ends_with("(write `1500ms`)"));
@@ -369,6 +396,14 @@ mod tests {
         {
             check(text);
         }
+    }
+
+    #[test]
+    fn a_duration_out_of_range_names_the_bound() {
+        let check = |text: &str| fault(duration(text, Duration::from_millis(100), Duration::from_secs(60)));
+        assert_eq!(check("99ms"), "99ms is too short, at least 100ms is allowed");
+        assert_eq!(check("61s"), "61s is too long, at most 1m is allowed");
+        assert_eq!(check("0s"), "must be longer than zero");
     }
 
     #[test]
@@ -384,7 +419,8 @@ mod tests {
 
     #[test]
     fn binds_read_all_forms() {
-        for text in ["127.0.0.1:80", ":80", "[::1]:80", ":0", "0.0.0.0:65535"] {
+        for text in ["127.0.0.1:80", ":80", "[::1]:80", ":0", "0.0.0.0:65535", "@front:80", "@a-b.c_1:65535"]
+        {
             assert_eq!(bind(text).unwrap().to_string(), text);
         }
         assert_eq!(bind("[::ffff:192.0.2.1]:80").unwrap().to_string(), "192.0.2.1:80");
@@ -393,6 +429,11 @@ mod tests {
         assert!(fault(bind("fe80::1:80")).contains("brackets"));
         for text in ["", ":", "localhost:80", "1.2.3.4:65536", "1.2.3.4:+80", "[::1]80", "1.2.3:80", ":80-90"]
         {
+            fault(bind(text));
+        }
+        assert!(fault(bind("@front")).ends_with("(write `@front:PORT`)"));
+        assert!(fault(bind("@front:0")).contains("another one on each node"));
+        for text in ["@", "@:80", "@a b:80", "@front:65536", "@front:80-90", "@@front:80", "@[::1]:80"] {
             fault(bind(text));
         }
     }

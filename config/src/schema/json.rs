@@ -139,6 +139,11 @@ fn text(format: Format) -> Json {
             json!({ "type": ["string", "number", "boolean"], "pattern": "^[A-Za-z0-9._-]{1,63}$" })
         }
         Format::Bind => json!({ "type": "string", "pattern": "^.*:[0-9]{1,5}(-[0-9]{1,5})?$" }),
+        Format::VipAddress => json!({ "type": "string", "pattern": "^[0-9A-Fa-f:.]+/[1-9][0-9]{0,2}$" }),
+        Format::Interface => {
+            json!({ "type": ["string", "number", "boolean"], "pattern": "^[^/:\\s]{1,15}$" })
+        }
+        Format::Program => json!({ "type": "string", "pattern": "^(/.*[^/])?$" }),
         Format::MemberAddress => json!({ "type": "string", "pattern": "^(.+:[0-9]{1,5}|srv:.+)$" }),
         Format::Host => {
             json!({ "type": "string", "pattern": "^(\\*|(\\*\\.)?[^*:/ ]+|\\[[0-9A-Fa-f:.]+\\])$" })

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::Default::{Required, Words, Yaml};
 use super::{Choose, Format, Key, Object, Type};
-use crate::scalar::SIZE_MAX;
+use crate::scalar::{DURATION_MAX, SIZE_MAX};
 
 const BOOL: Type = Type::Bool;
 const TEXT: Type = Type::Text(Format::Any);
@@ -20,9 +20,12 @@ const COUNT_MAX: u64 = 1_000_000_000;
 const POOL_WEIGHT: Type = Type::Int { min: 0, max: 1_000_000 };
 /// The sum over 10,000 members fits in 32 bits.
 const MEMBER_WEIGHT: Type = Type::Int { min: 0, max: 65_535 };
-const TIME: Type = Type::Duration { min: Duration::ZERO };
+const TIME: Type = Type::Duration { min: Duration::ZERO, max: DURATION_MAX };
 /// Where zero would mean "never" or "always", which has its own key or makes no sense.
-const TIME_POSITIVE: Type = Type::Duration { min: Duration::from_millis(1) };
+const TIME_POSITIVE: Type = Type::Duration { min: Duration::from_millis(1), max: DURATION_MAX };
+/// Shorter than a lease takes to renew, or longer than anybody waits for an address.
+const TTL: Type = Type::Duration { min: Duration::from_millis(100), max: Duration::from_secs(60) };
+const NODES: Type = Type::List { of: &Type::Text(Format::Name), min: 0 };
 const SIZE: Type = Type::Size { min: 0, max: SIZE_MAX };
 const STRING_MAP: Type = Type::Map { key: Format::Any, of: &TEXT };
 const OPEN_LIST: Type = Type::List { of: &Type::Open, min: 0 };
@@ -49,7 +52,7 @@ static DOCUMENT_KEYS: &[Key] = &[
     key("pools", named(&Type::Object(&POOL_OBJECT)), Yaml("{}"), "Backends that stand in for one another"),
     key("certificates", named(&Type::Object(&CERTIFICATE)), Yaml("{}"), "Certificates with their keys")
         .later(),
-    key("vips", named(&Type::Object(&VIP)), Yaml("{}"), "Addresses that one node at a time holds").later(),
+    key("vips", named(&Type::Object(&VIP)), Yaml("{}"), "Addresses that one node at a time holds"),
     key("networks", named(&Type::Object(&NETWORK)), Yaml("{}"), "Named sets of networks").later(),
     key("access_log", Type::Object(&ACCESS_LOG), Yaml("{}"), "How requests are recorded"),
     key("cluster", Type::Object(&CLUSTER), Yaml("{}"), "Timers and sizes of the cluster itself"),
@@ -63,7 +66,7 @@ const fn named(of: &'static Type) -> Type {
 
 static LISTENER: Object = Object::new("listener", LISTENER_KEYS).with(POLICY_KEYS);
 static LISTENER_KEYS: &[Key] = &[
-    key("bind", Type::OneOrList(&Type::Text(Format::Bind)), Required, "`ADDRESS:PORT`, `[IPv6]:PORT` or `:PORT` (all addresses), or a list; port 0 lets the system choose"),
+    key("bind", Type::OneOrList(&Type::Text(Format::Bind)), Required, "`ADDRESS:PORT`, `[IPv6]:PORT`, `:PORT` (all addresses) or `@VIP:PORT` (all of the VIP's), or a list; port 0 lets the system choose"),
     key("protocol", one_of(&["http", "tcp", "udp", "tcp+udp"], &["https", "tls"]), Required, "What is spoken; `tls` passes TLS through unopened"),
     key("via", one_of(&["proxy", "kernel", "auto"], &[]), Yaml("proxy"), "Path of tcp and udp traffic").later(),
     key("kernel", Type::Object(&KERNEL), Yaml("{}"), "Settings of the kernel path").later(),
@@ -446,14 +449,14 @@ static CERTIFICATE: Object = Object::new("certificate", &[
 ]);
 
 static VIP: Object = Object::new("vip", &[
-    key("addresses", TEXTS, Required, "`ADDRESS/PREFIX`, moved together"),
-    key("interface", TEXT, Yaml("auto"), "Where the addresses are put"),
-    key("nodes", TEXTS, Yaml("[]"), "Nodes that may hold it; none given: all"),
-    key("prefer", TEXTS, Yaml("[]"), "Nodes that hold it rather than others, the first most"),
-    key("ttl", TIME_POSITIVE, Yaml("1s"), "Life of the owner's lease"),
+    key("addresses", Type::List { of: &Type::Text(Format::VipAddress), min: 1 }, Required, "`ADDRESS/PREFIX`, moved together; at most 16"),
+    key("interface", Type::Text(Format::Interface), Yaml("auto"), "Where the addresses are put; `auto`: the interface that has an address of the same network"),
+    key("nodes", NODES, Yaml("[]"), "Nodes that may hold it; none given: all"),
+    key("prefer", NODES, Yaml("[]"), "Nodes that hold it rather than others, the first most"),
+    key("ttl", TTL, Yaml("1s"), "Life of the owner's lease"),
     key("on_quorum_loss", one_of(&["release", "hold"], &[]), Yaml("release"), "`hold` gives up that there is one owner only"),
     key("preempt", BOOL, Yaml("false"), "Moves back to a preferred node"),
-    key("notify", TEXT, Yaml("\"\""), "What is told of a change"),
+    key("notify", Type::Text(Format::Program), Yaml("\"\""), "Program that is told when the owner changes"),
 ]);
 
 static NETWORK: Object = Object::new("network", &[

@@ -103,6 +103,7 @@ pub(crate) enum Type {
     Share,
     Duration {
         min: Duration,
+        max: Duration,
     },
     /// `150ms-250ms`
     DurationRange,
@@ -144,6 +145,11 @@ pub(crate) enum Format {
     /// The name of a resource in the map of this name.
     Ref(&'static str),
     Bind,
+    /// An address that a host can have, with its prefix length.
+    VipAddress,
+    Interface,
+    /// An absolute path, or nothing.
+    Program,
     MemberAddress,
     Host,
     Path,

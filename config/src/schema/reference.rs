@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::language::DOCUMENT;
 use super::{Choose, Default, Format, Object, Type};
+use crate::scalar::{DURATION_MAX, duration_text};
 
 /// Tables stand between `<!-- keys: NAME -->` and this.
 const END: &str = "<!-- end -->";
@@ -112,7 +113,10 @@ fn value(ty: &Type) -> String {
         Type::Bool => "`true`, `false`".to_owned(),
         Type::Int { min, max } => format!("{min} to {max}"),
         Type::Share => "0 to 1".to_owned(),
-        Type::Duration { min } if min.is_zero() => "duration".to_owned(),
+        Type::Duration { min, max } if *max < DURATION_MAX => {
+            format!("duration, {} to {}", duration_text(*min), duration_text(*max))
+        }
+        Type::Duration { min, .. } if min.is_zero() => "duration".to_owned(),
         Type::Duration { .. } => "duration above 0".to_owned(),
         Type::DurationRange => "two durations".to_owned(),
         Type::Size { .. } => "size".to_owned(),
@@ -143,6 +147,9 @@ fn text(format: Format) -> String {
         Format::Name => "name",
         Format::Ref(map) => return format!("name in `{map}`"),
         Format::Bind => "address",
+        Format::VipAddress => "address with prefix length",
+        Format::Interface => "name of an interface",
+        Format::Program => "path or nothing",
         Format::MemberAddress => "address",
         Format::Host => "host",
         Format::Path => "path",

@@ -1,17 +1,19 @@
 //! Rules that span more than one value: names that dangle, listeners that clash, timers that do not
 //! fit together. Errors and warnings; each with the place at which it can be mended.
 
+mod vips;
+
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use crate::build::{pools_of_udp_alone, protocol};
+use crate::build::{pools_of_udp_alone, protocol, resolve};
 use crate::check::Sink;
-use crate::model::{Bind, CheckKind, Config, Protocol};
+use crate::model::{CheckKind, Config, Protocol};
 use crate::problem::{Fault, near_miss, shown};
 use crate::scalar::duration_text;
 use crate::tree::{NodeId, Place};
-use crate::value::{Fields, Kind, Value};
+use crate::value::{Fields, Kind, Value, WrittenBind};
 
 /// Reports what makes `config` unusable.
 pub(crate) fn errors(root: &Fields, config: &Config, sink: &mut Sink) {
@@ -25,7 +27,8 @@ pub(crate) fn errors(root: &Fields, config: &Config, sink: &mut Sink) {
             route(root, fields, sink);
         }
     }
-    clashes(root, sink);
+    vips::errors(root, sink);
+    clashes(root, config, sink);
     cluster(root, config, sink);
 }
 
@@ -39,6 +42,12 @@ pub(crate) fn warnings(root: &Fields, config: &Config, sink: &mut Sink) {
 // === errors ===
 
 fn listener(root: &Fields, value: &Value, fields: &Fields, sink: &mut Sink) {
+    for value in fields.list("bind").unwrap_or_default() {
+        if let Kind::Bind(WrittenBind::Vip { vip, port }) = &value.kind {
+            let suggested = |near: &str| format!("@{near}:{port}");
+            named(root, "vips", vip, value.node, suggested, sink);
+        }
+    }
     if let Some(pool) = fields.at("pool") {
         reference(root, "pools", pool, sink);
     } else if let Some(protocol) = protocol(fields)
@@ -93,6 +102,19 @@ fn hosts(fields: &Fields, sink: &mut Sink) {
 /// `value` must name an entry of `map`.
 fn reference(root: &Fields, map: &'static str, value: &Value, sink: &mut Sink) {
     let Some(name) = value.as_text() else { return };
+    named(root, map, name, value.node, str::to_owned, sink);
+}
+
+/// As [`reference`], for a name that is part of the value at `node`; `suggested` is the value with
+/// another name.
+fn named(
+    root: &Fields,
+    map: &'static str,
+    name: &str,
+    node: NodeId,
+    suggested: impl Fn(&str) -> String,
+    sink: &mut Sink,
+) {
     if root.has(map) && root.at(map).is_none() {
         // The whole map is bad, and that was said.
         return;
@@ -100,14 +122,15 @@ fn reference(root: &Fields, map: &'static str, value: &Value, sink: &mut Sink) {
     if entry(root, map, name).is_some() {
         return;
     }
-    let fault = Fault::new(format!("there is no {} {}", map.trim_end_matches('s'), shown(name)));
+    let what = if map == "vips" { "VIP" } else { map.trim_end_matches('s') };
+    let fault = Fault::new(format!("there is no {what} {}", shown(name)));
     if sink.full() {
-        return sink.report(Place::Value(value.node), fault);
+        return sink.report(Place::Value(node), fault);
     }
     /// Names that are compared with the one that dangles.
     const CANDIDATES_MAX: usize = 1_000;
     let near = near_miss(name, root.map(map).iter().take(CANDIDATES_MAX).map(|(name, _)| name.as_str()));
-    sink.report(Place::Value(value.node), fault.near(near));
+    sink.report(Place::Value(node), fault.near(near.map(suggested).as_deref()));
 }
 
 fn entry<'f>(root: &'f Fields, map: &str, name: &str) -> Option<&'f Value> {
@@ -154,43 +177,43 @@ impl<'f> Taken<'f> {
 }
 
 /// Two sockets can't have one address and port of one transport. Port 0 is another one each time.
-fn clashes(root: &Fields, sink: &mut Sink) {
+fn clashes(root: &Fields, config: &Config, sink: &mut Sink) {
     let mut taken: HashMap<(u16, &str), Taken<'_>> = HashMap::new();
-    for (name, value, bind, protocol) in binds(root) {
-        let transports = [("TCP", protocol.has_tcp()), ("UDP", protocol.has_udp())];
-        for (transport, _) in transports.iter().filter(|(_, spoken)| *spoken) {
-            let at = taken.entry((bind.port, transport)).or_default();
-            if let Some(owner) = at.overlaps(bind.ip) {
-                let owner = if owner == name {
-                    "the same listener".to_owned()
-                } else {
-                    format!("listener {}", shown(owner))
-                };
-                let message = format!(
-                    "{} clashes with {owner}: {transport} port {}",
-                    shown(&bind.to_string()),
-                    bind.port
-                );
-                sink.report(
-                    Place::Value(value),
-                    Fault::new(message).help("an address and port have one listener"),
-                );
-                break;
+    for (name, node, written, protocol) in binds(root) {
+        let mut clash = None;
+        for bind in resolve(written, &config.vips) {
+            let transports = [("TCP", protocol.has_tcp()), ("UDP", protocol.has_udp())];
+            for (transport, _) in transports.iter().filter(|(_, spoken)| *spoken) {
+                let at = taken.entry((bind.port, transport)).or_default();
+                match at.overlaps(bind.ip) {
+                    Some(owner) if clash.is_none() => clash = Some((owner, *transport, bind)),
+                    Some(_) => {}
+                    None => at.take(bind.ip, name),
+                }
             }
-            at.take(bind.ip, name);
         }
+        let Some((owner, transport, bind)) = clash else { continue };
+        let owner =
+            if owner == name { "the same listener".to_owned() } else { format!("listener {}", shown(owner)) };
+        let mut message =
+            format!("{} clashes with {owner}: {transport} port {}", shown(&written.to_string()), bind.port);
+        if let (WrittenBind::Vip { .. }, Some(ip)) = (written, bind.ip) {
+            message.push_str(&format!(" of {ip}"));
+        }
+        let fault = Fault::new(message).help("an address and port have one listener");
+        sink.report(Place::Value(node), fault);
     }
 }
 
 /// Every address with a fixed port, in the order in which they stand in the document.
-fn binds(root: &Fields) -> Vec<(&str, NodeId, Bind, Protocol)> {
+fn binds(root: &Fields) -> Vec<(&str, NodeId, &WrittenBind, Protocol)> {
     let mut binds = Vec::new();
     for (name, value) in root.map("listeners") {
         let Some(fields) = value.as_object() else { continue };
         let Some(protocol) = protocol(fields) else { continue };
         for value in fields.list("bind").unwrap_or_default() {
-            if let Kind::Bind(bind) = value.kind
-                && bind.port != 0
+            if let Kind::Bind(bind) = &value.kind
+                && bind.port() != 0
             {
                 binds.push((name.as_str(), value.node, bind, protocol));
             }
@@ -220,24 +243,31 @@ fn cluster(root: &Fields, config: &Config, sink: &mut Sink) {
 /// openraft elects after the longest time-out and a random part; meanwhile no lease is renewed.
 fn timers(root: &Fields, config: &Config, sink: &mut Sink) {
     const MARGIN: Duration = Duration::from_millis(200);
-    let Some(fields) = root.object("cluster") else { return };
     let (_, election_max) = config.cluster.election;
     let election = election_max * 2 + MARGIN;
-    let lease = config.cluster.seat * 4 / 5;
-    if election < lease {
+    let shortest = config.ttl_min();
+    if election < shortest * 4 / 5 {
         return;
     }
-    if let Some(value) = fields.at("election").or_else(|| fields.at("seat")) {
+    let cluster = root.object("cluster");
+    let in_cluster = |key: &str| cluster.and_then(|fields| fields.at(key));
+    let (what, ttl) = match root.map("vips").iter().find(|(name, _)| {
+        shortest < config.cluster.seat && config.vips.get(name).is_some_and(|vip| vip.ttl == shortest)
+    }) {
+        Some((name, vip)) => {
+            (shown(&format!("vips.{name}.ttl")), vip.as_object().and_then(|fields| fields.at("ttl")))
+        }
+        None => ("`seat`".to_owned(), in_cluster("seat")),
+    };
+    if let Some(value) = in_cluster("election").or(ttl) {
         let message = format!(
             "an election may outlast leases: 2 × {} + {} should lie under 0.8 × {}, the smallest TTL",
             duration_text(election_max),
             duration_text(MARGIN),
-            duration_text(config.cluster.seat)
+            duration_text(shortest)
         );
-        sink.report(
-            Place::Value(value.node),
-            Fault::new(message).help("shorten `election` or lengthen `seat`"),
-        );
+        let help = format!("shorten `election` or lengthen {what}");
+        sink.report(Place::Value(value.node), Fault::new(message).help(help));
     }
 }
 

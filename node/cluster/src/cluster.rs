@@ -152,6 +152,8 @@ impl Cluster {
             ttl: feed.ttl.clone(),
             applied: Arc::new(move || in_force.borrow().revision),
             draining: draining_seen,
+            wishes: watch::channel(Arc::default()).1,
+            rules: feed.rules.clone(),
             shutdown: stop.child_token(),
         });
         raft.set_lease_handler(Arc::new(seats.clone()));

@@ -4,7 +4,7 @@
 //! Invariant: what [`Feed::in_force`] shows is served by every worker of the plane. A document that
 //! this release can't read (written by a newer one) leaves the last revision in force.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +15,9 @@ use trestle_config::{Config, Document, Source};
 use trestle_dataplane::{Install, Plane};
 use trestle_raft_store::types::{NodeId, Revision, State};
 
-use crate::lease::core::TtlHistory;
+use crate::lease::core::{TtlHistory, Ttls, VIP_TTL_MAX};
+use crate::lease::vips::VipName;
+use crate::vip::choice::VipRules;
 
 /// Between two tries of a listener that can't bind.
 const BIND_AGAIN: Duration = Duration::from_secs(2);
@@ -53,7 +55,12 @@ pub(crate) struct Feed {
     /// Cluster addresses of the other members, `host:port`.
     pub(crate) seeds: watch::Receiver<Vec<String>>,
     pub(crate) ttl: watch::Receiver<TtlHistory>,
+    /// Who may own which VIP, by the newest revision that could be read.
+    pub(crate) rules: watch::Receiver<Arc<Rules>>,
 }
+
+/// A revision, and what it says of who may own which VIP.
+pub(crate) type Rules = (u64, BTreeMap<VipName, VipRules>);
 
 /// The feeder before its task runs.
 pub(crate) struct Feeder {
@@ -65,6 +72,7 @@ pub(crate) struct Feeder {
     members: watch::Sender<BTreeSet<NodeId>>,
     seeds: watch::Sender<Vec<String>>,
     ttl: watch::Sender<TtlHistory>,
+    rules: watch::Sender<Arc<Rules>>,
 }
 
 impl Feeder {
@@ -79,7 +87,8 @@ impl Feeder {
         let (members, members_seen) = watch::channel(BTreeSet::new());
         let (seeds, seeds_seen) = watch::channel(Vec::new());
         let (ttl, ttl_seen) = watch::channel(TtlHistory::new(cluster.seat));
-        let feeder = Self { plane, in_force, config, problem, voters, members, seeds, ttl };
+        let (rules, rules_seen) = watch::channel(Arc::default());
+        let feeder = Self { plane, in_force, config, problem, voters, members, seeds, ttl, rules };
         feeder.take(state).await;
         let feed = Feed {
             in_force: in_force_seen,
@@ -89,6 +98,7 @@ impl Feeder {
             members: members_seen,
             seeds: seeds_seen,
             ttl: ttl_seen,
+            rules: rules_seen,
         };
         (feeder, feed)
     }
@@ -127,7 +137,12 @@ impl Feeder {
         let mut read = read(unseen).await;
         // Every revision counts for leases, also one that was replaced before this node saw it: some
         // may have been granted by it.
-        let ttls: Vec<_> = read.iter().map(|(number, document)| (*number, ttl(document.as_ref()))).collect();
+        let ttls: Vec<(u64, Ttls)> =
+            read.iter().map(|(number, document)| (*number, ttls(document.as_ref()))).collect();
+        if let Some((revision, Ok(document))) = read.last() {
+            // Before the TTLs: a VIP is renewed by a revision only when it is known who may own it.
+            self.rules.send_replace(Arc::new((*revision, rules(document.config()))));
+        }
         match read.pop() {
             Some((revision, Ok(document))) => self.install(state, revision, document).await,
             Some((revision, Err(error))) => {
@@ -189,9 +204,22 @@ async fn read(revisions: Vec<Arc<Revision>>) -> Vec<(u64, Result<Document, Strin
     }
 }
 
-/// The TTL of seats by a document. One that can't be read here must not cut short what others grant by it.
-fn ttl(document: Result<&Document, &String>) -> Duration {
-    document.map_or(Duration::from_secs(10), |document| document.config().cluster.seat)
+/// The TTLs that a document rules. One that can't be read here must not cut short what others grant
+/// by it; nor does this node grant VIPs by it, since it knows of none.
+fn ttls(document: Result<&Document, &String>) -> Ttls {
+    let Ok(document) = document else { return Ttls::from(Duration::from_secs(10)) };
+    let config = document.config();
+    let vips = config.vips.iter().map(|(name, vip)| (VipName::from(name.as_str()), vip.ttl.min(VIP_TTL_MAX)));
+    Ttls { seat: config.cluster.seat, vips: vips.collect() }
+}
+
+fn rules(config: &Config) -> BTreeMap<VipName, VipRules> {
+    let rules = |vip: &trestle_config::model::Vip| VipRules {
+        nodes: vip.nodes.clone(),
+        prefer: vip.prefer.clone(),
+        preempt: vip.preempt,
+    };
+    config.vips.iter().map(|(name, vip)| (VipName::from(name.as_str()), rules(vip))).collect()
 }
 
 /// The document of a revision; the error holds every problem in it.

@@ -22,6 +22,7 @@ pub mod lease;
 pub mod membership;
 pub mod raft;
 pub mod rendezvous;
+pub mod vip;
 
 pub use change::{Applied, ChangeError, Consistency};
 pub use cluster::{Cluster, Ended, StartError};

@@ -8,6 +8,7 @@
 pub mod clock;
 pub mod core;
 pub mod seats;
+pub mod vips;
 
 use std::sync::Arc;
 

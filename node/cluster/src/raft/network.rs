@@ -276,7 +276,10 @@ fn command_weight(command: &Command) -> usize {
         | Command::UpdateNode { profile: node, .. } => {
             node.name.len() + node.cluster.len() + node.admin.len() + node.version.len()
         }
-        Command::Expel { .. }
+        Command::GiveVip { vip, owner, .. } => vip.len() + 32 + 20 * owner.via.len(),
+        Command::TakeVip { vip, .. } | Command::MoveVip { vip, .. } => vip.len(),
+        Command::DrainNode { .. }
+        | Command::Expel { .. }
         | Command::SetRole { .. }
         | Command::Seat { .. }
         | Command::Unseat { .. }

@@ -20,6 +20,8 @@ pub struct Ask {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Lease {
     epoch: u64,
+    /// When the renewal was sent.
+    sent: BootTime,
     until: BootTime,
 }
 
@@ -58,6 +60,11 @@ impl Default for Holder {
 impl Holder {
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// One that was given `epoch` already, and takes no lower one.
+    pub fn of_epoch(epoch: u64) -> Self {
+        Self { epoch, epoch_min: epoch, ..Self::new() }
     }
 
     pub(crate) fn with_rules(rules: Rules) -> Self {
@@ -102,7 +109,7 @@ impl Holder {
         match (answer, self.phase) {
             (Answer::Granted { epoch, ttl }, Phase::Active) if epoch >= self.epoch_min => {
                 let from = if self.rules.count_from_sending { sent } else { now };
-                self.lease = Some(Lease { epoch, until: from + ttl });
+                self.lease = Some(Lease { epoch, sent, until: from + ttl });
                 (self.epoch, self.epoch_min) = (epoch, epoch);
             }
             (Answer::Granted { .. }, _) => return,
@@ -157,6 +164,11 @@ impl Holder {
     /// End of the last lease, if it was not lost before.
     pub fn until(&self) -> Option<BootTime> {
         self.lease.map(|lease| lease.until)
+    }
+
+    /// When the renewal behind the last lease was sent, if it was not lost before.
+    pub fn sent(&self) -> Option<BootTime> {
+        self.lease.map(|lease| lease.sent)
     }
 
     /// Epoch of the last lease; 0: none, or lost.

@@ -1,6 +1,6 @@
 //! The lease protocol as a pure function of state, event and `now`.
 //!
-//! A lease lets one process (a *session*) count on something (a *key*: a node's seat; later a VIP)
+//! A lease lets one process (a *session*) count on something (a *key*: a node's seat, a VIP)
 //! until a moment that it can check by its own clock. [`Table`] decides at the Raft leader who is
 //! granted what, [`Holder`] knows at the node until when it may count on it. The invariant:
 //!
@@ -32,15 +32,19 @@ mod simulation;
 
 pub use holder::{Ask, Holder};
 pub use table::{Action, Answer, Change, Claim, Event, Held, Proposal, Refused, Table};
-pub use ttl::{DRIFT, TtlHistory, TtlInForce, TtlRecord, with_drift};
+pub use ttl::{DRIFT, TtlHistory, TtlInForce, TtlRecord, Ttls, VIP_TTL_MAX, with_drift};
+
+use std::sync::Arc;
 
 use trestle_raft_store::types::NodeId;
 
 /// What is leased.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Resource {
-    /// A node's right to count as alive and in touch with the quorum.
+    /// A node's right to count as alive and in touch with the quorum. Whoever asks gets it.
     Seat(NodeId),
+    /// The right to hold a virtual IP. The leader gives it to whom it has chosen ([`Event::Assign`]).
+    Vip(Arc<str>),
 }
 
 /// The rules of the protocol. All hold; tests take one out to see that it is needed.

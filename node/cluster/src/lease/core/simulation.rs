@@ -59,7 +59,7 @@ impl Agreed {
     fn apply(&mut self, index: u64, command: Command) {
         match command {
             Command::Change { node, to: Change::Give { session, .. } } => {
-                self.seats.insert(node, Held { node, session, epoch: index });
+                self.seats.insert(node, Held { node, session, epoch: index, slack: Duration::ZERO });
             }
             Command::Change { node, to: Change::Take { epoch, .. } } => {
                 if self.seats.get(&node).is_some_and(|held| held.epoch == epoch) {
@@ -109,7 +109,7 @@ enum Happening {
 }
 
 struct Node {
-    table: Table<Resource>,
+    table: Table,
     holder: Holder,
     session: Uuid,
     life: u64,
@@ -463,14 +463,14 @@ impl World {
 
     // === the two halves ===
 
-    fn table(&mut self, node: u64, event: Event<Resource>) {
+    fn table(&mut self, node: u64, event: Event) {
         let now = self.clock(node);
         for action in self.node(node).table.handle(now, event) {
             self.act(node, action);
         }
     }
 
-    fn act(&mut self, node: u64, action: Action<Resource>) {
+    fn act(&mut self, node: u64, action: Action) {
         let life = self.nodes[node as usize].life;
         match action {
             Action::StartRound { round } => {
@@ -491,6 +491,7 @@ impl World {
                     self.after(delay, Happening::Reply { to, session, ask, answer });
                 }
             }
+            Action::Propose { key: Resource::Vip(_), .. } => unreachable!("there are seats only"),
             Action::Propose { change, term, key: Resource::Seat(of), to } => {
                 let command = Command::Change { node: of, to };
                 let at = (self.now + self.delay()).max(self.nodes[node as usize].last_append);

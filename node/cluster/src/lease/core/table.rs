@@ -18,7 +18,7 @@ use std::time::Duration;
 use trestle_raft_store::types::NodeId;
 use uuid::Uuid;
 
-use super::{Rules, TtlInForce, TtlRecord, with_drift};
+use super::{Resource, Rules, TtlInForce, TtlRecord, VIP_TTL_MAX, with_drift};
 use crate::lease::clock::BootTime;
 
 /// Renewals that wait for a round. A node has few on the way; beyond this they are refused.
@@ -30,6 +30,8 @@ pub struct Held {
     pub node: NodeId,
     pub session: Uuid,
     pub epoch: u64,
+    /// How long what the lease stands for may outlive it at the holder.
+    pub slack: Duration,
 }
 
 /// A renewal, as its sender puts it.
@@ -44,7 +46,7 @@ pub struct Claim {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event<K> {
+pub enum Event {
     /// This node leads in `term`. Seen again for the same term: as if newly elected.
     BecameLeader {
         term: u64,
@@ -53,8 +55,17 @@ pub enum Event<K> {
     /// A renewal arrived. `token` names it in the answer.
     Renewal {
         token: u64,
-        key: K,
+        key: Resource,
         claim: Claim,
+    },
+    /// Renewals that came in one message: one round serves them all.
+    Renewals(Vec<(u64, Resource, Claim)>),
+    /// The leader has chosen who is to have the key: proposed if no lease of another can be alive;
+    /// else nothing happens, and it may be said again.
+    Assign {
+        key: Resource,
+        node: NodeId,
+        session: Uuid,
     },
     /// The round that was asked for has ended; confirmed: this node led after it had begun, and
     /// whatever was committed then was reported before this.
@@ -66,7 +77,7 @@ pub enum Event<K> {
     Committed {
         applied: u64,
         revision: u64,
-        held: BTreeMap<K, Held>,
+        held: BTreeMap<Resource, Held>,
     },
     /// What became of a proposal.
     Proposed {
@@ -76,7 +87,7 @@ pub enum Event<K> {
     Ttl(TtlInForce),
     /// Nothing more is granted for the key until `until`, and it is taken back as soon as it may be.
     Vacate {
-        key: K,
+        key: Resource,
         until: BootTime,
     },
     /// Time has passed; about ten in a TTL.
@@ -94,8 +105,8 @@ pub enum Proposal {
     Unknown,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action<K> {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
     /// Start a new quorum round now.
     StartRound {
         round: u64,
@@ -108,7 +119,7 @@ pub enum Action<K> {
     Propose {
         change: u64,
         term: u64,
-        key: K,
+        key: Resource,
         to: Change,
     },
 }
@@ -149,10 +160,10 @@ pub enum Refused {
     NotHeld,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Waiting<K> {
+#[derive(Clone, Debug)]
+struct Waiting {
     token: u64,
-    key: K,
+    key: Resource,
     claim: Claim,
     held_at_arrival: Option<Held>,
 }
@@ -178,31 +189,31 @@ struct Pending {
     again: Option<BootTime>,
 }
 
-struct Lead<K> {
+struct Lead {
     term: u64,
     since: BootTime,
     /// A round of this term has succeeded: the state known here holds all that earlier leaders did.
     confirmed: bool,
-    entries: BTreeMap<K, Entry>,
-    waiting: Vec<Waiting<K>>,
-    round: Option<(u64, Vec<Waiting<K>>)>,
+    entries: BTreeMap<Resource, Entry>,
+    waiting: Vec<Waiting>,
+    round: Option<(u64, Vec<Waiting>)>,
 }
 
 /// See the module.
-pub struct Table<K> {
+pub struct Table {
     rules: Rules,
     ttl: TtlRecord,
     applied: u64,
     revision: u64,
-    held: BTreeMap<K, Held>,
+    held: BTreeMap<Resource, Held>,
     /// Rounds and changes share one sequence, over all terms: late results match nothing.
     last_id: u64,
-    lead: Option<Lead<K>>,
+    lead: Option<Lead>,
     /// Term and entries of the time when this node led last.
-    last_lead: Option<(u64, BTreeMap<K, Entry>)>,
+    last_lead: Option<(u64, BTreeMap<Resource, Entry>)>,
 }
 
-impl<K: Copy + Ord> Table<K> {
+impl Table {
     pub fn new(now: BootTime, ttl: TtlInForce) -> Self {
         Self::with_rules(now, ttl, Rules::ALL)
     }
@@ -213,14 +224,16 @@ impl<K: Copy + Ord> Table<K> {
         Self { rules, ttl, applied: 0, revision: 0, held, last_id: 0, lead: None, last_lead: None }
     }
 
-    pub fn handle(&mut self, now: BootTime, event: Event<K>) -> Vec<Action<K>> {
+    pub fn handle(&mut self, now: BootTime, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
         match event {
             Event::BecameLeader { term } => self.became_leader(now, term, &mut actions),
             Event::LostLeadership => self.lost_leadership(&mut actions),
-            Event::Renewal { token, key, claim } => self.renewal(token, key, claim, &mut actions),
+            Event::Renewal { token, key, claim } => self.renewals([(token, key, claim)], &mut actions),
+            Event::Renewals(renewals) => self.renewals(renewals, &mut actions),
+            Event::Assign { key, node, session } => self.assign(now, key, node, session, &mut actions),
             Event::RoundDone { round, confirmed } => self.round_done(now, round, confirmed, &mut actions),
-            Event::Committed { applied, revision, held } => self.committed(applied, revision, held),
+            Event::Committed { applied, revision, held } => self.committed(now, applied, revision, held),
             Event::Proposed { change, outcome } => self.proposed(now, change, outcome),
             Event::Ttl(next) => self.ttl.set(now, next),
             Event::Vacate { key, until } => self.vacate(key, until),
@@ -229,9 +242,9 @@ impl<K: Copy + Ord> Table<K> {
         actions
     }
 
-    /// Present TTL of what is granted.
+    /// The shortest TTL of what is granted.
     pub fn ttl(&self) -> Duration {
-        self.ttl.current()
+        self.ttl.shortest()
     }
 
     /// The revision whose TTL that is.
@@ -239,7 +252,7 @@ impl<K: Copy + Ord> Table<K> {
         self.ttl.revision()
     }
 
-    fn became_leader(&mut self, now: BootTime, term: u64, actions: &mut Vec<Action<K>>) {
+    fn became_leader(&mut self, now: BootTime, term: u64, actions: &mut Vec<Action>) {
         self.lost_leadership(actions);
         // What was proposed in this very term may still land in it.
         let mut entries = match self.last_lead.take() {
@@ -254,39 +267,47 @@ impl<K: Copy + Ord> Table<K> {
         self.start_round(actions);
     }
 
-    fn lost_leadership(&mut self, actions: &mut Vec<Action<K>>) {
+    fn lost_leadership(&mut self, actions: &mut Vec<Action>) {
         let Some(lead) = self.lead.take() else { return };
         let in_round = lead.round.into_iter().flat_map(|(_, waiting)| waiting);
         actions.extend(in_round.chain(lead.waiting).map(|w| refuse_unsure(&w, Refused::NotLeader)));
         self.last_lead = Some((lead.term, lead.entries));
     }
 
-    fn renewal(&mut self, token: u64, key: K, claim: Claim, actions: &mut Vec<Action<K>>) {
-        let waiting = Waiting { token, key, claim, held_at_arrival: self.held.get(&key).copied() };
-        let Some(lead) = &mut self.lead else {
-            actions.push(refuse_unsure(&waiting, Refused::NotLeader));
-            return;
-        };
-        match &mut lead.round {
-            Some((_, in_round)) if !self.rules.start_round_after_arrival => in_round.push(waiting),
-            _ if lead.waiting.len() >= WAITING_MAX => actions.push(refuse_unsure(&waiting, Refused::Busy)),
-            Some(_) => lead.waiting.push(waiting),
-            None => {
-                lead.waiting.push(waiting);
-                self.start_round(actions);
+    fn renewals(
+        &mut self,
+        renewals: impl IntoIterator<Item = (u64, Resource, Claim)>,
+        actions: &mut Vec<Action>,
+    ) {
+        for (token, key, claim) in renewals {
+            let held_at_arrival = self.held.get(&key).copied();
+            let waiting = Waiting { token, key, claim, held_at_arrival };
+            let Some(lead) = &mut self.lead else {
+                actions.push(refuse_unsure(&waiting, Refused::NotLeader));
+                continue;
+            };
+            match &mut lead.round {
+                Some((_, in_round)) if !self.rules.start_round_after_arrival => in_round.push(waiting),
+                _ if lead.waiting.len() >= WAITING_MAX => {
+                    actions.push(refuse_unsure(&waiting, Refused::Busy))
+                }
+                _ => lead.waiting.push(waiting),
             }
+        }
+        if self.lead.as_ref().is_some_and(|lead| lead.round.is_none() && !lead.waiting.is_empty()) {
+            self.start_round(actions);
         }
     }
 
     /// For those who wait now; who comes later waits for the next.
-    fn start_round(&mut self, actions: &mut Vec<Action<K>>) {
+    fn start_round(&mut self, actions: &mut Vec<Action>) {
         let Some(lead) = &mut self.lead else { return };
         self.last_id += 1;
         lead.round = Some((self.last_id, std::mem::take(&mut lead.waiting)));
         actions.push(Action::StartRound { round: self.last_id });
     }
 
-    fn round_done(&mut self, now: BootTime, round: u64, confirmed: bool, actions: &mut Vec<Action<K>>) {
+    fn round_done(&mut self, now: BootTime, round: u64, confirmed: bool, actions: &mut Vec<Action>) {
         let Some(lead) = &mut self.lead else { return };
         let Some((_, renewals)) = lead.round.take_if(|(id, _)| *id == round) else { return };
         lead.confirmed |= confirmed;
@@ -303,7 +324,7 @@ impl<K: Copy + Ord> Table<K> {
     }
 
     /// After the round: what is committed now counts, not what was when the renewal arrived.
-    fn decide(&mut self, now: BootTime, waiting: Waiting<K>, actions: &mut Vec<Action<K>>) {
+    fn decide(&mut self, now: BootTime, waiting: Waiting, actions: &mut Vec<Action>) {
         let Waiting { token, key, claim, .. } = waiting;
         let held = if self.rules.look_again_after_round {
             self.held.get(&key).copied()
@@ -313,8 +334,18 @@ impl<K: Copy + Ord> Table<K> {
         let own = held.filter(|h| (h.node, h.session) == (claim.node, claim.session));
         let own_epoch = own.map_or(0, |h| h.epoch);
         let refuse = |why| Action::Answer { token, answer: Answer::Refused { epoch: own_epoch, why } };
-        let entry = self.entry(key);
+        let vip = matches!(key, Resource::Vip(_));
+        let entry = self.entry(&key);
         let (change, vacating) = (entry.change, now < entry.vacate_until);
+        let let_go = own.is_some_and(|own| entry.released == Some(own.epoch));
+        if let Some(own) = own
+            && vip
+            && claim.release
+            && claim.epoch == own.epoch
+        {
+            // Noted also while a change is on its way: it need not be waited for any more.
+            entry.released = Some(own.epoch);
+        }
         if let Some(pending) = change
             && self.rules.freeze_on_change
         {
@@ -322,19 +353,21 @@ impl<K: Copy + Ord> Table<K> {
             return;
         }
         match own {
+            // Whoever is chosen next gets it in one step; if there is nobody, the next tick takes it.
+            Some(_) if claim.release && vip => actions.push(refuse(Refused::BeingTaken)),
             Some(own) if claim.release => {
                 if claim.epoch == own.epoch {
-                    self.entry(key).released = Some(own.epoch);
+                    self.entry(&key).released = Some(own.epoch);
                     self.propose(key, Change::Take { node: own.node, epoch: own.epoch }, actions);
                 }
                 actions.push(refuse(Refused::BeingTaken));
             }
-            Some(_) if vacating => actions.push(refuse(Refused::BeingTaken)),
+            Some(_) if vacating || (let_go && vip) => actions.push(refuse(Refused::BeingTaken)),
             Some(own) if claim.epoch > own.epoch => actions.push(refuse(Refused::NotHeld)),
-            Some(own) => actions.push(Action::Answer { token, answer: self.grant(now, key, own) }),
-            None if claim.release || vacating => actions.push(refuse(Refused::NotHeld)),
+            Some(own) => actions.push(Action::Answer { token, answer: self.grant(now, &key, own) }),
+            None if claim.release || vacating || vip => actions.push(refuse(Refused::NotHeld)),
             None => {
-                let ends = self.no_lease_from(now, key, held);
+                let ends = self.no_lease_from(now, &key, held);
                 if held.is_some() && self.ttl.revision() < self.revision {
                     actions.push(refuse(Refused::CatchingUp));
                 } else if held.is_some() && ends > now {
@@ -347,13 +380,46 @@ impl<K: Copy + Ord> Table<K> {
         }
     }
 
+    /// Epoch under which the key is held, as far as this table has seen; 0: none.
+    pub fn epoch(&self, key: &Resource) -> u64 {
+        self.held.get(key).map_or(0, |held| held.epoch)
+    }
+
+    /// Whether the key could go to somebody else now: nobody's lease can be alive, and no change is
+    /// on its way.
+    pub fn is_free(&self, now: BootTime, key: &Resource) -> bool {
+        let Some(lead) = &self.lead else { return false };
+        let held = self.held.get(key).copied();
+        let changing = lead.entries.get(key).is_some_and(|entry| entry.change.is_some());
+        lead.confirmed
+            && !changing
+            && self.ttl.revision() >= self.revision
+            && self.no_lease_from(now, key, held) <= now
+    }
+
+    fn assign(
+        &mut self,
+        now: BootTime,
+        key: Resource,
+        node: NodeId,
+        session: Uuid,
+        actions: &mut Vec<Action>,
+    ) {
+        let vacating = self.lead.is_some() && now < self.entry(&key).vacate_until;
+        if !vacating && self.is_free(now, &key) {
+            self.propose(key, Change::Give { node, session }, actions);
+        }
+    }
+
     /// Records, then answers.
-    fn grant(&mut self, now: BootTime, key: K, held: Held) -> Answer {
+    fn grant(&mut self, now: BootTime, key: &Resource, held: Held) -> Answer {
         if self.ttl.revision() < self.revision {
             return Answer::Refused { epoch: held.epoch, why: Refused::CatchingUp };
         }
-        let ttl = self.ttl.current();
-        let ends = now + if self.rules.allow_for_drift { with_drift(ttl) } else { ttl };
+        let Some(ttl) = self.ttl.current(key) else {
+            return Answer::Refused { epoch: held.epoch, why: Refused::BeingTaken };
+        };
+        let ends = self.with_drift(now, ttl + held.slack);
         if self.rules.record_grants {
             let entry = self.entry(key);
             entry.ends = entry.ends.max(ends);
@@ -361,30 +427,37 @@ impl<K: Copy + Ord> Table<K> {
         Answer::Granted { epoch: held.epoch, ttl }
     }
 
+    fn with_drift(&self, from: BootTime, time: Duration) -> BootTime {
+        from + if self.rules.allow_for_drift { with_drift(time) } else { time }
+    }
+
     /// The moment from which no lease of the key's committed epoch can be alive, nor of an earlier
     /// one. With nothing committed there is none: the last one was waited for when it was taken.
-    fn no_lease_from(&self, now: BootTime, key: K, held: Option<Held>) -> BootTime {
+    fn no_lease_from(&self, now: BootTime, key: &Resource, held: Option<Held>) -> BootTime {
         let (Some(lead), Some(held)) = (&self.lead, held) else { return now };
-        let entry = lead.entries.get(&key).copied().unwrap_or_default();
+        let entry = lead.entries.get(key).copied().unwrap_or_default();
         if entry.released == Some(held.epoch) {
             return now;
         }
-        let longest = if self.rules.keep_longer_ttl { self.ttl.longest(now) } else { self.ttl.current() };
-        let predecessors =
-            lead.since + if self.rules.allow_for_drift { with_drift(longest) } else { longest };
+        let current = || self.ttl.current(key).unwrap_or_default();
+        let longest = if self.rules.keep_longer_ttl { self.ttl.longest(key, now) } else { current() };
+        // A name that no revision of late had: whatever was granted for it, it was not longer than this.
+        let longest = if longest.is_zero() { VIP_TTL_MAX } else { longest };
+        let predecessors = self.with_drift(lead.since, longest + held.slack);
         if self.rules.wait_out_predecessor { entry.ends.max(predecessors) } else { entry.ends }
     }
 
-    fn propose(&mut self, key: K, to: Change, actions: &mut Vec<Action<K>>) {
+    fn propose(&mut self, key: Resource, to: Change, actions: &mut Vec<Action>) {
         self.last_id += 1;
         let id = self.last_id;
         let Some(lead) = &mut self.lead else { return };
-        lead.entries.entry(key).or_default().change = Some(Pending { id, to, index: None, again: None });
+        lead.entries.entry(key.clone()).or_default().change =
+            Some(Pending { id, to, index: None, again: None });
         actions.push(Action::Propose { change: id, term: lead.term, key, to });
     }
 
     fn proposed(&mut self, now: BootTime, change: u64, outcome: Proposal) {
-        let again = now + self.ttl.current() / 5;
+        let again = now + self.ttl.shortest() / 5;
         let applied = self.applied;
         let Some(lead) = &mut self.lead else { return };
         let mut entries = lead.entries.values_mut();
@@ -401,24 +474,33 @@ impl<K: Copy + Ord> Table<K> {
         }
     }
 
-    fn committed(&mut self, applied: u64, revision: u64, held: BTreeMap<K, Held>) {
+    fn committed(&mut self, now: BootTime, applied: u64, revision: u64, held: BTreeMap<Resource, Held>) {
         if applied < self.applied {
             return;
         }
-        (self.applied, self.revision, self.held) = (applied, revision, held);
+        let before = std::mem::replace(&mut self.held, held);
+        (self.applied, self.revision) = (applied, revision);
         let Some(lead) = &mut self.lead else { return };
         for entry in lead.entries.values_mut() {
             entry.change = entry.change.filter(|c| c.index.is_none_or(|index| index > applied));
         }
-    }
-
-    fn vacate(&mut self, key: K, until: BootTime) {
-        if self.lead.is_some() {
-            self.entry(key).vacate_until = until;
+        for (key, held) in &self.held {
+            let new = before.get(key).is_none_or(|old| old.epoch != held.epoch);
+            if new && let (Resource::Vip(_), Some(ttl)) = (key, self.ttl.current(key)) {
+                // Who was chosen has to hear of it before it can ask.
+                let entry = lead.entries.entry(key.clone()).or_default();
+                entry.ends = entry.ends.max(now + ttl / 2);
+            }
         }
     }
 
-    fn tick(&mut self, now: BootTime, actions: &mut Vec<Action<K>>) {
+    fn vacate(&mut self, key: Resource, until: BootTime) {
+        if self.lead.is_some() {
+            self.entry(&key).vacate_until = until;
+        }
+    }
+
+    fn tick(&mut self, now: BootTime, actions: &mut Vec<Action>) {
         let Some(lead) = &self.lead else { return };
         if !lead.confirmed {
             if lead.round.is_none() {
@@ -430,8 +512,8 @@ impl<K: Copy + Ord> Table<K> {
             return;
         }
         let term = lead.term;
-        let ended: Vec<(K, Held)> =
-            self.held.iter().filter(|(k, h)| self.has_ended(now, **k, **h)).map(|(k, h)| (*k, *h)).collect();
+        let ended = self.held.iter().filter(|(key, held)| self.has_ended(now, key, **held));
+        let ended: Vec<_> = ended.map(|(key, held)| (key.clone(), *held)).collect();
         for (key, held) in ended {
             self.propose(key, Change::Take { node: held.node, epoch: held.epoch }, actions);
         }
@@ -446,24 +528,25 @@ impl<K: Copy + Ord> Table<K> {
             {
                 self.last_id += 1;
                 *pending = Pending { id: self.last_id, to: pending.to, index: None, again: None };
-                actions.push(Action::Propose { change: pending.id, term, key: *key, to: pending.to });
+                actions.push(Action::Propose { change: pending.id, term, key: key.clone(), to: pending.to });
             }
         }
     }
 
     /// A seat whose lease has ended, whose holder does not wait for an answer, and which nobody is
     /// changing.
-    fn has_ended(&self, now: BootTime, key: K, held: Held) -> bool {
+    fn has_ended(&self, now: BootTime, key: &Resource, held: Held) -> bool {
         let Some(lead) = &self.lead else { return false };
-        let entry = lead.entries.get(&key).copied().unwrap_or_default();
+        let entry = lead.entries.get(key).copied().unwrap_or_default();
         let in_round = lead.round.iter().flat_map(|(_, waiting)| waiting);
-        let asks = in_round.chain(&lead.waiting).any(|w| w.key == key && w.claim.session == held.session);
+        let asks = in_round.chain(&lead.waiting).any(|w| w.key == *key && w.claim.session == held.session);
         let asks = asks && now >= entry.vacate_until;
         entry.change.is_none() && !asks && now >= self.no_lease_from(now, key, Some(held))
     }
 
-    fn entry(&mut self, key: K) -> &mut Entry {
-        self.lead.as_mut().expect("asked for entries while leading only").entries.entry(key).or_default()
+    fn entry(&mut self, key: &Resource) -> &mut Entry {
+        let lead = self.lead.as_mut().expect("asked for entries while leading only");
+        lead.entries.entry(key.clone()).or_default()
     }
 }
 
@@ -477,7 +560,7 @@ impl Change {
 }
 
 /// Refused by somebody who can't tell what is held.
-fn refuse_unsure<K>(waiting: &Waiting<K>, why: Refused) -> Action<K> {
+fn refuse_unsure(waiting: &Waiting, why: Refused) -> Action {
     Action::Answer { token: waiting.token, answer: Answer::Refused { epoch: waiting.claim.epoch, why } }
 }
 

@@ -1,7 +1,10 @@
 //! How long leases last, and how long they may still last after a change of that.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::Resource;
 use crate::lease::clock::BootTime;
 
 /// Two nodes' clocks differ in speed by less than one part in this many. NTP slews by 1/2,000 and
@@ -14,11 +17,42 @@ pub fn with_drift(time: Duration) -> Duration {
     time.saturating_add(time / DRIFT)
 }
 
+/// A VIP's lease is granted for this long at most.
+pub const VIP_TTL_MAX: Duration = Duration::from_secs(60);
+
+/// What one revision rules.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ttls {
+    pub seat: Duration,
+    pub vips: BTreeMap<Arc<str>, Duration>,
+}
+
+impl Ttls {
+    fn of(&self, key: &Resource) -> Option<Duration> {
+        match key {
+            Resource::Seat(_) => Some(self.seat),
+            Resource::Vip(name) => self.vips.get(name).copied(),
+        }
+    }
+
+    /// The shortest: who renews at its pace renews all.
+    pub fn shortest(&self) -> Duration {
+        self.vips.values().copied().fold(self.seat, Duration::min)
+    }
+}
+
+impl From<Duration> for Ttls {
+    /// Seats only.
+    fn from(seat: Duration) -> Self {
+        Self { seat, vips: BTreeMap::new() }
+    }
+}
+
 /// TTLs of the newest revisions: one that was in force for a moment only may have been granted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TtlHistory {
-    /// Revision and TTL, oldest first; never empty, at most [`TtlHistory::KEPT`].
-    entries: Vec<(u64, Duration)>,
+    /// Revision and TTLs, oldest first; never empty, at most [`TtlHistory::KEPT`].
+    entries: Vec<(u64, Arc<Ttls>)>,
 }
 
 impl TtlHistory {
@@ -26,15 +60,16 @@ impl TtlHistory {
     pub const KEPT: usize = 16;
 
     /// Before the first revision (0).
-    pub fn new(ttl: Duration) -> Self {
-        Self { entries: vec![(0, ttl)] }
+    pub fn new(ttl: impl Into<Ttls>) -> Self {
+        Self { entries: vec![(0, Arc::new(ttl.into()))] }
     }
 
     /// With newer revisions, oldest first. Those that are known already are skipped.
-    pub fn extended(&self, newer: impl IntoIterator<Item = (u64, Duration)>) -> Self {
+    pub fn extended<T: Into<Ttls>>(&self, newer: impl IntoIterator<Item = (u64, T)>) -> Self {
         let mut entries = self.entries.clone();
         let last = self.revision();
-        entries.extend(newer.into_iter().filter(|(revision, _)| *revision > last));
+        let newer = newer.into_iter().filter(|(revision, _)| *revision > last);
+        entries.extend(newer.map(|(revision, ttls)| (revision, Arc::new(ttls.into()))));
         entries.drain(..entries.len().saturating_sub(Self::KEPT));
         Self { entries }
     }
@@ -44,66 +79,117 @@ impl TtlHistory {
         self.entries.last().map_or(0, |(revision, _)| *revision)
     }
 
+    /// What the newest revision rules.
+    pub fn newest(&self) -> &Ttls {
+        &self.entries.last().expect("a history is never empty").1
+    }
+
+    /// The longest TTL of seats in it.
+    pub fn longest_seat(&self) -> Duration {
+        self.entries.iter().map(|(_, ttls)| ttls.seat).max().unwrap_or_default()
+    }
+
     /// What who has seen `revision` must learn.
     pub fn since(&self, revision: u64) -> TtlInForce {
-        let (last, ttl) = self.entries.last().copied().unwrap_or_default();
-        let unseen = self.entries.iter().filter(|(r, _)| *r > revision);
-        TtlInForce { revision: last, ttl, longest: unseen.map(|(_, ttl)| *ttl).fold(ttl, Duration::max) }
+        let unseen = self.entries.iter().filter(|(r, _)| *r > revision).map(|(_, ttls)| ttls.clone());
+        TtlInForce { revision: self.revision(), ttls: self.newest().clone(), unseen: unseen.collect() }
     }
 }
 
-/// The TTL that a config revision rules, and what came before it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The TTLs that a config revision rules, and what came before it.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TtlInForce {
     /// The revision that was read for it.
     pub revision: u64,
-    pub ttl: Duration,
-    /// The longest of the revisions since the last that was learned, this one too.
-    pub longest: Duration,
+    pub ttls: Ttls,
+    /// Those of the revisions since the last that was learned, this one too.
+    pub unseen: Vec<Arc<Ttls>>,
 }
 
-/// The TTL in force at a node that may lead, and the longest that a lease alive may have.
-#[derive(Clone, Copy, Debug)]
+impl TtlInForce {
+    /// The longest that may have been granted for the key.
+    fn longest(&self, key: &Resource) -> Duration {
+        self.unseen.iter().filter_map(|ttls| ttls.of(key)).chain(self.ttls.of(key)).max().unwrap_or_default()
+    }
+
+    fn keys(&self) -> BTreeSet<Resource> {
+        let vips = self.unseen.iter().flat_map(|ttls| ttls.vips.keys()).chain(self.ttls.vips.keys());
+        vips.map(|name| Resource::Vip(name.clone())).chain([SEATS]).collect()
+    }
+}
+
+/// Seats have one TTL, whosesoever they are.
+const SEATS: Resource = Resource::Seat(0);
+
+fn kind(key: &Resource) -> Resource {
+    match key {
+        Resource::Seat(_) => SEATS,
+        vip @ Resource::Vip(_) => vip.clone(),
+    }
+}
+
+/// The TTLs in force at a node that may lead, and the longest that a lease alive may have.
+#[derive(Clone, Debug)]
 pub struct TtlRecord {
     revision: u64,
-    current: Duration,
-    /// A longer TTL that was in force, and when the last lease by it has ended.
-    longer: Option<(Duration, BootTime)>,
+    current: Ttls,
+    /// Longer TTLs that were in force, and when the last lease by each has ended. Only names that
+    /// were in one of the last revisions.
+    longer: BTreeMap<Resource, (Duration, BootTime)>,
 }
 
 impl TtlRecord {
     pub fn new(now: BootTime, first: TtlInForce) -> Self {
-        let longer = (first.longest > first.ttl).then(|| (first.longest, now + with_drift(first.longest)));
-        Self { revision: first.revision, current: first.ttl, longer }
+        let longer = first.keys().into_iter().filter_map(|key| {
+            let longest = first.longest(&key);
+            let longer = first.ttls.of(&key).is_none_or(|ttl| longest > ttl);
+            longer.then(|| (key, (longest, now + with_drift(longest))))
+        });
+        Self { revision: first.revision, longer: longer.collect(), current: first.ttls.clone() }
     }
 
-    /// A newer revision's TTL was learned; an older one changes nothing. A leader that grants has seen every revision that was
-    /// committed before its quorum round, so leases by the old TTL were asked for before now.
+    /// A newer revision's TTLs were learned; an older one changes nothing. A leader that grants has
+    /// seen every revision that was committed before its quorum round, so leases by the old TTL were
+    /// asked for before now.
     pub fn set(&mut self, now: BootTime, next: TtlInForce) {
         if next.revision <= self.revision {
             return;
         }
-        let longest = self.longest(now).max(next.longest);
-        if longest > next.ttl && (next.ttl != self.current || next.longest > next.ttl) {
-            self.longer = Some((longest, now + with_drift(longest)));
+        self.longer.retain(|_, (_, until)| now < *until);
+        let known: BTreeSet<_> = self.current.vips.keys().map(|name| Resource::Vip(name.clone())).collect();
+        for key in next.keys().into_iter().chain(known).collect::<BTreeSet<_>>() {
+            let (before, after) = (self.current.of(&key), next.ttls.of(&key));
+            let unseen = next.longest(&key);
+            let longest = self.longest(&key, now).max(unseen);
+            let shorter = after.is_none_or(|ttl| longest > ttl);
+            let changed = after != before || after.is_none_or(|ttl| unseen > ttl);
+            if shorter && changed && !longest.is_zero() {
+                self.longer.insert(key, (longest, now + with_drift(longest)));
+            }
         }
-        (self.revision, self.current) = (next.revision, next.ttl);
+        (self.revision, self.current) = (next.revision, next.ttls);
     }
 
     pub fn revision(&self) -> u64 {
         self.revision
     }
 
-    /// What is granted.
-    pub fn current(&self) -> Duration {
-        self.current
+    /// What is granted; none: the key is in no config any more.
+    pub fn current(&self, key: &Resource) -> Option<Duration> {
+        self.current.of(key)
     }
 
-    /// What a lease that is alive may have been granted with.
-    pub fn longest(&self, now: BootTime) -> Duration {
-        match self.longer {
-            Some((ttl, until)) if now < until => ttl.max(self.current),
-            _ => self.current,
+    /// The shortest of what is granted.
+    pub fn shortest(&self) -> Duration {
+        self.current.shortest()
+    }
+
+    /// What a lease that is alive may have been granted with; zero: there can be none.
+    pub fn longest(&self, key: &Resource, now: BootTime) -> Duration {
+        let current = self.current(key).unwrap_or_default();
+        match self.longer.get(&kind(key)) {
+            Some((ttl, until)) if now < *until => (*ttl).max(current),
+            _ => current,
         }
     }
 }
@@ -118,6 +204,15 @@ mod tests {
         BootTime::from_boot(Duration::from_secs(seconds))
     }
 
+    fn current(record: &TtlRecord) -> Duration {
+        record.current(&SEATS).expect("seats always have one")
+    }
+
+    fn vips(ttls: &[(&str, u64)]) -> Ttls {
+        let vips = ttls.iter().map(|(name, s)| (Arc::from(*name), Duration::from_secs(*s)));
+        Ttls { seat: SECOND, vips: vips.collect() }
+    }
+
     fn history(ttls: &[u64]) -> TtlHistory {
         let revisions = ttls.iter().enumerate().map(|(i, s)| (i as u64 + 1, Duration::from_secs(*s)));
         TtlHistory::new(ttls.first().map_or(SECOND, |s| Duration::from_secs(*s))).extended(revisions)
@@ -127,16 +222,16 @@ mod tests {
     fn a_lowered_ttl_counts_in_full_until_its_last_lease_has_ended() {
         let mut ttl = TtlRecord::new(at(0), history(&[5]).since(0));
         ttl.set(at(100), history(&[5, 1]).since(1));
-        assert_eq!(ttl.current(), SECOND);
-        assert_eq!(ttl.longest(at(105)), 5 * SECOND);
-        assert_eq!(ttl.longest(at(106)), SECOND);
+        assert_eq!(current(&ttl), SECOND);
+        assert_eq!(ttl.longest(&SEATS, at(105)), 5 * SECOND);
+        assert_eq!(ttl.longest(&SEATS, at(106)), SECOND);
     }
 
     #[test]
     fn a_raised_ttl_counts_at_once() {
         let mut ttl = TtlRecord::new(at(0), history(&[1]).since(0));
         ttl.set(at(100), history(&[1, 5]).since(1));
-        assert_eq!((ttl.current(), ttl.longest(at(100))), (5 * SECOND, 5 * SECOND));
+        assert_eq!((current(&ttl), ttl.longest(&SEATS, at(100))), (5 * SECOND, 5 * SECOND));
     }
 
     #[test]
@@ -144,16 +239,16 @@ mod tests {
         let mut ttl = TtlRecord::new(at(0), history(&[10]).since(0));
         ttl.set(at(100), history(&[10, 2]).since(1));
         ttl.set(at(101), history(&[10, 2, 1]).since(2));
-        assert_eq!(ttl.longest(at(110)), 10 * SECOND);
+        assert_eq!(ttl.longest(&SEATS, at(110)), 10 * SECOND);
         ttl.set(at(130), history(&[10, 2, 1, 3]).since(3));
-        assert_eq!(ttl.longest(at(131)), 3 * SECOND);
+        assert_eq!(ttl.longest(&SEATS, at(131)), 3 * SECOND);
     }
 
     #[test]
     fn a_ttl_that_was_skipped_counts() {
         let mut ttl = TtlRecord::new(at(0), history(&[1]).since(0));
         ttl.set(at(100), history(&[1, 30, 1]).since(1));
-        assert_eq!((ttl.current(), ttl.longest(at(120))), (SECOND, 30 * SECOND));
+        assert_eq!((current(&ttl), ttl.longest(&SEATS, at(120))), (SECOND, 30 * SECOND));
         ttl.set(at(121), history(&[1, 30]).since(1));
         assert_eq!(ttl.revision(), 3, "an older revision changes nothing");
     }
@@ -161,8 +256,32 @@ mod tests {
     #[test]
     fn a_node_that_starts_counts_the_ttls_it_finds_in_the_history() {
         let ttl = TtlRecord::new(at(50), history(&[1, 4, 2, 1]).since(0));
-        assert_eq!(ttl.longest(at(54)), 4 * SECOND);
-        assert_eq!(ttl.longest(at(55)), SECOND);
+        assert_eq!(ttl.longest(&SEATS, at(54)), 4 * SECOND);
+        assert_eq!(ttl.longest(&SEATS, at(55)), SECOND);
+    }
+
+    #[test]
+    fn a_vip_that_left_the_config_counts_until_its_last_lease_has_ended() {
+        let front = Resource::Vip(Arc::from("front"));
+        let before = TtlHistory::new(vips(&[])).extended([(1, vips(&[("front", 4)]))]);
+        let mut ttl = TtlRecord::new(at(0), before.since(0));
+        assert_eq!(ttl.current(&front), Some(4 * SECOND));
+        ttl.set(at(100), before.extended([(2, vips(&[]))]).since(1));
+        assert_eq!(ttl.current(&front), None);
+        assert_eq!(ttl.longest(&front, at(104)), 4 * SECOND);
+        assert_eq!(ttl.longest(&front, at(105)), Duration::ZERO);
+        assert_eq!(ttl.longest(&SEATS, at(104)), SECOND, "it is the VIP's alone");
+    }
+
+    #[test]
+    fn a_vip_that_came_and_went_between_two_looks_counts() {
+        let front = Resource::Vip(Arc::from("front"));
+        let long = [(1, vips(&[])), (2, vips(&[("front", 9)])), (3, vips(&[("front", 1)]))];
+        let all = TtlHistory::new(vips(&[])).extended(long);
+        let mut ttl = TtlRecord::new(at(0), TtlHistory::new(vips(&[])).since(0));
+        ttl.set(at(100), all.since(0));
+        assert_eq!((ttl.current(&front), ttl.longest(&front, at(109))), (Some(SECOND), 9 * SECOND));
+        assert_eq!(ttl.longest(&front, at(110)), SECOND);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The leader's task: the one that owns the lease table.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,26 +9,54 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
-use trestle_raft_store::types::{Command, NodeId, Outcome, State};
+use tracing::{debug, info, warn};
+use trestle_raft_store::types::{Command, NodeId, Outcome, State, VipHolder};
+use uuid::Uuid;
 
 use super::metrics::LeaseMetrics;
-use super::{Order, SeatSettings};
+use super::{Answered, Order, SeatSettings};
 use crate::lease::clock::{BootTime, Clock};
-use crate::lease::core::{Action, Answer, Change, Event, Held, Proposal, Resource, Table, TtlHistory};
+use crate::lease::core::{Action, Answer, Change, Claim, Event, Held, Proposal, Resource, Table, TtlHistory};
+use crate::lease::vips::{NodeReport, VipName};
 use crate::lease::{Consensus, ConsensusError};
+use crate::vip::choice::{Decision, Situation, VipRules, choose};
 
 /// After this a proposal counts as unknown.
 const PROPOSAL_MAX: Duration = Duration::from_secs(5);
-/// The table's clock ticks this often in a TTL, within these bounds.
-const TICKS: u32 = 10;
+/// The table's clock ticks this often in the shortest TTL, within these bounds.
+const TICKS: u32 = 20;
 const TICK_MIN: Duration = Duration::from_millis(10);
 const TICK_MAX: Duration = Duration::from_millis(500);
+/// A node counts as in touch for two renewals, and this much longer for what holds one up.
+const LATE: Duration = Duration::from_millis(100);
+/// A new leader listens this long, or until all seated nodes have spoken, before it gives away what
+/// nobody had.
+const LISTEN: Duration = Duration::from_secs(1);
+/// A planned move that was proposed is not proposed again before.
+const MOVE_AGAIN: Duration = Duration::from_secs(1);
+/// Without nf_tables the kernel removes an address by its life time, in whole seconds and up to
+/// 1.25 s late; a change of owner waits for that.
+pub(crate) const UNFENCED_SLACK: Duration = Duration::from_millis(2_500);
+/// Crash notices remembered for the case that this node leads soon.
+const NOTICES: usize = 256;
 
 /// Something that the table asked for has ended.
 enum Done {
     Round { round: u64, confirmed: bool, began: BootTime },
     Proposal { change: u64, key: Resource, to: Change, result: Result<(Outcome, u64), ConsensusError> },
+    Move { vip: VipName, result: Result<(Outcome, u64), ConsensusError> },
+}
+
+/// A message's renewals, until all are answered.
+struct Group {
+    answers: Vec<Option<Answered>>,
+    reply: oneshot::Sender<Vec<Answered>>,
+}
+
+/// What a node said last.
+struct Heard {
+    at: BootTime,
+    report: NodeReport,
 }
 
 struct Leader {
@@ -37,10 +65,19 @@ struct Leader {
     ttl: watch::Receiver<TtlHistory>,
     state: watch::Receiver<Arc<State>>,
     metrics: Arc<LeaseMetrics>,
-    table: Table<Resource>,
+    table: Table,
     last_token: u64,
-    /// Bounded by the renewals that the table lets wait.
-    waiting: BTreeMap<u64, oneshot::Sender<Answer>>,
+    /// Group and place of each renewal that waits. Bounded by what the table lets wait.
+    waiting: BTreeMap<u64, (u64, usize, Resource)>,
+    groups: BTreeMap<u64, Group>,
+    rules: watch::Receiver<Arc<(u64, BTreeMap<VipName, VipRules>)>>,
+    /// Members only.
+    heard: BTreeMap<NodeId, Heard>,
+    leads_since: Option<(u64, BootTime)>,
+    vacating: BTreeMap<NodeId, BootTime>,
+    moves: BTreeMap<VipName, BootTime>,
+    /// VIP, guard and epoch that were let go, as crash notices said.
+    notices: BTreeSet<(VipName, Uuid, u64)>,
     /// One round and one proposal a key, at most.
     running: FuturesUnordered<BoxFuture<'static, Done>>,
     slow: bool,
@@ -64,6 +101,13 @@ pub(super) fn run(
         table: Table::new(settings.clock.now(), first),
         last_token: 0,
         waiting: BTreeMap::new(),
+        groups: BTreeMap::new(),
+        rules: settings.rules.clone(),
+        heard: BTreeMap::new(),
+        leads_since: None,
+        vacating: BTreeMap::new(),
+        moves: BTreeMap::new(),
+        notices: BTreeSet::new(),
         running: FuturesUnordered::new(),
         slow: false,
     };
@@ -77,6 +121,8 @@ pub(super) fn run(
         loop {
             let now = leader.clock.now();
             if now >= tick {
+                // Before the tick takes away what nobody holds any more: it may go on to somebody.
+                leader.choose();
                 leader.feed(Event::Tick);
                 tick = now + (leader.table.ttl() / TICKS).clamp(TICK_MIN, TICK_MAX);
             }
@@ -101,6 +147,7 @@ pub(super) fn run(
                     Some(order) => leader.order(order),
                     None => return,
                 },
+                Ok(()) = leader.rules.changed() => leader.choose(),
                 Some(done) = leader.running.next() => leader.done(done),
                 () = leader.clock.sleep_until(tick) => {}
             }
@@ -109,23 +156,31 @@ pub(super) fn run(
 }
 
 impl Leader {
-    fn feed(&mut self, event: Event<Resource>) {
+    fn feed(&mut self, event: Event) {
         let now = self.clock.now();
         for action in self.table.handle(now, event) {
             self.act(action);
         }
     }
 
-    fn act(&mut self, action: Action<Resource>) {
+    fn act(&mut self, action: Action) {
         match action {
             Action::StartRound { round } => self.start_round(round),
-            Action::Answer { token, answer } => {
-                if let Some(reply) = self.waiting.remove(&token) {
-                    // Who no longer waits has lost the call; what was granted is recorded.
-                    let _ = reply.send(answer);
-                }
-            }
+            Action::Answer { token, answer } => self.answer(token, answer),
             Action::Propose { change, term, key, to } => self.propose(change, term, key, to),
+        }
+    }
+
+    fn answer(&mut self, token: u64, answer: Answer) {
+        let Some((group, place, key)) = self.waiting.remove(&token) else { return };
+        let yields = matches!(&key, Resource::Vip(vip) if self.yields(vip));
+        let Some(waiting) = self.groups.get_mut(&group) else { return };
+        waiting.answers[place] = Some(Answered { answer, yields });
+        if waiting.answers.iter().all(Option::is_some)
+            && let Some(done) = self.groups.remove(&group)
+        {
+            // Who no longer waits has lost the call; what was granted is recorded.
+            let _ = done.reply.send(done.answers.into_iter().flatten().collect());
         }
     }
 
@@ -144,36 +199,78 @@ impl Leader {
     }
 
     fn propose(&mut self, change: u64, term: u64, key: Resource, to: Change) {
-        let (consensus, clock) = (self.consensus.clone(), self.clock.clone());
-        let Resource::Seat(seat) = key;
-        let command = match to {
-            Change::Give { node, session } => Command::Seat { node, session },
-            Change::Take { epoch, .. } => Command::Unseat { node: seat, epoch },
-        };
-        let deadline = clock.now() + PROPOSAL_MAX;
+        let command = self.command(&key, to);
+        let running = self.write(term, command);
         self.running.push(Box::pin(async move {
-            let result = tokio::select! {
-                result = consensus.propose(term, command) => result,
-                () = clock.sleep_until(deadline) => Err(ConsensusError::Unknown("no answer in time".into())),
-            };
+            let result = running.await;
             Done::Proposal { change, key, to, result }
         }));
     }
 
+    fn command(&self, key: &Resource, to: Change) -> Command {
+        match (key, to) {
+            (Resource::Seat(_), Change::Give { node, session }) => Command::Seat { node, session },
+            (Resource::Seat(node), Change::Take { epoch, .. }) => Command::Unseat { node: *node, epoch },
+            (Resource::Vip(vip), Change::Give { node, session }) => {
+                let report = self.heard.get(&node).and_then(|heard| heard.report.vips.get(vip));
+                let (fenced, via) = report.map_or((false, Vec::new()), |r| (r.fenced, r.via.clone()));
+                let owner = VipHolder { node, session, fenced, via };
+                Command::GiveVip { vip: vip.to_string(), before: self.table.epoch(key), owner }
+            }
+            (Resource::Vip(vip), Change::Take { epoch, .. }) => {
+                Command::TakeVip { vip: vip.to_string(), epoch }
+            }
+        }
+    }
+
+    fn write(
+        &self,
+        term: u64,
+        command: Command,
+    ) -> impl Future<Output = Result<(Outcome, u64), ConsensusError>> + Send + 'static {
+        let (consensus, clock) = (self.consensus.clone(), self.clock.clone());
+        let deadline = clock.now() + PROPOSAL_MAX;
+        async move {
+            tokio::select! {
+                result = consensus.propose(term, command) => result,
+                () = clock.sleep_until(deadline) => Err(ConsensusError::Unknown("no answer in time".into())),
+            }
+        }
+    }
+
     fn leadership(&mut self, term: Option<u64>) {
         match term {
-            Some(term) => self.feed(Event::BecameLeader { term }),
-            None => self.feed(Event::LostLeadership),
+            Some(term) => {
+                self.leads_since = Some((term, self.clock.now()));
+                self.feed(Event::BecameLeader { term });
+                for (vip, session, epoch) in self.notices.clone() {
+                    self.let_go(vip, session, epoch);
+                }
+            }
+            None => {
+                self.leads_since = None;
+                self.feed(Event::LostLeadership);
+            }
         }
     }
 
     fn committed(&mut self) {
         let state = self.state.borrow_and_update().clone();
-        let held = state.seats.iter().map(|(node, seat)| {
-            (Resource::Seat(*node), Held { node: *node, session: seat.session, epoch: seat.epoch })
+        let seats = state.seats.iter().map(|(node, seat)| {
+            let held = Held { node: *node, session: seat.session, epoch: seat.epoch, slack: Duration::ZERO };
+            (Resource::Seat(*node), held)
+        });
+        let vips = state.vips.iter().filter_map(|(vip, record)| {
+            let (epoch, owner) = record.owner.as_ref()?;
+            let slack = if owner.fenced { Duration::ZERO } else { UNFENCED_SLACK };
+            let held = Held { node: owner.node, session: owner.session, epoch: *epoch, slack };
+            Some((Resource::Vip(VipName::from(vip.as_str())), held))
         });
         let (applied, revision) = (state.applied_index, state.revision_number());
-        self.feed(Event::Committed { applied, revision, held: held.collect() });
+        let held = seats.chain(vips).collect();
+        self.heard.retain(|node, _| state.nodes.contains_key(node));
+        self.notices.retain(|(vip, _, epoch)| state.vips.get(&**vip).is_some_and(|r| r.epoch() <= *epoch));
+        self.feed(Event::Committed { applied, revision, held });
     }
 
     fn learn_ttl(&mut self) {
@@ -183,14 +280,55 @@ impl Leader {
 
     fn order(&mut self, order: Order) {
         match order {
-            Order::Renew { claim, reply } => {
-                self.last_token += 1;
-                self.waiting.insert(self.last_token, reply);
-                let key = Resource::Seat(claim.node);
-                self.feed(Event::Renewal { token: self.last_token, key, claim });
+            Order::Renew { claims, from, report, reply } => {
+                let at = self.clock.now();
+                self.heard.insert(from, Heard { at, report });
+                self.renew(claims, reply);
             }
-            Order::Vacate { node, until } => self.feed(Event::Vacate { key: Resource::Seat(node), until }),
+            Order::Vacate { node, until } => {
+                self.vacating.insert(node, until);
+                self.feed(Event::Vacate { key: Resource::Seat(node), until });
+                let state = self.state.borrow().clone();
+                let owned = state
+                    .vips
+                    .iter()
+                    .filter(|(_, record)| record.owner.as_ref().is_some_and(|(_, owner)| owner.node == node));
+                for (vip, _) in owned {
+                    self.feed(Event::Vacate { key: Resource::Vip(VipName::from(vip.as_str())), until });
+                }
+            }
+            Order::LetGo { vip, session, epoch } => {
+                if self.notices.len() >= NOTICES {
+                    self.notices.pop_first();
+                }
+                self.notices.insert((vip.clone(), session, epoch));
+                self.let_go(vip, session, epoch);
+            }
         }
+        self.choose();
+    }
+
+    fn renew(&mut self, claims: Vec<(Resource, Claim)>, reply: oneshot::Sender<Vec<Answered>>) {
+        let first = self.last_token + 1;
+        self.last_token += claims.len() as u64;
+        self.groups.insert(first, Group { answers: vec![None; claims.len()], reply });
+        let mut renewals = Vec::with_capacity(claims.len());
+        for (place, (key, claim)) in claims.into_iter().enumerate() {
+            let token = first + place as u64;
+            self.waiting.insert(token, (first, place, key.clone()));
+            renewals.push((token, key, claim));
+        }
+        self.feed(Event::Renewals(renewals));
+    }
+
+    /// A crash notice, as a release that nobody waits to hear more of.
+    fn let_go(&mut self, vip: VipName, session: Uuid, epoch: u64) {
+        let state = self.state.borrow().clone();
+        let owner = state.vips.get(&*vip).and_then(|record| record.owner.as_ref());
+        let Some((_, owner)) = owner.filter(|(_, owner)| owner.session == session) else { return };
+        self.last_token += 1;
+        let claim = Claim { node: owner.node, session, epoch, release: true };
+        self.feed(Event::Renewals(vec![(self.last_token, Resource::Vip(vip), claim)]));
     }
 
     fn done(&mut self, done: Done) {
@@ -202,10 +340,73 @@ impl Leader {
                 }
                 self.feed(Event::RoundDone { round, confirmed });
             }
-            Done::Proposal { change, key: Resource::Seat(node), to, result } => {
-                let outcome = outcome(node, to, result);
+            Done::Proposal { change, key, to, result } => {
+                let outcome = outcome(&key, to, result);
                 self.metrics.proposal(outcome == Proposal::Unknown);
                 self.feed(Event::Proposed { change, outcome });
+            }
+            Done::Move { vip, result } => match result {
+                Ok((Outcome::Refused(refusal), _)) => debug!(%vip, error = %refusal, "move of a VIP refused"),
+                Ok(_) => info!(%vip, "move of a VIP agreed on"),
+                Err(error) => warn!(%vip, %error, "move of a VIP not agreed on"),
+            },
+        }
+        self.choose();
+    }
+
+    // === VIPs ===
+
+    /// Nodes that spoke within their last two renewals.
+    fn in_touch(&self, node: NodeId) -> Option<&NodeReport> {
+        let pace = self.table.ttl() / super::RENEWALS;
+        let heard = self.heard.get(&node)?;
+        (self.clock.now().since(heard.at) <= pace * 2 + LATE).then_some(&heard.report)
+    }
+
+    /// Whether a VIP's owner should let it go now: the move is agreed on, and its target is ready.
+    fn yields(&self, vip: &VipName) -> bool {
+        let target = self.state.borrow().vips.get(&**vip).and_then(|record| record.moving_to);
+        let report = target.and_then(|target| self.in_touch(target));
+        report.and_then(|report| report.vips.get(vip)).is_some_and(|seen| seen.usable && seen.chance_ready)
+    }
+
+    fn choose(&mut self) {
+        let Some((term, since)) = self.leads_since else { return };
+        let rules = self.rules.borrow().clone();
+        let state = self.state.borrow().clone();
+        if rules.1.is_empty() || rules.0 != state.revision_number() {
+            return;
+        }
+        let now = self.clock.now();
+        self.vacating.retain(|_, until| *until > now);
+        self.moves.retain(|_, until| *until > now);
+        let heard: BTreeMap<_, _> =
+            state.nodes.keys().filter_map(|node| Some((*node, self.in_touch(*node)?))).collect();
+        let settled = now.since(since) >= LISTEN || state.seats.keys().all(|node| heard.contains_key(node));
+        let vacating = self.vacating.keys().copied().collect();
+        let table = &self.table;
+        let decisions = choose(&Situation {
+            leader: self.consensus.id(),
+            state: &state,
+            rules: &rules.1,
+            heard,
+            vacating: &vacating,
+            free: &|vip| table.is_free(now, &Resource::Vip(vip.clone())),
+            settled,
+        });
+        for decision in decisions {
+            match decision {
+                Decision::Assign { vip, node, session } => {
+                    self.feed(Event::Assign { key: Resource::Vip(vip), node, session });
+                }
+                Decision::Move { vip, epoch, to } => {
+                    if self.moves.contains_key(&vip) {
+                        continue;
+                    }
+                    self.moves.insert(vip.clone(), now + MOVE_AGAIN);
+                    let running = self.write(term, Command::MoveVip { vip: vip.to_string(), epoch, to });
+                    self.running.push(Box::pin(async move { Done::Move { vip, result: running.await } }));
+                }
             }
         }
     }
@@ -221,22 +422,33 @@ impl Leader {
     }
 }
 
-fn outcome(node: NodeId, to: Change, result: Result<(Outcome, u64), ConsensusError>) -> Proposal {
+fn outcome(key: &Resource, to: Change, result: Result<(Outcome, u64), ConsensusError>) -> Proposal {
+    let what = match key {
+        Resource::Seat(_) => "seat",
+        Resource::Vip(vip) => vip,
+    };
+    let (Change::Give { node, .. } | Change::Take { node, .. }) = to;
     match (result, to) {
         (Ok((Outcome::Refused(refusal), index)), _) => {
-            warn!(node, error = %refusal, "change of a seat refused");
+            warn!(what, node, error = %refusal, "change of an owner refused");
             Proposal::Committed { index }
         }
         (Ok((_, index)), Change::Give { .. }) => {
-            info!(node, epoch = index, "node seated");
+            match key {
+                Resource::Seat(_) => info!(node, epoch = index, "node seated"),
+                Resource::Vip(vip) => info!(%vip, node, epoch = index, "VIP given"),
+            }
             Proposal::Committed { index }
         }
         (Ok((_, index)), Change::Take { epoch, .. }) => {
-            info!(node, epoch, "node lost its seat");
+            match key {
+                Resource::Seat(_) => info!(node, epoch, "node lost its seat"),
+                Resource::Vip(vip) => info!(%vip, node, epoch, "VIP taken back"),
+            }
             Proposal::Committed { index }
         }
         (Err(ConsensusError::Unknown(error)), _) => {
-            warn!(node, error, "change of a seat has an unknown outcome");
+            warn!(what, node, error, "change of an owner has an unknown outcome");
             Proposal::Unknown
         }
         (Err(ConsensusError::NotLeader | ConsensusError::Unavailable(_)), _) => Proposal::Nothing,

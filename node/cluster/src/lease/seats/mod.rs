@@ -1,8 +1,8 @@
-//! Seats: the shell around the lease protocol.
+//! The shell around the lease protocol: seats, and with them VIPs.
 //!
 //! Two tasks, each the only one that touches its half of the core: `leader` feeds the
-//! [`Table`](super::core::Table) (idle while another node leads), `holder` renews this node's own
-//! seat. Both are owned by [`Seats`] and end with the token it was started with: the holder first,
+//! [`Table`](super::core::Table) and chooses who owns which VIP (idle while another node leads),
+//! `holder` renews this node's own seat and the VIPs that its owner side wants, all in one call. Both are owned by [`Seats`] and end with the token it was started with: the holder first,
 //! after it has given the seat up, then the leader's.
 //!
 //! Bounds: [`QUEUE`] renewals wait for the leader's task (more are refused and counted), the
@@ -12,6 +12,7 @@ mod holder;
 mod leader;
 mod metrics;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,17 +20,21 @@ use futures::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use trestle_proto::v1::{RenewReply, RenewRequest};
+use trestle_proto::v1::{RenewReply, RenewRequest, VipAnswer};
 use trestle_raft_store::types::NodeId;
 use uuid::Uuid;
 
 use super::Consensus;
 use super::clock::{BootTime, Clock};
-use super::core::{Answer, Claim, Refused, TtlHistory, with_drift};
+use super::core::{Answer, Claim, Refused, Resource, TtlHistory, with_drift};
+use super::vips::{NodeReport, VipLeases, VipName, VipWishes};
+use crate::vip::choice::VipRules;
 use metrics::LeaseMetrics;
 
 /// Renewals that wait for the leader's task: some for each of a few hundred nodes.
 const QUEUE: usize = 1024;
+/// Leases are renewed this often in the shortest TTL.
+const RENEWALS: u32 = 5;
 /// Renewals of this node on the way at once.
 const CALLS: usize = 4;
 
@@ -46,6 +51,10 @@ pub struct SeatSettings {
     pub applied: Arc<dyn Fn() -> u64 + Send + Sync>,
     /// While true, the node has no seat and asks for none.
     pub draining: watch::Receiver<bool>,
+    /// What this node's VIP side wants.
+    pub wishes: watch::Receiver<Arc<VipWishes>>,
+    /// Who may own which VIP, and the revision that says so: what the leader chooses by.
+    pub rules: watch::Receiver<Arc<(u64, BTreeMap<VipName, VipRules>)>>,
     pub shutdown: CancellationToken,
 }
 
@@ -79,6 +88,7 @@ struct Shared {
     clock: Arc<dyn Clock>,
     queue: mpsc::Sender<Order>,
     view: watch::Receiver<SeatView>,
+    vips: watch::Receiver<Arc<VipLeases>>,
     ttl: watch::Receiver<TtlHistory>,
     metrics: Arc<LeaseMetrics>,
     tasks: TaskTracker,
@@ -86,8 +96,31 @@ struct Shared {
 
 /// What the leader's task is asked for.
 enum Order {
-    Renew { claim: Claim, reply: oneshot::Sender<Answer> },
-    Vacate { node: NodeId, until: BootTime },
+    /// The seat's first.
+    Renew {
+        claims: Vec<(Resource, Claim)>,
+        from: NodeId,
+        report: NodeReport,
+        reply: oneshot::Sender<Vec<Answered>>,
+    },
+    Vacate {
+        node: NodeId,
+        until: BootTime,
+    },
+    /// A guard said that it let go of everything, since its node has died.
+    LetGo {
+        vip: VipName,
+        session: Uuid,
+        epoch: u64,
+    },
+}
+
+/// What became of one renewal.
+#[derive(Clone, Copy, Debug)]
+struct Answered {
+    answer: Answer,
+    /// The owner should let the VIP go: its new owner is ready.
+    yields: bool,
 }
 
 impl Seats {
@@ -106,12 +139,14 @@ impl Seats {
         let (queue, orders) = mpsc::channel(QUEUE);
         let none = SeatView { seated: false, epoch: 0, until: BootTime::default() };
         let (view, view_seen) = watch::channel(none);
+        let (vips, vips_seen) = watch::channel(Arc::default());
         let seats = Seats {
             shared: Arc::new(Shared {
                 consensus: settings.consensus.clone(),
                 clock: settings.clock.clone(),
                 queue,
                 view: view_seen,
+                vips: vips_seen,
                 ttl: settings.ttl.clone(),
                 metrics: Arc::default(),
                 tasks: TaskTracker::new(),
@@ -120,13 +155,28 @@ impl Seats {
         // The leader's task goes on until the holder has given the seat up, perhaps to this node.
         let holder_gone = CancellationToken::new();
         let leader = leader::run(&settings, orders, seats.shared.metrics.clone(), holder_gone.clone());
-        let holder = holder::run(settings, seats.clone(), view, holder_gone.drop_guard());
+        let holder = holder::run(settings, seats.clone(), view, vips, holder_gone.drop_guard());
         (seats, Box::pin(leader), Box::pin(holder))
     }
 
     /// This node's seat as it changes.
     pub fn seat(&self) -> watch::Receiver<SeatView> {
         self.shared.view.clone()
+    }
+
+    /// This node's leases on VIPs as they are renewed.
+    pub fn vips(&self) -> watch::Receiver<Arc<VipLeases>> {
+        self.shared.vips.clone()
+    }
+
+    /// What a guard's crash notice says: these VIPs were let go of under these epochs. Any node may
+    /// hear it; it counts where the leader is, or soon will be.
+    pub fn let_go(&self, session: Uuid, vips: impl IntoIterator<Item = (VipName, u64)>) {
+        for (vip, epoch) in vips {
+            if self.shared.queue.try_send(Order::LetGo { vip, session, epoch }).is_err() {
+                self.shared.metrics.queue_full();
+            }
+        }
     }
 
     /// Whether this node's seat may be counted on now.
@@ -145,24 +195,37 @@ impl Seats {
     /// arrived; answered by the leader only. Dropping it leaves a grant that nobody uses.
     pub fn renew(&self, request: RenewRequest, caller: NodeId) -> BoxFuture<'_, RenewReply> {
         Box::pin(async move {
-            let claim = match self.claim(&request, caller) {
-                Ok(claim) => claim,
+            let order = self.claims(&request, caller).and_then(|claims| {
+                let report = NodeReport::of_wire(&request)?;
+                Ok((claims, report))
+            });
+            let (claims, report) = match order {
+                Ok(order) => order,
                 Err(refused) => {
                     self.shared.metrics.malformed();
                     return RenewReply { refused, unsure: true, ..RenewReply::default() };
                 }
             };
-            let answer = self.answer(claim).await;
-            self.shared.metrics.answered(&answer);
-            reply(answer)
+            let answers = self.answers(claims, caller, report).await;
+            answers.iter().for_each(|answered| self.shared.metrics.answered(&answered.answer));
+            reply(&answers)
         })
     }
 
-    async fn answer(&self, claim: Claim) -> Answer {
-        let unsure = |why| Answer::Refused { epoch: claim.epoch, why };
-        let (reply, answer) = oneshot::channel();
-        match self.shared.queue.try_send(Order::Renew { claim, reply }) {
-            Ok(()) => answer.await.unwrap_or(unsure(Refused::NotLeader)),
+    async fn answers(
+        &self,
+        claims: Vec<(Resource, Claim)>,
+        from: NodeId,
+        report: NodeReport,
+    ) -> Vec<Answered> {
+        let epochs: Vec<u64> = claims.iter().map(|(_, claim)| claim.epoch).collect();
+        let unsure = |why| {
+            let of = |epoch: &u64| Answered { answer: Answer::Refused { epoch: *epoch, why }, yields: false };
+            epochs.iter().map(of).collect()
+        };
+        let (reply, answers) = oneshot::channel();
+        match self.shared.queue.try_send(Order::Renew { claims, from, report, reply }) {
+            Ok(()) => answers.await.unwrap_or_else(|_| unsure(Refused::NotLeader)),
             Err(mpsc::error::TrySendError::Full(_)) => {
                 self.shared.metrics.queue_full();
                 unsure(Refused::Busy)
@@ -171,7 +234,7 @@ impl Seats {
         }
     }
 
-    fn claim(&self, request: &RenewRequest, caller: NodeId) -> Result<Claim, String> {
+    fn claims(&self, request: &RenewRequest, caller: NodeId) -> Result<Vec<(Resource, Claim)>, String> {
         if request.node != caller {
             return Err(format!("node {caller} asks for the seat of node {}", request.node));
         }
@@ -184,7 +247,15 @@ impl Seats {
         if !state.nodes.contains_key(&caller) {
             return Err(format!("node {caller} is not a member here"));
         }
-        Ok(Claim { node: caller, session, epoch: request.seat_epoch, release: request.draining })
+        let seat = Claim { node: caller, session, epoch: request.seat_epoch, release: request.draining };
+        let mut claims = vec![(Resource::Seat(caller), seat)];
+        for claim in &request.claims {
+            let session = Uuid::from_slice(&claim.session).map_err(|e| format!("VIP's session: {e}"))?;
+            let vip = VipName::from(claim.vip.as_str());
+            let claim = Claim { node: caller, session, epoch: claim.epoch, release: claim.release };
+            claims.push((Resource::Vip(vip), claim));
+        }
+        Ok(claims)
     }
 
     /// For the leader, before a node is expelled: grants it nothing more and takes its seat back as
@@ -197,7 +268,7 @@ impl Seats {
         if self.shared.consensus.leadership().borrow().is_none() {
             return Err(VacateError::NotLeader);
         }
-        let ttl = self.shared.ttl.borrow().since(0).longest;
+        let ttl = self.shared.ttl.borrow().longest_seat();
         let deadline = self.shared.clock.now() + with_drift(ttl) * 2 + Duration::from_secs(1);
         let order = Order::Vacate { node, until: deadline + Duration::from_secs(5) };
         self.shared.queue.send(order).await.map_err(|_| VacateError::NotLeader)?;
@@ -220,32 +291,42 @@ impl Seats {
     }
 }
 
-/// As it goes over the wire.
-fn reply(answer: Answer) -> RenewReply {
-    match answer {
-        Answer::Granted { epoch, ttl } => RenewReply {
-            seat_epoch: epoch,
-            ttl_ms: u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX),
-            ..RenewReply::default()
-        },
-        Answer::Refused { epoch, why } => RenewReply {
-            seat_epoch: epoch,
-            refused: why.to_string(),
-            unsure: why.says_nothing_of_the_epoch(),
-            ..RenewReply::default()
-        },
+/// As it goes over the wire: the seat's answer, then the VIPs'.
+fn reply(answers: &[Answered]) -> RenewReply {
+    let mut vips = answers.iter().map(|Answered { answer, yields }| {
+        let wire = match answer {
+            Answer::Granted { epoch, ttl } => VipAnswer {
+                epoch: *epoch,
+                ttl_ms: u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX),
+                ..VipAnswer::default()
+            },
+            Answer::Refused { epoch, why } => VipAnswer {
+                epoch: *epoch,
+                refused: why.to_string(),
+                unsure: why.says_nothing_of_the_epoch(),
+                ..VipAnswer::default()
+            },
+        };
+        VipAnswer { r#yield: *yields, ..wire }
+    });
+    let seat = vips.next().unwrap_or(VipAnswer { unsure: true, ..VipAnswer::default() });
+    RenewReply {
+        seat_epoch: seat.epoch,
+        ttl_ms: seat.ttl_ms,
+        refused: seat.refused,
+        unsure: seat.unsure,
+        vips: vips.collect(),
+        ..RenewReply::default()
     }
 }
 
 /// As it came over the wire. Why exactly is for people; what counts is whether the answer is sure.
-fn answer(reply: &RenewReply) -> Answer {
-    match reply {
-        RenewReply { unsure: true, .. } => {
-            Answer::Refused { epoch: reply.seat_epoch, why: Refused::NotLeader }
-        }
-        RenewReply { ttl_ms: 0, .. } => Answer::Refused { epoch: reply.seat_epoch, why: Refused::NotHeld },
-        RenewReply { seat_epoch: 0, .. } => Answer::Refused { epoch: 0, why: Refused::NotHeld },
-        _ => Answer::Granted { epoch: reply.seat_epoch, ttl: Duration::from_millis(reply.ttl_ms) },
+fn answer(epoch: u64, ttl_ms: u64, unsure: bool) -> Answer {
+    match (unsure, ttl_ms, epoch) {
+        (true, ..) => Answer::Refused { epoch, why: Refused::NotLeader },
+        (_, 0, _) => Answer::Refused { epoch, why: Refused::NotHeld },
+        (_, _, 0) => Answer::Refused { epoch: 0, why: Refused::NotHeld },
+        _ => Answer::Granted { epoch, ttl: Duration::from_millis(ttl_ms) },
     }
 }
 

@@ -175,6 +175,8 @@ fn start(raft: &Arc<Raft>, clock: TokioClock, id: NodeId) -> Node {
         ttl: ttl_seen,
         applied: Arc::new(|| 1),
         draining: draining_seen,
+        wishes: watch::channel(Arc::default()).1,
+        rules: watch::channel(Arc::default()).1,
         shutdown: shutdown.clone(),
     });
     raft.seats.lock()[id as usize] = Some(seats.clone());
@@ -255,6 +257,8 @@ async fn a_dead_nodes_seat_is_taken_back_after_its_lease_and_not_before() {
             ttl: watch::channel(TtlHistory::new(TTL)).1,
             applied: Arc::new(|| 1),
             draining: watch::channel(false).1,
+            wishes: watch::channel(Arc::default()).1,
+            rules: watch::channel(Arc::default()).1,
             shutdown: CancellationToken::new(),
         });
         let leader = raft.seats.lock()[0].replace(deaf.0).expect("it was there");

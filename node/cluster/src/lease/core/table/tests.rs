@@ -19,7 +19,7 @@ fn history(seconds: &[u64]) -> TtlHistory {
 
 /// A table with its clock, in milliseconds.
 struct Leader {
-    table: Table<Resource>,
+    table: Table,
     now: u64,
     applied: u64,
     revision: u64,
@@ -37,7 +37,7 @@ impl Leader {
         leader
     }
 
-    fn event(&mut self, event: Event<Resource>) -> Vec<Action<Resource>> {
+    fn event(&mut self, event: Event) -> Vec<Action> {
         self.table.handle(at(self.now), event)
     }
 
@@ -45,39 +45,41 @@ impl Leader {
         self.applied += 1;
         self.seat = seat;
         let (applied, revision) = (self.applied, self.revision);
-        let held =
-            seat.map(|(epoch, session)| (SEAT, Held { node: 1, session, epoch })).into_iter().collect();
+        let held = seat
+            .map(|(epoch, session)| (SEAT, Held { node: 1, session, epoch, slack: Duration::ZERO }))
+            .into_iter()
+            .collect();
         assert_eq!(self.event(Event::Committed { applied, revision, held }), []);
     }
 
-    fn renew(&mut self, token: u64, session: Uuid, epoch: u64) -> Vec<Action<Resource>> {
+    fn renew(&mut self, token: u64, session: Uuid, epoch: u64) -> Vec<Action> {
         let claim = Claim { node: 1, session, epoch, release: false };
         self.event(Event::Renewal { token, key: SEAT, claim })
     }
 
-    fn release(&mut self, token: u64, session: Uuid, epoch: u64) -> Vec<Action<Resource>> {
+    fn release(&mut self, token: u64, session: Uuid, epoch: u64) -> Vec<Action> {
         let claim = Claim { node: 1, session, epoch, release: true };
         self.event(Event::Renewal { token, key: SEAT, claim })
     }
 
     /// Ends the round that was asked for in `actions`.
-    fn confirm(&mut self, actions: &[Action<Resource>]) -> Vec<Action<Resource>> {
+    fn confirm(&mut self, actions: &[Action]) -> Vec<Action> {
         self.event(Event::RoundDone { round: round(actions), confirmed: true })
     }
 
     /// Renews, with the round in no time.
-    fn granted(&mut self, session: Uuid, epoch: u64) -> Vec<Action<Resource>> {
+    fn granted(&mut self, session: Uuid, epoch: u64) -> Vec<Action> {
         let actions = self.renew(999, session, epoch);
         self.confirm(&actions)
     }
 
-    fn tick_at(&mut self, now: u64) -> Vec<Action<Resource>> {
+    fn tick_at(&mut self, now: u64) -> Vec<Action> {
         self.now = now;
         self.event(Event::Tick)
     }
 }
 
-fn round(actions: &[Action<Resource>]) -> u64 {
+fn round(actions: &[Action]) -> u64 {
     let round = actions.iter().find_map(|a| match a {
         Action::StartRound { round } => Some(*round),
         _ => None,
@@ -85,7 +87,7 @@ fn round(actions: &[Action<Resource>]) -> u64 {
     round.unwrap_or_else(|| panic!("no round in {actions:?}"))
 }
 
-fn change(actions: &[Action<Resource>]) -> (u64, Change) {
+fn change(actions: &[Action]) -> (u64, Change) {
     let change = actions.iter().find_map(|a| match a {
         Action::Propose { change, term: 7, key: SEAT, to } => Some((*change, *to)),
         _ => None,
@@ -97,11 +99,11 @@ fn take(epoch: u64) -> Change {
     Change::Take { node: 1, epoch }
 }
 
-fn grant(token: u64, epoch: u64) -> Action<Resource> {
+fn grant(token: u64, epoch: u64) -> Action {
     Action::Answer { token, answer: Answer::Granted { epoch, ttl: TTL } }
 }
 
-fn refuse(token: u64, epoch: u64, why: Refused) -> Action<Resource> {
+fn refuse(token: u64, epoch: u64, why: Refused) -> Action {
     Action::Answer { token, answer: Answer::Refused { epoch, why } }
 }
 

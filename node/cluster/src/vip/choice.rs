@@ -1,0 +1,328 @@
+//! Who should own which VIP: a pure function of what the leader knows.
+//!
+//! It decides only *whom*; whether a VIP may change hands now is the lease protocol's
+//! ([`Table::is_free`](crate::lease::core::Table::is_free)). The order: whoever is preferred by the
+//! config, then who has the fewest VIPs, then anybody but the Raft leader (so that the death of one
+//! node does not cost a leader and an owner at once), then rendezvous hashing, so that the choice
+//! does not hang on the order of anything. Nobody who owns a VIP loses it to somebody better unless
+//! the config says `preempt`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use trestle_raft_store::types::{NodeId, State, VipRecord};
+use uuid::Uuid;
+
+use crate::lease::vips::{NodeReport, VipName};
+use crate::rendezvous::StableHash;
+
+/// What the config says of who may own a VIP.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VipRules {
+    /// Names of nodes that may; none: all.
+    pub nodes: Vec<String>,
+    /// Names, the first most.
+    pub prefer: Vec<String>,
+    pub preempt: bool,
+}
+
+/// What the leader knows when it chooses.
+pub struct Situation<'a> {
+    pub leader: NodeId,
+    pub state: &'a State,
+    pub rules: &'a BTreeMap<VipName, VipRules>,
+    /// What nodes said in a renewal that is not older than two of them, or so.
+    pub heard: BTreeMap<NodeId, &'a NodeReport>,
+    /// Nodes that are about to be expelled.
+    pub vacating: &'a BTreeSet<NodeId>,
+    /// Whether the VIP could change hands now.
+    pub free: &'a dyn Fn(&VipName) -> bool,
+    /// Nodes have had time to say what they can: what nobody owns is given away.
+    pub settled: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    Assign { vip: VipName, node: NodeId, session: Uuid },
+    Move { vip: VipName, epoch: u64, to: Option<NodeId> },
+}
+
+/// What should change now, in the order of names.
+pub fn choose(situation: &Situation<'_>) -> Vec<Decision> {
+    let mut loads = loads(situation.state);
+    let none = VipRecord::default();
+    let mut decisions = Vec::new();
+    for (vip, rules) in situation.rules {
+        let record = situation.state.vips.get(&**vip).unwrap_or(&none);
+        let Some(decision) = situation.decide(vip, rules, record, &loads) else { continue };
+        if let Decision::Assign { node, .. } | Decision::Move { to: Some(node), .. } = decision {
+            *loads.entry(node).or_default() += 1;
+        }
+        decisions.push(decision);
+    }
+    decisions
+}
+
+/// VIPs of each node, by what is agreed on.
+fn loads(state: &State) -> BTreeMap<NodeId, usize> {
+    let mut loads = BTreeMap::new();
+    for record in state.vips.values() {
+        let owner = record.moving_to.or(record.owner.as_ref().map(|(_, owner)| owner.node));
+        if let Some(owner) = owner {
+            *loads.entry(owner).or_default() += 1;
+        }
+    }
+    loads
+}
+
+impl Situation<'_> {
+    fn decide(
+        &self,
+        vip: &VipName,
+        rules: &VipRules,
+        record: &VipRecord,
+        loads: &BTreeMap<NodeId, usize>,
+    ) -> Option<Decision> {
+        let fit = self.fit(vip, rules);
+        let best = |without: Option<NodeId>| {
+            let nodes = fit.keys().copied().filter(|node| Some(*node) != without);
+            nodes.min_by_key(|node| self.rank(vip, rules, *node, loads))
+        };
+        let assign = |node| Decision::Assign { vip: vip.clone(), node, session: fit[&node] };
+        if (self.free)(vip) {
+            let planned = record.moving_to.filter(|to| fit.contains_key(to));
+            let known = record.owner.is_some() || record.previous.is_some();
+            return planned.or_else(|| best(None)).filter(|_| known || self.settled).map(assign);
+        }
+        let (epoch, owner) = record.owner.as_ref()?;
+        let go = |to| Decision::Move { vip: vip.clone(), epoch: *epoch, to };
+        if let Some(to) = record.moving_to {
+            return (!fit.contains_key(&to)).then(|| go(None));
+        }
+        let better = best(Some(owner.node))?;
+        let must_go = self.should_leave(owner.node, rules);
+        let preempted = rules.preempt
+            && self.settled
+            && self.preference(rules, better) < self.preference(rules, owner.node);
+        (must_go || preempted).then(|| go(Some(better)))
+    }
+
+    /// Nodes that could own it, and the guards that would.
+    fn fit(&self, vip: &VipName, rules: &VipRules) -> BTreeMap<NodeId, Uuid> {
+        let fits = |(node, report): (&NodeId, &&NodeReport)| {
+            let usable = report.ready && report.vips.get(vip).is_some_and(|seen| seen.usable);
+            let seated = self.state.seats.contains_key(node) && !self.vacating.contains(node);
+            let stays = !self.should_leave(*node, rules);
+            report.guard.filter(|_| usable && seated && stays).map(|guard| (*node, guard))
+        };
+        self.heard.iter().filter_map(fits).collect()
+    }
+
+    /// Whether a node that owns a VIP should hand it over while it can.
+    fn should_leave(&self, node: NodeId, rules: &VipRules) -> bool {
+        let leaving = self.heard.get(&node).is_some_and(|report| report.leaving);
+        let name = self.name(node);
+        let allowed = rules.nodes.is_empty() || rules.nodes.iter().any(|n| Some(n.as_str()) == name);
+        leaving || self.state.drained.contains(&node) || self.vacating.contains(&node) || !allowed
+    }
+
+    fn rank(
+        &self,
+        vip: &VipName,
+        rules: &VipRules,
+        node: NodeId,
+        loads: &BTreeMap<NodeId, usize>,
+    ) -> (usize, usize, bool, u64) {
+        let hash = StableHash::new().text(vip).number(node).finish();
+        let load = loads.get(&node).copied().unwrap_or(0);
+        (self.preference(rules, node), load, node == self.leader, !hash)
+    }
+
+    fn preference(&self, rules: &VipRules, node: NodeId) -> usize {
+        let name = self.name(node);
+        rules.prefer.iter().position(|n| Some(n.as_str()) == name).unwrap_or(usize::MAX)
+    }
+
+    fn name(&self, node: NodeId) -> Option<&str> {
+        self.state.nodes.get(&node).map(|record| record.profile.name.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use trestle_raft_store::types::{NodeProfile, NodeRecord, Role, Seat, VipHolder};
+
+    use super::*;
+    use crate::lease::vips::VipReport;
+
+    /// Nodes 0 to 3, named n0 to n3; 0 leads. All are seated and could own everything.
+    struct World {
+        state: State,
+        reports: BTreeMap<NodeId, NodeReport>,
+        rules: BTreeMap<VipName, VipRules>,
+        vacating: BTreeSet<NodeId>,
+        free: BTreeSet<&'static str>,
+        settled: bool,
+    }
+
+    fn guard(node: NodeId) -> Uuid {
+        Uuid::from_u128(100 + u128::from(node))
+    }
+
+    impl World {
+        fn new(vips: &[&'static str]) -> Self {
+            let record = |id: NodeId| NodeRecord {
+                profile: NodeProfile {
+                    name: format!("n{id}"),
+                    cluster: String::new(),
+                    admin: String::new(),
+                    join_token: Uuid::from_u128(id.into()),
+                    version: String::new(),
+                    feature_level: 1,
+                },
+                role: Role::Auto,
+                joined_ms: 0,
+            };
+            let report = |id: NodeId| NodeReport {
+                guard: Some(guard(id)),
+                ready: true,
+                leaving: false,
+                vips: vips
+                    .iter()
+                    .map(|vip| (VipName::from(*vip), VipReport { usable: true, ..VipReport::default() }))
+                    .collect(),
+            };
+            let ids = 0..4;
+            let state = State {
+                nodes: ids.clone().map(|id| (id, record(id))).collect(),
+                seats: ids.clone().map(|id| (id, Seat { epoch: 1, session: Uuid::nil() })).collect(),
+                ..State::default()
+            };
+            World {
+                state,
+                reports: ids.map(|id| (id, report(id))).collect(),
+                rules: vips.iter().map(|vip| (VipName::from(*vip), VipRules::default())).collect(),
+                vacating: BTreeSet::new(),
+                free: vips.iter().copied().collect(),
+                settled: true,
+            }
+        }
+
+        fn own(&mut self, vip: &'static str, node: NodeId) {
+            let owner = VipHolder { node, session: guard(node), fenced: true, via: Vec::new() };
+            self.state.vips.entry(vip.to_owned()).or_default().owner = Some((10, owner));
+            self.free.remove(vip);
+        }
+
+        fn rules(&mut self, vip: &str) -> &mut VipRules {
+            self.rules.get_mut(vip).expect("it is one of them")
+        }
+
+        fn choose(&self) -> Vec<String> {
+            let decisions = choose(&Situation {
+                leader: 0,
+                state: &self.state,
+                rules: &self.rules,
+                heard: self.reports.iter().map(|(id, report)| (*id, report)).collect(),
+                vacating: &self.vacating,
+                free: &|vip| self.free.contains(&**vip),
+                settled: self.settled,
+            });
+            let tell = |decision: &Decision| match decision {
+                Decision::Assign { vip, node, session } => {
+                    assert_eq!(*session, guard(*node));
+                    format!("{vip} to {node}")
+                }
+                Decision::Move { vip, epoch: 10, to: Some(to) } => format!("{vip} moves to {to}"),
+                Decision::Move { vip, epoch: 10, to: None } => format!("{vip} stays"),
+                Decision::Move { .. } => panic!("{decision:?} is of another epoch"),
+            };
+            decisions.iter().map(tell).collect()
+        }
+    }
+
+    #[test]
+    fn vips_are_spread_and_the_leader_comes_last() {
+        let world = World::new(&["a", "b", "c", "d"]);
+        let chosen = world.choose();
+        let nodes: BTreeSet<_> = chosen.iter().map(|text| &text[5..]).collect();
+        assert_eq!(nodes.len(), 4, "{chosen:?}");
+        assert!(World::new(&["a"]).choose() != ["a to 0"]);
+    }
+
+    #[test]
+    fn who_is_preferred_comes_first_and_who_is_not_allowed_never() {
+        let mut world = World::new(&["a"]);
+        world.rules("a").prefer = vec!["gone".into(), "n3".into(), "n1".into()];
+        assert_eq!(world.choose(), ["a to 3"]);
+        world.rules("a").nodes = vec!["n0".into(), "n1".into()];
+        assert_eq!(world.choose(), ["a to 1"]);
+        world.rules("a").nodes = vec!["gone".into()];
+        assert_eq!(world.choose(), [""; 0]);
+    }
+
+    #[test]
+    fn only_who_could_hold_it_is_chosen() {
+        type Spoil = fn(&mut World);
+        let cases: [(&str, Spoil); 8] = [
+            ("not heard", |w| _ = w.reports.remove(&1)),
+            ("no seat", |w| _ = w.state.seats.remove(&1)),
+            ("no guard", |w| w.reports.get_mut(&1).unwrap().guard = None),
+            ("not ready", |w| w.reports.get_mut(&1).unwrap().ready = false),
+            ("leaving", |w| w.reports.get_mut(&1).unwrap().leaving = true),
+            ("drained by hand", |w| _ = w.state.drained.insert(1)),
+            ("about to be expelled", |w| _ = w.vacating.insert(1)),
+            ("can't use it", |w| {
+                w.reports.get_mut(&1).unwrap().vips.get_mut("a").unwrap().usable = false;
+            }),
+        ];
+        for (what, spoil) in cases {
+            let mut world = World::new(&["a"]);
+            world.rules("a").nodes = vec!["n1".into()];
+            assert_eq!(world.choose(), ["a to 1"], "{what}: else it is chosen");
+            spoil(&mut world);
+            assert_eq!(world.choose(), [""; 0], "{what}");
+        }
+    }
+
+    #[test]
+    fn what_is_held_stays_unless_its_owner_should_go() {
+        let mut world = World::new(&["a"]);
+        world.own("a", 1);
+        world.rules("a").prefer = vec!["n2".into()];
+        assert_eq!(world.choose(), [""; 0], "no fail-back unless asked");
+        world.rules("a").preempt = true;
+        assert_eq!(world.choose(), ["a moves to 2"]);
+        world.own("a", 2);
+        assert_eq!(world.choose(), [""; 0]);
+        world.reports.get_mut(&2).unwrap().leaving = true;
+        let moved = world.choose();
+        assert!(moved.len() == 1 && moved[0].starts_with("a moves to ") && moved[0] != "a moves to 2");
+        world.state.drained.extend([0, 1, 3]);
+        assert_eq!(world.choose(), [""; 0], "there is nobody to take it");
+    }
+
+    #[test]
+    fn a_planned_move_ends_at_its_target_or_not_at_all() {
+        let mut world = World::new(&["a"]);
+        world.own("a", 1);
+        world.state.vips.get_mut("a").unwrap().moving_to = Some(3);
+        assert_eq!(world.choose(), [""; 0], "it goes on");
+        world.free.insert("a");
+        assert_eq!(world.choose(), ["a to 3"]);
+        world.reports.remove(&3);
+        let else_where = world.choose();
+        assert!(else_where.len() == 1 && else_where[0] != "a to 3", "{else_where:?}");
+        world.free.remove("a");
+        assert_eq!(world.choose(), ["a stays"]);
+    }
+
+    #[test]
+    fn a_new_leader_listens_before_it_gives_away_what_nobody_ever_had() {
+        let mut world = World::new(&["a"]);
+        world.settled = false;
+        assert_eq!(world.choose(), [""; 0]);
+        world.own("a", 1);
+        world.free.insert("a");
+        assert_eq!(world.choose().len(), 1, "whose owner is gone is given at once");
+    }
+}

@@ -59,6 +59,9 @@ pub(crate) struct Delivered {
 
 pub(crate) struct Link {
     seal: Seal,
+    /// For what is sealed ahead: a session of its own, since what was sealed long before it is sent
+    /// would fall behind the window of a busy one.
+    ahead: Seal,
     rng: StdRng,
     /// What others must name for us to take in what they send.
     epoch: u64,
@@ -82,8 +85,11 @@ impl Link {
         let mut session = Session::default();
         rng.fill_bytes(&mut session);
         let epoch = draw_epoch(&mut rng);
+        let mut ahead = Session::default();
+        rng.fill_bytes(&mut ahead);
         Link {
             seal: Seal::new(key, cluster, session),
+            ahead: Seal::new(key, cluster, ahead),
             rng,
             epoch,
             windows: HashMap::new(),
@@ -122,6 +128,13 @@ impl Link {
         if overflow { Err(Dropped::Unintroduced) } else { Ok(()) }
     }
 
+    /// Seals a notice that may be sent later, by whoever has it; none while the address's epoch is not
+    /// known. Good until the receiver starts again.
+    pub(crate) fn seal_ahead(&mut self, to: SocketAddr, payload: &[u8]) -> Option<Vec<u8>> {
+        let epoch = self.routes.get(&to)?.epoch?;
+        Some(self.ahead.seal(Kind::Release, epoch, self.epoch, payload))
+    }
+
     /// Opens a datagram; answers to it go to `out`. `Ok(None)`: it was between links only.
     pub(crate) fn receive(
         &mut self,
@@ -147,6 +160,9 @@ impl Link {
         }
         if !self.accept(frame.session, frame.counter) {
             return Err(Dropped::Replay);
+        }
+        if frame.kind == Kind::Release {
+            return Ok(Some(Delivered { session: frame.session, kind: frame.kind, payload: frame.payload }));
         }
         self.learn(from, frame.epoch, now, out);
         if frame.kind == Kind::Hello {
@@ -346,6 +362,22 @@ mod tests {
                 self.carry(vec![(address(to), datagram)]);
             }
         }
+    }
+
+    #[test]
+    fn what_is_sealed_ahead_is_taken_once_however_busy_the_link_was_since_and_tells_no_route() {
+        let mut pair = Pair::new();
+        assert_eq!(pair.a.seal_ahead(address(B), b"x"), None, "b's epoch is not known yet");
+        pair.a_sends(b"hello");
+        let notice = pair.a.seal_ahead(address(B), b"gone").expect("b is known");
+        for _ in 0..3_000 {
+            pair.a_sends(b"busy");
+        }
+        let (mut out, guard, now) = (Outbox::new(), address(99), pair.now);
+        let taken = pair.b.receive(guard, &notice, now, &mut out).expect("it is fresh").expect("it is ours");
+        assert_eq!((taken.kind, &taken.payload[..]), (Kind::Release, &b"gone"[..]));
+        assert!(out.is_empty() && !pair.b.routes.contains_key(&guard));
+        assert_eq!(pair.b.receive(guard, &notice, now, &mut out), Err(Dropped::Replay));
     }
 
     #[test]

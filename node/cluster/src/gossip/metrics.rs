@@ -39,6 +39,8 @@ pub(crate) enum Dropped {
     CountsQueue,
     /// The queue of those who leave was full.
     LeaveQueue,
+    /// The queue of crash notices was full.
+    ReleaseQueue,
     /// The peer had not answered the introduction yet, and its waiting room was full.
     Unintroduced,
     /// The system refused to send.
@@ -48,7 +50,7 @@ pub(crate) enum Dropped {
 }
 
 impl Dropped {
-    const ALL: [Dropped; 18] = [
+    const ALL: [Dropped; 19] = [
         Dropped::Truncated,
         Dropped::Oversize,
         Dropped::Format,
@@ -64,6 +66,7 @@ impl Dropped {
         Dropped::ChitchatQueue,
         Dropped::CountsQueue,
         Dropped::LeaveQueue,
+        Dropped::ReleaseQueue,
         Dropped::Unintroduced,
         Dropped::Send,
         Dropped::TooLarge,
@@ -86,6 +89,7 @@ impl Dropped {
             Dropped::ChitchatQueue => "chitchat_queue",
             Dropped::CountsQueue => "counts_queue",
             Dropped::LeaveQueue => "leave_queue",
+            Dropped::ReleaseQueue => "release_queue",
             Dropped::Unintroduced => "unintroduced",
             Dropped::Send => "send",
             Dropped::TooLarge => "too_large",

@@ -111,6 +111,7 @@ pub struct Gossip {
     cancel: CancellationToken,
     tasks: TaskTracker,
     counts_inbox: Arc<Mutex<Option<mpsc::Receiver<Letter>>>>,
+    release_inbox: Arc<Mutex<Option<mpsc::Receiver<Letter>>>>,
 }
 
 /// What the tasks and the handle share.
@@ -189,6 +190,7 @@ impl Gossip {
             cancel: CancellationToken::new(),
             tasks: TaskTracker::new(),
             counts_inbox: Arc::new(Mutex::new(Some(inboxes.counts))),
+            release_inbox: Arc::new(Mutex::new(Some(inboxes.release))),
         };
         let (resolved_sender, resolved) = watch::channel(Vec::new());
         let cancel = gossip.cancel.clone();
@@ -307,6 +309,17 @@ impl Gossip {
     /// The queue of the exchange of counts; once.
     pub(crate) fn take_counts_inbox(&self) -> Option<mpsc::Receiver<Letter>> {
         self.counts_inbox.lock().take()
+    }
+
+    /// The queue of crash notices; once.
+    pub(crate) fn take_release_inbox(&self) -> Option<mpsc::Receiver<Letter>> {
+        self.release_inbox.lock().take()
+    }
+
+    /// A notice of at most [`MAX_COUNTS_PAYLOAD`] bytes, sealed for each live peer, to be sent later by
+    /// somebody else.
+    pub(crate) fn seal_ahead(&self, payload: &[u8]) -> Vec<(SocketAddr, Vec<u8>)> {
+        self.shared.wire.seal_ahead(self.peers().into_values(), payload)
     }
 
     /// At most [`MAX_COUNTS_PAYLOAD`] bytes.

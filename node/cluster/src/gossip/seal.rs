@@ -50,11 +50,14 @@ pub(crate) enum Kind {
     Counts = 3,
     /// The sender's process leaves.
     Leave = 4,
+    /// The guard of a process that has died let go of its VIPs. Sealed ahead by that process, and
+    /// sent from another socket: it says nothing of a route.
+    Release = 5,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Kind; 5] =
-        [Kind::Introduce, Kind::Hello, Kind::Chitchat, Kind::Counts, Kind::Leave];
+    pub(crate) const ALL: [Kind; 6] =
+        [Kind::Introduce, Kind::Hello, Kind::Chitchat, Kind::Counts, Kind::Leave, Kind::Release];
 
     fn from_byte(byte: u8) -> Option<Kind> {
         Kind::ALL.into_iter().find(|kind| *kind as u8 == byte)
@@ -67,6 +70,7 @@ impl Kind {
             Kind::Chitchat => "chitchat",
             Kind::Counts => "counts",
             Kind::Leave => "leave",
+            Kind::Release => "release",
         }
     }
 }

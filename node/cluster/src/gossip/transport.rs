@@ -35,6 +35,7 @@ const CHITCHAT_QUEUE: usize = 256;
 /// Datagrams of the exchange of counts that wait for its task.
 const COUNTS_QUEUE: usize = 1_024;
 const LEAVE_QUEUE: usize = 64;
+const RELEASE_QUEUE: usize = 64;
 /// How often a peer that can't be understood is complained of in the log.
 const COMPLAINT_PAUSE: Duration = Duration::from_secs(60);
 /// Errors in a row after which the socket is given up.
@@ -51,6 +52,7 @@ pub(crate) struct Wire {
     chitchat: Mutex<Option<mpsc::Sender<Letter>>>,
     counts: mpsc::Sender<Letter>,
     leave: mpsc::Sender<Letter>,
+    release: mpsc::Sender<Letter>,
     /// Of 1,000 datagrams so many are lost on the way out.
     #[cfg(test)]
     pub(crate) loss: AtomicU32,
@@ -60,6 +62,7 @@ pub(crate) struct Wire {
 pub(crate) struct Inboxes {
     pub(crate) counts: mpsc::Receiver<Letter>,
     pub(crate) leave: mpsc::Receiver<Letter>,
+    pub(crate) release: mpsc::Receiver<Letter>,
 }
 
 impl Wire {
@@ -71,6 +74,7 @@ impl Wire {
     ) -> (Arc<Wire>, Inboxes) {
         let (counts, counts_inbox) = mpsc::channel(COUNTS_QUEUE);
         let (leave, leave_inbox) = mpsc::channel(LEAVE_QUEUE);
+        let (release, release_inbox) = mpsc::channel(RELEASE_QUEUE);
         let wire = Wire {
             socket,
             link: Mutex::new(Link::new(key, cluster, StdRng::from_os_rng())),
@@ -79,10 +83,11 @@ impl Wire {
             chitchat: Mutex::new(None),
             counts,
             leave,
+            release,
             #[cfg(test)]
             loss: AtomicU32::new(0),
         };
-        (Arc::new(wire), Inboxes { counts: counts_inbox, leave: leave_inbox })
+        (Arc::new(wire), Inboxes { counts: counts_inbox, leave: leave_inbox, release: release_inbox })
     }
 
     /// Seals and sends one payload. What can't be sent is counted: its sender repeats itself.
@@ -93,6 +98,16 @@ impl Wire {
             self.metrics.drop_one(reason);
         }
         self.transmit(out).await;
+    }
+
+    /// Notices for later, for those whose epoch is known.
+    pub(crate) fn seal_ahead(
+        &self,
+        to: impl IntoIterator<Item = SocketAddr>,
+        payload: &[u8],
+    ) -> Vec<(SocketAddr, Vec<u8>)> {
+        let mut link = self.link.lock();
+        to.into_iter().filter_map(|to| Some((to, link.seal_ahead(to, payload)?))).collect()
     }
 
     /// Reads the socket until cancelled; `Err` when it is dead.
@@ -185,6 +200,11 @@ impl Reader<'_> {
                     Kind::Leave => {
                         self.wire.leave.try_send((from, delivered.payload)).map_err(|_| Dropped::LeaveQueue)
                     }
+                    Kind::Release => self
+                        .wire
+                        .release
+                        .try_send((from, delivered.payload))
+                        .map_err(|_| Dropped::ReleaseQueue),
                     // The link keeps these to itself.
                     Kind::Introduce | Kind::Hello => Ok(()),
                 }

@@ -24,7 +24,9 @@ mod pool;
 
 mod access_log;
 mod alarm;
+mod beat;
 mod ledger;
+mod locals;
 mod metrics;
 mod request_id;
 
@@ -41,6 +43,8 @@ use std::time::Duration;
 
 use trestle_config::Config;
 use trestle_config::model::{Bind, Protocol};
+
+pub use beat::Beat;
 
 /// How a node wants its plane.
 pub struct Options {
@@ -172,6 +176,27 @@ impl Plane {
     /// afterwards, whatever is installed.
     pub async fn drain(&self, deadline: Duration) -> usize {
         self.inner.drain(deadline).await
+    }
+
+    /// Open TCP connections to these addresses of ours, of whatever listener.
+    pub fn open_on(&self, addresses: &[IpAddr]) -> usize {
+        self.inner.open_on(addresses)
+    }
+
+    /// Lets go of addresses while everything else goes on, listeners at these addresses too. HTTP
+    /// connections to them end with their next answer, which says so, or after a second without a
+    /// request; L4 ones are left to end. Connections that still come are served likewise. Returns when
+    /// the last has ended, or cuts those that are left at the deadline, with the number of those.
+    ///
+    /// UDP sessions are not waited for: they have no end of their own, and begin anew wherever the address
+    /// goes. Dropping the future stops the waiting and the cut; what was told to go still goes.
+    pub async fn drain_addresses(&self, addresses: &[IpAddr], deadline: Duration) -> usize {
+        self.inner.drain_addresses(addresses, deadline).await
+    }
+
+    /// Asks every worker for a sign of life; see [`Beat`]. Never waits for an install or a drain.
+    pub fn beat(&self) -> Beat {
+        self.inner.beat()
     }
 
     /// Ends the workers and waits for their threads; open connections are cut.

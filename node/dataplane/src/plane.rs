@@ -3,8 +3,12 @@
 //! Installs are serialised by one lock, which owns the [`Book`] of sockets; what others only look at
 //! stands in a swap, so nobody waits for an install.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
@@ -12,17 +16,20 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use futures::future::join_all;
 use http::HeaderValue;
 use parking_lot::Mutex as SyncMutex;
 use tokio::sync::{Mutex, mpsc, oneshot};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use trestle_config::Config;
 
 use crate::access_log::{self, Sink};
+use crate::beat::{Beat, Pulse};
 use crate::ledger::Ledger;
 use crate::listener::{Book, Opened, SocketKey};
-use crate::metrics::Metrics;
+use crate::locals::Locals;
+use crate::metrics::{self, Counter, Histogram, Metrics, PerWorker};
 use crate::snapshot::Snapshot;
 use crate::worker::{self, Command, Equipment, Serve};
 use crate::{BoundListener, Install, Options, StartError};
@@ -30,16 +37,26 @@ use crate::{BoundListener, Install, Options, StartError};
 /// How often a drain looks whether connections are left.
 const DRAIN_LOOK: Duration = Duration::from_millis(20);
 
+/// How long a drain of addresses waits for workers to cut what is left: they need no time for it, unless
+/// one hangs, and then an address must not wait for it.
+const CUT_WAIT: Duration = Duration::from_millis(500);
+
 /// How long a shutdown waits for the access log to be written.
 const LOG_WAIT: Duration = Duration::from_secs(1);
 
 pub(crate) struct Inner {
     pub(crate) metrics: Metrics,
     pub(crate) ledger: Arc<Ledger>,
+    locals: Arc<Locals>,
+    turns: Arc<PerWorker<Histogram>>,
     snapshot: ArcSwapOption<Snapshot>,
     listeners: ArcSwap<Vec<BoundListener>>,
     book: Mutex<Book>,
     commands: Vec<mpsc::Sender<Command>>,
+    beats: Vec<mpsc::Sender<Pulse>>,
+    /// Drains of addresses begun, and connections that they cut.
+    address_drains: Counter,
+    address_cuts: Counter,
     threads: SyncMutex<Vec<JoinHandle<()>>>,
     stop: CancellationToken,
     log_dropped: Arc<AtomicU64>,
@@ -54,27 +71,37 @@ impl Inner {
         let log_dropped = log.dropped();
         let stop = CancellationToken::new();
         let ledger = Arc::new(Ledger::new(count));
+        let locals = Arc::new(Locals::new(count));
+        let turns = Arc::new(PerWorker::new(count));
         let via = HeaderValue::from_str(&format!("1.1 {}", options.node));
         let equipment = Equipment {
             ledger: Arc::clone(&ledger),
+            locals: Arc::clone(&locals),
+            turns: Arc::clone(&turns),
             log,
             via: via.unwrap_or(HeaderValue::from_static("1.1 trestle")),
             stop: stop.clone(),
         };
-        let (mut commands, mut threads) = (Vec::new(), Vec::new());
+        let (mut commands, mut beats, mut threads) = (Vec::new(), Vec::new(), Vec::new());
         for index in 0..count {
             let remote = worker::start(index, equipment.clone()).map_err(failed(index));
             let remote = remote.inspect_err(|_| stop.cancel())?;
             commands.push(remote.commands);
+            beats.push(remote.beats);
             threads.push(remote.thread);
         }
         Ok(Self {
             metrics: Metrics::new(count),
             ledger,
+            locals,
+            turns,
             snapshot: ArcSwapOption::empty(),
             listeners: ArcSwap::default(),
             book: Mutex::new(Book::new(count, options.pinned)),
             commands,
+            beats,
+            address_drains: Counter::default(),
+            address_cuts: Counter::default(),
             threads: SyncMutex::new(threads),
             stop,
             log_dropped,
@@ -179,6 +206,70 @@ impl Inner {
         cut
     }
 
+    pub(crate) fn open_on(&self, addresses: &[IpAddr]) -> usize {
+        self.locals.count(&canonical(addresses))
+    }
+
+    pub(crate) async fn drain_addresses(&self, addresses: &[IpAddr], deadline: Duration) -> usize {
+        let deadline = Instant::now() + deadline;
+        // Workers hold it weakly: that this drain goes on is that it is held here.
+        let leaving = canonical(addresses);
+        self.address_drains.inc();
+        let tell = |commands: &mpsc::Sender<Command>| {
+            let (commands, addresses) = (commands.clone(), Arc::downgrade(&leaving));
+            async move {
+                let (told, is_told) = oneshot::channel();
+                // An error: the worker is gone, and its connections too.
+                if commands.send(Command::Leave { addresses, told }).await.is_ok() {
+                    let _ = is_told.await;
+                }
+            }
+        };
+        // Too late: the deadline is for all that hangs.
+        let _ = timeout_at(deadline, join_all(self.commands.iter().map(tell))).await;
+        loop {
+            // First a pause, in which what waits in a queue is accepted and counted.
+            sleep_until(deadline.min(Instant::now() + DRAIN_LOOK)).await;
+            if self.locals.count(&leaving) == 0 {
+                tracing::info!(addresses = ?leaving, "addresses drained");
+                return 0;
+            }
+            if Instant::now() >= deadline {
+                break;
+            }
+        }
+        let cut = self.cut_at(&leaving).await;
+        self.address_cuts.add(cut as u64);
+        tracing::info!(addresses = ?leaving, cut, "addresses drained");
+        cut
+    }
+
+    /// Cuts the connections to these addresses on every worker that answers.
+    async fn cut_at(&self, addresses: &Arc<[IpAddr]>) -> usize {
+        let cut = |commands: &mpsc::Sender<Command>| {
+            let (commands, addresses) = (commands.clone(), Arc::clone(addresses));
+            async move {
+                let (cut, number) = oneshot::channel();
+                let _ = commands.send(Command::CutAt { addresses, cut }).await;
+                number.await.unwrap_or(0)
+            }
+        };
+        let bounded = |(worker, commands)| {
+            let answer = timeout(CUT_WAIT, cut(commands));
+            async move {
+                answer.await.unwrap_or_else(|_| {
+                    tracing::warn!(worker, "a worker does not cut its connections");
+                    0
+                })
+            }
+        };
+        join_all(self.commands.iter().enumerate().map(bounded)).await.into_iter().sum()
+    }
+
+    pub(crate) fn beat(&self) -> Beat {
+        Beat::ask(self.beats.iter())
+    }
+
     async fn cut(&self) {
         for commands in &self.commands {
             let (done, is_done) = oneshot::channel();
@@ -214,11 +305,26 @@ impl Inner {
         let snapshot = self.snapshot();
         let pools = snapshot.iter().flat_map(|snapshot| snapshot.pools.values()).map(AsRef::as_ref);
         self.metrics.render(pools, out);
+        let vips = snapshot.iter().flat_map(|snapshot| &snapshot.vips);
+        metrics::render_vips(vips.map(|(vip, at)| (vip.as_str(), self.locals.count(at))), out);
+        metrics::render_turns(&self.turns, out);
         let revision = snapshot.as_ref().map_or(0, |snapshot| snapshot.revision);
         let dropped = self.log_dropped.load(Ordering::Relaxed);
         for (name, kind, help, value) in [
             ("trestle_revision", "gauge", "Revision in force.", revision),
             ("trestle_access_log_dropped_total", "counter", "Lines lost since nobody took them.", dropped),
+            (
+                "trestle_address_drains_total",
+                "counter",
+                "Drains of addresses that were to go elsewhere.",
+                self.address_drains.value(),
+            ),
+            (
+                "trestle_address_drain_cut_total",
+                "counter",
+                "Connections that such drains cut at their deadline.",
+                self.address_cuts.value(),
+            ),
             (
                 "trestle_ledger_lost_total",
                 "counter",
@@ -230,4 +336,9 @@ impl Inner {
             let _ = write!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n");
         }
     }
+}
+
+/// As [`Locals`] knows them.
+fn canonical(addresses: &[IpAddr]) -> Arc<[IpAddr]> {
+    addresses.iter().map(IpAddr::to_canonical).collect()
 }

@@ -5,6 +5,7 @@
 //! (members' state, counters) hangs behind `Arc`s that [`Snapshot::compile`] carries over by name.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -23,6 +24,8 @@ pub(crate) struct Snapshot {
     pub(crate) revision: u64,
     pub(crate) listeners: BTreeMap<String, Arc<Listener>>,
     pub(crate) pools: Pools,
+    /// Their addresses.
+    pub(crate) vips: BTreeMap<String, Box<[IpAddr]>>,
     /// How long connections of a listener that is gone may go on.
     pub(crate) drain_deadline: Duration,
 }
@@ -92,7 +95,9 @@ impl Snapshot {
             (name.clone(), Arc::new(listener))
         };
         let listeners = config.listeners.iter().map(listener).collect();
-        Self { revision, listeners, pools, drain_deadline: config.cluster.drain.deadline }
+        let addresses = |vip: &model::Vip| vip.addresses.iter().map(|address| address.ip).collect();
+        let vips = config.vips.iter().map(|(name, vip)| (name.clone(), addresses(vip))).collect();
+        Self { revision, listeners, pools, vips, drain_deadline: config.cluster.drain.deadline }
     }
 }
 

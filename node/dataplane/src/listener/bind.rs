@@ -11,7 +11,8 @@ use super::{Socket, Transport};
 const BACKLOG: i32 = 4096;
 
 /// One socket for each worker at the same address. `None` is all addresses, IPv6 and IPv4; an address
-/// of IPv6 is for IPv6 only, so that one of IPv4 can stand beside it.
+/// of IPv6 is for IPv6 only, so that one of IPv4 can stand beside it. `absent`: the machine may not have
+/// the address now, and the socket serves once it does.
 ///
 /// # Errors
 /// If the address is in use by somebody else or can't be bound.
@@ -19,17 +20,25 @@ pub(super) fn bind(
     transport: Transport,
     ip: Option<IpAddr>,
     port: u16,
+    absent: bool,
     workers: usize,
 ) -> io::Result<(SocketAddr, Vec<Socket>)> {
+    let at = |address, only_v6, absent| bind_all(Want { transport, address, only_v6, absent }, workers);
     match ip {
-        Some(ip) => bind_all(transport, SocketAddr::new(ip, port), true, workers),
-        None => match bind_all(transport, (Ipv6Addr::UNSPECIFIED, port).into(), false, workers) {
-            Err(error) if is_no_ipv6(&error) => {
-                bind_all(transport, (Ipv4Addr::UNSPECIFIED, port).into(), false, workers)
-            }
+        Some(ip) => at(SocketAddr::new(ip, port), true, absent),
+        None => match at((Ipv6Addr::UNSPECIFIED, port).into(), false, false) {
+            Err(error) if is_no_ipv6(&error) => at((Ipv4Addr::UNSPECIFIED, port).into(), false, false),
             bound => bound,
         },
     }
+}
+
+#[derive(Clone, Copy)]
+struct Want {
+    transport: Transport,
+    address: SocketAddr,
+    only_v6: bool,
+    absent: bool,
 }
 
 fn is_no_ipv6(error: &io::Error) -> bool {
@@ -37,26 +46,21 @@ fn is_no_ipv6(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(97)) || error.kind() == io::ErrorKind::AddrNotAvailable
 }
 
-fn bind_all(
-    transport: Transport,
-    address: SocketAddr,
-    only_v6: bool,
-    workers: usize,
-) -> io::Result<(SocketAddr, Vec<Socket>)> {
+fn bind_all(want: Want, workers: usize) -> io::Result<(SocketAddr, Vec<Socket>)> {
     // SO_REUSEPORT would let us bind beside another process of the same user and take half of its
     // connections. So the first socket is bound without it, and gets it only then.
-    let first = new(transport, address, only_v6)?;
-    first.bind(&address.into())?;
+    let first = new(want)?;
+    first.bind(&want.address.into())?;
     first.set_reuse_port(true)?;
     let bound = first.local_addr()?.as_socket().ok_or_else(|| io::Error::other("no IP address"))?;
     let mut sockets = vec![first];
     for _ in 1..workers {
-        let socket = new(transport, address, only_v6)?;
+        let socket = new(want)?;
         socket.set_reuse_port(true)?;
         socket.bind(&bound.into())?;
         sockets.push(socket);
     }
-    let finish = |socket: socket2::Socket| match transport {
+    let finish = |socket: socket2::Socket| match want.transport {
         Transport::Tcp => {
             socket.listen(BACKLOG)?;
             Ok(Socket::Tcp(socket.into()))
@@ -66,7 +70,8 @@ fn bind_all(
     Ok((bound, sockets.into_iter().map(finish).collect::<io::Result<_>>()?))
 }
 
-fn new(transport: Transport, address: SocketAddr, only_v6: bool) -> io::Result<socket2::Socket> {
+fn new(want: Want) -> io::Result<socket2::Socket> {
+    let Want { transport, address, only_v6, absent } = want;
     let domain = Domain::for_address(address);
     let socket = match transport {
         Transport::Tcp => socket2::Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?,
@@ -74,6 +79,11 @@ fn new(transport: Transport, address: SocketAddr, only_v6: bool) -> io::Result<s
     };
     if address.is_ipv6() {
         socket.set_only_v6(only_v6)?;
+    }
+    match address {
+        SocketAddr::V4(_) if absent => socket.set_freebind_v4(true)?,
+        SocketAddr::V6(_) if absent => socket.set_freebind_v6(true)?,
+        _ => {}
     }
     if transport == Transport::Tcp {
         // Connections of an earlier life of this process may still be in TIME_WAIT. For UDP it would

@@ -70,7 +70,15 @@ pub(crate) struct Book {
 pub(crate) struct Plan {
     pub(crate) keep: Vec<(SocketKey, String)>,
     pub(crate) close: Vec<SocketKey>,
-    open: Vec<(SocketKey, String)>,
+    open: Vec<ToOpen>,
+}
+
+#[derive(Debug)]
+struct ToOpen {
+    key: SocketKey,
+    listener: String,
+    /// At an address of a VIP, which another node may hold: bound before it is here.
+    at_vip: bool,
 }
 
 impl Book {
@@ -86,7 +94,8 @@ impl Book {
             if self.open.contains_key(&key) {
                 plan.keep.push((key, listener));
             } else if !self.shut {
-                plan.open.push((key, listener));
+                let at_vip = key.ip.is_some_and(|ip| config.vip_at(ip).is_some());
+                plan.open.push(ToOpen { key, listener, at_vip });
             }
         }
         plan.close = self.open.keys().filter(|key| !wanted.contains(key)).cloned().collect();
@@ -101,13 +110,13 @@ impl Book {
         freed: bool,
         failures: &mut BTreeMap<SocketKey, String>,
     ) -> Vec<Vec<Opened>> {
-        self.refused.retain(|key, _| plan.open.iter().any(|(wanted, _)| wanted == key));
+        self.refused.retain(|key, _| plan.open.iter().any(|wanted| wanted.key == *key));
         let mut opened: Vec<Vec<Opened>> = (0..self.workers).map(|_| Vec::new()).collect();
-        for (key, listener) in &plan.open {
+        for ToOpen { key, listener, at_vip } in &plan.open {
             if self.in_the_way(plan, key) != freed {
                 continue;
             }
-            match self.bind(key) {
+            match self.bind(key, *at_vip) {
                 Ok((address, sockets)) => {
                     tracing::info!(listener, %address, "listening");
                     self.open.insert(key.clone(), address);
@@ -131,7 +140,7 @@ impl Book {
 
     /// Some of the plan's sockets can be opened only after others are closed.
     pub(crate) fn must_wait(&self, plan: &Plan) -> bool {
-        plan.open.iter().any(|(key, _)| self.in_the_way(plan, key))
+        plan.open.iter().any(|wanted| self.in_the_way(plan, &wanted.key))
     }
 
     pub(crate) fn forget(&mut self, closed: &[SocketKey]) {
@@ -166,9 +175,9 @@ impl Book {
         view
     }
 
-    fn bind(&mut self, key: &SocketKey) -> std::io::Result<(SocketAddr, Vec<Socket>)> {
-        let pinned = self.pinned_port(key);
-        let (address, sockets) = bind::bind(key.transport, key.ip, pinned.unwrap_or(0), self.workers)?;
+    fn bind(&mut self, key: &SocketKey, at_vip: bool) -> std::io::Result<(SocketAddr, Vec<Socket>)> {
+        let port = self.pinned_port(key).unwrap_or(0);
+        let (address, sockets) = bind::bind(key.transport, key.ip, port, at_vip, self.workers)?;
         if let Port::Chosen(listener, index) = &key.port {
             self.pinned.insert((listener.clone(), *index), address.port());
         }

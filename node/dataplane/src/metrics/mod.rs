@@ -25,6 +25,7 @@ use trestle_config::Config;
 pub(crate) use histogram::{Histogram, HistogramTotals};
 pub(crate) use padded::{Padded, PerWorker};
 pub(crate) use reason::{Reason, RetrySafe};
+pub(crate) use render::{turns as render_turns, vips as render_vips};
 
 use crate::pool::Pool;
 

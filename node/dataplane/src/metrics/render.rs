@@ -6,7 +6,10 @@ use std::fmt::{Display, Write};
 use std::sync::Arc;
 
 use super::histogram::{BOUNDS_MICROS, HistogramTotals};
-use super::{Counter, ListenerCounters, ListenerPart, Reason, RouteCounters, RoutePart, StatusCounters};
+use super::{
+    Counter, Histogram, ListenerCounters, ListenerPart, PerWorker, Reason, RouteCounters, RoutePart,
+    StatusCounters,
+};
 use crate::pool::{FailureKind, MemberState, Pool};
 
 type ListenerField = fn(&ListenerPart) -> &Counter;
@@ -120,6 +123,26 @@ pub(super) fn pools(all: &[&Pool], out: &mut String) {
         let mut totals = HistogramTotals::default();
         pool.members().iter().for_each(|member| member.counters().connects.add_to(&mut totals));
         connects.histogram(&[("pool", pool.name())], &totals);
+    }
+}
+
+/// Connections to the addresses of each VIP.
+pub(crate) fn vips<'a>(open: impl Iterator<Item = (&'a str, usize)>, out: &mut String) {
+    let help = "TCP connections to the VIP's addresses that are open on this node.";
+    let mut family = Family::new(out, "trestle_vip_connections", "gauge", help);
+    for (vip, open) in open {
+        family.sample(&[("vip", vip)], open);
+    }
+}
+
+/// How long workers took to answer.
+pub(crate) fn turns(workers: &PerWorker<Histogram>, out: &mut String) {
+    let help = "From the watchdog's question to the worker's answer: one turn of its loop.";
+    let mut family = Family::new(out, "trestle_worker_beat_seconds", "histogram", help);
+    for (worker, histogram) in workers.iter().enumerate() {
+        let mut totals = HistogramTotals::default();
+        histogram.add_to(&mut totals);
+        family.histogram(&[("worker", &worker.to_string())], &totals);
     }
 }
 
@@ -257,6 +280,10 @@ mod tests {
         picked.failed(FailureKind::ConnectTimeout);
         let mut out = String::new();
         metrics.render([&pool].into_iter(), &mut out);
+        vips([("back", 0), ("front", 3)].into_iter(), &mut out);
+        let workers = PerWorker::<Histogram>::new(2);
+        workers.at(1).record(Duration::from_micros(120));
+        turns(&workers, &mut out);
         out
     }
 
@@ -279,6 +306,9 @@ mod tests {
             r#"trestle_member_in_flight{pool="app",member="m"} 1"#,
             r#"trestle_member_failures_total{pool="app",member="m",kind="connect_timeout"} 1"#,
             r#"trestle_pool_panic{pool="app"} 0"#,
+            r#"trestle_vip_connections{vip="front"} 3"#,
+            r#"trestle_worker_beat_seconds_count{worker="0"} 0"#,
+            r#"trestle_worker_beat_seconds_bucket{worker="1",le="0.00025"} 1"#,
         ] {
             assert!(out.lines().any(|l| l == line), "{line}\nis not in\n{out}");
         }

@@ -1,6 +1,7 @@
 //! The plane as its users see it: real sockets, real backends.
 
 mod forwarding;
+mod leaving;
 mod listening;
 mod retrying;
 mod smuggling;

@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use trestle_config::model::Protocol;
 
 use super::{ListenerRef, Served, Worker};
 use crate::access_log::{Object, timestamp};
+use crate::locals::At;
 use crate::metrics::ListenerCounters;
 use crate::snapshot::Listener;
 use crate::{l4, l7};
@@ -25,7 +26,11 @@ use crate::{l4, l7};
 pub(crate) struct Handle {
     pub(super) listener: Box<str>,
     pub(super) protocol: Protocol,
+    /// The address of ours that it came to, in its canonical form.
+    pub(super) local: IpAddr,
     closing: Cell<Option<Instant>>,
+    /// Since when its listener is gone, or speaks something else.
+    orphaned: Cell<Option<Instant>>,
     cut: Cell<bool>,
     waker: RefCell<Option<Waker>>,
 }
@@ -41,15 +46,20 @@ impl Worker {
         let listener = Rc::clone(&served.target.borrow());
         let local = stream.local_addr()?;
         stream.set_nodelay(true)?;
+        let ip = local.ip().to_canonical();
+        let orphaned = served.draining.is_cancelled().then(Instant::now);
+        let leaving = || self.is_leaving(ip).then(Instant::now);
         let handle = Rc::new(Handle {
             listener: listener.name.clone(),
             protocol: listener.settings.protocol,
-            closing: Cell::new(served.draining.is_cancelled().then(Instant::now)),
+            local: ip,
+            closing: Cell::new(orphaned.or_else(leaving)),
+            orphaned: Cell::new(orphaned),
             cut: Cell::new(false),
             waker: RefCell::default(),
         });
         let place = self.connections.borrow_mut().insert(Rc::clone(&handle));
-        let open = Open { worker: Rc::clone(self), place };
+        let open = Open { worker: Rc::clone(self), place, _at: self.locals.open(self.index, ip) };
         let admission = self.ledger.open(self.index, client.ip());
         let worker = Rc::clone(self);
         match listener.settings.protocol {
@@ -87,6 +97,16 @@ impl Handle {
         self.cut.get()
     }
 
+    pub(super) fn orphaned_since(&self) -> Option<Instant> {
+        self.orphaned.get()
+    }
+
+    /// As [`Handle::close`], since its listener is gone.
+    pub(super) fn orphan(&self) {
+        self.orphaned.set(Some(Instant::now()));
+        self.close();
+    }
+
     pub(super) fn close(&self) {
         if self.closing.get().is_none() {
             self.closing.set(Some(Instant::now()));
@@ -110,6 +130,7 @@ impl Handle {
 struct Open {
     worker: Rc<Worker>,
     place: usize,
+    _at: At,
 }
 
 impl Drop for Open {

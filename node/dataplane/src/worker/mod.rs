@@ -17,8 +17,9 @@ mod tests;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
+use std::net::IpAddr;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -32,8 +33,11 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::access_log::{Lines, Tap};
+use crate::beat::{BEATS, Pulse};
 use crate::ledger::Ledger;
 use crate::listener::{Opened, Socket, SocketKey, accept};
+use crate::locals::Locals;
+use crate::metrics::{Histogram, PerWorker};
 use crate::request_id::{RequestId, wall_clock};
 use crate::snapshot::{Listener, Snapshot};
 use crate::upstream::Upstreams;
@@ -42,7 +46,8 @@ pub(crate) use connection::Handle;
 pub(crate) use socket::Served;
 use socket::{Closed, serve_udp};
 
-/// Commands that may wait; they come from one task, one at a time.
+/// Commands that may wait: of installs and drains, each of which has one on its way at a time. Who finds no
+/// room waits.
 const COMMANDS: usize = 4;
 
 /// How often idle upstream connections are looked through and the wall clock is read.
@@ -61,6 +66,13 @@ pub(crate) enum Command {
     Drain { closed: oneshot::Sender<()> },
     /// Cut all connections.
     Cut { done: oneshot::Sender<()> },
+    /// Tell connections to these addresses to go, those that come yet too, until nobody holds the list.
+    Leave { addresses: Weak<[IpAddr]>, told: oneshot::Sender<()> },
+    /// Cut the connections to these addresses; answered with their number.
+    CutAt { addresses: Arc<[IpAddr]>, cut: oneshot::Sender<usize> },
+    /// Stand still until something comes.
+    #[cfg(test)]
+    Hang { begun: oneshot::Sender<()>, until: std::sync::mpsc::Receiver<()> },
 }
 
 #[derive(Debug)]
@@ -80,6 +92,7 @@ pub(crate) struct Serve {
 #[derive(Debug)]
 pub(crate) struct Remote {
     pub(crate) commands: mpsc::Sender<Command>,
+    pub(crate) beats: mpsc::Sender<Pulse>,
     pub(crate) thread: JoinHandle<()>,
 }
 
@@ -87,6 +100,9 @@ pub(crate) struct Remote {
 #[derive(Clone)]
 pub(crate) struct Equipment {
     pub(crate) ledger: Arc<Ledger>,
+    pub(crate) locals: Arc<Locals>,
+    /// How long questions of [`crate::Beat`] took to be answered.
+    pub(crate) turns: Arc<PerWorker<Histogram>>,
     pub(crate) log: Tap,
     pub(crate) via: HeaderValue,
     pub(crate) stop: CancellationToken,
@@ -98,6 +114,8 @@ pub(crate) struct Worker {
     pub(crate) log: Rc<Lines>,
     pub(crate) upstreams: Upstreams,
     ledger: Arc<Ledger>,
+    locals: Arc<Locals>,
+    turns: Arc<PerWorker<Histogram>>,
     via: HeaderValue,
     random: RefCell<SmallRng>,
     /// A moment, and what the wall clock said then, milliseconds since 1970.
@@ -108,6 +126,8 @@ pub(crate) struct Worker {
     sockets: RefCell<HashMap<SocketKey, Rc<Served>, ahash::RandomState>>,
     /// Sockets that a drain closed and whose sessions may go on.
     drained: RefCell<Vec<Rc<Served>>>,
+    /// Addresses that are being let go of, one list a drain; each lives as long as its drain.
+    leaving: RefCell<Vec<Weak<[IpAddr]>>>,
     /// Never cancelled: a connection is cut by dropping its future.
     uncut: CancellationToken,
 }
@@ -115,11 +135,12 @@ pub(crate) struct Worker {
 /// Starts a worker's thread; returns once its runtime runs.
 pub(crate) fn start(index: usize, equipment: Equipment) -> io::Result<Remote> {
     let (commands, inbox) = mpsc::channel(COMMANDS);
+    let (beats, pulses) = mpsc::channel(BEATS);
     let (started, outcome) = std::sync::mpsc::sync_channel(1);
     let body = move || match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => {
             let _ = started.send(Ok(()));
-            run(index, equipment, inbox, &runtime);
+            run(index, equipment, inbox, pulses, &runtime);
         }
         Err(error) => {
             let _ = started.send(Err(error));
@@ -127,13 +148,14 @@ pub(crate) fn start(index: usize, equipment: Equipment) -> io::Result<Remote> {
     };
     let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(body)?;
     outcome.recv().map_err(|_| io::Error::other("the thread ended at once"))??;
-    Ok(Remote { commands, thread })
+    Ok(Remote { commands, beats, thread })
 }
 
 fn run(
     index: usize,
     equipment: Equipment,
     inbox: mpsc::Receiver<Command>,
+    pulses: mpsc::Receiver<Pulse>,
     runtime: &tokio::runtime::Runtime,
 ) {
     let stop = equipment.stop.clone();
@@ -141,7 +163,7 @@ fn run(
     local.block_on(runtime, async {
         let worker = Rc::new(Worker::new(index, equipment));
         tokio::select! {
-            () = worker.obey(inbox) => {}
+            () = worker.obey(inbox, pulses) => {}
             () = stop.cancelled() => {}
         }
     });
@@ -157,6 +179,8 @@ impl Worker {
             log: Rc::new(equipment.log.lines()),
             upstreams: Upstreams::default(),
             ledger: equipment.ledger,
+            locals: equipment.locals,
+            turns: equipment.turns,
             via: equipment.via,
             random: RefCell::new(SmallRng::from_os_rng()),
             clock: Cell::new(wall_clock()),
@@ -165,11 +189,12 @@ impl Worker {
             connections: RefCell::default(),
             sockets: RefCell::default(),
             drained: RefCell::default(),
+            leaving: RefCell::default(),
             uncut: CancellationToken::new(),
         }
     }
 
-    async fn obey(self: &Rc<Self>, mut inbox: mpsc::Receiver<Command>) {
+    async fn obey(self: &Rc<Self>, mut inbox: mpsc::Receiver<Command>, mut pulses: mpsc::Receiver<Pulse>) {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -182,8 +207,26 @@ impl Worker {
                         self.drained.borrow().iter().for_each(|socket| socket.cut.cancel());
                         let _ = done.send(());
                     }
+                    Some(Command::Leave { addresses, told }) => {
+                        self.leave(addresses);
+                        let _ = told.send(());
+                    }
+                    Some(Command::CutAt { addresses, cut }) => {
+                        let _ = cut.send(self.cut_where(|handle| addresses.contains(&handle.local)));
+                    }
+                    #[cfg(test)]
+                    Some(Command::Hang { begun, until }) => {
+                        let _ = begun.send(());
+                        let _ = until.recv();
+                    }
                     None => return,
                 },
+                // Its end comes with that of the commands.
+                Some(Pulse { sent, answer }) = pulses.recv() => {
+                    self.turns.at(self.index).record(sent.elapsed());
+                    // Who asked may have stopped waiting.
+                    let _ = answer.send(());
+                }
                 now = tick.tick() => {
                     self.upstreams.sweep(now);
                     self.clock.set(wall_clock());
@@ -265,8 +308,8 @@ impl Worker {
                 .listeners
                 .get(&*handle.listener)
                 .is_some_and(|listener| listener.settings.protocol == handle.protocol);
-            if !stays && handle.closing_since().is_none() {
-                handle.close();
+            if !stays && handle.orphaned_since().is_none() {
+                handle.orphan();
                 any = true;
             }
         }
@@ -274,16 +317,34 @@ impl Worker {
             let (worker, deadline) = (Rc::clone(self), snapshot.drain_deadline);
             spawn_local(async move {
                 sleep(deadline).await;
-                let due =
-                    |handle: &Handle| handle.closing_since().is_some_and(|since| since.elapsed() >= deadline);
+                let due = |handle: &Handle| {
+                    handle.orphaned_since().is_some_and(|since| since.elapsed() >= deadline)
+                };
                 worker.cut_where(due);
             });
         }
     }
 
-    fn cut_where(&self, condition: impl Fn(&Handle) -> bool) {
+    fn cut_where(&self, condition: impl Fn(&Handle) -> bool) -> usize {
         let connections = self.connections.borrow();
-        connections.iter().filter(|(_, handle)| condition(handle)).for_each(|(_, handle)| handle.cut());
+        connections.iter().filter(|(_, handle)| condition(handle)).inspect(|(_, handle)| handle.cut()).count()
+    }
+
+    fn leave(&self, addresses: Weak<[IpAddr]>) {
+        // None: who asked has given up already.
+        let Some(list) = addresses.upgrade() else { return };
+        let mut leaving = self.leaving.borrow_mut();
+        leaving.retain(|drain| drain.strong_count() > 0);
+        leaving.push(addresses);
+        let connections = self.connections.borrow();
+        let there = connections.iter().filter(|(_, handle)| list.contains(&handle.local));
+        there.for_each(|(_, handle)| handle.close());
+    }
+
+    /// Whether new connections to this address are told to go with their first answer.
+    fn is_leaving(&self, local: IpAddr) -> bool {
+        let leaving = self.leaving.borrow();
+        leaving.iter().any(|drain| drain.upgrade().is_some_and(|list| list.contains(&local)))
     }
 
     /// Grows with every snapshot.

@@ -19,6 +19,8 @@ async fn forty_connections_that_wait_in_the_queue_of_a_closing_socket_are_answer
     let (log, _end) = crate::access_log::start(Box::new(io::sink())).expect("a thread");
     let equipment = Equipment {
         ledger: Arc::new(Ledger::new(1)),
+        locals: Arc::new(Locals::new(1)),
+        turns: Arc::new(PerWorker::new(1)),
         log,
         via: HeaderValue::from_static("1.1 n1"),
         stop: CancellationToken::new(),

@@ -123,7 +123,7 @@ impl<const N: usize> Lease<N> {
 
     fn asking(&self, state: &State<N>, node: u8, actions: &mut Vec<Action>) {
         let n = &state.nodes[node as usize];
-        let free = n.asks[..self.bounds.asks].iter().any(Option::is_none);
+        let free = n.asks.iter().flatten().count() < self.bounds.asks;
         // Who nobody takes for the owner is refused whenever it asks: it may as well ask later.
         let could_be_granted = self.is_owner(state.committed, node, n.session)
             || state.nodes.iter().filter_map(|n| n.table).any(|t| self.is_owner(t.known, node, n.session));

@@ -34,7 +34,7 @@ macro_rules! needed {
         #[test]
         fn $name() {
             // No more faults than it takes.
-            let bounds = Bounds { faults: $faults, ..Bounds::TESTS };
+            let bounds = Bounds { faults: $faults, asks: 1, ..Bounds::TESTS };
             breaks(Rules { $rule: false, ..Rules::ALL }, bounds);
         }
     )*};
@@ -60,5 +60,5 @@ needed! {
 /// What is not covered, so that nobody takes it for covered: see [`Bounds::freeze_after_write`].
 #[test]
 fn freezes_before_and_after_one_write_make_two_owners() {
-    breaks(Rules::ALL, Bounds { freeze_after_write: true, ..Bounds::TESTS });
+    breaks(Rules::ALL, Bounds { freeze_after_write: true, asks: 1, ..Bounds::TESTS });
 }

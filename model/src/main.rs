@@ -1,4 +1,5 @@
-//! Checks the protocol and says how far. `--deep` goes further than the tests do.
+//! Checks the protocol and says how far. `--deep` goes further than the tests do (minutes, and some GB
+//! of memory); `--bounds` goes where one wants.
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -35,9 +36,11 @@ fn main() -> ExitCode {
     match std::env::args().skip(1).collect::<Vec<_>>().as_slice() {
         [] => holds &= check::<2>(Bounds::TESTS),
         [deep] if deep == "--deep" => {
-            holds &= check::<2>(Bounds { faults: 3, sessions: 3, ..Bounds::TESTS });
-            holds &= check::<2>(Bounds { ttl: 3, ..Bounds::TESTS });
-            holds &= check::<3>(Bounds::TESTS);
+            holds &= check::<2>(Bounds { faults: 4, epochs: 4, sessions: 3, ..Bounds::TESTS });
+            holds &= check::<2>(Bounds { faults: 3, asks: 2, ..Bounds::TESTS });
+            holds &= check::<2>(Bounds { faults: 3, ttl: 3, ..Bounds::TESTS });
+            holds &= check::<3>(Bounds { asks: 2, epochs: 2, ..Bounds::TESTS });
+            holds &= check::<3>(Bounds { faults: 3, epochs: 2, ..Bounds::TESTS });
         }
         [free] if free.starts_with("--bounds=") => {
             // nodes,faults,epochs,sessions,asks,ttl

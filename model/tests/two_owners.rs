@@ -20,13 +20,18 @@ fn breaks(rules: Rules, bounds: Bounds) {
 }
 
 #[test]
-fn one_owner_with_any_one_fault() {
-    holds::<2>(Bounds { faults: 1, ..Bounds::TESTS });
+fn one_owner_with_any_two_faults_and_renewals_that_overtake_each_other() {
+    holds::<2>(Bounds { asks: 2, ..Bounds::TESTS });
 }
 
 #[test]
-fn one_owner_with_any_two_faults() {
-    holds::<2>(Bounds { faults: 2, epochs: 2, asks: 1, ..Bounds::TESTS });
+fn one_owner_with_any_three_faults() {
+    holds::<2>(Bounds { faults: 3, sessions: 3, ..Bounds::TESTS });
+}
+
+#[test]
+fn one_owner_among_three_nodes_with_any_two_faults() {
+    holds::<3>(Bounds::TESTS);
 }
 
 macro_rules! needed {
@@ -34,7 +39,7 @@ macro_rules! needed {
         #[test]
         fn $name() {
             // No more faults than it takes.
-            let bounds = Bounds { faults: $faults, asks: 1, ..Bounds::TESTS };
+            let bounds = Bounds { faults: $faults, ..Bounds::TESTS };
             breaks(Rules { $rule: false, ..Rules::ALL }, bounds);
         }
     )*};
@@ -60,5 +65,5 @@ needed! {
 /// What is not covered, so that nobody takes it for covered: see [`Bounds::freeze_after_write`].
 #[test]
 fn freezes_before_and_after_one_write_make_two_owners() {
-    breaks(Rules::ALL, Bounds { freeze_after_write: true, asks: 1, ..Bounds::TESTS });
+    breaks(Rules::ALL, Bounds { freeze_after_write: true, ..Bounds::TESTS });
 }

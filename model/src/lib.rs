@@ -27,8 +27,9 @@
 //! - **A guard's write** and the look at the clock after it are one step; between its look before and
 //!   the write it may freeze. [`Bounds::freeze_after_write`] takes that apart, and then two owners are
 //!   found: see there.
-//! - **A new guard** starts when the old one has ended. What was asked for the old one is not handed to
-//!   the new one.
+//! - **A new guard** starts when the old one has ended. In life a frozen one may be left over; what it
+//!   holds it holds under its own session, and its notice names that. What was asked for the old guard
+//!   is not handed to the new one.
 //!
 //! # Bounds
 //!

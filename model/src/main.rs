@@ -1,5 +1,5 @@
-//! Checks the protocol and says how far. `--deep` goes further than the tests do (minutes, and some GB
-//! of memory); `--bounds` goes where one wants.
+//! Checks the protocol and says how far. `--deep` goes further than the tests do (three minutes, half a
+//! GB of memory); `--bounds` goes where one wants.
 
 use std::process::ExitCode;
 use std::time::Instant;

@@ -68,7 +68,7 @@ pub struct Bounds {
     pub ttl: u8,
     /// Not a bound but an assumption taken away: a guard may freeze a second time between a write and
     /// its look at the clock, after it had frozen between the look before and the write. It then leaves
-    /// an element that ends too late by the time of the first freeze.
+    /// an element that ends too late by the time of the first freeze, for at most a TTL.
     pub freeze_after_write: bool,
 }
 

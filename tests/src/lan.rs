@@ -1,0 +1,368 @@
+//! A network segment of our own: a switch, nodes, a backend and a client, each in a network namespace.
+//!
+//! Names are unique to the process and the segment; everything is deleted by name when it is dropped,
+//! and what runs in a namespace is killed by its id before that.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::{eventually, trestle};
+
+/// The VIP of [`Lan::config`].
+pub const VIP: &str = "198.18.0.100";
+/// Within this a cluster in namespaces forms or heals on a loaded two-core machine.
+pub const SETTLE: Duration = Duration::from_secs(40);
+
+static SEGMENTS: AtomicU32 = AtomicU32::new(0);
+
+/// The segment, and a cluster on it.
+pub struct Lan {
+    prefix: String,
+    namespaces: Vec<String>,
+    pub nodes: Vec<LanNode>,
+    backend: Option<Child>,
+    dir: TempDir,
+}
+
+/// A node in a namespace of its own, and its guard.
+pub struct LanNode {
+    pub name: String,
+    pub namespace: String,
+    pub address: String,
+    dir: PathBuf,
+    args: Vec<String>,
+    child: Option<Child>,
+}
+
+/// Runs a program to its end; what it said if it failed.
+fn run(program: &str, args: &[&str]) -> anyhow::Result<Output> {
+    let output = Command::new(program).args(args).stdin(Stdio::null()).output()?;
+    ensure!(
+        output.status.success(),
+        "{program} {}: {}",
+        args.join(" "),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(output)
+}
+
+fn ip(args: &str) {
+    let args: Vec<_> = args.split_whitespace().collect();
+    run("ip", &args).expect("the network can be set up");
+}
+
+impl Lan {
+    /// A cluster of `size` nodes whose one VIP `front` has the lease time `ttl`, with an HTTP listener
+    /// at its port 80. Waits until everybody is a voter and the VIP has an owner.
+    pub fn start(size: usize, ttl: &str) -> Lan {
+        Self::with_config(size, &Self::config(&format!("addresses: [{VIP}/24], ttl: {ttl}"), ""))
+    }
+
+    /// The VIP as given, and more of the document.
+    pub fn config(vip: &str, more: &str) -> String {
+        format!(
+            "vips: {{ front: {{ {vip} }} }}\n\
+             listeners: {{ web: {{ bind: \"@front:80\", protocol: http }}, raw: {{ bind: \"@front:81\", protocol: tcp, pool: app }} }}\n\
+             routes: {{ all: {{ rules: [{{ pools: [app] }}] }} }}\n\
+             pools: {{ app: {{ members: [\"198.18.0.50:9000\"] }} }}\n\
+             {more}\n"
+        )
+    }
+
+    pub fn with_config(size: usize, config: &str) -> Lan {
+        let number = SEGMENTS.fetch_add(1, Ordering::Relaxed);
+        let prefix = format!("tt{}x{number}", std::process::id() % 1_000_000);
+        let dir = tempfile::tempdir().expect("a temporary folder can be made");
+        let mut lan = Lan { prefix, namespaces: Vec::new(), nodes: Vec::new(), backend: None, dir };
+        let switch = lan.namespace("sw");
+        ip(&format!("-n {switch} link add br0 type bridge"));
+        ip(&format!("-n {switch} link set br0 up"));
+        let backend = lan.host("be", "198.18.0.50");
+        lan.host("cl", "198.18.0.200");
+        let child = in_namespace(&backend, &trestle())
+            .args(["sample-backend", "--name", "app", "--listen", "198.18.0.50:9000"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        lan.backend = Some(child.expect("the backend starts"));
+        let key = lan.dir.path().join("cluster.key");
+        run(path(&trestle()), &["keygen", "-o", path(&key)]).expect("keygen runs");
+        let file = lan.dir.path().join("first.yaml");
+        std::fs::write(&file, config).expect("the test's folder is writable");
+        for n in 1..=size {
+            let how = if n == 1 {
+                vec!["--bootstrap", "--config", path(&file)]
+            } else {
+                vec!["--join", "198.18.0.11:7400"]
+            };
+            lan.add_node(n, &how, &key);
+        }
+        lan.wait_formed(size);
+        lan
+    }
+
+    fn add_node(&mut self, n: usize, how: &[&str], key: &Path) {
+        let (name, address) = (format!("n{n}"), format!("198.18.0.{}", 10 + n));
+        let namespace = self.host(&name, &address);
+        let mut args: Vec<String> = ["--key-file", path(key)].map(str::to_owned).to_vec();
+        args.extend(how.iter().map(|arg| (*arg).to_owned()));
+        let mut node =
+            LanNode { name, namespace, address, dir: self.dir.path().to_owned(), args, child: None };
+        node.spawn();
+        self.nodes.push(node);
+    }
+
+    fn namespace(&mut self, name: &str) -> String {
+        let full = format!("{}{name}", self.prefix);
+        ip(&format!("netns add {full}"));
+        self.namespaces.push(full.clone());
+        ip(&format!("-n {full} link set lo up"));
+        full
+    }
+
+    /// A namespace with `eth0` on the switch.
+    fn host(&mut self, name: &str, address: &str) -> String {
+        let namespace = self.namespace(name);
+        let switch = format!("{}sw", self.prefix);
+        ip(&format!("-n {switch} link add {name} type veth peer name eth0 netns {namespace}"));
+        ip(&format!("-n {switch} link set {name} master br0 up"));
+        ip(&format!("-n {namespace} addr add {address}/24 dev eth0"));
+        ip(&format!("-n {namespace} link set eth0 up"));
+        namespace
+    }
+
+    fn wait_formed(&self, size: usize) {
+        for node in &self.nodes {
+            eventually(SETTLE, &format!("{} is ready, with {size} voters", node.name), || {
+                let status = node.status()?;
+                let nodes = status["nodes"].as_array().context("nodes")?;
+                let voters = nodes.iter().filter(|n| n["membership"] == "voter").count();
+                let counted = nodes.iter().filter(|n| n["alive"] == true && n["seated"] == true).count();
+                ensure!(voters == size && counted == size && status["ready"] == true, "{status}");
+                Ok(())
+            });
+        }
+        self.wait_served();
+    }
+
+    /// Waits until the VIP answers.
+    pub fn wait_served(&self) {
+        eventually(SETTLE, "the VIP is served", || self.get(VIP).map(drop));
+    }
+
+    /// The namespace of the client, or of the switch (`sw`), or of the backend (`be`).
+    pub fn ns(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    /// `GET http://HOST/` from the client; what was answered.
+    pub fn get(&self, host: &str) -> anyhow::Result<String> {
+        let url = format!("http://{host}/");
+        let client = self.ns("cl");
+        let args = ["netns", "exec", &client, "curl", "-sS", "-f", "--max-time", "1", &url];
+        Ok(String::from_utf8(run("ip", &args)?.stdout)?)
+    }
+
+    /// A program in the client's namespace.
+    pub fn client(&self, program: &str) -> Command {
+        in_namespace(&self.ns("cl"), Path::new(program))
+    }
+
+    /// Nodes on whose interface the VIP is now.
+    pub fn with_address(&self) -> Vec<usize> {
+        let has = |node: &LanNode| {
+            let args = ["-n", &node.namespace, "-o", "addr", "show", "dev", "eth0"];
+            run("ip", &args).is_ok_and(|out| String::from_utf8_lossy(&out.stdout).contains(VIP))
+        };
+        (0..self.nodes.len()).filter(|i| has(&self.nodes[*i])).collect()
+    }
+
+    /// Index of the VIP's owner, as a live node other than `but` sees it.
+    pub fn owner(&self, but: Option<usize>) -> usize {
+        eventually(SETTLE, &format!("the VIP has an owner other than {but:?}"), || {
+            for node in self.nodes.iter().filter(|node| node.child.is_some()) {
+                let Ok(status) = node.status() else { continue };
+                let owner = status["vips"][0]["owner"].as_str().map(str::to_owned);
+                let index = owner.and_then(|owner| self.nodes.iter().position(|n| n.name == owner));
+                if let Some(index) = index.filter(|index| Some(*index) != but) {
+                    return Ok(index);
+                }
+            }
+            anyhow::bail!("nobody")
+        })
+    }
+
+    /// Index of the leader.
+    pub fn leader(&self) -> usize {
+        eventually(SETTLE, "a leader is known", || {
+            for node in self.nodes.iter().filter(|node| node.child.is_some()) {
+                let Ok(status) = node.status() else { continue };
+                let nodes = status["nodes"].as_array().context("nodes")?;
+                let leader = nodes.iter().find(|n| n["leader"] == true);
+                if let Some(index) = leader.and_then(|l| self.nodes.iter().position(|n| l["name"] == n.name)) {
+                    return Ok(index);
+                }
+            }
+            anyhow::bail!("nobody")
+        })
+    }
+}
+
+impl Drop for Lan {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for node in &self.nodes {
+                let log = node.log();
+                let tail: Vec<_> = log.lines().rev().take(60).collect();
+                eprintln!("--- end of the log of {} ---", node.name);
+                tail.iter().rev().for_each(|line| eprintln!("{line}"));
+            }
+        }
+        for node in &mut self.nodes {
+            node.kill_all();
+        }
+        if let Some(mut backend) = self.backend.take() {
+            let _ = backend.kill();
+            let _ = backend.wait();
+        }
+        for namespace in &self.namespaces {
+            let _ = run("ip", &["netns", "del", namespace]);
+        }
+    }
+}
+
+impl LanNode {
+    fn spawn(&mut self) {
+        let log = std::fs::File::options().create(true).append(true).open(self.log_path());
+        let data_dir = self.dir.join(&self.name);
+        let cluster = format!("{}:7400", self.address);
+        let child = in_namespace(&self.namespace, &trestle())
+            .args(["run", "--name", &self.name, "--cluster", &cluster, "--admin", "127.0.0.1:7480"])
+            .args(["--workers", "1", "--data-dir", path(&data_dir)])
+            .args(&self.args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log.expect("the log can be written"))
+            .spawn();
+        self.child = Some(child.expect("the node starts"));
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.dir.join(format!("{}.log", self.name))
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    /// `trestle ARGS` against this node.
+    pub fn cli(&self, args: &[&str]) -> anyhow::Result<Output> {
+        let output = in_namespace(&self.namespace, &trestle())
+            .args(args)
+            .args(["--admin", "http://127.0.0.1:7480"])
+            .stdin(Stdio::null())
+            .output()?;
+        ensure!(
+            output.status.success(),
+            "trestle {args:?}: {}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(output)
+    }
+
+    pub fn status(&self) -> anyhow::Result<Value> {
+        let output = in_namespace(&self.namespace, &trestle())
+            .args(["status", "-o", "json", "--admin", "http://127.0.0.1:7480"])
+            .output()?;
+        serde_json::from_slice(&output.stdout).with_context(|| {
+            format!("status of {}: {}", self.name, String::from_utf8_lossy(&output.stderr))
+        })
+    }
+
+    fn pid(&self) -> Pid {
+        let child = self.child.as_ref().expect("the node runs");
+        Pid::from_raw(i32::try_from(child.id()).expect("a pid fits")).expect("a pid is not 0")
+    }
+
+    /// The guard process of this node, by the kernel's list of its children.
+    pub fn guard(&self) -> anyhow::Result<Pid> {
+        let pid = self.pid().as_raw_nonzero();
+        let mut children = String::new();
+        for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+            children += &std::fs::read_to_string(task?.path().join("children")).unwrap_or_default();
+        }
+        for child in children.split_whitespace() {
+            let name = std::fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
+            if name.starts_with("trestle-guard") {
+                return Pid::from_raw(child.parse()?).context("a pid is not 0");
+            }
+        }
+        anyhow::bail!("{} has no guard among {children:?}", self.name)
+    }
+
+    /// A signal to the node's process alone.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(self.pid(), signal).expect("the node runs");
+    }
+
+    /// A signal to the node and its guard: the guard first, so that it can't notice.
+    pub fn signal_both(&self, signal: Signal) {
+        let guard = self.guard().expect("the node has a guard");
+        kill_process_group(guard, signal).expect("the guard runs");
+        self.signal(signal);
+    }
+
+    /// SIGKILL to the node alone; returns when it is gone.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Node and guard at once.
+    pub fn kill_all(&mut self) {
+        if self.child.is_some() {
+            if let Ok(guard) = self.guard() {
+                let _ = kill_process(guard, Signal::KILL);
+            }
+            self.kill();
+        }
+    }
+
+    /// SIGTERM; waits for the end.
+    pub fn stop(&mut self) {
+        self.signal(Signal::TERM);
+        let mut child = self.child.take().expect("the node runs");
+        let status = eventually(Duration::from_secs(50), &format!("{} ends", self.name), || {
+            child.try_wait()?.context("it runs")
+        });
+        assert!(status.success(), "{} ended with {status}", self.name);
+    }
+
+    /// Starts it again in the same folder.
+    pub fn restart(&mut self) {
+        assert!(self.child.is_none(), "stop or kill {} first", self.name);
+        self.args.truncate(2);
+        self.spawn();
+    }
+}
+
+fn in_namespace(namespace: &str, program: &Path) -> Command {
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", namespace]).arg(program);
+    command
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().expect("the test's folder has a plain name")
+}

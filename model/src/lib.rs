@@ -12,15 +12,20 @@
 //! # What it abstracts from
 //!
 //! - **Time** is discrete. A real tick moves every node's clock by one; a node whose clock lags leaves
-//!   one out, never two within a TTL and a tick, which is the bound for drift. A TTL is two or three
-//!   ticks and the bound one: much coarser than 1/100, the same relation between the two. All times
-//!   in a state are what is left or has passed, so runs are not bounded in time.
+//!   one out: one node in a tick, never two ticks of a node within a TTL and a tick. That is the bound
+//!   for drift. A TTL is two or three ticks and the bound one: much coarser than 1/100, the same relation
+//!   between the two. All times in a state are what is left or has passed, so runs are not bounded in
+//!   time.
 //! - **Raft** is a committed owner with an epoch, and one true leader. Who was replaced need not know:
 //!   it keeps its table and answers, but can't commit and no round of it succeeds. What it had proposed
-//!   and not yet committed is kept by the next leader or lost.
+//!   and not yet committed is kept by the next leader or lost. The true leader applies what it commits at
+//!   once; who was replaced learns nothing more, which is the worse case.
+//! - **Renewals** are sent only by a node that some table takes for the owner: any other is refused and
+//!   may as well ask later. A refusal changes nothing at the holder, which keeps its lease to the end.
 //! - **A node that hangs** takes no steps. As any step may be put off, that needs no state. A guard that
 //!   is not frozen keeps its deadlines; a slow one counts as frozen.
 //! - **A grant** that waits in the socket of a frozen guard is an answer still on the way.
+//! - **A planned move** is not called off, and it is the only way to let go on purpose: a drain is one.
 //! - **Address and fence** open and shut together. An address behind a shut fence is no owner's, so
 //!   `valid_lft`, the third fence, is not needed and not modelled; nor is the second chance, which moves
 //!   packets and not the right to the address.

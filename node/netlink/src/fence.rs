@@ -10,11 +10,16 @@
 //! | in | neighbour solicitation whose target it is | live |
 //! | in | IP to it | live or quiet |
 //! | out | ARP whose sender it is | live |
-//! | out | neighbour advertisement whose target, solicitation whose source it is | live |
+//! | out | neighbour advertisement whose target, solicitation whose source it is | live (see below for quiet) |
 //! | out | IP from it | live or quiet |
 //!
 //! A fence of ARP replies alone would leak: a kernel that retransmits from the address asks for its
 //! neighbours with it as sender, and their caches move.
+//!
+//! A quiet address still has to find the neighbours that it answers. For IPv4 that wants `arp_announce=2`
+//! on the interface (the kernel then asks with an address of its own). IPv6 has no such switch and asks
+//! with the packet's source: such a solicitation leaves with the interface's link-local address in its
+//! place, where there is one when the chains are made.
 //!
 //! Invariant: no element outlives its deadline by more than the time from the kernel's taking it to the
 //! look at the clock that follows. Deadlines are absolute, time-outs are not: after each write the clock is read
@@ -35,7 +40,7 @@ use crate::{
         Batch, ChainInfo, DataType, Element, Expression as X, Family, Field, Hook, Key, Nft, Prepared,
         Register, RuleInfo, Set, Table, TableFlags, TableInfo, Verdict,
     },
-    route::read_ip,
+    route::{Link, Route, read_ip},
     socket,
 };
 
@@ -151,6 +156,7 @@ struct Shape {
 #[derive(Debug)]
 pub struct Fence {
     nft: Nft,
+    route: Route,
     flags: TableFlags,
     devices: Vec<String>,
     addresses: Vec<IpAddr>,
@@ -162,8 +168,9 @@ impl Fence {
     /// passes in between that neither would have let through.
     pub fn install(devices: &[&str], addresses: &[IpAddr], ownership: Ownership) -> Result<Self, Error> {
         check(devices, addresses)?;
-        let mut nft = Nft::open()?;
+        let (mut nft, mut route) = (Nft::open()?, Route::open()?);
         let there = nft.table(TABLE)?.is_some();
+        let own = link_locals(&mut route, devices)?;
         let mut install = |flags| {
             nft.change(|batch| {
                 if there {
@@ -171,7 +178,7 @@ impl Fence {
                 }
                 batch.table(TABLE, flags);
                 put_sets(batch, addresses);
-                devices.iter().for_each(|device| put_chains(batch, device));
+                devices.iter().zip(&own).for_each(|(device, own)| put_chains(batch, device, *own));
             })
         };
         let mut flags =
@@ -186,7 +193,7 @@ impl Fence {
         }
         let shape = read_shape(&mut nft)?;
         let devices = devices.iter().map(ToString::to_string).collect();
-        Ok(Self { nft, flags, devices, addresses: addresses.to_vec(), shape })
+        Ok(Self { nft, route, flags, devices, addresses: addresses.to_vec(), shape })
     }
 
     /// The flags that the kernel took.
@@ -200,13 +207,16 @@ impl Fence {
         self.nft.socket().set_patience(patience);
     }
 
-    /// The chains are made anew for exactly these devices; what is live stays so.
+    /// The chains are made anew for exactly these devices; what is live stays so. To be called again when
+    /// one of them is renamed, comes anew, or gets another link-local address: whether a chain
+    /// still sits on a device does not show in the ruleset (newer kernels keep one whose device went).
     pub fn set_devices(&mut self, devices: &[&str]) -> Result<(), Error> {
         check(devices, &self.addresses)?;
         let chains = self.nft.chains(TABLE)?;
+        let own = link_locals(&mut self.route, devices)?;
         self.nft.change(|batch| {
             chains.iter().for_each(|chain| batch.delete_chain(TABLE, &chain.name));
-            devices.iter().for_each(|device| put_chains(batch, device));
+            devices.iter().zip(&own).for_each(|(device, own)| put_chains(batch, device, *own));
         })?;
         self.devices = devices.iter().map(ToString::to_string).collect();
         self.shape = read_shape(&mut self.nft)?;
@@ -452,7 +462,21 @@ const SOLICITATION: [u8; 1] = [135];
 const ADVERTISEMENT: [u8; 1] = [136];
 const R: Register = Register(0);
 
-fn put_chains(batch: &mut Batch, device: &str) {
+/// The link-local address of each device, where it has one.
+fn link_locals(route: &mut Route, devices: &[&str]) -> Result<Vec<Option<[u8; 16]>>, socket::Error> {
+    let (links, addresses) = (route.links()?, route.addresses()?);
+    let own = |link: &Link| {
+        addresses.iter().filter(|address| address.link == link.index).find_map(|address| {
+            match address.address {
+                IpAddr::V6(address) if address.is_unicast_link_local() => Some(address.octets()),
+                _ => None,
+            }
+        })
+    };
+    Ok(devices.iter().map(|device| links.iter().find(|link| link.name == *device).and_then(own)).collect())
+}
+
+fn put_chains(batch: &mut Batch, device: &str, own: Option<[u8; 16]>) {
     let ingress = format!("ingress_{device}");
     batch.base_chain(TABLE, &ingress, Hook::Ingress { device }, PRIORITY);
     // The owner's announcement names its address as target, too: a client's cache must hear it.
@@ -469,8 +493,27 @@ fn put_chains(batch: &mut Batch, device: &str) {
     put_drop(batch, &egress, &ARP, None, Field::ARP_SENDER, false);
     put_drop(batch, &egress, &IPV4, None, Field::IPV4_SOURCE, true);
     put_drop(batch, &egress, &IPV6, Some(&ADVERTISEMENT), Field::ND_TARGET, false);
+    if let Some(own) = own {
+        let mut rule = Vec::from(discovery(&SOLICITATION));
+        rule.extend([X::Load(Field::IPV6_SOURCE, R), X::In { set: "vips6", key: R, not: false }]);
+        rule.push(X::In { set: "quiet6", key: R, not: false });
+        rule.extend([X::LoadBytes(&own, R), X::Store(Field::IPV6_SOURCE, R), X::Decide(Verdict::Accept)]);
+        batch.rule(TABLE, &egress, &rule);
+    }
     put_drop(batch, &egress, &IPV6, Some(&SOLICITATION), Field::IPV6_SOURCE, false);
     put_drop(batch, &egress, &IPV6, None, Field::IPV6_SOURCE, true);
+}
+
+/// Matches neighbour discovery of this kind.
+fn discovery(kind: &[u8]) -> [X<'_>; 6] {
+    [
+        X::LoadEthertype(R),
+        X::Equal(R, &IPV6),
+        X::LoadProtocol(R),
+        X::Equal(R, &ICMPV6),
+        X::Load(Field::ICMPV6_TYPE, R),
+        X::Equal(R, kind),
+    ]
 }
 
 /// Drops what has a fenced address in `field` that is not live (nor, where that is enough, quiet).
@@ -483,15 +526,10 @@ fn put_drop(
     quiet_passes: bool,
 ) {
     let ipv6 = ethertype == IPV6;
-    let mut rule = vec![X::LoadEthertype(R), X::Equal(R, ethertype)];
-    if let Some(kind) = icmpv6 {
-        rule.extend([
-            X::LoadProtocol(R),
-            X::Equal(R, &ICMPV6),
-            X::Load(Field::ICMPV6_TYPE, R),
-            X::Equal(R, kind),
-        ]);
-    }
+    let mut rule = match icmpv6 {
+        Some(kind) => Vec::from(discovery(kind)),
+        None => vec![X::LoadEthertype(R), X::Equal(R, ethertype)],
+    };
     rule.extend([X::Load(field, R), X::In { set: name("vips", ipv6), key: R, not: false }]);
     rule.push(X::In { set: name("live", ipv6), key: R, not: true });
     if quiet_passes {

@@ -282,10 +282,16 @@ fn a_quiet_vip_serves_who_knows_it_and_tells_nobody() {
         assert!(scene.fence.listing().unwrap().unwrap().is_quiet(vip));
         assert!(!scene.answers(vip), "{vip} tells of itself");
         scene.client().ip(&format!("neigh replace {vip} lladdr {} dev eth0 nud permanent", scene.node_mac));
-        scene
-            .node()
-            .ip(&format!("neigh replace {client} lladdr {} dev eth0 nud permanent", scene.client_mac));
+        // It has to ask for the client to answer it, and does so under another name.
+        scene.node().ip(&format!("neigh flush to {client} dev eth0"));
         assert!(scene.connects(vip, port), "{vip} serves");
+        let mut asked = 0;
+        while let Some(heard) = scene.probe.hear().unwrap() {
+            let claims = heard.claims().filter(|(_, mac)| *mac == scene.node_mac);
+            assert!(claims.is_none_or(|(address, _)| address != vip), "{heard:?}");
+            asked += usize::from(claims.is_some());
+        }
+        assert!(asked > 0, "{vip}: the test sees how the client was asked for");
         scene.fence.open(vip, in_ms(20_000)).unwrap();
         let listing = scene.fence.listing().unwrap().unwrap();
         assert!(listing.is_live(vip) && !listing.is_quiet(vip));
@@ -443,9 +449,100 @@ fn what_was_written_reads_as_it_was_meant() {
         "arp saddr ip @vips4 arp saddr ip != @live4 drop",
         "ip saddr @vips4 ip saddr != @live4 ip saddr != @quiet4 drop",
         "icmpv6 type nd-neighbor-advert",
+        "ip6 saddr @vips6 ip6 saddr @quiet6 ip6 saddr set fe80:",
         "ip6 saddr @vips6 ip6 saddr != @live6 drop",
         "ip6 saddr @vips6 ip6 saddr != @live6 ip6 saddr != @quiet6 drop",
     ] {
         assert!(flat.contains(part), "no {part:?} in:\n{text}");
     }
+}
+
+#[test]
+fn a_shut_fence_drops_even_announcements_of_its_own_node() {
+    if !available(&[]) {
+        return;
+    }
+    let mut scene = Scene::new();
+    let port = scene.node().enter(|| {
+        let link = Route::open().unwrap().link("eth0").unwrap().unwrap();
+        Port::sender(link.index).unwrap()
+    });
+    let mac = scene.node_mac;
+    let hear = |scene: &Scene, vip: IpAddr| {
+        let end = Instant::now() + Duration::from_millis(200);
+        let mut claims = 0;
+        while Instant::now() < end {
+            match scene.probe.hear().unwrap() {
+                Some(heard) => claims += usize::from(heard.claims() == Some((vip, mac))),
+                None => std::thread::sleep(Duration::from_millis(2)),
+            }
+        }
+        claims
+    };
+    for (vip, frames) in [(vip4(), 2), (vip6(), 1)] {
+        // Dropped, which the kernel may say or not.
+        let _ = port.announce(mac, vip);
+        assert_eq!(hear(&scene, vip), 0, "{vip} is shut");
+        scene.fence.quiet(vip, in_ms(10_000)).unwrap();
+        let _ = port.announce(mac, vip);
+        assert_eq!(hear(&scene, vip), 0, "{vip} is quiet");
+        scene.fence.open(vip, in_ms(10_000)).unwrap();
+        port.announce(mac, vip).unwrap();
+        assert_eq!(hear(&scene, vip), frames, "{vip} is open");
+    }
+}
+
+#[test]
+fn a_device_that_went_and_came_back_is_fenced_again() {
+    if !available(&[]) {
+        return;
+    }
+    let mut scene = Scene::new();
+    let again = |scene: &Scene| {
+        scene.node().ip("link delete eth0");
+        let switch = scene.segment.switch();
+        switch.ip(&format!("link add port1 type veth peer name eth0 netns {}", scene.node().name()));
+        switch.ip("link set port1 master br0 up");
+        scene.node().ip("link set eth0 up");
+        scene.node().ip("address add 198.18.0.1/24 dev eth0");
+        scene.node().enter(|| {
+            let mut route = Route::open().unwrap();
+            let link = route.link("eth0").unwrap().unwrap();
+            route.set_address(&NewAddress::new(link.index, vip4(), 24)).unwrap();
+            link.mac.unwrap()
+        })
+    };
+    for _ in 0..2 {
+        scene.node_mac = again(&scene);
+        scene.fence.set_devices(&["eth0"]).unwrap();
+        assert!(scene.fence.is_intact().unwrap());
+        assert!(!scene.answers(vip4()));
+        scene.fence.open(vip4(), in_ms(5_000)).unwrap();
+        within(Duration::from_secs(2), "an answer", || scene.answers(vip4()).then_some(()));
+        scene.fence.close(vip4()).unwrap();
+    }
+}
+
+#[test]
+fn events_that_came_too_fast_are_reported_as_lost() {
+    if !available(&[]) {
+        return;
+    }
+    let mut scene = Scene::new();
+    let mut watch = scene.node().enter(|| Watch::start().unwrap());
+    watch.set_receive_buffer(4096).unwrap();
+    for _ in 0..100 {
+        scene.fence.open(vip4(), in_ms(20_000)).unwrap();
+    }
+    let end = Instant::now() + Duration::from_secs(2);
+    loop {
+        match watch.read() {
+            Err(trestle_netlink::Error::EventsLost) => break,
+            Ok(_) => assert!(Instant::now() < end, "nothing was lost"),
+            Err(error) => panic!("{error}"),
+        }
+    }
+    // And it goes on from there.
+    scene.fence.close(vip4()).unwrap();
+    within(Duration::from_secs(2), "an event", || (!watch.read().ok()?.is_empty()).then_some(()));
 }

@@ -78,6 +78,11 @@ impl Watch {
         Ok(Self { socket })
     }
 
+    /// Room for events that wait to be read.
+    pub fn set_receive_buffer(&self, bytes: usize) -> Result<(), Error> {
+        self.socket.set_receive_buffer(bytes)
+    }
+
     /// What has happened, without waiting; empty if nothing has. After [`Error::EventsLost`]: read it all.
     pub fn read(&mut self) -> Result<Vec<Event>, Error> {
         let mut events = Vec::new();

@@ -73,6 +73,8 @@ pub enum Expression<'a> {
     /// The protocol above IP.
     LoadProtocol(Register),
     Load(Field, Register),
+    /// Writes a part of the IPv6 header's addresses, and mends the checksum above it.
+    Store(Field, Register),
     /// A constant.
     LoadBytes(&'a [u8], Register),
     Equal(Register, &'a [u8]),
@@ -121,7 +123,7 @@ impl Expression<'_> {
     fn name(&self) -> &'static str {
         match self {
             Self::LoadEthertype(_) | Self::LoadProtocol(_) => "meta",
-            Self::Load(..) => "payload",
+            Self::Load(..) | Self::Store(..) => "payload",
             Self::LoadBytes(..) | Self::Decide(_) => "immediate",
             Self::Equal(..) | Self::NotEqual(..) => "cmp",
             Self::Mask(..) => "bitwise",
@@ -141,6 +143,16 @@ impl Expression<'_> {
                 builder.be32(2, field.base);
                 builder.be32(3, field.offset);
                 builder.be32(4, field.length);
+            }
+            Self::Store(field, register) => {
+                builder.be32(2, field.base);
+                builder.be32(3, field.offset);
+                builder.be32(4, field.length);
+                builder.be32(5, register.number());
+                // No checksum in this header; the one of the transport counts the addresses
+                // (NFT_PAYLOAD_L4CSUM_PSEUDOHDR).
+                builder.be32(6, 0);
+                builder.be32(8, 1);
             }
             Self::LoadBytes(bytes, register) => {
                 builder.be32(1, register.number());

@@ -30,6 +30,10 @@
 //! it) and outlives the process; on older kernels it is plain, and [`Fence::is_intact`], prompted by
 //! [`nft::Watch`](crate::nft::Watch), tells when somebody changed it.
 
+mod follow;
+
+pub use follow::{Follower, State};
+
 use std::{net::IpAddr, time::Duration};
 
 use rustix::io::Errno;
@@ -105,7 +109,8 @@ pub struct Listing {
 }
 
 impl Listing {
-    /// Reads the fence of this network namespace, whoever's it is; `None`: there is none.
+    /// Reads the fence of this network namespace, whoever's it is; `None`: there is none. Set by set: to
+    /// see each state as a whole, use a [`Follower`].
     pub fn read(nft: &mut Nft) -> Result<Option<Self>, socket::Error> {
         let mut listing = Self::default();
         for (set, into) in
@@ -158,6 +163,8 @@ pub struct Fence {
     nft: Nft,
     route: Route,
     flags: TableFlags,
+    /// Whether adding an element again extends it; else it is deleted and added.
+    extends: bool,
     devices: Vec<String>,
     addresses: Vec<IpAddr>,
     shape: Shape,
@@ -191,9 +198,11 @@ impl Fence {
             }
             result => result?,
         }
+        // Nobody's address, and not fenced.
+        let extends = nft.extends_elements(TABLE, "quiet4", &[0; 4])?;
         let shape = read_shape(&mut nft)?;
         let devices = devices.iter().map(ToString::to_string).collect();
-        Ok(Self { nft, route, flags, devices, addresses: addresses.to_vec(), shape })
+        Ok(Self { nft, route, flags, extends, devices, addresses: addresses.to_vec(), shape })
     }
 
     /// The flags that the kernel took.
@@ -299,10 +308,15 @@ impl Fence {
             return Err(Error::Unknown(address));
         }
         let (key, ipv6) = (Key::from(address), address.is_ipv6());
+        let extends = self.extends;
         let result = hold_until(deadline, |timeout| {
             self.retry(|batch| {
                 let element = Element::new(key.as_ref()).lasting(timeout);
-                batch.renew(TABLE, name(into, ipv6), element);
+                if extends {
+                    batch.add_elements(TABLE, name(into, ipv6), &[element]);
+                } else {
+                    batch.renew(TABLE, name(into, ipv6), element);
+                }
                 batch.expel(TABLE, name(out_of, ipv6), element);
             })
         });

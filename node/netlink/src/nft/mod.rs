@@ -6,8 +6,10 @@
 //! flag `owner` belongs to the socket that made it: only that [`Nft`] can change it.
 //!
 //! Packets see the ruleset before or after a transaction (a generation bit is switched). So an element
-//! that is added, deleted and added again in one has its new time-out and was never absent, on kernels
-//! that take a new time-out for a live element (6.12 and later) and on those that ignore it.
+//! that is added, deleted and added again in one has its new time-out, on kernels that take a new
+//! time-out for a live element (6.12 and later) and on those that ignore it. While the kernel carries such a
+//! transaction out, a list may miss the element, and before 6.17 a packet on another core may, too;
+//! where the kernel takes new time-outs, adding alone has no such moment.
 //!
 //! Sources: `linux/netfilter/nf_tables.h`, `linux/netfilter/nfnetlink.h`, nft(8).
 
@@ -346,8 +348,8 @@ impl Batch {
         self.builder.end_message(open);
     }
 
-    /// One that is there stays; whether it takes the new time-out depends on the kernel: see
-    /// [`Batch::renew`].
+    /// One that is there stays; whether it takes the new time-out depends on the kernel
+    /// ([`Nft::extends_elements`]); see [`Batch::renew`].
     pub fn add_elements(&mut self, table: Table<'_>, set: &str, elements: &[Element<'_>]) {
         self.elements(msg::NEWSETELEM, wire::CREATE, "add elements", table, set, elements);
     }
@@ -433,6 +435,8 @@ impl Batch {
         if let Some(timeout) = element.timeout {
             let ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).max(1);
             self.builder.be64(4, ms);
+            // Said as well, or an element that is there keeps its end where the time-out is the same.
+            self.builder.be64(5, ms);
         }
         self.builder.end_nest(nest);
     }
@@ -478,6 +482,19 @@ impl Nft {
             let found = prepared.labels.iter().find(|(number, _)| *number == sequence);
             found.map_or("commit a transaction", |(_, label)| label)
         })
+    }
+
+    /// Whether adding an element that is there gives it the new time-out (6.12 and later). Tried with
+    /// `key`, which must mean nothing in this set; it is gone afterwards.
+    pub fn extends_elements(&mut self, table: Table<'_>, set: &str, key: &[u8]) -> Result<bool, Error> {
+        const SHORT: Duration = Duration::from_secs(60);
+        for timeout in [SHORT, SHORT * 10] {
+            self.change(|batch| batch.add_elements(table, set, &[Element::new(key).lasting(timeout)]))?;
+        }
+        let listed = self.elements(table, set)?.unwrap_or_default();
+        self.change(|batch| batch.delete_elements(table, set, &[Element::new(key)]))?;
+        let tried = listed.iter().find(|element| element.key == key);
+        Ok(tried.and_then(|element| element.expires).is_some_and(|left| left > SHORT))
     }
 
     /// Makes and sends a transaction.

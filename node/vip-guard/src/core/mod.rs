@@ -95,6 +95,11 @@ impl Core {
         }
     }
 
+    /// What was swept before anything was configured.
+    pub fn note_swept(&mut self, addresses: Vec<IpAddr>) {
+        self.swept.extend(addresses);
+    }
+
     /// What to send for [`Effect::Notices`].
     #[must_use]
     pub fn notices(&self) -> &[(SocketAddr, Vec<u8>)] {

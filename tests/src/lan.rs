@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -39,6 +40,17 @@ pub struct LanNode {
     dir: PathBuf,
     args: Vec<String>,
     child: Option<Child>,
+    tracer: Mutex<Option<Tracer>>,
+}
+
+/// What holds a thread; the thread goes on when it ends.
+struct Tracer(Child);
+
+impl Drop for Tracer {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// Runs a program to its end; what it said if it failed.
@@ -114,8 +126,15 @@ impl Lan {
         let namespace = self.host(&name, &address);
         let mut args: Vec<String> = ["--key-file", path(key)].map(str::to_owned).to_vec();
         args.extend(how.iter().map(|arg| (*arg).to_owned()));
-        let mut node =
-            LanNode { name, namespace, address, dir: self.dir.path().to_owned(), args, child: None };
+        let mut node = LanNode {
+            name,
+            namespace,
+            address,
+            dir: self.dir.path().to_owned(),
+            args,
+            child: None,
+            tracer: Mutex::default(),
+        };
         node.spawn();
         self.nodes.push(node);
     }
@@ -207,7 +226,8 @@ impl Lan {
                 let Ok(status) = node.status() else { continue };
                 let nodes = status["nodes"].as_array().context("nodes")?;
                 let leader = nodes.iter().find(|n| n["leader"] == true);
-                if let Some(index) = leader.and_then(|l| self.nodes.iter().position(|n| l["name"] == n.name)) {
+                if let Some(index) = leader.and_then(|l| self.nodes.iter().position(|n| l["name"] == n.name))
+                {
                     return Ok(index);
                 }
             }
@@ -283,9 +303,8 @@ impl LanNode {
         let output = in_namespace(&self.namespace, &trestle())
             .args(["status", "-o", "json", "--admin", "http://127.0.0.1:7480"])
             .output()?;
-        serde_json::from_slice(&output.stdout).with_context(|| {
-            format!("status of {}: {}", self.name, String::from_utf8_lossy(&output.stderr))
-        })
+        serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("status of {}: {}", self.name, String::from_utf8_lossy(&output.stderr)))
     }
 
     fn pid(&self) -> Pid {
@@ -319,6 +338,34 @@ impl LanNode {
         let guard = self.guard().expect("the node has a guard");
         kill_process_group(guard, signal).expect("the guard runs");
         self.signal(signal);
+    }
+
+    /// Stops the first worker's thread, and nothing else, for good: a thread of its own traces it.
+    pub fn stop_worker(&self) {
+        let pid = self.pid().as_raw_nonzero();
+        let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("the node runs");
+        let worker = tasks.flatten().find(|task| {
+            std::fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.trim() == "worker-0")
+        });
+        let tid = worker.expect("it has a worker").file_name();
+        // Whoever holds a thread by ptrace stops it alone; signals would stop the process.
+        let script = "import ctypes, os, sys\n\
+            libc = ctypes.CDLL(None, use_errno=True)\n\
+            tid = int(sys.argv[1])\n\
+            assert libc.ptrace(16, tid, None, None) == 0, os.strerror(ctypes.get_errno())\n\
+            os.waitpid(tid, 0x40000000)\n\
+            print('stopped', flush=True)\n\
+            sys.stdin.read()\n";
+        let mut tracer = Command::new("python3")
+            .args(["-c", script, tid.to_str().expect("a number")])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("python3 starts");
+        let mut said = [0; 8];
+        let stdout = tracer.stdout.as_mut().expect("its output is ours");
+        std::io::Read::read_exact(stdout, &mut said).expect("the thread stops");
+        self.tracer.lock().expect("nobody panicked with it").replace(Tracer(tracer));
     }
 
     /// SIGKILL to the node alone; returns when it is gone.
@@ -365,4 +412,44 @@ fn in_namespace(namespace: &str, program: &Path) -> Command {
 
 fn path(path: &Path) -> &str {
     path.to_str().expect("the test's folder has a plain name")
+}
+
+/// A client that goes on until it is asked what it saw.
+pub struct Prober(Option<Child>);
+
+impl Prober {
+    /// `kind`: see `prober.py`.
+    pub fn start(lan: &Lan, kind: &str, target: &str) -> Prober {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/src/prober.py");
+        let mut child = lan
+            .client("python3")
+            .args([script, kind, target])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("python3 starts");
+        // It says so when it goes.
+        let stdout = child.stdout.as_mut().expect("its output is ours");
+        let mut first = [0; 5];
+        std::io::Read::read_exact(stdout, &mut first).expect("the client opens");
+        assert_eq!(&first, b"open\n");
+        Prober(Some(child))
+    }
+
+    pub fn stop(mut self) -> Value {
+        let mut child = self.0.take().expect("it runs until here");
+        drop(child.stdin.take());
+        let output = child.wait_with_output().expect("it ends");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        serde_json::from_str(&said).unwrap_or_else(|e| panic!("the client said {said:?}: {e}"))
+    }
+}
+
+impl Drop for Prober {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.0.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
 }

@@ -9,11 +9,13 @@ pub mod backend;
 mod binary;
 pub mod cluster;
 pub mod http;
+pub mod lan;
 pub mod node;
 pub mod peers;
 mod wait;
 
 pub use binary::trestle;
 pub use cluster::Cluster;
+pub use lan::Lan;
 pub use node::Node;
 pub use wait::{eventually, holds_for};

@@ -23,6 +23,15 @@ pub fn have_docker() -> bool {
     answers || skip("no docker daemon answers")
 }
 
+/// Whether network namespaces can be made: root, and `ip`.
+#[track_caller]
+pub fn have_namespaces() -> bool {
+    if !rustix::process::geteuid().is_root() {
+        return skip("network namespaces need root");
+    }
+    have(&["ip", "python3", "curl"])
+}
+
 #[track_caller]
 fn skip(why: &str) -> bool {
     assert!(

@@ -33,9 +33,14 @@ use crate::membership::Act;
 use crate::raft::{self, Enter, Entered, RaftNode, Timers};
 use crate::settings::{Settings, Start};
 use crate::views::ClientTotal;
+#[cfg(test)]
+use crate::vip::InheritedGuard;
+use crate::vip::{VipSettings, Vips};
 
 /// A part of the stop that takes longer is left behind.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
+/// A planned move takes milliseconds; what takes longer does not happen.
+const MOVE_WITHIN: Duration = Duration::from_secs(10);
 /// Tries to bind UDP and TCP on one port when the system chooses it.
 const PORT_TRIES: usize = 32;
 
@@ -87,6 +92,7 @@ pub(crate) struct Inner {
     pub(crate) counts: Counts,
     pub(crate) seats: Seats,
     pub(crate) health: Health,
+    pub(crate) vips: Vips,
     pub(crate) feed: Feed,
     /// What Raft runs on until the next start.
     pub(crate) timers: Timers,
@@ -145,6 +151,7 @@ impl Cluster {
         let counts = Counts::start(&gossip, feed.members.clone(), Arc::new(plane.clone()))?;
         let (draining, draining_seen) = watch::channel(false);
         let in_force = feed.in_force.clone();
+        let (wishes, wishes_seen) = watch::channel(Arc::default());
         let seats = Seats::start(SeatSettings {
             consensus: Arc::new(raft.clone()),
             clock: Arc::new(SystemClock),
@@ -152,7 +159,7 @@ impl Cluster {
             ttl: feed.ttl.clone(),
             applied: Arc::new(move || in_force.borrow().revision),
             draining: draining_seen,
-            wishes: watch::channel(Arc::default()).1,
+            wishes: wishes_seen,
             rules: feed.rules.clone(),
             shutdown: stop.child_token(),
         });
@@ -163,6 +170,18 @@ impl Cluster {
             plane: Arc::new(plane.clone()),
             config: feed.config.clone(),
             shutdown: stop.child_token(),
+        });
+        let vips = Vips::start(VipSettings {
+            node: raft.id(),
+            name: settings.name.clone(),
+            data_dir: settings.data_dir.clone(),
+            guard: settings.guard.clone(),
+            plane: plane.clone(),
+            gossip: gossip.clone(),
+            state: raft.watch_state(),
+            in_force: feed.in_force.clone(),
+            seats: seats.clone(),
+            wishes,
         });
         let cluster = Cluster {
             inner: Arc::new(Inner {
@@ -176,6 +195,7 @@ impl Cluster {
                 counts,
                 seats,
                 health,
+                vips,
                 feed,
                 timers,
                 draining,
@@ -307,6 +327,49 @@ impl Cluster {
         self.inner.raft.change_member(act, node).await.map_err(|e| self.change_error(e))
     }
 
+    /// Keeps a node free of VIPs, and has it say that it is not ready, or ends that.
+    pub async fn drain_node(&self, node: NodeId, on: bool) -> Result<(), ChangeError> {
+        match self.inner.raft.propose(Command::DrainNode { node, on }).await {
+            Ok((Outcome::Refused(refusal), _)) => Err(refusal.into()),
+            Ok(_) => Ok(()),
+            Err(error) => Err(self.change_error(error)),
+        }
+    }
+
+    /// Moves a VIP by plan: what began at its present owner is served on there. Returns once `to` owns
+    /// it, within 10 s.
+    pub async fn move_vip(&self, vip: &str, to: NodeId) -> Result<(), ChangeError> {
+        let state = self.state(Consistency::Linearizable).await?;
+        let record = state.vips.get(vip).cloned().unwrap_or_default();
+        let Some((epoch, owner)) = record.owner else {
+            return Err(trestle_raft_store::types::Refusal::NoVipOwner(vip.to_owned()).into());
+        };
+        if owner.node == to {
+            return Ok(());
+        }
+        let command = Command::MoveVip { vip: vip.to_owned(), epoch, to: Some(to) };
+        match self.inner.raft.propose(command).await {
+            Ok((Outcome::Refused(refusal), _)) => return Err(refusal.into()),
+            Ok(_) => {}
+            Err(error) => return Err(self.change_error(error)),
+        }
+        let mut states = self.watch_state();
+        let settled = states.wait_for(|state| {
+            state.vips.get(vip).is_none_or(|record| record.epoch() != epoch || record.moving_to != Some(to))
+        });
+        let moved = timeout(MOVE_WITHIN, settled).await;
+        let owner = match moved {
+            Ok(Ok(state)) => state.vips.get(vip).and_then(|r| r.owner.as_ref()).map(|(_, owner)| owner.node),
+            _ => None,
+        };
+        if owner == Some(to) {
+            return Ok(());
+        }
+        Err(ChangeError::Invalid(format!(
+            "VIP {vip} did not move: that node could not take it (`trestle vip list --admin` there says why)"
+        )))
+    }
+
     fn change_error(&self, error: raft::ProposeError) -> ChangeError {
         ChangeError::new(error, self.in_force().revision)
     }
@@ -330,6 +393,12 @@ impl Cluster {
         self.inner.address
     }
 
+    /// Asks that the VIPs held here move to others, and waits for that, at most 5 s. Connections that
+    /// began here are served on.
+    pub async fn hand_vips_over(&self) {
+        self.inner.vips.hand_over().await;
+    }
+
     /// Tells the others that this node goes, and gives its seat up.
     pub fn set_draining(&self) {
         self.inner.draining.send_replace(true);
@@ -345,9 +414,10 @@ impl Cluster {
         self.inner.raft.transfer_leadership().await;
     }
 
-    /// Gives the seat up, hands leadership over, leaves gossip, stops Raft, syncs the store. Each
+    /// Lets VIPs go, gives the seat up, hands leadership over, leaves gossip, stops Raft, syncs the store. Each
     /// step has a bound.
     pub async fn shutdown(&self) {
+        self.inner.vips.close().await;
         self.set_draining();
         bounded("leadership", self.inner.raft.transfer_leadership()).await;
         self.inner.stop.cancel();
@@ -470,6 +540,7 @@ mod tests {
             start: Start::Resume,
             replace: false,
             version: String::new(),
+            guard: InheritedGuard::default(),
         }
     }
 

@@ -29,7 +29,8 @@ pub use cluster::{Cluster, Ended, StartError};
 pub use feed::InForce;
 pub use folder::FolderError;
 pub use settings::{Settings, Start};
-pub use views::{ClientTotal, MemberHealth, NodeStatus, PoolStatus, SeatStatus, Status};
+pub use views::{ClientTotal, MemberHealth, NodeStatus, PoolStatus, SeatStatus, Status, VipStatus};
+pub use vip::InheritedGuard;
 
 /// Milliseconds since the epoch by this machine's clock: for people to read, nothing depends on it.
 pub(crate) fn now_ms() -> u64 {

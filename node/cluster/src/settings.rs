@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use trestle_config::Document;
 
+use crate::vip::InheritedGuard;
+
 /// What [`crate::Cluster::start`] needs.
 #[derive(Clone)]
 pub struct Settings {
@@ -22,6 +24,8 @@ pub struct Settings {
     /// `--replace`: take the name of a node that is gone for good.
     pub replace: bool,
     pub version: String,
+    /// Of a guard that started this node.
+    pub guard: InheritedGuard,
 }
 
 /// What to do when the data folder knows no cluster yet. Ignored (with a log line) when it does.

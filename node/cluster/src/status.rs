@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use trestle_config::model::Pool;
 use trestle_dataplane::MemberView;
-use trestle_raft_store::types::State;
+use trestle_raft_store::types::{NodeId, State};
 
 use crate::cluster::{Cluster, Ended};
 use crate::health::PoolHealth;
 use crate::lease::SeatView;
 use crate::raft::{CLOCK_TOLERANCE_MS, Metrics, Timers};
-use crate::views::{MemberHealth, NodeStatus, PoolStatus, SeatStatus, Status};
+use crate::views::{MemberHealth, NodeStatus, PoolStatus, SeatStatus, Status, VipStatus};
 
 impl Cluster {
     pub fn status(&self) -> Status {
@@ -33,6 +33,7 @@ impl Cluster {
             seat: self.seat_status(seat),
             nodes: self.nodes(&raft, &state),
             pools: self.pools(),
+            vips: self.vips(),
             warnings: self.warnings(&raft, &state, seat),
         }
     }
@@ -57,6 +58,7 @@ impl Cluster {
             version: record.profile.version.clone(),
             membership: membership(raft, *id).to_owned(),
             leader: raft.leader == Some(*id),
+            drained: state.drained.contains(id),
             alive: live.contains(id),
             seated: state.seats.contains_key(id),
             revision: if *id == raft.id {
@@ -88,6 +90,37 @@ impl Cluster {
         in_force.config().pools.iter().map(of).collect()
     }
 
+    /// The config's VIPs, as they are agreed on and as this node has them.
+    pub fn vips(&self) -> Vec<VipStatus> {
+        let (state, names) = (self.inner.raft.state(), self.node_names());
+        let views = self.inner.vips.views();
+        let name = |id: NodeId| names.get(&id).cloned().unwrap_or_else(|| id.to_string());
+        let in_force = self.in_force();
+        let of = |(vip, config): (&String, &trestle_config::model::Vip)| {
+            let record = state.vips.get(vip).cloned().unwrap_or_default();
+            let view = views.vips.get(vip.as_str()).cloned().unwrap_or_default();
+            let fences = [
+                ("guard", view.interface.is_some()),
+                ("nftables", view.fenced),
+                ("valid_lft", view.interface.is_some()),
+            ];
+            VipStatus {
+                vip: vip.clone(),
+                addresses: config.addresses.iter().map(ToString::to_string).collect(),
+                epoch: record.epoch(),
+                owner: record.owner.map(|(_, owner)| name(owner.node)),
+                moving_to: record.moving_to.map(name),
+                held_here: view.held,
+                kept_here: view.quiet,
+                without_quorum: view.without_quorum,
+                interface: view.interface,
+                fences: fences.into_iter().filter(|(_, there)| *there).map(|(fence, _)| fence).collect(),
+                problem: view.problem,
+            }
+        };
+        in_force.config().vips.iter().map(of).collect()
+    }
+
     pub(crate) fn node_names(&self) -> BTreeMap<u64, String> {
         let state = self.inner.raft.state();
         state.nodes.iter().map(|(id, node)| (*id, node.profile.name.clone())).collect()
@@ -116,6 +149,14 @@ impl Cluster {
                 ))
             }));
         }
+        warnings.extend(
+            self.inner
+                .vips
+                .pulse()
+                .filter(|_| in_force.revision > 0)
+                .map(|why| format!("the data plane does not work: {why}; VIPs are left to others")),
+        );
+        warnings.extend(vip_warnings(&self.vips()));
         warnings.extend(in_force.document.warnings().iter().map(ToString::to_string));
         let cluster = &in_force.config().cluster;
         if Timers::from(cluster) != self.inner.timers {
@@ -193,6 +234,7 @@ impl Cluster {
         self.inner.gossip.render_metrics(out);
         self.inner.counts.render_metrics(out);
         self.inner.seats.render_metrics(out);
+        self.inner.vips.render_metrics(out);
         self.inner.health.render_metrics(out);
     }
 }
@@ -225,6 +267,30 @@ fn member(view: &MemberView, report: Option<&PoolHealth>, names: &BTreeMap<u64, 
             .map_or_else(Vec::new, |m| m.observations.iter().map(|(id, up)| (name(*id), *up)).collect()),
         reason: seen.and_then(|m| m.reason.clone()),
     }
+}
+
+fn vip_warnings(vips: &[VipStatus]) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for status in vips {
+        let vip = &status.vip;
+        if let Some(problem) = &status.problem {
+            warnings.push(format!("VIP {vip} can't be held by this node: {problem}"));
+        }
+        if status.owner.is_none() {
+            warnings.push(format!("VIP {vip} has no owner: no node that may hold it can"));
+        }
+        if status.without_quorum {
+            warnings.push(format!(
+                "VIP {vip} is held without a quorum (on_quorum_loss: hold): another node may hold it too"
+            ));
+        }
+        if status.held_here && !status.fences.contains(&"nftables") {
+            warnings.push(format!(
+                "VIP {vip} is not fenced by the kernel (nf_tables): a frozen node keeps it up to 2.5 s longer"
+            ));
+        }
+    }
+    warnings
 }
 
 /// Nothing of the cluster rests on wall clocks, but people read times.

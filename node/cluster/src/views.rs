@@ -24,6 +24,7 @@ pub struct Status {
     pub seat: SeatStatus,
     pub nodes: Vec<NodeStatus>,
     pub pools: Vec<PoolStatus>,
+    pub vips: Vec<VipStatus>,
     /// What a person should know, in sentences.
     pub warnings: Vec<String>,
 }
@@ -46,11 +47,37 @@ pub struct NodeStatus {
     /// "voter" or "learner".
     pub membership: String,
     pub leader: bool,
+    /// Drained by hand: kept free of VIPs.
+    pub drained: bool,
     /// Gossip hears it.
     pub alive: bool,
     pub seated: bool,
     /// Revision that it serves, as it says itself.
     pub revision: Option<u64>,
+}
+
+/// A VIP as it is agreed on, and as this node has it.
+#[derive(Clone, Debug, Serialize)]
+pub struct VipStatus {
+    pub vip: String,
+    pub addresses: Vec<String>,
+    /// Name of the node that owns it; none: nobody does.
+    pub owner: Option<String>,
+    pub epoch: u64,
+    /// Where it moves to, by plan.
+    pub moving_to: Option<String>,
+    /// The address is on this node, under a lease that is alive.
+    pub held_here: bool,
+    /// This node handed it over, and serves what began here.
+    pub kept_here: bool,
+    /// It is held here although nobody renews it (`on_quorum_loss: hold`): others may hold it too.
+    pub without_quorum: bool,
+    /// Where this node would put it.
+    pub interface: Option<String>,
+    /// What takes it away here when its lease ends: `guard`, `nftables`, `valid_lft`.
+    pub fences: Vec<&'static str>,
+    /// Why this node could not hold it.
+    pub problem: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize)]

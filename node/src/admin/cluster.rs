@@ -1,4 +1,4 @@
-//! `/v1/nodes`, `/v1/members`, `/v1/clients`.
+//! `/v1/nodes`, `/v1/vips`, `/v1/members`, `/v1/clients`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -50,6 +50,59 @@ pub(super) async fn remove(
     cluster.remove(id).await?;
     let note = "a removed node still holds the cluster's key: this is no revocation";
     Ok(Json(serde_json::json!({ "node": id, "removed": true, "note": note })).into_response())
+}
+
+pub(super) async fn drain(state: State<Arc<Api>>, node: Path<String>) -> Result<Response, ApiError> {
+    set_drained(state, node, true).await
+}
+
+pub(super) async fn undrain(state: State<Arc<Api>>, node: Path<String>) -> Result<Response, ApiError> {
+    set_drained(state, node, false).await
+}
+
+async fn set_drained(
+    State(api): State<Arc<Api>>,
+    Path(node): Path<String>,
+    on: bool,
+) -> Result<Response, ApiError> {
+    let cluster = api.cluster()?;
+    let id = resolve(&cluster.watch_state().borrow(), &node)?;
+    cluster.drain_node(id, on).await?;
+    Ok(Json(serde_json::json!({ "node": id, "drained": on })).into_response())
+}
+
+pub(super) async fn vips(State(api): State<Arc<Api>>) -> Result<Response, ApiError> {
+    Ok(Json(serde_json::json!({ "vips": api.cluster()?.vips() })).into_response())
+}
+
+#[derive(Deserialize)]
+pub(super) struct MoveQuery {
+    to: String,
+}
+
+pub(super) async fn move_vip(
+    State(api): State<Arc<Api>>,
+    Path(vip): Path<String>,
+    Params(query): Params<MoveQuery>,
+) -> Result<Response, ApiError> {
+    let cluster = api.cluster()?;
+    let in_force = cluster.in_force();
+    let vips = &in_force.config().vips;
+    if !vips.contains_key(&vip) {
+        let names: Vec<_> = vips.keys().map(String::as_str).collect();
+        let known = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+        let message = format!("no VIP has the name {vip:?}; the config has {known}");
+        return Err(ApiError::new(StatusCode::NOT_FOUND, "no_such_vip", message));
+    }
+    let id = resolve(&cluster.watch_state().borrow(), &query.to)?;
+    let name = cluster.watch_state().borrow().nodes.get(&id).map(|node| node.profile.name.clone());
+    let name = name.unwrap_or_default();
+    if !vips[&vip].allows(&name) {
+        let message = format!("VIP {vip} may not be held by {name}: its `nodes` leave that node out");
+        return Err(ApiError::new(StatusCode::CONFLICT, "not_allowed", message));
+    }
+    cluster.move_vip(&vip, id).await?;
+    Ok(Json(serde_json::json!({ "vip": vip, "owner": name })).into_response())
 }
 
 /// A node by name or by id. A name that is also another node's id is nobody's.

@@ -6,7 +6,7 @@ use http::Method;
 use tokio::time::Instant;
 
 use super::output::{Failure, Outcome, Output, Paint, table};
-use super::views::{Clients, Member, Node, Pools, Status};
+use super::views::{Clients, Member, Node, Pools, Status, Vip, Vips};
 use super::{Target, complain, run_async};
 use crate::client::{Call, Client, ClientError, encode};
 
@@ -41,6 +41,40 @@ pub(crate) enum NodeCommand {
     /// Make a voter a learner, until it is promoted by hand
     #[command(after_help = "Example:\n  trestle node demote node-2")]
     Demote(NodeArgs),
+    /// Keep a node free of VIPs and not ready, until --undo
+    #[command(after_help = "Examples:\n  trestle node drain node-2\n  trestle node drain node-2 --undo")]
+    Drain(DrainArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct DrainArgs {
+    /// End its drain
+    #[arg(long)]
+    undo: bool,
+    #[command(flatten)]
+    node: NodeArgs,
+}
+
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum VipCommand {
+    /// The VIPs and who owns each
+    #[command(after_help = "Example:\n  trestle vip list")]
+    List(Ask),
+    /// Move a VIP to a node; connections that began at the old one go on there
+    #[command(after_help = "Example:\n  trestle vip move front node-2")]
+    Move(MoveArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct MoveArgs {
+    /// Its name in the config
+    vip: String,
+    /// Name or id of the node that is to have it
+    node: String,
+    #[command(flatten)]
+    target: Target,
+    #[command(flatten)]
+    output: Output,
 }
 
 #[derive(Debug, clap::Args)]
@@ -132,6 +166,12 @@ pub(crate) fn node(command: &NodeCommand) -> Outcome {
         NodeCommand::Demote(args) => {
             (args, Method::POST, "/demote", "is a learner until it is promoted by hand")
         }
+        NodeCommand::Drain(DrainArgs { undo: true, node }) => {
+            (node, Method::DELETE, "/drain", "takes part again")
+        }
+        NodeCommand::Drain(DrainArgs { undo: false, node }) => {
+            (node, Method::POST, "/drain", "is drained: its VIPs move, until `drain --undo`")
+        }
     };
     let call = Call::new(method, &format!("/v1/nodes/{}{verb}", encode(&args.node)));
     let answer = run_async(args.target.client()?.send(&call))?;
@@ -156,6 +196,27 @@ fn nodes(ask: &Ask) -> Outcome {
         return ask.output.value(&answer.json::<serde_json::Value>()?);
     }
     ask.output.text(&render_nodes(&answer.json::<Nodes>()?.nodes))
+}
+
+pub(crate) fn vip(command: &VipCommand) -> Outcome {
+    match command {
+        VipCommand::List(ask) => {
+            let answer = run_async(ask.target.client()?.send(&Call::get("/v1/vips")))?;
+            if ask.output.json() {
+                return ask.output.value(&answer.json::<serde_json::Value>()?);
+            }
+            ask.output.text(&render_vips(&answer.json::<Vips>()?.vips))
+        }
+        VipCommand::Move(args) => {
+            let path = format!("/v1/vips/{}/move", encode(&args.vip));
+            let call = Call::new(Method::POST, &path).query("to", &args.node);
+            let answer = run_async(args.target.client()?.send(&call))?;
+            if args.output.json() {
+                return args.output.value(&answer.json::<serde_json::Value>()?);
+            }
+            args.output.text(&format!("{} is owned by {}", args.vip, args.node))
+        }
+    }
 }
 
 pub(crate) fn member(command: &MemberCommand) -> Outcome {
@@ -216,6 +277,9 @@ fn render_status(status: &Status, paint: Paint) -> String {
         let rows: Vec<_> = status.listeners.iter().map(row).collect();
         out += &format!("\n{}", table(&["LISTENER", "PROTOCOL", "BIND", "ADDRESS"], &rows));
     }
+    if !status.vips.is_empty() {
+        out += &format!("\n{}", render_vips(&status.vips));
+    }
     if !status.pools.is_empty() {
         let rows: Vec<_> = status
             .pools
@@ -260,10 +324,11 @@ fn render_cluster(status: &Status, paint: Paint) -> String {
 fn render_nodes(nodes: &[Node]) -> String {
     let row = |node: &Node| {
         let role = if node.leader { "leader" } else { &node.membership };
-        let state = match (node.alive, node.seated) {
-            (true, true) => "alive, seated",
-            (true, false) => "alive",
-            (false, _) => "not heard",
+        let state = match (node.alive, node.seated, node.drained) {
+            (true, true, false) => "alive, seated",
+            (true, false, false) => "alive",
+            (true, _, true) => "alive, drained",
+            (false, ..) => "not heard",
         };
         vec![
             node.name.clone(),
@@ -278,6 +343,28 @@ fn render_nodes(nodes: &[Node]) -> String {
     };
     let rows: Vec<_> = nodes.iter().map(row).collect();
     table(&["NODE", "ID", "ROLE", "STATE", "REVISION", "CLUSTER", "ADMIN", "VERSION"], &rows)
+}
+
+fn render_vips(vips: &[Vip]) -> String {
+    let row = |vip: &Vip| {
+        let owner = match (&vip.owner, &vip.moving_to) {
+            (Some(owner), Some(to)) => format!("{owner}, moves to {to}"),
+            (Some(owner), None) => owner.clone(),
+            (None, _) => "nobody".to_owned(),
+        };
+        let here = match (vip.held_here, vip.kept_here, &vip.problem) {
+            (true, ..) if vip.without_quorum => "held without a quorum".to_owned(),
+            (true, ..) => "held".to_owned(),
+            (_, true, _) => "kept for what began here".to_owned(),
+            (.., Some(problem)) => format!("can't: {problem}"),
+            (.., None) => "-".to_owned(),
+        };
+        let at = vip.interface.as_deref().unwrap_or("-").to_owned();
+        let epoch = if vip.epoch == 0 { "-".to_owned() } else { vip.epoch.to_string() };
+        vec![vip.vip.clone(), vip.addresses.join(" "), owner, epoch, at, vip.fences.join(" "), here]
+    };
+    let rows: Vec<_> = vips.iter().map(row).collect();
+    table(&["VIP", "ADDRESSES", "OWNER", "EPOCH", "INTERFACE", "FENCES", "HERE"], &rows)
 }
 
 fn render_members(pools: &Pools) -> String {

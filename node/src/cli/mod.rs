@@ -80,6 +80,9 @@ enum Command {
     /// The cluster's nodes
     #[command(subcommand, after_help = "Example:\n  trestle node list")]
     Node(cluster::NodeCommand),
+    /// The addresses that one node at a time holds
+    #[command(subcommand, after_help = "Example:\n  trestle vip list")]
+    Vip(cluster::VipCommand),
     /// The pools' members
     #[command(subcommand, after_help = "Example:\n  trestle member list")]
     Member(cluster::MemberCommand),
@@ -89,6 +92,9 @@ enum Command {
     /// Completions for a shell
     #[command(after_help = "Example:\n  trestle completions bash > /etc/bash_completion.d/trestle")]
     Completions(Completions),
+    /// Holds VIPs on behalf of a node, which starts it
+    #[command(hide = true, after_help = "Example:\n  trestle vip-guard")]
+    VipGuard,
     /// A backend to try things with
     #[command(
         hide = true,
@@ -164,6 +170,20 @@ fn given(path: Option<&str>) -> Option<&Path> {
 
 /// Parses the arguments, does what they say, and yields the exit code.
 pub fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    match arguments.get(1).and_then(|command| command.to_str()) {
+        // Without a parser, which it does not need: it should be small.
+        Some("vip-guard") if arguments.len() == 2 => return trestle_vip_guard::main(),
+        // A container's first process: the guard, which outlives the node and lets its VIPs go.
+        Some("run")
+            if std::process::id() == 1 && std::env::var_os(trestle_vip_guard::spawn::FD).is_none() =>
+        {
+            let mut node = arguments;
+            node[0] = std::env::current_exe().map_or_else(|_| node[0].clone(), Into::into);
+            return trestle_vip_guard::run_as_init(&node);
+        }
+        _ => {}
+    }
     let matches = Cli::command().get_matches();
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
     match dispatch(&cli.command) {
@@ -198,9 +218,11 @@ fn dispatch(command: &Command) -> Outcome {
         Command::Config(ConfigCommand::Schema(args)) => config::schema(args.output),
         Command::Status(args) => cluster::status(args),
         Command::Node(command) => cluster::node(command),
+        Command::Vip(command) => cluster::vip(command),
         Command::Member(command) => cluster::member(command),
         Command::Clients(args) => cluster::clients(args),
         Command::Completions(args) => completions(args),
+        Command::VipGuard => Err(Failure::Usage("`trestle vip-guard` takes no options".to_owned())),
         Command::SampleBackend(args) => sample::run(args),
     }
 }
@@ -313,7 +335,13 @@ mod tests {
     #[test]
     fn every_command_with_a_result_takes_json_and_quiet() {
         for (path, command) in all() {
-            let without = ["trestle run", "trestle keygen", "trestle completions", "trestle sample-backend"];
+            let without = [
+                "trestle run",
+                "trestle keygen",
+                "trestle completions",
+                "trestle vip-guard",
+                "trestle sample-backend",
+            ];
             if command.has_subcommands() || without.contains(&path.as_str()) {
                 continue;
             }

@@ -29,6 +29,7 @@ pub(crate) struct Status {
     pub(crate) seat: Seat,
     pub(crate) nodes: Vec<Node>,
     pub(crate) pools: Vec<Pool>,
+    pub(crate) vips: Vec<Vip>,
     pub(crate) warnings: Vec<String>,
 }
 
@@ -62,7 +63,30 @@ pub(crate) struct Node {
     pub(crate) leader: bool,
     pub(crate) alive: bool,
     pub(crate) seated: bool,
+    pub(crate) drained: bool,
     pub(crate) revision: Option<u64>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Vips {
+    pub(crate) vips: Vec<Vip>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Vip {
+    pub(crate) vip: String,
+    pub(crate) addresses: Vec<String>,
+    pub(crate) owner: Option<String>,
+    pub(crate) epoch: u64,
+    pub(crate) moving_to: Option<String>,
+    pub(crate) held_here: bool,
+    pub(crate) kept_here: bool,
+    pub(crate) without_quorum: bool,
+    pub(crate) interface: Option<String>,
+    pub(crate) fences: Vec<String>,
+    pub(crate) problem: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

@@ -21,7 +21,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use trestle_cluster::identity::ClusterKey;
-use trestle_cluster::{Cluster, Ended, Start};
+use trestle_cluster::{Cluster, Ended, InheritedGuard, Start};
 use trestle_config::Document;
 use trestle_dataplane::{Options, Plane};
 
@@ -48,16 +48,23 @@ pub(crate) fn run(
     telemetry: &Telemetry,
     companion: Option<u32>,
 ) -> anyhow::Result<()> {
+    // Before there are threads: it is a descriptor by number.
+    let guard = InheritedGuard::from_env().context("the VIPs' guard that started this node")?;
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(CONTROL_THREADS)
         .thread_name("trestle-control")
         .enable_all()
         .build()
         .context("no runtime")?
-        .block_on(life(settings, telemetry, companion))
+        .block_on(life(settings, telemetry, companion, guard))
 }
 
-async fn life(settings: NodeSettings, telemetry: &Telemetry, companion: Option<u32>) -> anyhow::Result<()> {
+async fn life(
+    settings: NodeSettings,
+    telemetry: &Telemetry,
+    companion: Option<u32>,
+    guard: InheritedGuard,
+) -> anyhow::Result<()> {
     let mut signals = Signals::listen()?;
     let companion = companion.map_or_else(|| Ok(Companion::none()), Companion::watch)?;
     tracing::info!(
@@ -72,7 +79,7 @@ async fn life(settings: NodeSettings, telemetry: &Telemetry, companion: Option<u
     let until = CancellationToken::new();
     let serving = tokio::spawn(admin.serve(until.clone()));
     let entered = tokio::select! {
-        entered = prepared.enter(&settings, &node) => entered,
+        entered = prepared.enter(&settings, &node, guard) => entered,
         end = signals.ending.came() => {
             tracing::info!(signal = end, "stopped before the node was part of a cluster");
             node.plane.shutdown();
@@ -162,7 +169,12 @@ impl Prepared {
     }
 
     /// Founds, joins or resumes; then the chosen ports are kept.
-    async fn enter(&self, settings: &NodeSettings, node: &Node) -> anyhow::Result<(Cluster, Ports)> {
+    async fn enter(
+        &self,
+        settings: &NodeSettings,
+        node: &Node,
+        guard: InheritedGuard,
+    ) -> anyhow::Result<(Cluster, Ports)> {
         let start = self.start(settings).await?;
         let cluster = Cluster::start(
             trestle_cluster::Settings {
@@ -175,6 +187,7 @@ impl Prepared {
                 start,
                 replace: settings.replace,
                 version: crate::VERSION.to_owned(),
+                guard,
             },
             node.plane.clone(),
         )

@@ -55,6 +55,13 @@ impl Node {
     }
 
     pub(crate) fn readiness(&self) -> Result<(), &'static str> {
+        let drained = self.cluster().is_some_and(|cluster| {
+            let state = cluster.watch_state();
+            state.borrow().drained.contains(&cluster.id())
+        });
+        if drained && !self.draining() {
+            return Err("drained by hand: `trestle node drain --undo` ends that");
+        }
         readiness(
             self.draining(),
             self.cluster().map(|cluster| cluster.agreed_revision()),

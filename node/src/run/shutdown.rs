@@ -1,7 +1,7 @@
 //! The end of a node, in steps that each have a bound and a log line.
 //!
-//! Order: `/readyz` fails and the others hear it; leadership is handed over, so that nobody waits for
-//! an election; the announced time passes, in which load balancers before us stop sending;
+//! Order: `/readyz` fails; VIPs move to others, which forward what began here; the others hear that
+//! this node goes; leadership is handed over, so that nobody waits for an election; the announced time passes, in which load balancers before us stop sending;
 //! connections drain; then the node leaves gossip and Raft, since until then its listeners need
 //! verdicts; then it ends.
 
@@ -21,6 +21,9 @@ const DRAIN_GRACE: Duration = Duration::from_secs(2);
 pub(crate) async fn shutdown(node: &Node, cluster: &Cluster) {
     let drain = cluster.in_force().config().cluster.drain.clone();
     node.set_draining();
+    let began = Instant::now();
+    cluster.hand_vips_over().await;
+    tracing::info!(step = "hand over", seconds = seconds_since(began), "VIPs are with others");
     cluster.set_draining();
     cluster.hand_over().await;
     tracing::info!(

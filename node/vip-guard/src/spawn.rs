@@ -18,6 +18,8 @@ use crate::{
 
 /// Names the inherited descriptor: the guard's for a guard, the node's for a node under [`init`](crate::init).
 pub const FD: &str = "TRESTLE_GUARD_FD";
+/// Names a file that the guard locks for life, see [`crate::process`].
+pub const LOCK: &str = "TRESTLE_GUARD_LOCK";
 
 /// A guard that runs. Dropping `link` (or dying) ends it; `process` is to be waited for.
 #[derive(Debug)]
@@ -57,7 +59,8 @@ pub fn connect_from_env() -> io::Result<Option<GuardLink>> {
 pub(crate) fn from_env<Out: Message, In: Message>() -> io::Result<Option<Link<Out, In>>> {
     let Some(value) = std::env::var_os(FD) else { return Ok(None) };
     let number = value.to_str().and_then(|text| text.parse().ok());
-    let number = number
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, format!("{FD} is no number: {value:?}")))?;
+    let number = number.ok_or_else(|| {
+        io::Error::new(io::ErrorKind::InvalidInput, format!("{FD} is no number: {value:?}"))
+    })?;
     Ok(Some(Link::new(sys::adopt(number)?)?))
 }

@@ -65,6 +65,9 @@ const LEAVE_COPIES: u32 = 3;
 const LEAVE_PAUSE: Duration = Duration::from_millis(20);
 /// Bytes of the largest payload that [`Gossip::send_counts`] takes.
 pub(crate) const MAX_COUNTS_PAYLOAD: usize = seal::MAX_PAYLOAD;
+/// Bytes of the largest payload that [`Gossip::seal_ahead`] takes.
+#[cfg(test)]
+pub(crate) const MAX_NOTICE: usize = seal::MAX_PAYLOAD;
 
 pub struct GossipSettings {
     pub node: NodeId,
@@ -316,7 +319,7 @@ impl Gossip {
         self.release_inbox.lock().take()
     }
 
-    /// A notice of at most [`MAX_COUNTS_PAYLOAD`] bytes, sealed for each live peer, to be sent later by
+    /// A notice (of at most [`MAX_COUNTS_PAYLOAD`] bytes), sealed for each live peer, to be sent later by
     /// somebody else.
     pub(crate) fn seal_ahead(&self, payload: &[u8]) -> Vec<(SocketAddr, Vec<u8>)> {
         self.shared.wire.seal_ahead(self.peers().into_values(), payload)

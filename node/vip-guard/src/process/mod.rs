@@ -4,6 +4,7 @@
 //! Nothing in it waits for anybody else: what the node does not read is kept, up to a bound, and nothing is
 //! written to a terminal or file while addresses may be held.
 
+mod lock;
 mod outbox;
 mod protect;
 
@@ -29,6 +30,7 @@ use crate::{
     init,
     kernel::{Kernel, Linux},
     protocol::{FromGuard, LinkError, NodeLink, ToGuard},
+    spawn,
 };
 
 /// Another guard holds this network namespace.
@@ -80,7 +82,17 @@ fn run(link: NodeLink, options: Options, node: Option<&mut init::Node>) -> u8 {
         Ok(Some(singleton)) => singleton,
         Ok(None) => return 0,
         Err(error) => {
-            return refuse(&link, EXIT_SECOND, format!("another guard runs in this network namespace ({error})"));
+            return refuse(
+                &link,
+                EXIT_SECOND,
+                format!("another guard runs in this network namespace ({error})"),
+            );
+        }
+    };
+    let lock = match lock::take(std::env::var_os(spawn::LOCK).as_deref()) {
+        Ok(lock) => lock,
+        Err(error) => {
+            return refuse(&link, EXIT_SECOND, format!("an earlier guard of this node lives ({error})"));
         }
     };
     let mut kernel = match Linux::open(options.ownership) {
@@ -88,7 +100,8 @@ fn run(link: NodeLink, options: Options, node: Option<&mut init::Node>) -> u8 {
         Err(error) => return refuse(&link, EXIT_KERNEL, error),
     };
     let swept = kernel.sweep_left_over();
-    let timer = match timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK) {
+    let timer = match timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)
+    {
         Ok(timer) => timer,
         Err(errno) => return refuse(&link, EXIT_KERNEL, format!("no timer: {errno}")),
     };
@@ -102,7 +115,7 @@ fn run(link: NodeLink, options: Options, node: Option<&mut init::Node>) -> u8 {
     let mut guard = Guard { core, kernel, link, outbox, senders: Senders::open(), ended: false };
     guard.look_around();
     guard.serve(&timer, node);
-    drop(singleton);
+    drop((singleton, lock));
     0
 }
 

@@ -1,7 +1,7 @@
 //! One test for each thing that the protocol's rules say about the leader.
 
 use super::*;
-use crate::lease::core::{Resource, TtlHistory};
+use crate::lease::core::{Resource, TtlHistory, Ttls};
 
 const SEAT: Resource = Resource::Seat(1);
 const TTL: Duration = Duration::from_secs(1);
@@ -336,4 +336,164 @@ fn what_waits_is_bounded() {
         assert_eq!(leader.renew(token, A, 5), []);
     }
     assert_eq!(leader.renew(u64::MAX, A, 5), [refuse(u64::MAX, 5, Refused::Busy)]);
+}
+
+// === VIPs ===
+
+const VIP_TTL: Duration = Duration::from_millis(500);
+const GUARD: Uuid = Uuid::from_u128(0x9);
+
+fn front() -> Resource {
+    Resource::Vip("front".into())
+}
+
+/// As [`Leader`], for one VIP of a shorter TTL than the seats'.
+struct VipLeader {
+    table: Table,
+    now: u64,
+    applied: u64,
+}
+
+impl VipLeader {
+    fn new(held: Option<Held>) -> Self {
+        let ttls = Ttls { seat: TTL, vips: [("front".into(), VIP_TTL)].into() };
+        let history = TtlHistory::new(TTL).extended([(1, ttls)]);
+        let mut leader = VipLeader { table: Table::new(at(0), history.since(0)), now: 0, applied: 100 };
+        leader.commit(held);
+        let actions = leader.event(Event::BecameLeader { term: 7 });
+        leader.event(Event::RoundDone { round: round(&actions), confirmed: true });
+        leader
+    }
+
+    fn event(&mut self, event: Event) -> Vec<Action> {
+        self.table.handle(at(self.now), event)
+    }
+
+    fn commit(&mut self, held: Option<Held>) {
+        self.applied += 1;
+        let held = held.map(|held| (front(), held)).into_iter().collect();
+        self.event(Event::Committed { applied: self.applied, revision: 1, held });
+    }
+
+    fn ask(&mut self, node: NodeId, epoch: u64, release: bool) -> Answer {
+        let claim = Claim { node, session: GUARD, epoch, release };
+        let actions = self.event(Event::Renewals(vec![(1, front(), claim)]));
+        let actions = self.event(Event::RoundDone { round: round(&actions), confirmed: true });
+        match actions[..] {
+            [Action::Answer { token: 1, answer }] => answer,
+            _ => panic!("not one answer: {actions:?}"),
+        }
+    }
+
+    /// What the leader proposes when it has chosen this node.
+    fn assign(&mut self, node: NodeId) -> Option<Change> {
+        let actions = self.event(Event::Assign { key: front(), node, session: GUARD });
+        match actions[..] {
+            [] => None,
+            [Action::Propose { to, .. }] => Some(to),
+            _ => panic!("{actions:?}"),
+        }
+    }
+}
+
+fn held(node: NodeId, epoch: u64) -> Held {
+    Held { node, session: GUARD, epoch, slack: Duration::ZERO }
+}
+
+#[test]
+fn a_vip_is_never_given_to_whoever_asks() {
+    let mut leader = VipLeader::new(None);
+    assert_eq!(leader.ask(1, 0, false), Answer::Refused { epoch: 0, why: Refused::NotHeld });
+    assert_eq!(leader.assign(1), Some(Change::Give { node: 1, session: GUARD }));
+    assert_eq!(leader.assign(2), None, "the outcome of the first is not known");
+}
+
+#[test]
+fn a_vip_is_granted_for_its_own_ttl() {
+    let mut leader = VipLeader::new(Some(held(1, 9)));
+    assert_eq!(leader.ask(1, 9, false), Answer::Granted { epoch: 9, ttl: VIP_TTL });
+}
+
+#[test]
+fn a_vip_goes_to_another_only_when_no_lease_can_be_alive() {
+    let mut leader = VipLeader::new(Some(held(1, 9)));
+    leader.now = 300;
+    assert_eq!(leader.assign(2), None, "a leader before this one may have granted one");
+    leader.ask(1, 9, false);
+    leader.now = 804;
+    assert_eq!(leader.assign(2), None);
+    leader.now = 806;
+    assert_eq!(leader.assign(2), Some(Change::Give { node: 2, session: GUARD }));
+}
+
+#[test]
+fn what_the_kernel_does_not_fence_is_waited_for_longer() {
+    let slack = Duration::from_millis(2_500);
+    let mut leader = VipLeader::new(Some(Held { slack, ..held(1, 9) }));
+    leader.now = 1_000;
+    leader.ask(1, 9, false);
+    leader.now = 4_020;
+    assert_eq!(leader.assign(2), None);
+    leader.now = 4_035;
+    assert!(leader.assign(2).is_some());
+}
+
+#[test]
+fn a_vip_that_was_let_go_of_goes_on_at_once_and_is_not_granted_again() {
+    let mut leader = VipLeader::new(Some(held(1, 9)));
+    leader.now = 10;
+    leader.ask(1, 9, false);
+    assert_eq!(leader.ask(1, 8, true), Answer::Refused { epoch: 9, why: Refused::BeingTaken });
+    assert_eq!(leader.assign(2), None, "that was an older epoch");
+    assert_eq!(leader.ask(1, 9, true), Answer::Refused { epoch: 9, why: Refused::BeingTaken });
+    assert_eq!(leader.ask(1, 9, false), Answer::Refused { epoch: 9, why: Refused::BeingTaken });
+    assert_eq!(leader.assign(2), Some(Change::Give { node: 2, session: GUARD }));
+}
+
+#[test]
+fn a_vip_that_was_just_given_is_not_taken_back_before_it_can_be_asked_for() {
+    let mut leader = VipLeader::new(None);
+    leader.now = 5_000;
+    leader.assign(1);
+    leader.event(Event::Proposed { change: 2, outcome: Proposal::Committed { index: 102 } });
+    leader.applied = 101;
+    leader.commit(Some(held(1, 102)));
+    leader.now = 5_200;
+    assert_eq!(leader.event(Event::Tick), []);
+    assert_eq!(leader.assign(2), None);
+    leader.now = 5_260;
+    let taken = leader.event(Event::Tick);
+    assert!(
+        matches!(taken[..], [Action::Propose { to: Change::Take { node: 1, epoch: 102 }, .. }]),
+        "{taken:?}"
+    );
+}
+
+#[test]
+fn a_vip_that_is_in_no_config_any_more_runs_out() {
+    let mut leader = VipLeader::new(Some(held(1, 9)));
+    leader.ask(1, 9, false);
+    let gone = TtlHistory::new(TTL).extended([(1, Ttls::from(TTL)), (2, Ttls::from(TTL))]);
+    leader.event(Event::Ttl(gone.since(1)));
+    assert_eq!(leader.ask(1, 9, false), Answer::Refused { epoch: 9, why: Refused::BeingTaken });
+    leader.now = 500;
+    assert_eq!(leader.event(Event::Tick), []);
+    // Nobody waits for it: its owner lets it go by itself, and a dead one's is out of every config.
+    leader.now = 61_000;
+    let taken = leader.event(Event::Tick);
+    assert!(
+        matches!(taken[..], [Action::Propose { to: Change::Take { node: 1, epoch: 9 }, .. }]),
+        "{taken:?}"
+    );
+}
+
+#[test]
+fn one_round_serves_all_renewals_of_a_message() {
+    let mut leader = VipLeader::new(Some(held(1, 9)));
+    let vip = Claim { node: 1, session: GUARD, epoch: 9, release: false };
+    let seat = Claim { node: 1, session: A, epoch: 0, release: false };
+    let actions = leader.event(Event::Renewals(vec![(1, SEAT, seat), (2, front(), vip)]));
+    let actions = leader.event(Event::RoundDone { round: round(&actions), confirmed: true });
+    let answers = actions.iter().filter(|action| matches!(action, Action::Answer { .. })).count();
+    assert_eq!(answers, 2, "{actions:?}");
 }

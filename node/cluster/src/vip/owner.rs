@@ -1,0 +1,619 @@
+//! What this node does about each VIP: a pure function of what it hears.
+//!
+//! ```text
+//! state (who owns what) ─┐                         ┌─► guard: hold until, let go, keep silently
+//! leases (until when)   ─┼─► Owner ─ decides ──────┼─► leases: what to renew, what was let go of
+//! guard (what is true)  ─┤                         ├─► plane: end the connections to these addresses
+//! readiness             ─┘                         └─► whoever is to be told
+//! ```
+//!
+//! Invariants:
+//! - The guard is told to hold a VIP only until the end of a lease of the very epoch that was given to
+//!   its session, and only with the fence that the epoch was given for.
+//! - The leader is told that an epoch was let go of only after the guard has said so, or after a new
+//!   guard has swept what a dead one had left. It is never held again under that epoch.
+//! - `on_quorum_loss: hold` is the one exception to the first, and shown as such.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use trestle_raft_store::types::{NodeId, State, VipRecord};
+use trestle_vip_guard::protocol::{FromGuard, ToGuard, VipSpec, Why};
+use uuid::Uuid;
+
+use crate::lease::clock::BootTime;
+use crate::lease::vips::{LetGo, NodeReport, VipLeases, VipName, VipReport, VipWishes};
+
+/// Epochs of one VIP that the leader still has to hear of; more can't be told apart any more.
+const GONE_MAX: usize = 8;
+/// A VIP whose address a stranger has is not tried again before.
+const TAKEN_PAUSE: Duration = Duration::from_secs(10);
+/// The new owner forwards a little longer than the old one serves.
+const CHANCE_GRACE: Duration = Duration::from_secs(1);
+/// Below this a VIP needs the kernel's fence: an address alone lives for whole seconds.
+const TTL_MIN_UNFENCED: Duration = Duration::from_secs(1);
+
+/// A VIP as the config has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VipConfig {
+    pub addresses: Vec<(IpAddr, u8)>,
+    pub interface: Option<String>,
+    pub ttl: Duration,
+    /// Kept when there is no quorum to renew it.
+    pub hold: bool,
+    pub notify: Option<std::path::PathBuf>,
+}
+
+/// What happened to a VIP here, for people and for the program that is to be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// This node owns it.
+    Owner,
+    /// It goes away by plan; what began here is served to its end.
+    Draining,
+    /// This node does not hold it any more.
+    Released,
+}
+
+impl Change {
+    pub fn name(self) -> &'static str {
+        match self {
+            Change::Owner => "owner",
+            Change::Draining => "draining",
+            Change::Released => "released",
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    Tell(ToGuard),
+    /// Tell connections to these addresses to go, cut them at the deadline, and say so.
+    Drain {
+        vip: VipName,
+        addresses: Vec<IpAddr>,
+        within: Duration,
+    },
+    Changed {
+        vip: VipName,
+        change: Change,
+        epoch: u64,
+    },
+}
+
+/// A VIP as this node shows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VipView {
+    /// The guard holds it, under a lease.
+    pub held: bool,
+    /// It is kept silently for what began here.
+    pub quiet: bool,
+    /// It is held although nobody could renew it: another node may hold it too.
+    pub without_quorum: bool,
+    pub interface: Option<String>,
+    pub fenced: bool,
+    /// Why this node could not hold it.
+    pub problem: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Idle,
+    /// The epoch is ours. `there`: the guard has it; `asked`: it was told to go silent.
+    Held {
+        epoch: u64,
+        there: bool,
+        asked: bool,
+    },
+    /// Handed over; kept silently.
+    Quiet,
+}
+
+/// Readiness to take over by plan, from the owner of this epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Chance {
+    None,
+    Asked(u64),
+    Ready(u64),
+}
+
+#[derive(Debug)]
+struct Vip {
+    config: VipConfig,
+    record: VipRecord,
+    phase: Phase,
+    /// What the guard was told last: when the renewal was sent, and until when.
+    granted: Option<(BootTime, BootTime)>,
+    without_quorum: bool,
+    chance: Chance,
+    usable: Option<Usable>,
+    /// A stranger has the address; not to be tried before.
+    taken: Option<([u8; 6], BootTime)>,
+    /// What did not work last.
+    trouble: Option<String>,
+}
+
+#[derive(Debug)]
+struct Usable {
+    interface: Option<String>,
+    via: Vec<IpAddr>,
+    fenced: bool,
+    problem: Option<String>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Owner {
+    me: NodeId,
+    /// Of a guard that has swept what was left, and listens.
+    guard: Option<Uuid>,
+    /// Why there is none, for people.
+    no_guard: Option<String>,
+    ready: bool,
+    leaving: bool,
+    drain: Duration,
+    vips: BTreeMap<VipName, Vip>,
+    gone: BTreeMap<VipName, Vec<LetGo>>,
+}
+
+impl Owner {
+    pub fn new(me: NodeId) -> Self {
+        Self {
+            me,
+            guard: None,
+            no_guard: None,
+            ready: false,
+            leaving: false,
+            drain: Duration::from_secs(30),
+            vips: BTreeMap::new(),
+            gone: BTreeMap::new(),
+        }
+    }
+
+    /// The VIPs that there are, and how long connections may go on where they are left.
+    pub fn configure(&mut self, vips: BTreeMap<VipName, VipConfig>, drain: Duration) -> Vec<Effect> {
+        self.drain = drain;
+        let mut before = std::mem::take(&mut self.vips);
+        for (name, config) in vips {
+            let vip = match before.remove(&name) {
+                Some(vip) => Vip { config, ..vip },
+                None => Vip::new(config),
+            };
+            self.vips.insert(name, vip);
+        }
+        // What is left of `before` the guard lets go of, and says so.
+        self.tell_config()
+    }
+
+    fn tell_config(&self) -> Vec<Effect> {
+        let spec = |(name, vip): (&VipName, &Vip)| VipSpec {
+            name: name.to_string(),
+            addresses: vip.config.addresses.clone(),
+            interface: vip.config.interface.clone(),
+            ttl: nanos(vip.config.ttl),
+        };
+        vec![Effect::Tell(ToGuard::Configure { vips: self.vips.iter().map(spec).collect() })]
+    }
+
+    /// There is a guard to talk to.
+    pub fn guard_came(&mut self) -> Vec<Effect> {
+        self.no_guard = None;
+        self.tell_config()
+    }
+
+    /// The guard is dead, or there is none. What it held ends with its lease, by the kernel's time.
+    pub fn guard_went(&mut self, why: String) -> Vec<Effect> {
+        self.guard = None;
+        self.no_guard = Some(why);
+        let mut effects = Vec::new();
+        for (name, vip) in &mut self.vips {
+            if let Phase::Held { epoch, there: true, .. } = vip.phase {
+                effects.push(Effect::Changed { vip: name.clone(), change: Change::Released, epoch });
+            }
+            *vip = Vip { record: std::mem::take(&mut vip.record), ..Vip::new(vip.config.clone()) };
+        }
+        effects
+    }
+
+    /// `ready`: the data plane works and serves. `leaving`: what is held should move.
+    pub fn set_ready(&mut self, ready: bool, leaving: bool) -> Vec<Effect> {
+        (self.ready, self.leaving) = (ready, leaving);
+        if ready {
+            return Vec::new();
+        }
+        let held = self.vips.iter().filter(|(_, vip)| matches!(vip.phase, Phase::Held { .. }));
+        held.map(|(name, _)| release(name)).collect()
+    }
+
+    /// Lets everything go, also what is kept silently.
+    pub fn release_all(&mut self) -> Vec<Effect> {
+        let busy = self.vips.iter().filter(|(_, vip)| vip.phase != Phase::Idle);
+        busy.map(|(name, _)| release(name)).collect()
+    }
+
+    /// Nothing is held or kept.
+    pub fn idle(&self) -> bool {
+        self.vips.values().all(|vip| vip.phase == Phase::Idle)
+    }
+
+    /// Nothing is held; something may be kept silently.
+    pub fn handed_over(&self) -> bool {
+        !self.vips.values().any(|vip| matches!(vip.phase, Phase::Held { .. }))
+    }
+
+    /// What is agreed on has changed, or who is our guard.
+    pub fn agreed(&mut self, state: &State, now: BootTime) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        let epoch_of = |vip: &str| state.vips.get(vip).map_or(0, |record| record.epoch());
+        self.gone.retain(|vip, gone| {
+            gone.retain(|gone| gone.epoch == epoch_of(vip));
+            !gone.is_empty()
+        });
+        let names: Vec<VipName> = self.vips.keys().cloned().collect();
+        for name in names {
+            let record = state.vips.get(&*name).cloned().unwrap_or_default();
+            self.owned(&name, &record, &mut effects);
+            self.moves(&name, &record, now, &mut effects);
+            if let Some(vip) = self.vips.get_mut(&name) {
+                vip.record = record;
+            }
+        }
+        self.sweep_unconfigured(state);
+        effects
+    }
+
+    /// Epochs of an earlier guard of ours of VIPs that are in no config any more.
+    fn sweep_unconfigured(&mut self, state: &State) {
+        let Some(guard) = self.guard else { return };
+        for (name, record) in &state.vips {
+            if let Some((epoch, owner)) = &record.owner
+                && owner.node == self.me
+                && owner.session != guard
+                && !self.vips.contains_key(name.as_str())
+            {
+                self.let_go(&VipName::from(name.as_str()), LetGo { session: owner.session, epoch: *epoch });
+            }
+        }
+    }
+
+    fn owned(&mut self, name: &VipName, record: &VipRecord, effects: &mut Vec<Effect>) {
+        let Some(vip) = self.vips.get_mut(name) else { return };
+        let own = record.owner.as_ref().filter(|(_, owner)| owner.node == self.me);
+        match (own, self.guard) {
+            (Some((epoch, owner)), Some(guard)) if owner.session == guard => {
+                let gone = self.gone.get(name).is_some_and(|gone| gone.iter().any(|g| g.epoch == *epoch));
+                let known = matches!(vip.phase, Phase::Held { epoch: held, .. } if held == *epoch);
+                let fenced = vip.usable.as_ref().is_some_and(|usable| usable.fenced);
+                if gone || known {
+                } else if owner.fenced && !fenced {
+                    // What the guarantee was to rest on is not there any more.
+                    self.let_go(name, LetGo { session: guard, epoch: *epoch });
+                } else {
+                    vip.phase = Phase::Held { epoch: *epoch, there: false, asked: false };
+                    (vip.granted, vip.without_quorum) = (None, false);
+                }
+            }
+            // The guard that is there now has swept what this one held.
+            (Some((epoch, owner)), Some(_)) => {
+                self.let_go(name, LetGo { session: owner.session, epoch: *epoch });
+            }
+            (Some(_), None) => {}
+            (None, _) => {
+                if matches!(vip.phase, Phase::Held { .. }) {
+                    effects.push(release(name));
+                }
+            }
+        }
+    }
+
+    /// A planned move to here, or one that is off.
+    fn moves(&mut self, name: &VipName, record: &VipRecord, now: BootTime, effects: &mut Vec<Effect>) {
+        let (me, drain, guard) = (self.me, self.drain, self.guard);
+        let Some(vip) = self.vips.get_mut(name) else { return };
+        let from = record.owner.as_ref().filter(|(_, owner)| owner.node != me);
+        let coming = from.filter(|_| record.moving_to == Some(me) && guard.is_some());
+        match (coming, vip.chance) {
+            (Some((epoch, _)), Chance::Asked(asked) | Chance::Ready(asked)) if asked == *epoch => {}
+            (Some((epoch, owner)), _) => {
+                let fenced = vip.usable.as_ref().is_some_and(|usable| usable.fenced);
+                if owner.via.is_empty() || !fenced {
+                    vip.chance = Chance::Ready(*epoch);
+                } else {
+                    vip.chance = Chance::Asked(*epoch);
+                    let until = nanos((now + drain + CHANCE_GRACE).since_boot());
+                    let (vip, old) = (name.to_string(), owner.via.clone());
+                    effects.push(Effect::Tell(ToGuard::Chance { vip, old, until }));
+                }
+            }
+            (None, Chance::None) => {}
+            (None, _) => {
+                // With the VIP ours the guard goes on forwarding until its time is over.
+                if from.is_some() {
+                    effects.push(Effect::Tell(ToGuard::EndChance { vip: name.to_string() }));
+                }
+                vip.chance = Chance::None;
+            }
+        }
+    }
+
+    /// Leases were renewed, or lost.
+    pub fn leased(&mut self, leases: &VipLeases, now: BootTime) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        let drain = self.drain;
+        for (name, vip) in &mut self.vips {
+            let Phase::Held { epoch, there, asked } = vip.phase else { continue };
+            let Some(lease) = leases.get(name).filter(|lease| lease.epoch == epoch) else { continue };
+            if lease.until == BootTime::default() {
+                if lease.sent == BootTime::default() && vip.granted.is_none() && !there {
+                    // Nothing was granted yet.
+                    continue;
+                }
+                effects.push(release(name));
+                continue;
+            }
+            let newer = vip.granted.is_none_or(|(sent, _)| lease.sent > sent);
+            if newer && now < lease.until && !asked {
+                vip.granted = Some((lease.sent, lease.until));
+                vip.without_quorum = false;
+                effects.push(vip.grant(name, epoch));
+            }
+            if lease.yields && there && !asked {
+                let fenced = vip.usable.as_ref().is_some_and(|usable| usable.fenced);
+                vip.phase = Phase::Held { epoch, there, asked: true };
+                if fenced {
+                    let until = nanos((now + drain).since_boot());
+                    effects.push(Effect::Tell(ToGuard::EndChance { vip: name.to_string() }));
+                    effects.push(Effect::Tell(ToGuard::Silence { vip: name.to_string(), until }));
+                } else {
+                    effects.push(release(name));
+                }
+            }
+        }
+        effects
+    }
+
+    /// Time has passed; about ten in a TTL. Keeps what is to be held without a quorum.
+    pub fn tick(&mut self, now: BootTime) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        for (name, vip) in &mut self.vips {
+            vip.taken.take_if(|(_, until)| *until <= now);
+            let Phase::Held { epoch, there: true, asked: false } = vip.phase else { continue };
+            let Some((_, until)) = vip.granted else { continue };
+            if vip.config.hold && until.since(now) < vip.config.ttl / 2 {
+                vip.granted = Some((now, now + vip.config.ttl));
+                vip.without_quorum = true;
+                effects.push(vip.grant(name, epoch));
+            }
+        }
+        effects
+    }
+
+    /// The connections to a VIP that was handed over have ended.
+    pub fn drained(&mut self, name: &str) -> Vec<Effect> {
+        match self.vips.get_key_value(name) {
+            Some((name, vip)) if vip.phase == Phase::Quiet => vec![release(name)],
+            _ => Vec::new(),
+        }
+    }
+
+    /// What the guard says.
+    pub fn heard(&mut self, message: FromGuard, now: BootTime) -> Vec<Effect> {
+        match message {
+            FromGuard::Started { session, .. } => {
+                self.guard = Some(Uuid::from_bytes(session));
+                Vec::new()
+            }
+            FromGuard::Usable { vip, interface, via, fenced, problem } => {
+                if let Some(vip) = self.vips.get_mut(vip.as_str()) {
+                    vip.usable = Some(Usable { interface, via, fenced, problem });
+                }
+                Vec::new()
+            }
+            FromGuard::Holding { vip, epoch } => self.holds(&vip, epoch),
+            FromGuard::Released { vip, epoch, why } => self.released(&VipName::from(vip), epoch, why, now),
+            FromGuard::Silent { vip } => self.silent(&vip),
+            FromGuard::ChanceReady { vip } => {
+                self.chance_settled(&vip);
+                Vec::new()
+            }
+            FromGuard::Problem { vip: Some(vip), text } => {
+                // It comes without its second chance; what began elsewhere will end.
+                self.chance_settled(&vip);
+                if let Some(vip) = self.vips.get_mut(vip.as_str()) {
+                    vip.trouble = Some(text);
+                }
+                Vec::new()
+            }
+            FromGuard::Problem { vip: None, .. } | FromGuard::Stranger { .. } | FromGuard::Probed { .. } => {
+                Vec::new()
+            }
+        }
+    }
+
+    fn chance_settled(&mut self, name: &str) {
+        if let Some(vip) = self.vips.get_mut(name)
+            && let Chance::Asked(epoch) = vip.chance
+        {
+            vip.chance = Chance::Ready(epoch);
+        }
+    }
+
+    fn holds(&mut self, name: &str, epoch: u64) -> Vec<Effect> {
+        let Some((name, _)) = self.vips.get_key_value(name) else { return Vec::new() };
+        let name = name.clone();
+        let Some(vip) = self.vips.get_mut(&name) else { return Vec::new() };
+        let Phase::Held { epoch: held, there: false, asked } = vip.phase else { return Vec::new() };
+        if held != epoch {
+            return Vec::new();
+        }
+        vip.phase = Phase::Held { epoch, there: true, asked };
+        vip.trouble = None;
+        vec![Effect::Changed { vip: name, change: Change::Owner, epoch }]
+    }
+
+    fn released(&mut self, name: &VipName, epoch: u64, why: Why, now: BootTime) -> Vec<Effect> {
+        let guard = self.guard;
+        let Some(vip) = self.vips.get_mut(name) else {
+            // It is in no config any more.
+            if let (Some(session), true) = (guard, epoch > 0) {
+                self.let_go(name, LetGo { session, epoch });
+                return vec![Effect::Changed { vip: name.clone(), change: Change::Released, epoch }];
+            }
+            return Vec::new();
+        };
+        match why {
+            Why::Taken(mac) => vip.taken = Some((mac, now + TAKEN_PAUSE)),
+            Why::Failed(text) => vip.trouble = Some(text),
+            Why::Asked | Why::Ended | Why::Unconfigured => {}
+        }
+        let phase = std::mem::replace(&mut vip.phase, Phase::Idle);
+        (vip.granted, vip.without_quorum) = (None, false);
+        match (phase, guard) {
+            (Phase::Held { epoch: held, .. }, _) if epoch != 0 && epoch < held => {
+                // Of an epoch before this one.
+                vip.phase = phase;
+                Vec::new()
+            }
+            (Phase::Held { epoch: held, there, .. }, Some(session)) => {
+                self.let_go(name, LetGo { session, epoch: held });
+                let change = Effect::Changed { vip: name.clone(), change: Change::Released, epoch: held };
+                if there { vec![change] } else { Vec::new() }
+            }
+            (Phase::Quiet, _) => {
+                vec![Effect::Changed { vip: name.clone(), change: Change::Released, epoch }]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn silent(&mut self, name: &str) -> Vec<Effect> {
+        let (guard, drain) = (self.guard, self.drain);
+        let Some((name, _)) = self.vips.get_key_value(name) else { return Vec::new() };
+        let name = name.clone();
+        let Some(vip) = self.vips.get_mut(&name) else { return Vec::new() };
+        let (Phase::Held { epoch, .. }, Some(session)) = (vip.phase, guard) else { return Vec::new() };
+        vip.phase = Phase::Quiet;
+        vip.granted = None;
+        let addresses = vip.config.addresses.iter().map(|(address, _)| *address).collect();
+        self.let_go(&name, LetGo { session, epoch });
+        vec![
+            Effect::Changed { vip: name.clone(), change: Change::Draining, epoch },
+            Effect::Drain { vip: name, addresses, within: drain },
+        ]
+    }
+
+    fn let_go(&mut self, name: &VipName, what: LetGo) {
+        let gone = self.gone.entry(name.clone()).or_default();
+        if !gone.contains(&what) {
+            gone.push(what);
+            if gone.len() > GONE_MAX {
+                gone.remove(0);
+            }
+        }
+    }
+
+    // === what it says ===
+
+    /// For the lease side.
+    pub fn wishes(&self) -> VipWishes {
+        let report = |vip: &Vip| {
+            let usable = vip.usable.as_ref();
+            VipReport {
+                usable: vip.problem().is_none() && usable.is_some(),
+                fenced: usable.is_some_and(|usable| usable.fenced),
+                via: usable.map_or_else(Vec::new, |usable| usable.via.clone()),
+                chance_ready: matches!(vip.chance, Chance::Ready(epoch) if epoch == vip.record.epoch()),
+            }
+        };
+        let hold = self.vips.iter().filter_map(|(name, vip)| match vip.phase {
+            Phase::Held { epoch, .. } => Some((name.clone(), epoch)),
+            _ => None,
+        });
+        VipWishes {
+            report: NodeReport {
+                guard: self.guard,
+                ready: self.ready,
+                leaving: self.leaving,
+                vips: self.vips.iter().map(|(name, vip)| (name.clone(), report(vip))).collect(),
+            },
+            hold: hold.collect(),
+            gone: self.gone.clone(),
+        }
+    }
+
+    /// What the guard should say for us if we die: VIPs and their epochs, all that it may hold.
+    pub fn notice(&self) -> Option<(Uuid, Vec<(VipName, u64)>)> {
+        let held: Vec<_> = self.wishes().hold.into_iter().collect();
+        self.guard.filter(|_| !held.is_empty()).map(|guard| (guard, held))
+    }
+
+    /// For people.
+    pub fn views(&self) -> BTreeMap<VipName, VipView> {
+        let view = |vip: &Vip| VipView {
+            held: matches!(vip.phase, Phase::Held { there: true, .. }),
+            quiet: vip.phase == Phase::Quiet,
+            without_quorum: vip.without_quorum,
+            interface: vip.usable.as_ref().and_then(|usable| usable.interface.clone()),
+            fenced: vip.usable.as_ref().is_some_and(|usable| usable.fenced),
+            problem: self.no_guard.clone().or_else(|| vip.problem()).or_else(|| vip.trouble.clone()),
+        };
+        self.vips.iter().map(|(name, vip)| (name.clone(), view(vip))).collect()
+    }
+}
+
+impl Vip {
+    fn new(config: VipConfig) -> Self {
+        Self {
+            config,
+            record: VipRecord::default(),
+            phase: Phase::Idle,
+            granted: None,
+            without_quorum: false,
+            chance: Chance::None,
+            usable: None,
+            taken: None,
+            trouble: None,
+        }
+    }
+
+    fn grant(&self, name: &VipName, epoch: u64) -> Effect {
+        let (sent, deadline) = self.granted.unwrap_or_default();
+        let (sent, deadline) = (nanos(sent.since_boot()), nanos(deadline.since_boot()));
+        // Nobody of ours had it before: if somebody answers for it, it is a stranger.
+        let probe = self.record.previous.is_none();
+        Effect::Tell(ToGuard::Grant { vip: name.to_string(), epoch, sent, deadline, probe })
+    }
+
+    /// Why it can't be held here.
+    fn problem(&self) -> Option<String> {
+        if let Some((mac, _)) = self.taken {
+            let mac: Vec<_> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
+            return Some(format!(
+                "the address is used by another machine ({}): take it off there, or give the VIP another",
+                mac.join(":")
+            ));
+        }
+        let usable = self.usable.as_ref()?;
+        if let Some(problem) = &usable.problem {
+            return Some(problem.clone());
+        }
+        (!usable.fenced && self.config.ttl < TTL_MIN_UNFENCED).then(|| {
+            format!(
+                "a ttl of {:?} needs nf_tables, which this kernel does not offer: give it at least 1s",
+                self.config.ttl
+            )
+        })
+    }
+}
+
+fn release(name: &VipName) -> Effect {
+    Effect::Tell(ToGuard::Release { vip: name.to_string() })
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

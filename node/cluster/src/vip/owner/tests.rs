@@ -1,0 +1,355 @@
+//! One test for each thing that the module's doc promises.
+
+use trestle_raft_store::types::VipHolder;
+
+use super::*;
+use crate::lease::vips::VipLease;
+
+const ME: NodeId = 1;
+const GUARD: Uuid = Uuid::from_u128(0x51);
+const TTL: Duration = Duration::from_secs(1);
+
+fn at(ms: u64) -> BootTime {
+    BootTime::from_boot(Duration::from_millis(100_000 + ms))
+}
+
+fn config() -> VipConfig {
+    VipConfig {
+        addresses: vec![([198, 18, 0, 100].into(), 24)],
+        interface: None,
+        ttl: TTL,
+        hold: false,
+        notify: None,
+    }
+}
+
+fn holder(node: NodeId, session: Uuid) -> VipHolder {
+    VipHolder { node, session, fenced: true, via: vec![[198, 18, 0, 10 + node as u8].into()] }
+}
+
+/// A node with one VIP, whose guard has started and could hold it.
+struct Node {
+    owner: Owner,
+    state: State,
+    leases: VipLeases,
+    now: u64,
+}
+
+impl Node {
+    fn new() -> Self {
+        Self::with(config())
+    }
+
+    fn with(config: VipConfig) -> Self {
+        let mut node =
+            Node { owner: Owner::new(ME), state: State::default(), leases: VipLeases::new(), now: 0 };
+        let told = node.owner.configure(BTreeMap::from([("front".into(), config)]), Duration::from_secs(30));
+        assert!(matches!(told[..], [Effect::Tell(ToGuard::Configure { .. })]));
+        node.owner.set_ready(true, false);
+        node.guard_starts(GUARD);
+        node
+    }
+
+    fn guard_starts(&mut self, session: Uuid) {
+        self.owner.guard_came();
+        self.says(FromGuard::Started { session: session.into_bytes(), weak: Vec::new(), swept: Vec::new() });
+        self.usable(true, None);
+        self.agree();
+    }
+
+    fn usable(&mut self, fenced: bool, problem: Option<&str>) {
+        let (vip, via) = ("front".to_owned(), vec![[198, 18, 0, 11].into()]);
+        let (interface, problem) = (Some("eth0".to_owned()), problem.map(str::to_owned));
+        self.says(FromGuard::Usable { vip, interface, via, fenced, problem });
+    }
+
+    fn says(&mut self, message: FromGuard) -> Vec<Effect> {
+        self.owner.heard(message, at(self.now))
+    }
+
+    fn agree(&mut self) -> Vec<Effect> {
+        self.owner.agreed(&self.state, at(self.now))
+    }
+
+    fn record(&mut self) -> &mut VipRecord {
+        self.state.vips.entry("front".to_owned()).or_default()
+    }
+
+    /// The VIP is given to the node's guard, or to another's.
+    fn given(&mut self, epoch: u64, node: NodeId, session: Uuid) -> Vec<Effect> {
+        let record = self.record();
+        record.previous = record.owner.take().map(|(_, owner)| owner).or(record.previous.take());
+        record.owner = Some((epoch, holder(node, session)));
+        record.moving_to = None;
+        self.agree()
+    }
+
+    fn lease(&mut self, epoch: u64, sent: u64, yields: bool) -> Vec<Effect> {
+        let lease = VipLease { epoch, sent: at(sent), until: at(sent) + TTL, yields };
+        self.leases.insert("front".into(), lease);
+        self.owner.leased(&self.leases, at(self.now))
+    }
+
+    /// Owns the VIP under `epoch`, and the guard holds it.
+    fn holding(&mut self, epoch: u64) {
+        self.given(epoch, ME, GUARD);
+        assert!(matches!(self.lease(epoch, self.now, false)[..], [Effect::Tell(ToGuard::Grant { .. })]));
+        let told = self.says(FromGuard::Holding { vip: "front".to_owned(), epoch });
+        assert!(matches!(told[..], [Effect::Changed { change: Change::Owner, .. }]), "{told:?}");
+    }
+
+    fn released(&mut self, epoch: u64, why: Why) -> Vec<Effect> {
+        self.says(FromGuard::Released { vip: "front".to_owned(), epoch, why })
+    }
+
+    fn gone(&self) -> Vec<(Uuid, u64)> {
+        let wishes = self.owner.wishes();
+        wishes.gone.values().flatten().map(|gone| (gone.session, gone.epoch)).collect()
+    }
+
+    fn holds(&self) -> bool {
+        !self.owner.wishes().hold.is_empty()
+    }
+}
+
+fn tells(effects: &[Effect]) -> Vec<&ToGuard> {
+    effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Tell(message) => Some(message),
+            _ => None,
+        })
+        .collect()
+}
+
+fn let_go() -> ToGuard {
+    ToGuard::Release { vip: "front".to_owned() }
+}
+
+#[test]
+fn the_guard_holds_until_the_lease_ends_and_each_renewal_is_told_once() {
+    let mut node = Node::new();
+    assert_eq!(node.given(7, ME, GUARD), []);
+    assert_eq!(node.owner.wishes().hold, BTreeMap::from([("front".into(), 7)]));
+    assert_eq!(node.owner.leased(&VipLeases::new(), at(0)), [], "nothing is granted yet");
+    let grant = |sent: u64, probe| {
+        let sent = at(sent).since_boot();
+        let (sent, deadline) = (nanos(sent), nanos(sent + TTL));
+        Effect::Tell(ToGuard::Grant { vip: "front".to_owned(), epoch: 7, sent, deadline, probe })
+    };
+    assert_eq!(node.lease(7, 10, false), [grant(10, true)], "nobody had it before: look for strangers");
+    assert_eq!(node.lease(7, 10, false), []);
+    assert_eq!(node.lease(7, 210, false), [grant(210, true)]);
+    assert_eq!(node.lease(7, 100, false), [], "an older one says nothing new");
+    assert_eq!(node.lease(6, 900, false), [], "of another epoch");
+    node.given(9, 2, Uuid::nil());
+    node.given(12, ME, GUARD);
+    let again = node.lease(12, 300, false);
+    assert!(matches!(tells(&again)[..], [ToGuard::Grant { probe: false, .. }]), "{again:?}");
+}
+
+#[test]
+fn a_lease_that_has_ended_already_is_not_told() {
+    let mut node = Node::new();
+    node.given(7, ME, GUARD);
+    node.now = 2_000;
+    assert_eq!(node.lease(7, 0, false), []);
+}
+
+#[test]
+fn the_leader_hears_of_it_only_after_the_guard_has_let_go() {
+    let mut node = Node::new();
+    node.holding(7);
+    assert_eq!(tells(&node.owner.set_ready(false, false)), [&let_go()]);
+    assert!(node.holds() && node.gone().is_empty(), "the guard has not answered");
+    node.released(7, Why::Asked);
+    assert_eq!((node.holds(), node.gone()), (false, vec![(GUARD, 7)]));
+    node.agree();
+    assert!(!node.holds(), "an epoch that was let go of is never held again");
+    assert_eq!(node.lease(7, 400, false), []);
+    node.given(9, 2, Uuid::nil());
+    assert_eq!(node.gone(), [], "the state says it: nothing more to tell");
+}
+
+#[test]
+fn a_lease_that_is_lost_is_let_go_of_at_once() {
+    let mut node = Node::new();
+    node.holding(7);
+    let lost = VipLease { epoch: 7, sent: at(0), until: BootTime::default(), yields: false };
+    node.leases.insert("front".into(), lost);
+    assert_eq!(tells(&node.owner.leased(&node.leases, at(1))), [&let_go()]);
+}
+
+#[test]
+fn another_owner_in_the_state_means_letting_go() {
+    let mut node = Node::new();
+    node.holding(7);
+    let effects = node.given(9, 2, Uuid::nil());
+    assert_eq!(tells(&effects), [&let_go()]);
+}
+
+#[test]
+fn what_an_earlier_guard_held_is_let_go_of_once_a_new_one_has_swept() {
+    let mut node = Node::new();
+    node.holding(7);
+    let effects = node.owner.guard_went("killed".to_owned());
+    assert!(matches!(effects[..], [Effect::Changed { change: Change::Released, epoch: 7, .. }]));
+    assert!(!node.holds() && node.gone().is_empty(), "it may still be on the interface");
+    assert_eq!(node.owner.views()["front"].problem.as_deref(), Some("killed"));
+    node.agree();
+    assert!(!node.owner.wishes().report.vips["front"].usable && node.gone().is_empty());
+    node.guard_starts(Uuid::from_u128(0x52));
+    assert_eq!((node.holds(), node.gone()), (false, vec![(GUARD, 7)]));
+}
+
+#[test]
+fn what_a_former_life_of_this_node_held_is_let_go_of_too() {
+    let mut node = Node::new();
+    let former = Uuid::from_u128(0x99);
+    node.given(7, ME, former);
+    assert_eq!((node.holds(), node.gone()), (false, vec![(former, 7)]));
+    node.state
+        .vips
+        .insert("old".to_owned(), VipRecord { owner: Some((5, holder(ME, former))), ..VipRecord::default() });
+    node.agree();
+    assert!(node.gone().contains(&(former, 5)), "also of a VIP that is in no config any more");
+}
+
+#[test]
+fn an_epoch_that_was_given_for_a_fence_is_not_held_without_it() {
+    let mut node = Node::new();
+    node.usable(false, None);
+    node.given(7, ME, GUARD);
+    assert_eq!((node.holds(), node.gone()), (false, vec![(GUARD, 7)]));
+}
+
+#[test]
+fn a_planned_move_away_is_silent_first_then_told_then_let_go() {
+    let mut node = Node::new();
+    node.holding(7);
+    node.record().moving_to = Some(2);
+    assert_eq!(tells(&node.agree()), [] as [&ToGuard; 0], "the old epoch goes on");
+    let effects = node.lease(7, 200, true);
+    let silence = tells(&effects).into_iter().find(|message| matches!(message, ToGuard::Silence { .. }));
+    let until = nanos((at(0) + Duration::from_secs(30)).since_boot());
+    assert_eq!(silence, Some(&ToGuard::Silence { vip: "front".to_owned(), until }));
+    assert!(node.gone().is_empty(), "neighbours may still come to us");
+    assert_eq!(tells(&node.lease(7, 400, true)), [] as [&ToGuard; 0], "it is told once");
+
+    let effects = node.says(FromGuard::Silent { vip: "front".to_owned() });
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Drain { .. })), "{effects:?}");
+    assert_eq!((node.holds(), node.gone()), (false, vec![(GUARD, 7)]));
+    assert!(node.owner.handed_over() && !node.owner.idle());
+    assert_eq!(tells(&node.given(9, 2, Uuid::nil())), [] as [&ToGuard; 0], "it is kept for what began here");
+    assert_eq!(tells(&node.owner.drained("front")), [&let_go()]);
+    node.released(7, Why::Asked);
+    assert!(node.owner.idle());
+}
+
+#[test]
+fn without_a_fence_a_move_away_lets_go_at_once() {
+    let mut node = Node::new();
+    node.holding(7);
+    node.usable(false, None);
+    assert_eq!(tells(&node.lease(7, 200, true)).last(), Some(&&let_go()));
+}
+
+#[test]
+fn a_planned_move_to_here_is_prepared_before_it_is_said_to_be_ready() {
+    let mut node = Node::new();
+    node.given(7, 2, Uuid::nil());
+    node.record().moving_to = Some(ME);
+    let effects = node.agree();
+    let until = nanos((at(0) + Duration::from_secs(31)).since_boot());
+    let chance = ToGuard::Chance { vip: "front".to_owned(), old: vec![[198, 18, 0, 12].into()], until };
+    assert_eq!(tells(&effects), [&chance]);
+    let ready = |node: &Node| node.owner.wishes().report.vips["front"].chance_ready;
+    assert!(!ready(&node));
+    assert_eq!(node.agree(), [], "it is asked once");
+    node.says(FromGuard::ChanceReady { vip: "front".to_owned() });
+    assert!(ready(&node));
+    node.record().moving_to = None;
+    let off = node.agree();
+    assert_eq!(tells(&off), [&ToGuard::EndChance { vip: "front".to_owned() }]);
+    assert!(!ready(&node));
+}
+
+#[test]
+fn a_move_to_here_goes_on_without_a_second_chance_where_there_can_be_none() {
+    let mut node = Node::new();
+    node.given(7, 2, Uuid::nil());
+    node.record().moving_to = Some(ME);
+    node.agree();
+    node.says(FromGuard::Problem { vip: Some("front".to_owned()), text: "no fwd".to_owned() });
+    assert!(node.owner.wishes().report.vips["front"].chance_ready);
+
+    let mut bare = Node::new();
+    bare.usable(false, None);
+    bare.given(7, 2, Uuid::nil());
+    bare.record().moving_to = Some(ME);
+    assert_eq!(bare.agree(), []);
+    assert!(bare.owner.wishes().report.vips["front"].chance_ready);
+}
+
+#[test]
+fn with_hold_a_vip_is_kept_without_a_quorum_but_not_against_the_leaders_word() {
+    let mut node = Node::with(VipConfig { hold: true, ..config() });
+    node.holding(7);
+    assert_eq!(node.owner.tick(at(400)), [], "the lease is good for long");
+    let effects = node.owner.tick(at(600));
+    let deadline = nanos((at(600) + TTL).since_boot());
+    assert!(matches!(tells(&effects)[..], [ToGuard::Grant { deadline: d, .. }] if *d == deadline));
+    assert!(node.owner.views()["front"].without_quorum);
+    node.now = 700;
+    node.lease(7, 650, false);
+    assert!(!node.owner.views()["front"].without_quorum, "renewed again");
+    let lost = VipLease { epoch: 7, sent: at(0), until: BootTime::default(), yields: false };
+    node.leases.insert("front".into(), lost);
+    assert_eq!(tells(&node.owner.leased(&node.leases, at(800))), [&let_go()]);
+
+    let mut plain = Node::new();
+    plain.holding(7);
+    assert_eq!(plain.owner.tick(at(600)), []);
+}
+
+#[test]
+fn a_stranger_with_the_address_is_told_and_the_vip_not_tried_for_a_while() {
+    let mut node = Node::new();
+    node.given(7, ME, GUARD);
+    node.lease(7, 0, false);
+    node.released(7, Why::Taken([2, 0, 0, 0, 0, 9]));
+    assert_eq!(node.gone(), [(GUARD, 7)]);
+    let problem = node.owner.views()["front"].problem.clone().expect("it is told");
+    assert!(problem.contains("02:00:00:00:00:09"), "{problem}");
+    assert!(!node.owner.wishes().report.vips["front"].usable);
+    node.owner.tick(at(11_000));
+    assert!(node.owner.wishes().report.vips["front"].usable);
+}
+
+#[test]
+fn a_short_ttl_needs_the_kernels_fence() {
+    let mut node = Node::with(VipConfig { ttl: Duration::from_millis(250), ..config() });
+    assert!(node.owner.wishes().report.vips["front"].usable);
+    node.usable(false, None);
+    assert!(!node.owner.wishes().report.vips["front"].usable);
+    assert!(node.owner.views()["front"].problem.as_ref().is_some_and(|p| p.contains("nf_tables")));
+}
+
+#[test]
+fn a_vip_that_left_the_config_is_let_go_of_and_the_leader_hears_it() {
+    let mut node = Node::new();
+    node.holding(7);
+    let told = node.owner.configure(BTreeMap::new(), Duration::ZERO);
+    assert_eq!(tells(&told), [&ToGuard::Configure { vips: Vec::new() }]);
+    assert!(!node.holds());
+    node.released(7, Why::Unconfigured);
+    assert_eq!(node.gone(), [(GUARD, 7)]);
+}
+
+#[test]
+fn the_notice_names_all_that_the_guard_may_hold() {
+    let mut node = Node::new();
+    assert_eq!(node.owner.notice(), None);
+    node.given(7, ME, GUARD);
+    assert_eq!(node.owner.notice(), Some((GUARD, vec![("front".into(), 7)])));
+}

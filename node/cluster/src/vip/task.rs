@@ -1,0 +1,372 @@
+//! The task that carries out what [`Owner`] decides: it alone talks to the guard, and starts a new one
+//! when that dies.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+use trestle_config::Config;
+use trestle_config::model::OnQuorumLoss;
+use trestle_dataplane::Plane;
+use trestle_raft_store::types::{NodeId, State};
+use trestle_vip_guard::protocol::{FromGuard, ToGuard, Why};
+
+use super::metrics::VipMetrics;
+use super::notify::{Call, Notifier};
+use super::owner::{Change, Effect, Owner, VipConfig, VipView};
+use super::port::{LinkError, Port, Spawn};
+use super::watchdog::Pulse;
+use super::{Views, notice};
+use crate::feed::InForce;
+use crate::gossip::Gossip;
+use crate::lease::clock::{Clock, SystemClock};
+use crate::lease::vips::{VipLeases, VipName, VipWishes};
+
+/// Between two looks at the clock.
+const TICK: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(200));
+/// A guard that died is started again after this, twice as long each time, up to the second.
+const RESTART: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+/// One that lived so long died of something new.
+const LIVED: Duration = Duration::from_secs(10);
+/// Notices are sealed anew this often: a peer that has started again takes no older one.
+const SEAL_AGAIN: Duration = Duration::from_secs(1);
+/// Ends of drains that wait to be heard: one a VIP.
+const DRAINS: usize = 64;
+
+pub(super) struct Task {
+    pub(super) me: NodeId,
+    pub(super) name: String,
+    pub(super) plane: Plane,
+    pub(super) gossip: Gossip,
+    pub(super) spawn: Spawn,
+    pub(super) state: watch::Receiver<Arc<State>>,
+    pub(super) leases: watch::Receiver<Arc<VipLeases>>,
+    pub(super) in_force: watch::Receiver<Arc<InForce>>,
+    pub(super) pulse: watch::Receiver<Pulse>,
+    pub(super) leaving: watch::Receiver<bool>,
+    pub(super) wishes: watch::Sender<Arc<VipWishes>>,
+    pub(super) views: watch::Sender<Arc<Views>>,
+    pub(super) notifier: Notifier,
+    pub(super) metrics: Arc<VipMetrics>,
+    /// Let everything go, then end.
+    pub(super) stop: CancellationToken,
+}
+
+/// What the running task owns beside its settings.
+struct Running {
+    task: Task,
+    clock: SystemClock,
+    owner: Owner,
+    port: Option<Port>,
+    /// When the present guard was started, or the next one may be.
+    guard_at: Instant,
+    pause: Duration,
+    drains: BTreeMap<VipName, JoinHandle<()>>,
+    drained: mpsc::Sender<VipName>,
+    /// What the last notice said, and when it was sealed.
+    told: Option<(Vec<(VipName, u64)>, Instant)>,
+}
+
+impl Task {
+    pub(super) async fn run(self) {
+        let (drained, mut drains_ended) = mpsc::channel(DRAINS);
+        let (mut state, mut leases) = (self.state.clone(), self.leases.clone());
+        let (mut in_force, mut pulse, mut leaving) =
+            (self.in_force.clone(), self.pulse.clone(), self.leaving.clone());
+        let stop = self.stop.clone();
+        let owner = Owner::new(self.me);
+        let mut running = Running {
+            task: self,
+            clock: SystemClock,
+            owner,
+            port: None,
+            guard_at: Instant::now(),
+            pause: RESTART.0,
+            drains: BTreeMap::new(),
+            drained,
+            told: None,
+        };
+        running.configure();
+        running.agreed();
+        let mut stopping = false;
+        loop {
+            running.ensure_guard();
+            running.publish();
+            if stopping && (running.owner.idle() || running.port.is_none()) {
+                break;
+            }
+            let tick = Instant::now() + running.tick();
+            tokio::select! {
+                message = heard(&mut running.port) => running.heard(message),
+                changed = state.changed() => if changed.is_ok() { running.agreed() } else { break },
+                changed = leases.changed() => if changed.is_ok() { running.leased() } else { break },
+                changed = in_force.changed() => if changed.is_ok() { running.configure() } else { break },
+                Ok(()) = pulse.changed() => running.readiness(),
+                Ok(()) = leaving.changed() => running.readiness(),
+                Some(vip) = drains_ended.recv() => running.drained(&vip),
+                () = stop.cancelled(), if !stopping => {
+                    stopping = true;
+                    let effects = running.owner.release_all();
+                    running.carry_out(effects);
+                }
+                () = sleep_until(tick) => running.ticked(),
+            }
+        }
+        running.end();
+    }
+}
+
+/// A message of the guard; never, while there is none.
+async fn heard(port: &mut Option<Port>) -> Result<FromGuard, LinkError> {
+    match port {
+        Some(port) => port.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Running {
+    fn tick(&self) -> Duration {
+        let shortest = self.config().vips.values().map(|vip| vip.ttl).min();
+        shortest.map_or(TICK.1, |ttl| (ttl / 10).clamp(TICK.0, TICK.1))
+    }
+
+    fn config(&self) -> Arc<Config> {
+        self.task.in_force.borrow().config().clone()
+    }
+
+    fn configure(&mut self) {
+        let config = self.config();
+        let vip = |vip: &trestle_config::model::Vip| VipConfig {
+            addresses: vip.addresses.iter().map(|address| (address.ip, address.prefix)).collect(),
+            interface: vip.interface.clone(),
+            ttl: vip.ttl,
+            hold: vip.on_quorum_loss == OnQuorumLoss::Hold,
+            notify: vip.notify.clone(),
+        };
+        let vips = config.vips.iter().map(|(name, v)| (VipName::from(name.as_str()), vip(v))).collect();
+        let effects = self.owner.configure(vips, config.cluster.drain.deadline);
+        self.carry_out(effects);
+        self.agreed();
+        self.readiness();
+    }
+
+    fn agreed(&mut self) {
+        let state = self.task.state.borrow().clone();
+        let effects = self.owner.agreed(&state, self.clock.now());
+        self.carry_out(effects);
+    }
+
+    fn leased(&mut self) {
+        let leases = self.task.leases.borrow().clone();
+        let effects = self.owner.leased(&leases, self.clock.now());
+        self.carry_out(effects);
+    }
+
+    fn readiness(&mut self) {
+        let (ready, leaving) = (self.task.pulse.borrow().is_none(), *self.task.leaving.borrow());
+        let effects = self.owner.set_ready(ready, leaving);
+        self.carry_out(effects);
+    }
+
+    fn drained(&mut self, vip: &VipName) {
+        self.drains.remove(vip);
+        let effects = self.owner.drained(vip);
+        self.carry_out(effects);
+    }
+
+    fn ticked(&mut self) {
+        let effects = self.owner.tick(self.clock.now());
+        self.carry_out(effects);
+    }
+
+    // === the guard ===
+
+    /// A guard is there while there is something to guard, here or left by an earlier one.
+    fn ensure_guard(&mut self) {
+        if self.port.is_some() || self.task.stop.is_cancelled() || Instant::now() < self.guard_at {
+            return;
+        }
+        let state = self.task.state.borrow().clone();
+        let left = state
+            .vips
+            .values()
+            .any(|record| record.owner.as_ref().is_some_and(|(_, owner)| owner.node == self.task.me));
+        if !left && self.config().vips.is_empty() {
+            return;
+        }
+        self.guard_at = Instant::now();
+        match Port::open(&mut self.task.spawn) {
+            Ok(port) => {
+                self.port = Some(port);
+                let effects = self.owner.guard_came();
+                self.carry_out(effects);
+            }
+            Err(error) => self.guard_went(&error.into()),
+        }
+    }
+
+    fn guard_went(&mut self, error: &LinkError) {
+        let why = format!("the guard process is gone ({error}); it is started again");
+        if self.guard_at.elapsed() > LIVED {
+            self.pause = RESTART.0;
+        }
+        warn!(%error, again_in = ?self.pause, "the VIPs' guard is gone");
+        self.task.metrics.guard_gone();
+        self.guard_at = Instant::now() + self.pause;
+        self.pause = (self.pause * 2).min(RESTART.1);
+        if let Some(port) = self.port.take() {
+            self.task.spawn.ended(port);
+        }
+        self.told = None;
+        let effects = self.owner.guard_went(why);
+        self.carry_out(effects);
+    }
+
+    fn heard(&mut self, message: Result<FromGuard, LinkError>) {
+        let message = match message {
+            Ok(message) => message,
+            Err(error) => return self.guard_went(&error),
+        };
+        self.note(&message);
+        let settles = matches!(message, FromGuard::Started { .. } | FromGuard::Usable { .. });
+        let effects = self.owner.heard(message, self.clock.now());
+        self.carry_out(effects);
+        if settles {
+            self.agreed();
+        }
+    }
+
+    /// For the log and the metrics.
+    fn note(&self, message: &FromGuard) {
+        match message {
+            FromGuard::Started { weak, swept, .. } => {
+                info!(?swept, "the VIPs' guard has started");
+                if !weak.is_empty() {
+                    warn!(?weak, "the guard could not have all that it would like");
+                }
+            }
+            FromGuard::Usable { vip, problem: Some(problem), .. } => {
+                warn!(vip, problem, "VIP can't be held here");
+            }
+            FromGuard::Usable { vip, interface, fenced, .. } => {
+                info!(vip, ?interface, fenced, "VIP can be held here");
+            }
+            FromGuard::Holding { vip, epoch } => info!(vip, epoch, "VIP held"),
+            FromGuard::Released { vip, epoch, why } => match why {
+                Why::Asked | Why::Unconfigured => info!(vip, epoch, "VIP let go"),
+                Why::Ended => warn!(vip, epoch, "VIP let go: its lease ended"),
+                Why::Failed(why) => error!(vip, epoch, why, "VIP let go"),
+                Why::Taken(mac) => {
+                    error!(vip, epoch, ?mac, "VIP not taken: another machine uses the address")
+                }
+            },
+            FromGuard::Silent { vip } => info!(vip, "VIP handed over; kept silently for what began here"),
+            FromGuard::Stranger { vip, address, mac, .. } => {
+                self.task.metrics.stranger();
+                warn!(vip, %address, ?mac, "another machine announces a VIP that is held here");
+            }
+            FromGuard::Problem { vip, text } => warn!(vip, text, "guard"),
+            FromGuard::ChanceReady { .. } | FromGuard::Probed { .. } => {}
+        }
+        self.task.metrics.heard(message);
+    }
+
+    // === effects ===
+
+    fn carry_out(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Tell(message) => self.tell(&message),
+                Effect::Drain { vip, addresses, within } => self.drain(vip, addresses, within),
+                Effect::Changed { vip, change, epoch } => self.changed(&vip, change, epoch),
+            }
+        }
+    }
+
+    fn tell(&mut self, message: &ToGuard) {
+        let Some(port) = &self.port else { return };
+        if let Err(error) = port.send(message) {
+            // A guard that does not read is as good as dead: without its renewals it lets go, and what
+            // it can't do the kernel does.
+            self.guard_went(&error);
+        }
+    }
+
+    fn drain(&mut self, vip: VipName, addresses: Vec<IpAddr>, within: Duration) {
+        let (plane, drained, name) = (self.task.plane.clone(), self.drained.clone(), vip.clone());
+        let drain = tokio::spawn(async move {
+            let cut = plane.drain_addresses(&addresses, within).await;
+            info!(vip = %name, cut, "connections to a VIP that was handed over have ended");
+            let _ = drained.send(name).await;
+        });
+        if let Some(before) = self.drains.insert(vip, drain) {
+            before.abort();
+        }
+    }
+
+    fn changed(&mut self, vip: &VipName, change: Change, epoch: u64) {
+        if change == Change::Owner
+            && let Some(drain) = self.drains.remove(vip)
+        {
+            drain.abort();
+        }
+        let config = self.config();
+        let Some(config) = config.vips.get(&**vip) else { return };
+        let Some(program) = &config.notify else { return };
+        let addresses: Vec<_> = config.addresses.iter().map(ToString::to_string).collect();
+        self.task.notifier.call(Call {
+            program: PathBuf::from(program),
+            vip: vip.to_string(),
+            state: change.name(),
+            epoch,
+            node: self.task.name.clone(),
+            addresses: addresses.join(" "),
+        });
+    }
+
+    fn publish(&mut self) {
+        let wishes = self.owner.wishes();
+        self.task.wishes.send_if_modified(|before| {
+            let changed = **before != wishes;
+            if changed {
+                *before = Arc::new(wishes);
+            }
+            changed
+        });
+        let now = Views { vips: self.owner.views(), handed_over: self.owner.handed_over() };
+        self.task.views.send_if_modified(|before| {
+            let changed = **before != now;
+            if changed {
+                *before = Arc::new(now);
+            }
+            changed
+        });
+        self.seal_notice();
+    }
+
+    fn seal_notice(&mut self) {
+        let Some((session, vips)) = self.owner.notice() else { return };
+        let fresh = self.told.as_ref().is_some_and(|(told, at)| *told == vips && at.elapsed() < SEAL_AGAIN);
+        if fresh {
+            return;
+        }
+        let datagrams = self.task.gossip.seal_ahead(&notice::write(session, &vips));
+        self.told = Some((vips, Instant::now()));
+        self.tell(&ToGuard::Notice { datagrams });
+    }
+
+    fn end(self) {
+        for drain in self.drains.values() {
+            drain.abort();
+        }
+        let gone = Views { vips: BTreeMap::<VipName, VipView>::new(), handed_over: true };
+        self.task.views.send_replace(Arc::new(gone));
+    }
+}

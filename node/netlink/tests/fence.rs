@@ -624,3 +624,39 @@ fn a_follower_sees_each_state() {
         follower.read().unwrap().last().is_some_and(|state| state.listing.is_none()).then_some(())
     });
 }
+
+#[test]
+fn a_quiet_ipv6_vip_without_another_name_to_ask_under_does_not_ask() {
+    if !available(&[]) {
+        return;
+    }
+    let mut scene = Scene::new();
+    let ask = |scene: &Scene, peer: &str| {
+        let target = format!("[{peer}]:9").parse::<SocketAddr>().unwrap();
+        scene.node().enter(|| {
+            let bound = within(Duration::from_secs(2), "the address in use", || {
+                UdpSocket::bind(SocketAddr::new(vip6(), 0)).ok()
+            });
+            let _ = bound.send_to(b"x", target);
+        });
+        let end = Instant::now() + Duration::from_millis(500);
+        while Instant::now() < end {
+            match scene.probe.hear().unwrap() {
+                Some(Heard::Solicitation { source, target: asked, .. })
+                    if IpAddr::from(asked) == target.ip() =>
+                {
+                    return Some(IpAddr::from(source));
+                }
+                Some(_) => {}
+                None => std::thread::sleep(Duration::from_millis(2)),
+            }
+        }
+        None
+    };
+    scene.fence.quiet(vip6(), in_ms(20_000)).unwrap();
+    let named = ask(&scene, "fd00:198:18::77");
+    assert!(named.is_some_and(|source| source != vip6()), "{named:?}");
+    scene.node().ip("-6 address flush dev eth0 scope link");
+    scene.fence.set_devices(&["eth0"]).unwrap();
+    assert_eq!(ask(&scene, "fd00:198:18::78"), None);
+}

@@ -36,7 +36,10 @@ pub fn main_with(options: Options) -> ExitCode {
     let link = match spawn::from_env::<protocol::FromGuard, protocol::ToGuard>() {
         Ok(Some(link)) => link,
         Ok(None) => {
-            eprintln!("`trestle vip-guard` is started by `trestle run`, which gives it a socket in {}", spawn::FD);
+            eprintln!(
+                "`trestle vip-guard` is started by `trestle run`, which gives it a socket in {}",
+                spawn::FD
+            );
             return ExitCode::from(process::EXIT_USAGE);
         }
         Err(error) => {

@@ -57,7 +57,8 @@ pub fn connect_from_env() -> io::Result<Option<GuardLink>> {
 pub(crate) fn from_env<Out: Message, In: Message>() -> io::Result<Option<Link<Out, In>>> {
     let Some(value) = std::env::var_os(FD) else { return Ok(None) };
     let number = value.to_str().and_then(|text| text.parse().ok());
-    let number = number
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, format!("{FD} is no number: {value:?}")))?;
+    let number = number.ok_or_else(|| {
+        io::Error::new(io::ErrorKind::InvalidInput, format!("{FD} is no number: {value:?}"))
+    })?;
     Ok(Some(Link::new(sys::adopt(number)?)?))
 }

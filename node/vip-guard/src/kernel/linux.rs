@@ -83,7 +83,9 @@ impl Linux {
         place: &Place,
         hold: impl Fn(&mut Fence, IpAddr) -> Result<(), fence::Error>,
     ) -> Result<(), Refused> {
-        let Some(fence) = &mut self.fence else { return Err(Refused::Failed("there is no fence".to_owned())) };
+        let Some(fence) = &mut self.fence else {
+            return Err(Refused::Failed("there is no fence".to_owned()));
+        };
         for address in place.ips() {
             hold(fence, address).map_err(|error| match error {
                 fence::Error::Passed(_) => Refused::Late,
@@ -139,8 +141,7 @@ impl Kernel for Linux {
             None => self.install(links, addresses),
             Some(fence) => {
                 let devices: Vec<_> = links.iter().map(|(_, name)| name.as_str()).collect();
-                let set_devices =
-                    if self.fenced == links { Ok(()) } else { fence.set_devices(&devices) };
+                let set_devices = if self.fenced == links { Ok(()) } else { fence.set_devices(&devices) };
                 set_devices.and_then(|()| {
                     if fence.addresses() == addresses { Ok(()) } else { fence.set_addresses(addresses) }
                 })

@@ -80,7 +80,11 @@ fn run(link: NodeLink, options: Options, node: Option<&mut init::Node>) -> u8 {
         Ok(Some(singleton)) => singleton,
         Ok(None) => return 0,
         Err(error) => {
-            return refuse(&link, EXIT_SECOND, format!("another guard runs in this network namespace ({error})"));
+            return refuse(
+                &link,
+                EXIT_SECOND,
+                format!("another guard runs in this network namespace ({error})"),
+            );
         }
     };
     let mut kernel = match Linux::open(options.ownership) {
@@ -88,7 +92,8 @@ fn run(link: NodeLink, options: Options, node: Option<&mut init::Node>) -> u8 {
         Err(error) => return refuse(&link, EXIT_KERNEL, error),
     };
     let swept = kernel.sweep_left_over();
-    let timer = match timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK) {
+    let timer = match timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)
+    {
         Ok(timer) => timer,
         Err(errno) => return refuse(&link, EXIT_KERNEL, format!("no timer: {errno}")),
     };

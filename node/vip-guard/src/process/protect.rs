@@ -37,8 +37,7 @@ fn lock_memory() -> io::Result<()> {
     let unlimited = getrlimit(Resource::Memlock).current.is_none();
     let may = unlimited || has(CapabilitySet::IPC_LOCK);
     // Under a limit, memory to come is left alone: an allocation beyond the limit would fail and end it.
-    let flags =
-        if may { MlockAllFlags::CURRENT | MlockAllFlags::FUTURE } else { MlockAllFlags::CURRENT };
+    let flags = if may { MlockAllFlags::CURRENT | MlockAllFlags::FUTURE } else { MlockAllFlags::CURRENT };
     match mlockall(flags) {
         Err(Errno::NOMEM) => Err(io::Error::other("more than the limit of locked memory")),
         result => Ok(result?),

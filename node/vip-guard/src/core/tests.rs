@@ -178,9 +178,12 @@ impl World {
     /// Time passes as the shell lets it: the core is woken when it asked to be.
     fn pass(&mut self, ms: u64) {
         let end = self.now + ms * MS;
+        let mut wakes = 0;
         while let Some(wake) = self.core.next_wake().filter(|wake| *wake <= end) {
             self.now = self.now.max(wake);
             self.event(Event::Time);
+            wakes += 1;
+            assert!(wakes < 10_000, "it is woken and does nothing");
         }
         self.now = end;
         self.event(Event::Time);

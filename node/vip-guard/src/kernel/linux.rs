@@ -296,18 +296,16 @@ impl Kernel for Linux {
     }
 
     fn happened(&mut self) -> Happened {
-        let mut happened = Happened::default();
-        happened.network = match self.watch.read() {
+        let network = match self.watch.read() {
             // Each renewal gives the address a new life.
             Ok(events) => events.iter().any(|event| !matches!(event, route::Event::AddressChanged(_))),
             Err(_) => true,
         };
-        if let Some(watch) = &mut self.nft_watch {
-            happened.fence = match watch.read() {
-                Ok(events) => events.iter().any(touches_fence),
-                Err(_) => true,
-            };
-        }
+        let fence = self.nft_watch.as_mut().is_some_and(|watch| match watch.read() {
+            Ok(events) => events.iter().any(touches_fence),
+            Err(_) => true,
+        });
+        let mut happened = Happened { network, fence, heard: Vec::new() };
         for (index, port) in &self.ports {
             for _ in 0..HEARD_MAX {
                 match port.hear() {

@@ -1,4 +1,5 @@
 //! The guard as a process, with a kernel and neighbours that are real: network namespaces, so root.
+#![allow(clippy::unwrap_used)]
 
 mod harness;
 
@@ -426,4 +427,33 @@ fn a_planned_move_cuts_no_connection() {
     from.send(ToGuard::Release { vip: front() });
     let message = from.wait_for("Released", released);
     assert_eq!(message, FromGuard::Released { vip: front(), epoch: 1, why: Why::Asked });
+}
+
+#[test]
+fn its_memory_is_locked_and_small() {
+    let Some(segment) = segment(&[]) else { return };
+    let mut guard = Guard::start(&segment.hosts[0]);
+    guard.send(ToGuard::Configure { vips: vec![spec()] });
+    let started = guard.wait_for("Started", |m| matches!(m, FromGuard::Started { .. }));
+    let FromGuard::Started { weak, .. } = started else { unreachable!() };
+    if weak.iter().any(|text| text.contains("CAP_IPC_LOCK")) {
+        eprintln!("skipped: {weak:?}");
+        return;
+    }
+    let id = guard.pid().as_raw_nonzero();
+    let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+    let kib = |name: &str| -> u64 {
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    };
+    // What it is made of is in memory; what its allocator has set aside is not.
+    let text = std::fs::metadata(env!("CARGO_BIN_EXE_trestle-vip-guard")).unwrap().len() / 1024;
+    assert!(kib("VmLck:") > 0);
+    assert!(kib("VmRSS:") < text + 16 * 1024, "{status}");
+    // All of its code: nothing of it is read from a disk on the way out.
+    let maps = std::fs::read_to_string(format!("/proc/{id}/smaps")).unwrap();
+    let code = maps.split_once("r-xp").unwrap().1;
+    let field = |name: &str| code.lines().find(|line| line.starts_with(name)).unwrap();
+    let value = |line: &str| line.split_whitespace().nth(1).unwrap().to_owned();
+    assert_eq!(value(field("Rss:")), value(field("Size:")));
 }

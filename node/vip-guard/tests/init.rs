@@ -1,4 +1,5 @@
 //! The guard as the parent of its node, as in a container. The node is a shell that does as it is told.
+#![allow(clippy::unwrap_used)]
 
 mod harness;
 

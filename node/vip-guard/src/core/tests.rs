@@ -494,6 +494,20 @@ fn a_stranger_is_heeded_once_a_ttl() {
 }
 
 #[test]
+fn a_stranger_that_goes_on_does_not_put_the_reopening_off() {
+    let mut world = holding();
+    world.grant("front", 7, 9000);
+    world.hear("198.18.0.100", STRANGER);
+    world.pass(500);
+    let (sent, deadline) = (world.now, world.now + 9000 * MS);
+    world.pass(1000);
+    world.hear("198.18.0.100", STRANGER);
+    world.log.clear();
+    world.grant_sent_at("front", 7, sent, deadline);
+    assert_eq!(world.count("> holding front 7"), 1);
+}
+
+#[test]
 fn own_interfaces_other_addresses_other_links_and_quiet_vips_have_no_strangers() {
     let mut world = holding();
     world.hear("198.18.0.100", [2, 0, 0, 0, 0, 3]);
@@ -733,6 +747,9 @@ fn silence_that_can_not_be_had_lets_go() {
     let mut world = World::new();
     world.silence("front", 2500);
     world.did(&["> released front 0 Ended"]);
+    let mut world = holding();
+    world.silence("front", 0);
+    world.did(&["shut front", "remove front", "> released front 7 Asked"]);
 }
 
 #[test]

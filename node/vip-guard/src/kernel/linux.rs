@@ -95,6 +95,18 @@ impl Linux {
         Ok(())
     }
 
+    fn set_fence(&mut self, links: &[(u32, String)], addresses: &[IpAddr]) -> Result<(), fence::Error> {
+        let Some(fence) = &mut self.fence else { return self.install(links, addresses) };
+        if self.fenced != links {
+            let devices: Vec<_> = links.iter().map(|(_, name)| name.as_str()).collect();
+            fence.set_devices(&devices)?;
+        }
+        if fence.addresses() != addresses {
+            fence.set_addresses(addresses)?;
+        }
+        Ok(())
+    }
+
     fn install(&mut self, links: &[(u32, String)], addresses: &[IpAddr]) -> Result<(), fence::Error> {
         let devices: Vec<_> = links.iter().map(|(_, name)| name.as_str()).collect();
         // Its socket owns the table: closed first, so that the table can be replaced.
@@ -137,19 +149,21 @@ impl Kernel for Linux {
     }
 
     fn fence(&mut self, links: &[(u32, String)], addresses: &[IpAddr]) -> Result<(), String> {
-        let result = match &mut self.fence {
-            None => self.install(links, addresses),
-            Some(fence) => {
-                let devices: Vec<_> = links.iter().map(|(_, name)| name.as_str()).collect();
-                let set_devices = if self.fenced == links { Ok(()) } else { fence.set_devices(&devices) };
-                set_devices.and_then(|()| {
-                    if fence.addresses() == addresses { Ok(()) } else { fence.set_addresses(addresses) }
-                })
+        let mut links = links.to_vec();
+        let mut result = self.set_fence(&links, addresses);
+        if result.is_err()
+            && let Ok(there) = self.route.links()
+        {
+            // A device that went just now is no reason to let go of what is on the others.
+            let before = links.len();
+            links.retain(|(index, name)| there.iter().any(|link| link.index == *index && link.name == *name));
+            if links.len() < before {
+                result = self.set_fence(&links, addresses);
             }
-        };
+        }
         match result {
             Ok(()) => {
-                self.fenced = links.to_vec();
+                self.fenced = links;
                 Ok(())
             }
             Err(error) => {

@@ -1,6 +1,6 @@
 //! A real guard in a network namespace, with a neighbour on the same segment.
 // Each test program uses a part of it.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 use std::{
     net::IpAddr,

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::*;
+use super::{vip::seconds_left, *};
 
 const MS: u64 = 1_000_000;
 const TTL: u64 = 1000 * MS;

@@ -156,6 +156,13 @@ impl Socket {
             .map_err(Error::call("set the receive buffer"))
     }
 
+    /// Room for one request: a transaction must fit as a whole.
+    pub fn set_send_buffer(&self, bytes: usize) -> Result<(), Error> {
+        sockopt::set_socket_send_buffer_size_force(&self.fd, bytes)
+            .or_else(|_| sockopt::set_socket_send_buffer_size(&self.fd, bytes))
+            .map_err(Error::call("set the send buffer"))
+    }
+
     /// Sends messages of which the last wants an ack (`last` is its number), and waits for the answers.
     /// `label` names the message that a number belongs to. Allocates nothing unless something fails.
     pub(crate) fn transact(
@@ -196,8 +203,8 @@ impl Socket {
         }
     }
 
-    /// Asks for a list (or for one thing, with an ack behind it) and hands each message of it to `each`.
-    /// A list that changes meanwhile is begun again: then `restart` is called first.
+    /// Asks for a list (or for one thing, with an ack behind it); `each` takes what it wants of each
+    /// message. A list that changes meanwhile is asked for again.
     pub(crate) fn ask<T>(
         &mut self,
         bytes: &[u8],

@@ -73,13 +73,14 @@ fn sets_and_maps_keep_what_they_are_given() {
     }
     Namespace::new("nft").enter(|| {
         let mut nft = Nft::open().unwrap();
+        nft.socket().set_send_buffer(4 * 1024 * 1024).unwrap();
         let flow = DataType::concat(&[DataType::IPV4, DataType::PORT]);
-        // More than fit one message.
+        // More than fit one message, or the socket's usual buffer.
         let keys: Vec<[u8; 8]> =
-            (0..3000u16).map(|n| [198, 18, 0, 1, n.to_be_bytes()[0], n.to_be_bytes()[1], 0, 0]).collect();
+            (0..20_000u16).map(|n| [198, 18, 0, 1, n.to_be_bytes()[0], n.to_be_bytes()[1], 0, 0]).collect();
         nft.change(|batch| {
             batch.table(TABLE, TableFlags::NONE);
-            batch.set(TABLE, &Set { timeout: true, size: Some(4000), ..Set::new("flows", flow) });
+            batch.set(TABLE, &Set { timeout: true, size: Some(30_000), ..Set::new("flows", flow) });
             batch.set(TABLE, &Set { value: Some(DataType::IPV6), ..Set::new("map", DataType::IPV4) });
             let elements: Vec<_> =
                 keys.iter().map(|key| Element::new(key).lasting(Duration::from_secs(60))).collect();
@@ -88,7 +89,7 @@ fn sets_and_maps_keep_what_they_are_given() {
         })
         .unwrap();
         let listed = nft.elements(TABLE, "flows").unwrap().unwrap();
-        assert_eq!(listed.len(), 3000);
+        assert_eq!(listed.len(), 20_000);
         for element in &listed {
             assert_eq!(element.timeout, Some(Duration::from_secs(60)));
             assert!(element.expires.is_some_and(|left| left > Duration::from_secs(50)), "{element:?}");
@@ -108,7 +109,7 @@ fn sets_and_maps_keep_what_they_are_given() {
         })
         .unwrap();
         let listed = nft.elements(TABLE, "flows").unwrap().unwrap();
-        assert_eq!(listed.len(), 2999);
+        assert_eq!(listed.len(), 19_999);
         let first = listed.iter().find(|element| element.key == keys[0]).unwrap();
         assert!(first.expires.is_some_and(|left| left > Duration::from_secs(500)), "{first:?}");
         nft.change(|batch| batch.flush_set(TABLE, "flows")).unwrap();

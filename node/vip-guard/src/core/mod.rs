@@ -17,6 +17,7 @@ mod vip;
 mod tests;
 
 use std::{
+    collections::VecDeque,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -26,7 +27,7 @@ pub use effect::{Done, Effect, Effects, Event, MOVE_MAX, Refused, Settings, VipI
 pub use picture::{Address, Link, Mac, NoPlace, Picture, Place};
 
 use self::vip::{Announcing, Lease, Phase, Vip};
-use crate::protocol::{FromGuard, ToGuard, VipSpec, Why};
+use crate::protocol::{FromGuard, ToGuard, VIPS_MAX, VipSpec, Why};
 
 /// Fence 2 on this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,6 +70,9 @@ pub struct Core {
     links: Vec<(u32, String)>,
     fenced: Vec<IpAddr>,
     vips: Vec<Vip>,
+    /// Name, epoch and when it was given up, of VIPs that left the config: a grant that was under way then
+    /// counts no more when the name comes back. At most [`VIPS_MAX`], the latest.
+    departed: VecDeque<(String, u64, u64)>,
     next_id: u32,
     notices: Vec<(SocketAddr, Vec<u8>)>,
     ending: Option<Ending>,
@@ -91,6 +95,7 @@ impl Core {
             links: Vec::new(),
             fenced: Vec::new(),
             vips: Vec::new(),
+            departed: VecDeque::new(),
             next_id: 0,
             notices: Vec::new(),
             ending: None,
@@ -150,7 +155,7 @@ impl Core {
         let fenced = self.stands();
         for vip in &mut self.vips {
             if vip.deadline().is_some_and(|deadline| deadline <= now) {
-                vip.let_go(Why::Ended, fenced, effects);
+                vip.let_go(Why::Ended, fenced, now, effects);
             }
         }
         for vip in &mut self.vips {
@@ -178,7 +183,7 @@ impl Core {
 
     fn message(&mut self, message: ToGuard, now: u64, effects: &mut Effects) {
         match message {
-            ToGuard::Configure { vips } => self.configure(vips, effects),
+            ToGuard::Configure { vips } => self.configure(vips, now, effects),
             ToGuard::Notice { datagrams } => self.notices = datagrams,
             ToGuard::Grant { vip, epoch, sent, deadline, probe } => {
                 let lease = Lease { epoch, sent, deadline };
@@ -187,8 +192,7 @@ impl Core {
             ToGuard::Release { vip } => self.with(&vip, effects, |core, at, effects| {
                 let fenced = core.stands();
                 let vip = &mut core.vips[at];
-                vip.given_up = now;
-                vip.let_go(Why::Asked, fenced, effects);
+                vip.let_go(Why::Asked, fenced, now, effects);
             }),
             ToGuard::Silence { vip, until } => {
                 self.with(&vip, effects, |core, at, effects| core.silence(at, until, now, effects));
@@ -226,7 +230,7 @@ impl Core {
         }
     }
 
-    fn configure(&mut self, specs: Vec<VipSpec>, effects: &mut Effects) {
+    fn configure(&mut self, specs: Vec<VipSpec>, now: u64, effects: &mut Effects) {
         let fenced = self.stands();
         for vip in self.vips.iter_mut().filter(|vip| !vip.gone) {
             let same = specs.iter().find(|spec| {
@@ -238,9 +242,13 @@ impl Core {
                 None => {
                     vip.gone = true;
                     if !matches!(vip.phase, Phase::Free) {
-                        vip.let_go(Why::Unconfigured, fenced, effects);
+                        vip.let_go(Why::Unconfigured, fenced, now, effects);
                     }
                     vip.end_chance(effects);
+                    self.departed.push_back((vip.name(), vip.epoch, now));
+                    if self.departed.len() > VIPS_MAX {
+                        self.departed.pop_front();
+                    }
                 }
             }
         }
@@ -252,9 +260,9 @@ impl Core {
             self.next_id = self.next_id.wrapping_add(1);
             let none = NoPlace { interface: None, why: "its interface is not known yet".to_owned() };
             // With other addresses it is another VIP, but its lease goes on under the same epochs.
-            let epochs = self.vips.iter().filter(|vip| vip.spec.name == spec.name).map(|vip| vip.epoch);
-            let epoch = epochs.max().unwrap_or(0);
-            self.vips.push(Vip { epoch, ..Vip::new(id, spec, Err(none)) });
+            let before = self.departed.iter().filter(|(name, ..)| *name == spec.name);
+            let (epoch, given_up) = before.map(|(_, epoch, at)| (*epoch, *at)).max().unwrap_or((0, 0));
+            self.vips.push(Vip { epoch, given_up, ..Vip::new(id, spec, Err(none)) });
         }
         self.forget_the_gone();
         self.configuring = true;
@@ -323,7 +331,7 @@ impl Core {
             let removed = place.ips().find(|ip| !away && !self.picture.has(place.link, *ip));
             let failed = failed.or_else(|| removed.map(|ip| format!("{ip} was removed by somebody else")));
             if let Some(why) = failed {
-                vip.let_go(Why::Failed(why), fenced, effects);
+                vip.let_go(Why::Failed(why), fenced, now, effects);
                 continue;
             }
             let mac = self.picture.link(place.link).and_then(|link| link.mac);
@@ -355,12 +363,12 @@ impl Core {
             return;
         }
         self.fence = Fence::Lost { why: why.clone(), retry: u64::MAX };
-        self.let_all_go(&Why::Failed(why), effects);
+        self.let_all_go(&Why::Failed(why), now, effects);
         self.tell_usable(false, effects);
         self.ask_for_fence(now, effects);
     }
 
-    fn let_all_go(&mut self, why: &Why, effects: &mut Effects) {
+    fn let_all_go(&mut self, why: &Why, now: u64, effects: &mut Effects) {
         // All shut at once, before the first is removed.
         let standing = self.vips.iter().filter(|vip| !matches!(vip.phase, Phase::Leaving { .. }));
         let shut: Vec<_> =
@@ -370,14 +378,14 @@ impl Core {
         }
         for vip in &mut self.vips {
             if !matches!(vip.phase, Phase::Free) {
-                vip.let_go(why.clone(), false, effects);
+                vip.let_go(why.clone(), false, now, effects);
             }
             vip.end_chance(effects);
         }
     }
 
     fn node_gone(&mut self, now: u64, effects: &mut Effects) {
-        self.let_all_go(&Why::Asked, effects);
+        self.let_all_go(&Why::Asked, now, effects);
         let give_up = now.saturating_add(nanos(self.settings.leave_within));
         self.ending = Some(Ending { copies: 0, next: None, give_up });
     }

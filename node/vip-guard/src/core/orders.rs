@@ -23,6 +23,7 @@ impl Core {
         if let Some(problem) = problem
             && matches!(vip.phase, Phase::Free)
         {
+            vip.given_up = now;
             effects.push_back(vip.released(Why::Failed(problem)));
             return;
         }
@@ -89,11 +90,11 @@ impl Core {
         match &vip.phase {
             Phase::Free => effects.push_back(vip.released(Why::Ended)),
             Phase::Leaving { .. } => {}
-            Phase::Probing { .. } => vip.let_go(Why::Ended, fenced, effects),
-            _ if until <= now => vip.let_go(Why::Asked, fenced, effects),
+            Phase::Probing { .. } => vip.let_go(Why::Ended, fenced, now, effects),
+            _ if until <= now => vip.let_go(Why::Asked, fenced, now, effects),
             _ if !fenced => {
                 let why = "it can't be kept silently: nf_tables is not available".to_owned();
-                vip.let_go(Why::Failed(why), fenced, effects);
+                vip.let_go(Why::Failed(why), fenced, now, effects);
             }
             Phase::Taking { place, .. } | Phase::Held { place, .. } | Phase::Quiet { place, .. } => {
                 let place = place.clone();

@@ -10,6 +10,7 @@ const MAY_DEPEND: &[(&str, &[&str])] = &[
     ("trestle-config", &[]),
     ("trestle-proto", &[]),
     ("trestle-netlink", &[]),
+    ("trestle-vip-guard", &["trestle-netlink"]),
     ("trestle-raft-store", &["trestle-config"]),
     ("trestle-dataplane", &["trestle-config"]),
     ("trestle-cluster", &["trestle-config", "trestle-dataplane", "trestle-proto", "trestle-raft-store"]),

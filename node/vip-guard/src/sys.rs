@@ -50,3 +50,11 @@ pub(crate) fn run_in_real_time(priority: i32) -> io::Result<()> {
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
+
+/// Brings a range of this process's memory in and keeps it there.
+#[allow(unsafe_code)]
+pub(crate) fn lock_range(start: usize, end: usize) -> io::Result<()> {
+    let address = std::ptr::with_exposed_provenance_mut(start);
+    // SAFETY: locking changes no byte; the kernel refuses a range that is not mapped.
+    Ok(unsafe { rustix::mm::mlock(address, end.saturating_sub(start)) }?)
+}

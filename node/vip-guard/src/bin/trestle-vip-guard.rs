@@ -1,5 +1,5 @@
 //! The guard alone, for this crate's tests; the real one is `trestle vip-guard`. `init PROGRAM ...` starts a
-//! program under it, `node` stands in for one: a child that does nothing until it is told to end.
+//! program under it.
 
 use std::{ffi::OsString, process::ExitCode};
 

@@ -7,7 +7,9 @@
 //! Effects must be carried out in order, and their answers given back in order, before the next event; and
 //! before each event comes [`Event::Time`], so that what the time has ended is gone by then.
 
+mod answers;
 mod effect;
+mod orders;
 mod picture;
 mod vip;
 
@@ -15,6 +17,7 @@ mod vip;
 mod tests;
 
 use std::{
+    collections::VecDeque,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -23,8 +26,8 @@ use std::{
 pub use effect::{Done, Effect, Effects, Event, MOVE_MAX, Refused, Settings, VipId};
 pub use picture::{Address, Link, Mac, NoPlace, Picture, Place};
 
-use self::vip::{Announcing, Lease, Phase, Vip, seconds_left};
-use crate::protocol::{FromGuard, ToGuard, VipSpec, Why};
+use self::vip::{Announcing, Lease, Phase, Vip};
+use crate::protocol::{FromGuard, ToGuard, VIPS_MAX, VipSpec, Why};
 
 /// Fence 2 on this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,6 +70,9 @@ pub struct Core {
     links: Vec<(u32, String)>,
     fenced: Vec<IpAddr>,
     vips: Vec<Vip>,
+    /// Name, epoch and when it was given up, of VIPs that left the config: a grant that was under way then
+    /// counts no more when the name comes back. At most [`VIPS_MAX`], the latest.
+    departed: VecDeque<(String, u64, u64)>,
     next_id: u32,
     notices: Vec<(SocketAddr, Vec<u8>)>,
     ending: Option<Ending>,
@@ -89,6 +95,7 @@ impl Core {
             links: Vec::new(),
             fenced: Vec::new(),
             vips: Vec::new(),
+            departed: VecDeque::new(),
             next_id: 0,
             notices: Vec::new(),
             ending: None,
@@ -148,7 +155,7 @@ impl Core {
         let fenced = self.stands();
         for vip in &mut self.vips {
             if vip.deadline().is_some_and(|deadline| deadline <= now) {
-                vip.let_go(Why::Ended, fenced, effects);
+                vip.let_go(Why::Ended, fenced, now, effects);
             }
         }
         for vip in &mut self.vips {
@@ -176,7 +183,7 @@ impl Core {
 
     fn message(&mut self, message: ToGuard, now: u64, effects: &mut Effects) {
         match message {
-            ToGuard::Configure { vips } => self.configure(vips, effects),
+            ToGuard::Configure { vips } => self.configure(vips, now, effects),
             ToGuard::Notice { datagrams } => self.notices = datagrams,
             ToGuard::Grant { vip, epoch, sent, deadline, probe } => {
                 let lease = Lease { epoch, sent, deadline };
@@ -185,8 +192,7 @@ impl Core {
             ToGuard::Release { vip } => self.with(&vip, effects, |core, at, effects| {
                 let fenced = core.stands();
                 let vip = &mut core.vips[at];
-                vip.given_up = now;
-                vip.let_go(Why::Asked, fenced, effects);
+                vip.let_go(Why::Asked, fenced, now, effects);
             }),
             ToGuard::Silence { vip, until } => {
                 self.with(&vip, effects, |core, at, effects| core.silence(at, until, now, effects));
@@ -224,7 +230,7 @@ impl Core {
         }
     }
 
-    fn configure(&mut self, specs: Vec<VipSpec>, effects: &mut Effects) {
+    fn configure(&mut self, specs: Vec<VipSpec>, now: u64, effects: &mut Effects) {
         let fenced = self.stands();
         for vip in self.vips.iter_mut().filter(|vip| !vip.gone) {
             let same = specs.iter().find(|spec| {
@@ -236,9 +242,13 @@ impl Core {
                 None => {
                     vip.gone = true;
                     if !matches!(vip.phase, Phase::Free) {
-                        vip.let_go(Why::Unconfigured, fenced, effects);
+                        vip.let_go(Why::Unconfigured, fenced, now, effects);
                     }
                     vip.end_chance(effects);
+                    self.departed.push_back((vip.name(), vip.epoch, now));
+                    if self.departed.len() > VIPS_MAX {
+                        self.departed.pop_front();
+                    }
                 }
             }
         }
@@ -250,9 +260,9 @@ impl Core {
             self.next_id = self.next_id.wrapping_add(1);
             let none = NoPlace { interface: None, why: "its interface is not known yet".to_owned() };
             // With other addresses it is another VIP, but its lease goes on under the same epochs.
-            let epochs = self.vips.iter().filter(|vip| vip.spec.name == spec.name).map(|vip| vip.epoch);
-            let epoch = epochs.max().unwrap_or(0);
-            self.vips.push(Vip { epoch, ..Vip::new(id, spec, Err(none)) });
+            let before = self.departed.iter().filter(|(name, ..)| *name == spec.name);
+            let (epoch, given_up) = before.map(|(_, epoch, at)| (*epoch, *at)).max().unwrap_or((0, 0));
+            self.vips.push(Vip { epoch, given_up, ..Vip::new(id, spec, Err(none)) });
         }
         self.forget_the_gone();
         self.configuring = true;
@@ -306,120 +316,6 @@ impl Core {
         effects.push_back(Effect::Fence { links: self.links.clone(), addresses: self.fenced.clone() });
     }
 
-    fn grant(&mut self, at: usize, lease: Lease, probe: bool, now: u64, effects: &mut Effects) {
-        let fenced = self.stands();
-        let problem = self.problem(&self.vips[at]);
-        let vip = &mut self.vips[at];
-        let given_up = lease.epoch == vip.epoch && lease.sent <= vip.given_up;
-        if lease.deadline <= now || lease.epoch < vip.epoch || given_up {
-            return;
-        }
-        if lease.epoch > vip.epoch {
-            (vip.epoch, vip.given_up) = (lease.epoch, 0);
-        }
-        if let Some(problem) = problem
-            && matches!(vip.phase, Phase::Free)
-        {
-            effects.push_back(vip.released(Why::Failed(problem)));
-            return;
-        }
-        // Within an epoch an answer that was overtaken takes nothing back.
-        let renew = |held: &Lease| match held.epoch == lease.epoch {
-            true => Lease {
-                deadline: held.deadline.max(lease.deadline),
-                sent: held.sent.max(lease.sent),
-                ..*held
-            },
-            false => lease,
-        };
-        match &mut vip.phase {
-            // Renewed again after it is gone: what is being removed is not held by the way.
-            Phase::Leaving { .. } => {}
-            Phase::Free => {
-                let Ok(place) = vip.place.clone() else { return };
-                if probe && place.mac.is_some() {
-                    vip.phase = Phase::Probing { lease };
-                    match &mut vip.probing {
-                        Some(_) => {}
-                        None => vip.begin_probing(place, false, now, &self.settings, effects),
-                    }
-                } else {
-                    vip.take(lease, place, now, effects);
-                }
-            }
-            Phase::Probing { lease: held } | Phase::Taking { lease: held, .. } => *held = renew(held),
-            Phase::Held { lease: held, place, shut, .. } => {
-                let (before, renewed) = (*held, renew(held));
-                let place = place.clone();
-                *held = renewed;
-                match *shut {
-                    Some(seen) if lease.sent <= seen => {
-                        // Still shut, but the address lives on with its lease.
-                        if fenced && renewed.deadline != before.deadline {
-                            let seconds = seconds_left(renewed.deadline, now);
-                            effects.push_back(Effect::Add { vip: vip.id, place, seconds });
-                        }
-                    }
-                    // A sight that is behind it: opened again, and neighbours are told.
-                    Some(_) => vip.take(renewed, place, now, effects),
-                    None if before.epoch != renewed.epoch => vip.take(renewed, place, now, effects),
-                    None if before.deadline == renewed.deadline => {}
-                    None => {
-                        let seconds = seconds_left(renewed.deadline, now);
-                        effects.push_back(Effect::Add { vip: vip.id, place, seconds });
-                    }
-                }
-            }
-            // The move did not come about, and the leader's word is newer than the silence.
-            Phase::Quiet { place, .. } => {
-                let place = place.clone();
-                vip.take(lease, place, now, effects);
-            }
-        }
-    }
-
-    fn silence(&mut self, at: usize, until: u64, now: u64, effects: &mut Effects) {
-        let fenced = self.stands();
-        let vip = &mut self.vips[at];
-        vip.given_up = now;
-        let until = until.min(now.saturating_add(nanos(MOVE_MAX)));
-        match &vip.phase {
-            Phase::Free => effects.push_back(vip.released(Why::Ended)),
-            Phase::Leaving { .. } => {}
-            Phase::Probing { .. } => vip.let_go(Why::Ended, fenced, effects),
-            _ if until <= now => vip.let_go(Why::Asked, fenced, effects),
-            _ if !fenced => {
-                let why = "it can't be kept silently: nf_tables is not available".to_owned();
-                vip.let_go(Why::Failed(why), fenced, effects);
-            }
-            Phase::Taking { place, .. } | Phase::Held { place, .. } | Phase::Quiet { place, .. } => {
-                let place = place.clone();
-                let seconds = seconds_left(until, now);
-                effects.push_back(Effect::Add { vip: vip.id, place: place.clone(), seconds });
-                vip.phase = Phase::Quiet { until, place, told: false };
-            }
-        }
-    }
-
-    fn probe(&mut self, at: usize, now: u64, effects: &mut Effects) {
-        let problem = self.problem(&self.vips[at]);
-        let vip = &mut self.vips[at];
-        if let Some(probing) = &mut vip.probing {
-            probing.asked = true;
-            return;
-        }
-        match (&vip.phase, problem, vip.place.clone()) {
-            (Phase::Free, None, Ok(place)) if place.mac.is_some() => {
-                vip.begin_probing(place, true, now, &self.settings, effects);
-            }
-            (Phase::Free, Some(problem), _) => {
-                effects.push_back(vip.problem(format!("no probe: {problem}")));
-            }
-            // It is here, or there are no neighbours: no stranger has it.
-            _ => effects.push_back(Effect::Send(FromGuard::Probed { vip: vip.name(), taken_by: None })),
-        }
-    }
-
     fn see(&mut self, picture: Picture, now: u64, effects: &mut Effects) {
         self.picture = picture;
         self.find_places();
@@ -435,7 +331,7 @@ impl Core {
             let removed = place.ips().find(|ip| !away && !self.picture.has(place.link, *ip));
             let failed = failed.or_else(|| removed.map(|ip| format!("{ip} was removed by somebody else")));
             if let Some(why) = failed {
-                vip.let_go(Why::Failed(why), fenced, effects);
+                vip.let_go(Why::Failed(why), fenced, now, effects);
                 continue;
             }
             let mac = self.picture.link(place.link).and_then(|link| link.mac);
@@ -467,12 +363,12 @@ impl Core {
             return;
         }
         self.fence = Fence::Lost { why: why.clone(), retry: u64::MAX };
-        self.let_all_go(&Why::Failed(why), effects);
+        self.let_all_go(&Why::Failed(why), now, effects);
         self.tell_usable(false, effects);
         self.ask_for_fence(now, effects);
     }
 
-    fn let_all_go(&mut self, why: &Why, effects: &mut Effects) {
+    fn let_all_go(&mut self, why: &Why, now: u64, effects: &mut Effects) {
         // All shut at once, before the first is removed.
         let standing = self.vips.iter().filter(|vip| !matches!(vip.phase, Phase::Leaving { .. }));
         let shut: Vec<_> =
@@ -482,14 +378,14 @@ impl Core {
         }
         for vip in &mut self.vips {
             if !matches!(vip.phase, Phase::Free) {
-                vip.let_go(why.clone(), false, effects);
+                vip.let_go(why.clone(), false, now, effects);
             }
             vip.end_chance(effects);
         }
     }
 
     fn node_gone(&mut self, now: u64, effects: &mut Effects) {
-        self.let_all_go(&Why::Asked, effects);
+        self.let_all_go(&Why::Asked, now, effects);
         let give_up = now.saturating_add(nanos(self.settings.leave_within));
         self.ending = Some(Ending { copies: 0, next: None, give_up });
     }
@@ -516,181 +412,6 @@ impl Core {
         } else if ending.next != Some(u64::MAX) {
             ending.next = Some(u64::MAX);
             effects.extend([Effect::Dismantle, Effect::Exit]);
-        }
-    }
-
-    fn done(&mut self, done: Done, now: u64, effects: &mut Effects) {
-        match done {
-            Done::Swept(addresses) => {
-                for address in addresses {
-                    if self.started {
-                        let text = format!("{address} was on an interface without a lease and is removed");
-                        effects.push_back(Effect::Send(FromGuard::Problem { vip: None, text }));
-                    } else if !self.swept.contains(&address) {
-                        self.swept.push(address);
-                    }
-                }
-                self.find_places();
-                self.fit_fence(true, now, effects);
-            }
-            Done::Attended(weak) => {
-                for text in weak.into_iter().filter(|text| !self.weak.contains(text)).collect::<Vec<_>>() {
-                    if self.started {
-                        effects.push_back(Effect::Send(FromGuard::Problem { vip: None, text: text.clone() }));
-                    }
-                    self.weak.push(text);
-                }
-            }
-            Done::Fenced(result) => self.fenced(result, now, effects),
-            Done::Added(id, result) => self.added(id, result, now, effects),
-            Done::Opened(id, result) => self.opened(id, result, now, effects),
-            Done::Quieted(id, result) => {
-                let fenced = self.stands();
-                let Some(vip) = self.by_id(id) else { return };
-                let Phase::Quiet { told, .. } = &mut vip.phase else { return };
-                match result {
-                    Ok(()) if *told => {}
-                    Ok(()) => {
-                        *told = true;
-                        let vip = vip.name();
-                        effects.push_back(Effect::Send(FromGuard::Silent { vip }));
-                    }
-                    Err(Refused::Late) => vip.let_go(Why::Ended, fenced, effects),
-                    Err(Refused::Failed(why)) => vip.let_go(Why::Failed(why), fenced, effects),
-                }
-            }
-            Done::Shut(id, Err(why)) => {
-                let fenced = self.stands();
-                let Some(vip) = self.by_id(id) else { return };
-                effects.push_back(vip.problem(format!("its fence could not be shut: {why}")));
-                if matches!(vip.phase, Phase::Held { .. }) {
-                    vip.let_go(Why::Failed(why), fenced, effects);
-                }
-            }
-            Done::Shut(_, Ok(())) => {}
-            Done::Removed(id, result) => self.removed(id, result, now, effects),
-            Done::Chance(id, result) => {
-                let Some(vip) = self.by_id(id) else { return };
-                match result {
-                    Ok(()) => {
-                        let vip = vip.name();
-                        effects.push_back(Effect::Send(FromGuard::ChanceReady { vip }));
-                    }
-                    Err(why) => {
-                        vip.end_chance(effects);
-                        effects.push_back(vip.problem(format!("no second chance: {why}")));
-                    }
-                }
-            }
-        }
-    }
-
-    fn by_id(&mut self, id: VipId) -> Option<&mut Vip> {
-        self.vips.iter_mut().find(|vip| vip.id == id)
-    }
-
-    fn fenced(&mut self, result: Result<(), String>, now: u64, effects: &mut Effects) {
-        match (result, &self.fence) {
-            (Ok(()), _) => self.fence = Fence::Stands,
-            (Err(why), Fence::Unknown) => {
-                self.fence = Fence::Absent;
-                if self.incapable.is_none() {
-                    let text = format!("nf_tables is not available, VIPs are held without it: {why}");
-                    effects.push_back(Effect::Send(FromGuard::Problem { vip: None, text }));
-                }
-            }
-            (Err(_), Fence::Absent) => {}
-            (Err(why), Fence::Stands | Fence::Lost { .. }) => {
-                let why = format!("the fence can't be set up: {why}");
-                self.let_all_go(&Why::Failed(why.clone()), effects);
-                let retry = now.saturating_add(nanos(self.settings.retry) * 10);
-                self.fence = Fence::Lost { why, retry };
-            }
-        }
-        if self.configuring && !self.started {
-            self.started = true;
-            effects.push_back(Effect::Send(FromGuard::Started {
-                session: self.session,
-                weak: self.weak.clone(),
-                swept: std::mem::take(&mut self.swept),
-            }));
-        }
-        let always = std::mem::take(&mut self.configuring);
-        self.tell_usable(always, effects);
-    }
-
-    fn added(&mut self, id: VipId, result: Result<(), String>, now: u64, effects: &mut Effects) {
-        let fenced = self.stands();
-        let Some(vip) = self.by_id(id) else { return };
-        if let Err(why) = result {
-            if matches!(vip.phase, Phase::Taking { .. } | Phase::Held { .. } | Phase::Quiet { .. }) {
-                vip.let_go(Why::Failed(why), fenced, effects);
-            }
-            return;
-        }
-        match &vip.phase {
-            Phase::Taking { lease, place } | Phase::Held { lease, place, shut: None, .. } => {
-                if fenced {
-                    let (place, deadline) = (place.clone(), lease.deadline);
-                    effects.push_back(Effect::Open { vip: id, place, deadline });
-                } else {
-                    self.opened(id, Ok(()), now, effects);
-                }
-            }
-            Phase::Quiet { until, place, .. } => {
-                effects.push_back(Effect::Quiet { vip: id, place: place.clone(), until: *until });
-            }
-            _ => {}
-        }
-    }
-
-    fn opened(&mut self, id: VipId, result: Result<(), Refused>, now: u64, effects: &mut Effects) {
-        let fenced = self.stands();
-        let announcing = Announcing::begin(now, &self.settings);
-        let Some(vip) = self.by_id(id) else { return };
-        match (result, &vip.phase) {
-            (Ok(()), Phase::Taking { lease, place }) => {
-                let (lease, place) = (*lease, place.clone());
-                effects.push_back(Effect::Announce(place.clone()));
-                effects.push_back(Effect::Send(FromGuard::Holding { vip: vip.name(), epoch: lease.epoch }));
-                vip.phase = Phase::Held { lease, place, announcing, shut: None };
-            }
-            (Ok(()), _) => {}
-            (Err(refused), Phase::Taking { .. } | Phase::Held { .. }) => {
-                let why = match refused {
-                    Refused::Late => Why::Ended,
-                    Refused::Failed(why) => Why::Failed(why),
-                };
-                vip.let_go(why, fenced, effects);
-            }
-            (Err(_), _) => {}
-        }
-    }
-
-    fn removed(&mut self, id: VipId, result: Result<(), String>, now: u64, effects: &mut Effects) {
-        let retry_at = now.saturating_add(nanos(self.settings.retry));
-        let fenced = self.stands();
-        let Some(vip) = self.by_id(id) else { return };
-        let failed = result.as_ref().err().map(|why| vip.problem(format!("it can't be removed: {why}")));
-        match (result, &mut vip.phase) {
-            (Ok(()), Phase::Leaving { why, .. }) => {
-                let why = why.clone();
-                vip.phase = Phase::Free;
-                effects.push_back(vip.released(why));
-                if vip.gone {
-                    self.forget_the_gone();
-                    if self.ending.is_none() {
-                        self.fit_fence(false, now, effects);
-                    }
-                }
-            }
-            (Ok(()), _) => {}
-            (Err(_), Phase::Leaving { retry, .. }) => {
-                *retry = Some(retry_at);
-                effects.extend(failed);
-            }
-            // A stranger was seen, there is no fence, and the address stays.
-            (Err(why), _) => vip.let_go(Why::Failed(why), fenced, effects),
         }
     }
 

@@ -100,8 +100,8 @@ pub(super) struct Vip {
     pub(super) told: Option<FromGuard>,
     /// The highest that was granted.
     pub(super) epoch: u64,
-    /// It was given up in `epoch` at that time: only a renewal sent later counts, since its grant is the
-    /// leader's word that nobody else has got it.
+    /// It was given up in `epoch` at that time, and the leader may have heard so: only a renewal that was sent
+    /// later counts, since its grant is the leader's newer word that nobody else has got it.
     pub(super) given_up: u64,
     pub(super) phase: Phase,
     /// When a stranger shut the fence last.
@@ -183,7 +183,8 @@ impl Vip {
     }
 
     /// The fence first, then the address; `Released` follows when it is gone. Nothing here can fail.
-    pub(super) fn let_go(&mut self, why: Why, fenced: bool, effects: &mut Effects) {
+    pub(super) fn let_go(&mut self, why: Why, fenced: bool, now: u64, effects: &mut Effects) {
+        self.given_up = now;
         self.end_chance(effects);
         self.probing = None;
         match self.standing().cloned() {
@@ -243,7 +244,7 @@ impl Vip {
                 Ok(place) => self.take(lease, place.clone(), now, effects),
                 Err(no) => {
                     let why = Why::Failed(no.why.clone());
-                    self.let_go(why, false, effects);
+                    self.let_go(why, false, now, effects);
                 }
             }
         }
@@ -272,7 +273,7 @@ impl Vip {
         if nobodys && self.probing.as_ref().is_some_and(|probing| probing.place.link == link) {
             self.end_probing(Some((address, mac)), effects);
             if matches!(self.phase, Phase::Probing { .. }) {
-                self.let_go(Why::Taken(mac), fenced, effects);
+                self.let_go(Why::Taken(mac), fenced, now, effects);
             }
             return;
         }

@@ -95,6 +95,18 @@ impl Linux {
         Ok(())
     }
 
+    fn set_fence(&mut self, links: &[(u32, String)], addresses: &[IpAddr]) -> Result<(), fence::Error> {
+        let Some(fence) = &mut self.fence else { return self.install(links, addresses) };
+        if self.fenced != links {
+            let devices: Vec<_> = links.iter().map(|(_, name)| name.as_str()).collect();
+            fence.set_devices(&devices)?;
+        }
+        if fence.addresses() != addresses {
+            fence.set_addresses(addresses)?;
+        }
+        Ok(())
+    }
+
     fn install(&mut self, links: &[(u32, String)], addresses: &[IpAddr]) -> Result<(), fence::Error> {
         let devices: Vec<_> = links.iter().map(|(_, name)| name.as_str()).collect();
         // Its socket owns the table: closed first, so that the table can be replaced.
@@ -137,19 +149,21 @@ impl Kernel for Linux {
     }
 
     fn fence(&mut self, links: &[(u32, String)], addresses: &[IpAddr]) -> Result<(), String> {
-        let result = match &mut self.fence {
-            None => self.install(links, addresses),
-            Some(fence) => {
-                let devices: Vec<_> = links.iter().map(|(_, name)| name.as_str()).collect();
-                let set_devices = if self.fenced == links { Ok(()) } else { fence.set_devices(&devices) };
-                set_devices.and_then(|()| {
-                    if fence.addresses() == addresses { Ok(()) } else { fence.set_addresses(addresses) }
-                })
+        let mut links = links.to_vec();
+        let mut result = self.set_fence(&links, addresses);
+        if result.is_err()
+            && let Ok(there) = self.route.links()
+        {
+            // A device that went just now is no reason to let go of what is on the others.
+            let before = links.len();
+            links.retain(|(index, name)| there.iter().any(|link| link.index == *index && link.name == *name));
+            if links.len() < before {
+                result = self.set_fence(&links, addresses);
             }
-        };
+        }
         match result {
             Ok(()) => {
-                self.fenced = links.to_vec();
+                self.fenced = links;
                 Ok(())
             }
             Err(error) => {
@@ -296,18 +310,16 @@ impl Kernel for Linux {
     }
 
     fn happened(&mut self) -> Happened {
-        let mut happened = Happened::default();
-        happened.network = match self.watch.read() {
+        let network = match self.watch.read() {
             // Each renewal gives the address a new life.
             Ok(events) => events.iter().any(|event| !matches!(event, route::Event::AddressChanged(_))),
             Err(_) => true,
         };
-        if let Some(watch) = &mut self.nft_watch {
-            happened.fence = match watch.read() {
-                Ok(events) => events.iter().any(touches_fence),
-                Err(_) => true,
-            };
-        }
+        let fence = self.nft_watch.as_mut().is_some_and(|watch| match watch.read() {
+            Ok(events) => events.iter().any(touches_fence),
+            Err(_) => true,
+        });
+        let mut happened = Happened { network, fence, heard: Vec::new() };
         for (index, port) in &self.ports {
             for _ in 0..HEARD_MAX {
                 match port.hear() {

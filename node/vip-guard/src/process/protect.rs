@@ -33,15 +33,36 @@ pub(super) fn protect() -> Vec<String> {
     weak
 }
 
+/// What is in memory stays there, and so do all code and data of the program: nothing is read from a disk on
+/// the way out. What the allocator has set aside and never touched stays untouched (it may be a gigabyte).
 fn lock_memory() -> io::Result<()> {
     let unlimited = getrlimit(Resource::Memlock).current.is_none();
     let may = unlimited || has(CapabilitySet::IPC_LOCK);
-    // Under a limit, memory to come is left alone: an allocation beyond the limit would fail and end it.
-    let flags = if may { MlockAllFlags::CURRENT | MlockAllFlags::FUTURE } else { MlockAllFlags::CURRENT };
-    match mlockall(flags) {
-        Err(Errno::NOMEM) => Err(io::Error::other("more than the limit of locked memory")),
-        result => Ok(result?),
+    let mut flags = MlockAllFlags::CURRENT | MlockAllFlags::ONFAULT;
+    if may {
+        // Under a limit, memory to come is left alone: an allocation beyond it would fail and end the guard.
+        flags |= MlockAllFlags::FUTURE;
     }
+    match mlockall(flags) {
+        Err(Errno::NOMEM) => return Err(io::Error::other("more than the limit of locked memory")),
+        result => result?,
+    }
+    for line in std::fs::read_to_string("/proc/self/maps")?.lines() {
+        if let Some((start, end)) = program_range(line) {
+            sys::lock_range(start, end)?;
+        }
+    }
+    Ok(())
+}
+
+/// Where a line of /proc/PID/maps tells of a file's bytes that can be read.
+fn program_range(line: &str) -> Option<(usize, usize)> {
+    let mut fields = line.split_whitespace();
+    let (start, end) = fields.next()?.split_once('-')?;
+    let mode = fields.next()?;
+    let path = fields.nth(3)?;
+    let number = |text| usize::from_str_radix(text, 16).ok();
+    (mode.starts_with('r') && path.starts_with('/')).then_some((number(start)?, number(end)?))
 }
 
 fn has(wanted: CapabilitySet) -> bool {
@@ -60,4 +81,22 @@ pub(super) fn incapable() -> Option<String> {
              `AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW`, else run it as root"
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn code_and_data_of_the_program_are_found_and_nothing_else() {
+        for (line, expected) in [
+            ("55d0-55e0 r-xp 00001000 fe:01 123   /usr/bin/trestle", Some((0x55d0, 0x55e0))),
+            ("55e0-55f0 ---p 00001000 fe:01 123   /usr/bin/trestle", None),
+            ("7ffe-7fff rw-p 00000000 00:00 0     [stack]", None),
+            ("7f00-7f10 rw-p 00000000 00:00 0", None),
+            ("nonsense", None),
+        ] {
+            assert_eq!(program_range(line), expected, "{line}");
+        }
+    }
 }

@@ -56,6 +56,7 @@ def one(address, results, began):
 
 
 def probe(address):
+    wall = time.time() - time.monotonic()
     results, threads = [], []
     due = time.monotonic()
     print("open", flush=True)
@@ -71,12 +72,15 @@ def probe(address):
         thread.join(5)
     good = sorted(ended for _, ended, error in results if error is None)
     gaps = [b - a for a, b in zip(good, good[1:])]
-    failed = [error for _, _, error in results if error is not None]
+    failed = [f"at {time.strftime('%H:%M:%S', time.gmtime(wall + began))}.{int((wall + began) % 1 * 1000):03}: {error}"
+              for began, _, error in results if error is not None]
+    longest = max(zip(gaps, good), default=(0, 0))
     print(json.dumps({
         "requests": len(results),
         "failed": len(failed),
         "errors": failed[:3],
         "outage_ms": round(1000 * max(gaps, default=1e9)),
+        "outage_at": time.strftime("%H:%M:%S", time.gmtime(wall + longest[1])) + f".{int((wall + longest[1]) % 1 * 1000):03}",
     }))
 
 

@@ -31,6 +31,11 @@ const GONE_MAX: usize = 8;
 const TAKEN_PAUSE: Duration = Duration::from_secs(10);
 /// The new owner forwards a little longer than the old one serves.
 const CHANCE_GRACE: Duration = Duration::from_secs(1);
+/// So long after another node has become the owner, neighbours have heard of it, and new connections
+/// go there.
+const TAKEN_OVER: Duration = Duration::from_millis(300);
+/// So long after that, the last stragglers have come.
+const STRAGGLERS: Duration = Duration::from_secs(1);
 /// Below this a VIP needs the kernel's fence: an address alone lives for whole seconds.
 const TTL_MIN_UNFENCED: Duration = Duration::from_secs(1);
 
@@ -107,7 +112,13 @@ enum Phase {
         asked: bool,
     },
     /// Handed over; kept silently.
-    Quiet,
+    Quiet {
+        epoch: u64,
+        /// Nothing that began here is left.
+        drained: bool,
+        /// Since when somebody else owns it.
+        succeeded: Option<BootTime>,
+    },
 }
 
 /// Readiness to take over by plan, from the owner of this epoch.
@@ -237,9 +248,13 @@ impl Owner {
         self.vips.values().all(|vip| vip.phase == Phase::Idle)
     }
 
-    /// Nothing is held; something may be kept silently.
-    pub fn handed_over(&self) -> bool {
-        !self.vips.values().any(|vip| matches!(vip.phase, Phase::Held { .. }))
+    /// Others own what was held here, and are known to do so; something may be kept silently.
+    pub fn handed_over(&self, now: BootTime) -> bool {
+        self.vips.values().all(|vip| match vip.phase {
+            Phase::Idle => true,
+            Phase::Held { .. } => false,
+            Phase::Quiet { succeeded, .. } => succeeded.is_some_and(|since| now.since(since) >= TAKEN_OVER),
+        })
     }
 
     /// What is agreed on has changed, or who is our guard.
@@ -254,6 +269,13 @@ impl Owner {
         for name in names {
             let record = state.vips.get(&*name).cloned().unwrap_or_default();
             self.owned(&name, &record, &mut effects);
+            if let Some(vip) = self.vips.get_mut(&name)
+                && let Phase::Quiet { epoch, succeeded: succeeded @ None, .. } = &mut vip.phase
+                && record.owner.is_some()
+                && record.epoch() != *epoch
+            {
+                *succeeded = Some(now);
+            }
             self.moves(&name, &record, now, &mut effects);
             if let Some(vip) = self.vips.get_mut(&name) {
                 vip.record = record;
@@ -378,6 +400,11 @@ impl Owner {
         let mut effects = Vec::new();
         for (name, vip) in &mut self.vips {
             vip.taken.take_if(|(_, until)| *until <= now);
+            if let Phase::Quiet { drained: true, succeeded: Some(since), .. } = vip.phase
+                && now.since(since) >= STRAGGLERS
+            {
+                effects.push(release(name));
+            }
             let Phase::Held { epoch, there: true, asked: false } = vip.phase else { continue };
             let Some((_, until)) = vip.granted else { continue };
             if vip.config.hold && until.since(now) < vip.config.ttl / 2 {
@@ -389,11 +416,13 @@ impl Owner {
         effects
     }
 
-    /// The connections to a VIP that was handed over have ended.
-    pub fn drained(&mut self, name: &str) -> Vec<Effect> {
-        match self.vips.get_key_value(name) {
-            Some((name, vip)) if vip.phase == Phase::Quiet => vec![release(name)],
-            _ => Vec::new(),
+    /// The connections to a VIP that was handed over have ended. It is let go of when nothing more can
+    /// come: a neighbour that has not heard of the new owner yet still sends here.
+    pub fn drained(&mut self, name: &str) {
+        if let Some(vip) = self.vips.get_mut(name)
+            && let Phase::Quiet { drained, .. } = &mut vip.phase
+        {
+            *drained = true;
         }
     }
 
@@ -480,7 +509,7 @@ impl Owner {
                 let change = Effect::Changed { vip: name.clone(), change: Change::Released, epoch: held };
                 if there { vec![change] } else { Vec::new() }
             }
-            (Phase::Quiet, _) => {
+            (Phase::Quiet { .. }, _) => {
                 vec![Effect::Changed { vip: name.clone(), change: Change::Released, epoch }]
             }
             _ => Vec::new(),
@@ -493,7 +522,7 @@ impl Owner {
         let name = name.clone();
         let Some(vip) = self.vips.get_mut(&name) else { return Vec::new() };
         let (Phase::Held { epoch, .. }, Some(session)) = (vip.phase, guard) else { return Vec::new() };
-        vip.phase = Phase::Quiet;
+        vip.phase = Phase::Quiet { epoch, drained: false, succeeded: None };
         vip.granted = None;
         let addresses = vip.config.addresses.iter().map(|(address, _)| *address).collect();
         self.let_go(&name, LetGo { session, epoch });
@@ -552,7 +581,7 @@ impl Owner {
     pub fn views(&self) -> BTreeMap<VipName, VipView> {
         let view = |vip: &Vip| VipView {
             held: matches!(vip.phase, Phase::Held { there: true, .. }),
-            quiet: vip.phase == Phase::Quiet,
+            quiet: matches!(vip.phase, Phase::Quiet { .. }),
             without_quorum: vip.without_quorum,
             interface: vip.usable.as_ref().and_then(|usable| usable.interface.clone()),
             fenced: vip.usable.as_ref().is_some_and(|usable| usable.fenced),

@@ -177,8 +177,7 @@ impl Running {
 
     fn drained(&mut self, vip: &VipName) {
         self.drains.remove(vip);
-        let effects = self.owner.drained(vip);
-        self.carry_out(effects);
+        self.owner.drained(vip);
     }
 
     fn ticked(&mut self) {
@@ -340,7 +339,7 @@ impl Running {
             }
             changed
         });
-        let now = Views { vips: self.owner.views(), handed_over: self.owner.handed_over() };
+        let now = Views { vips: self.owner.views(), handed_over: self.owner.handed_over(self.clock.now()) };
         self.task.views.send_if_modified(|before| {
             let changed = **before != now;
             if changed {
@@ -352,7 +351,13 @@ impl Running {
     }
 
     fn seal_notice(&mut self) {
-        let Some((session, vips)) = self.owner.notice() else { return };
+        let Some((session, vips)) = self.owner.notice() else {
+            if self.told.take().is_some() {
+                // A planned end is no crash.
+                self.tell(&ToGuard::Notice { datagrams: Vec::new() });
+            }
+            return;
+        };
         let fresh = self.told.as_ref().is_some_and(|(told, at)| *told == vips && at.elapsed() < SEAL_AGAIN);
         if fresh {
             return;

@@ -239,9 +239,14 @@ fn a_planned_move_away_is_silent_first_then_told_then_let_go() {
     let effects = node.says(FromGuard::Silent { vip: "front".to_owned() });
     assert!(effects.iter().any(|effect| matches!(effect, Effect::Drain { .. })), "{effects:?}");
     assert_eq!((node.holds(), node.gone()), (false, vec![(GUARD, 7)]));
-    assert!(node.owner.handed_over() && !node.owner.idle());
+    node.owner.drained("front");
+    assert_eq!(node.owner.tick(at(5_000)), [], "nobody else has it yet: who comes, comes here");
+    assert!(!node.owner.handed_over(at(5_000)));
+    node.now = 5_000;
     assert_eq!(tells(&node.given(9, 2, Uuid::nil())), [] as [&ToGuard; 0], "it is kept for what began here");
-    assert_eq!(tells(&node.owner.drained("front")), [&let_go()]);
+    assert!(!node.owner.handed_over(at(5_200)) && node.owner.handed_over(at(5_300)) && !node.owner.idle());
+    assert_eq!(node.owner.tick(at(5_900)), [], "some have not heard of the new owner yet");
+    assert_eq!(tells(&node.owner.tick(at(6_000))), [&let_go()]);
     node.released(7, Why::Asked);
     assert!(node.owner.idle());
 }

@@ -46,6 +46,7 @@ fn a_crashed_process_hands_over_without_waiting_for_the_lease() {
     lan.nodes[owner].kill();
     let next = lan.owner(Some(owner));
     lan.wait_served();
+    std::thread::sleep(Duration::from_millis(300));
     let seen = client.stop();
     assert!(outage(&seen) < HALF_OF_LONG, "{seen}");
     assert_eq!(lan.with_address(), [next]);
@@ -64,6 +65,7 @@ fn a_dead_node_is_replaced_when_its_lease_has_ended() {
     lan.nodes[owner].kill_all();
     lan.owner(Some(owner));
     lan.wait_served();
+    std::thread::sleep(Duration::from_millis(300));
     let seen = client.stop();
     assert!((500..5_000).contains(&outage(&seen)), "{seen}");
     println!("death of node and guard: {seen}");

@@ -29,7 +29,7 @@ pub(crate) fn adopt(fd: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// The child inherits `fd`, and no signal is blocked in it.
+/// The child inherits `fd`, and no signal is blocked in it (the standard library promises neither).
 #[allow(unsafe_code)]
 pub(crate) fn pass_on(command: &mut Command, fd: OwnedFd) {
     let prepare = move || {

@@ -150,6 +150,11 @@ fn what_a_dead_guard_left_is_swept_first() {
         route.set_address(&NewAddress::new(link, vip(), 24)).unwrap();
     });
     let mut guard = Guard::start(host);
+    let mut route = host.enter(|| Route::open().unwrap());
+    until("what bears its mark is gone before anything is configured", PATIENCE, || {
+        !route.addresses().unwrap().iter().any(|there| there.protocol == Some(0x54))
+    });
+    assert!(guard.has_address());
     guard.send(ToGuard::Configure { vips: vec![spec()] });
     let started = guard.wait_for("Started", |m| matches!(m, FromGuard::Started { .. }));
     let FromGuard::Started { mut swept, session, weak } = started else { unreachable!() };

@@ -21,7 +21,6 @@ pub(crate) struct VipMetrics {
 impl VipMetrics {
     pub(super) fn heard(&self, message: &FromGuard) {
         let count = match message {
-            FromGuard::Holding { .. } => &self.taken,
             FromGuard::Released { why: Why::Asked | Why::Unconfigured, .. } => &self.asked,
             FromGuard::Released { why: Why::Ended, .. } => &self.ended,
             FromGuard::Released { why: Why::Failed(_), .. } => &self.failed,
@@ -29,6 +28,10 @@ impl VipMetrics {
             _ => return,
         };
         count.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn taken(&self) {
+        self.taken.fetch_add(1, Relaxed);
     }
 
     pub(super) fn stranger(&self) {

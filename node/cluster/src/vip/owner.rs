@@ -36,6 +36,8 @@ const CHANCE_GRACE: Duration = Duration::from_secs(1);
 const TAKEN_OVER: Duration = Duration::from_millis(300);
 /// So long after that, the last stragglers have come.
 const STRAGGLERS: Duration = Duration::from_secs(1);
+/// A guard that has not answered a renewal for so long is stuck, and ended.
+const STUCK: Duration = Duration::from_secs(1);
 /// Below this a VIP needs the kernel's fence: an address alone lives for whole seconds.
 const TTL_MIN_UNFENCED: Duration = Duration::from_secs(1);
 
@@ -85,6 +87,8 @@ pub enum Effect {
         change: Change,
         epoch: u64,
     },
+    /// The guard does not answer: another one is to take its place.
+    EndGuard,
 }
 
 /// A VIP as this node shows it.
@@ -129,6 +133,22 @@ enum Chance {
     Ready(u64),
 }
 
+/// Whether a stranger may have the address: looked for while nobody of ours has it, so that a
+/// take-over need not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stranger {
+    Unknown,
+    /// The guard looks.
+    Asked,
+    /// None was found, or one of ours had it since.
+    None,
+    /// This machine has it; to be looked for again then.
+    Found {
+        mac: [u8; 6],
+        again: BootTime,
+    },
+}
+
 #[derive(Debug)]
 struct Vip {
     config: VipConfig,
@@ -137,10 +157,11 @@ struct Vip {
     /// What the guard was told last: when the renewal was sent, and until when.
     granted: Option<(BootTime, BootTime)>,
     without_quorum: bool,
+    /// Since when a renewal that the guard was told waits for its answer.
+    unanswered: Option<BootTime>,
     chance: Chance,
     usable: Option<Usable>,
-    /// A stranger has the address; not to be tried before.
-    taken: Option<([u8; 6], BootTime)>,
+    stranger: Stranger,
     /// What did not work last.
     trouble: Option<String>,
 }
@@ -279,6 +300,7 @@ impl Owner {
             self.moves(&name, &record, now, &mut effects);
             if let Some(vip) = self.vips.get_mut(&name) {
                 vip.record = record;
+                effects.extend(vip.look(&name));
             }
         }
         self.sweep_unconfigured(state);
@@ -377,6 +399,7 @@ impl Owner {
             let newer = vip.granted.is_none_or(|(sent, _)| lease.sent > sent);
             if newer && now < lease.until && !asked {
                 vip.granted = Some((lease.sent, lease.until));
+                vip.unanswered = vip.unanswered.or(Some(now));
                 vip.without_quorum = false;
                 effects.push(vip.grant(name, epoch));
             }
@@ -398,8 +421,16 @@ impl Owner {
     /// Time has passed; about ten in a TTL. Keeps what is to be held without a quorum.
     pub fn tick(&mut self, now: BootTime) -> Vec<Effect> {
         let mut effects = Vec::new();
+        if self.vips.values().any(|vip| vip.unanswered.is_some_and(|since| now.since(since) >= STUCK)) {
+            effects.push(Effect::EndGuard);
+        }
         for (name, vip) in &mut self.vips {
-            vip.taken.take_if(|(_, until)| *until <= now);
+            if let Stranger::Found { again, .. } = vip.stranger
+                && again <= now
+            {
+                vip.stranger = Stranger::Unknown;
+            }
+            effects.extend(vip.look(name));
             if let Phase::Quiet { drained: true, succeeded: Some(since), .. } = vip.phase
                 && now.since(since) >= STRAGGLERS
             {
@@ -409,6 +440,7 @@ impl Owner {
             let Some((_, until)) = vip.granted else { continue };
             if vip.config.hold && until.since(now) < vip.config.ttl / 2 {
                 vip.granted = Some((now, now + vip.config.ttl));
+                vip.unanswered = vip.unanswered.or(Some(now));
                 vip.without_quorum = true;
                 effects.push(vip.grant(name, epoch));
             }
@@ -447,6 +479,10 @@ impl Owner {
                 Vec::new()
             }
             FromGuard::Problem { vip: Some(vip), text } => {
+                if let Some(vip) = self.vips.get_mut(vip.as_str()).filter(|v| v.stranger == Stranger::Asked) {
+                    // It could not look; the first take-over will.
+                    vip.stranger = Stranger::None;
+                }
                 // It comes without its second chance; what began elsewhere will end.
                 self.chance_settled(&vip);
                 if let Some(vip) = self.vips.get_mut(vip.as_str()) {
@@ -454,9 +490,14 @@ impl Owner {
                 }
                 Vec::new()
             }
-            FromGuard::Problem { vip: None, .. } | FromGuard::Stranger { .. } | FromGuard::Probed { .. } => {
+            FromGuard::Probed { vip, taken_by } => {
+                if let Some(vip) = self.vips.get_mut(vip.as_str()) {
+                    let found = |(_, mac)| Stranger::Found { mac, again: now + TAKEN_PAUSE };
+                    vip.stranger = taken_by.map_or(Stranger::None, found);
+                }
                 Vec::new()
             }
+            FromGuard::Problem { vip: None, .. } | FromGuard::Stranger { .. } => Vec::new(),
         }
     }
 
@@ -472,6 +513,7 @@ impl Owner {
         let Some((name, _)) = self.vips.get_key_value(name) else { return Vec::new() };
         let name = name.clone();
         let Some(vip) = self.vips.get_mut(&name) else { return Vec::new() };
+        vip.unanswered = None;
         let Phase::Held { epoch: held, there: false, asked } = vip.phase else { return Vec::new() };
         if held != epoch {
             return Vec::new();
@@ -492,12 +534,12 @@ impl Owner {
             return Vec::new();
         };
         match why {
-            Why::Taken(mac) => vip.taken = Some((mac, now + TAKEN_PAUSE)),
+            Why::Taken(mac) => vip.stranger = Stranger::Found { mac, again: now + TAKEN_PAUSE },
             Why::Failed(text) => vip.trouble = Some(text),
             Why::Asked | Why::Ended | Why::Unconfigured => {}
         }
         let phase = std::mem::replace(&mut vip.phase, Phase::Idle);
-        (vip.granted, vip.without_quorum) = (None, false);
+        (vip.granted, vip.without_quorum, vip.unanswered) = (None, false, None);
         match (phase, guard) {
             (Phase::Held { epoch: held, .. }, _) if epoch != 0 && epoch < held => {
                 // Of an epoch before this one.
@@ -523,7 +565,7 @@ impl Owner {
         let Some(vip) = self.vips.get_mut(&name) else { return Vec::new() };
         let (Phase::Held { epoch, .. }, Some(session)) = (vip.phase, guard) else { return Vec::new() };
         vip.phase = Phase::Quiet { epoch, drained: false, succeeded: None };
-        vip.granted = None;
+        (vip.granted, vip.unanswered) = (None, None);
         let addresses = vip.config.addresses.iter().map(|(address, _)| *address).collect();
         self.let_go(&name, LetGo { session, epoch });
         vec![
@@ -549,7 +591,7 @@ impl Owner {
         let report = |vip: &Vip| {
             let usable = vip.usable.as_ref();
             VipReport {
-                usable: vip.problem().is_none() && usable.is_some(),
+                usable: vip.problem().is_none() && usable.is_some() && vip.stranger == Stranger::None,
                 fenced: usable.is_some_and(|usable| usable.fenced),
                 via: usable.map_or_else(Vec::new, |usable| usable.via.clone()),
                 chance_ready: matches!(vip.chance, Chance::Ready(epoch) if epoch == vip.record.epoch()),
@@ -599,9 +641,10 @@ impl Vip {
             phase: Phase::Idle,
             granted: None,
             without_quorum: false,
+            unanswered: None,
             chance: Chance::None,
             usable: None,
-            taken: None,
+            stranger: Stranger::Unknown,
             trouble: None,
         }
     }
@@ -614,9 +657,22 @@ impl Vip {
         Effect::Tell(ToGuard::Grant { vip: name.to_string(), epoch, sent, deadline, probe })
     }
 
+    /// Looks for a stranger, once, while nobody of ours has the address.
+    fn look(&mut self, name: &VipName) -> Option<Effect> {
+        if self.stranger != Stranger::Unknown || self.usable.as_ref()?.problem.is_some() {
+            return None;
+        }
+        if self.record.owner.is_some() {
+            self.stranger = Stranger::None;
+            return None;
+        }
+        self.stranger = Stranger::Asked;
+        Some(Effect::Tell(ToGuard::Probe { vip: name.to_string() }))
+    }
+
     /// Why it can't be held here.
     fn problem(&self) -> Option<String> {
-        if let Some((mac, _)) = self.taken {
+        if let Stranger::Found { mac, .. } = self.stranger {
             let mac: Vec<_> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
             return Some(format!(
                 "the address is used by another machine ({}): take it off there, or give the VIP another",

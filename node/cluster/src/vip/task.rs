@@ -2,6 +2,7 @@
 //! when that dies.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -70,6 +71,8 @@ struct Running {
     pause: Duration,
     drains: BTreeMap<VipName, JoinHandle<()>>,
     drained: mpsc::Sender<VipName>,
+    /// What was said of each VIP in the log.
+    usable: BTreeMap<String, String>,
     /// What the last notice said, and when it was sealed.
     told: Option<(Vec<(VipName, u64)>, Instant)>,
 }
@@ -91,6 +94,7 @@ impl Task {
             pause: RESTART.0,
             drains: BTreeMap::new(),
             drained,
+            usable: BTreeMap::new(),
             told: None,
         };
         running.configure();
@@ -228,6 +232,14 @@ impl Running {
         self.carry_out(effects);
     }
 
+    fn end_guard(&mut self) {
+        if let Some(port) = &mut self.port {
+            port.kill();
+            let stuck = io::Error::new(io::ErrorKind::TimedOut, "it does not answer and was ended");
+            self.guard_went(&stuck.into());
+        }
+    }
+
     fn heard(&mut self, message: Result<FromGuard, LinkError>) {
         let message = match message {
             Ok(message) => message,
@@ -243,7 +255,7 @@ impl Running {
     }
 
     /// For the log and the metrics.
-    fn note(&self, message: &FromGuard) {
+    fn note(&mut self, message: &FromGuard) {
         match message {
             FromGuard::Started { weak, swept, .. } => {
                 info!(?swept, "the VIPs' guard has started");
@@ -251,13 +263,19 @@ impl Running {
                     warn!(?weak, "the guard could not have all that it would like");
                 }
             }
-            FromGuard::Usable { vip, problem: Some(problem), .. } => {
-                warn!(vip, problem, "VIP can't be held here");
+            FromGuard::Usable { vip, interface, fenced, problem, .. } => {
+                let said = format!("{interface:?} {fenced} {problem:?}");
+                if self.usable.get(vip) == Some(&said) {
+                    return;
+                }
+                match problem {
+                    Some(problem) => warn!(vip, problem, "VIP can't be held here"),
+                    None => info!(vip, ?interface, fenced, "VIP can be held here"),
+                }
+                self.usable.insert(vip.clone(), said);
             }
-            FromGuard::Usable { vip, interface, fenced, .. } => {
-                info!(vip, ?interface, fenced, "VIP can be held here");
-            }
-            FromGuard::Holding { vip, epoch } => info!(vip, epoch, "VIP held"),
+            // Told once it is new: see `changed`.
+            FromGuard::Holding { .. } => {}
             FromGuard::Released { vip, epoch, why } => match why {
                 Why::Asked | Why::Unconfigured => info!(vip, epoch, "VIP let go"),
                 Why::Ended => warn!(vip, epoch, "VIP let go: its lease ended"),
@@ -285,6 +303,7 @@ impl Running {
                 Effect::Tell(message) => self.tell(&message),
                 Effect::Drain { vip, addresses, within } => self.drain(vip, addresses, within),
                 Effect::Changed { vip, change, epoch } => self.changed(&vip, change, epoch),
+                Effect::EndGuard => self.end_guard(),
             }
         }
     }
@@ -315,6 +334,10 @@ impl Running {
             && let Some(drain) = self.drains.remove(vip)
         {
             drain.abort();
+        }
+        if change == Change::Owner {
+            self.task.metrics.taken();
+            info!(%vip, epoch, "VIP held");
         }
         let config = self.config();
         let Some(config) = config.vips.get(&**vip) else { return };

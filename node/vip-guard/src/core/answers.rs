@@ -145,6 +145,10 @@ impl Core {
                 effects.push_back(Effect::Send(FromGuard::Holding { vip: vip.name(), epoch: lease.epoch }));
                 vip.phase = Phase::Held { lease, place, announcing, shut: None };
             }
+            // Each renewal is answered: a guard that does not is stuck, and the node starts another.
+            (Ok(()), Phase::Held { lease, .. }) => {
+                effects.push_back(Effect::Send(FromGuard::Holding { vip: vip.name(), epoch: lease.epoch }));
+            }
             (Ok(()), _) => {}
             (Err(refused), Phase::Taking { .. } | Phase::Held { .. }) => {
                 let why = match refused {

@@ -320,11 +320,11 @@ fn at_its_deadline_it_is_shut_then_removed_then_told() {
 }
 
 #[test]
-fn a_renewal_extends_address_and_fence_and_tells_nobody() {
+fn a_renewal_extends_address_and_fence_and_is_answered() {
     let mut world = holding();
     world.pass(90);
     world.grant("front", 7, 1200);
-    world.did(&["add front 2s", "open front 1200"]);
+    world.did(&["add front 2s", "open front 1200", "> holding front 7"]);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::io;
 use rustix::{
     io::Errno,
     mm::{MlockAllFlags, mlockall},
-    process::{Resource, getrlimit},
+    process::{Resource, Rlimit, getrlimit, setrlimit},
     thread::{CapabilitySet, capabilities},
 };
 
@@ -14,6 +14,9 @@ use crate::sys;
 
 /// The lowest but some: above everything that is not real-time, below the kernel's own threads.
 const PRIORITY: i32 = 5;
+/// Real-time work without a pause for so long is a defect: the kernel ends the guard, and its lease's time
+/// does the rest.
+const REAL_TIME_MICROS: u64 = 500_000;
 /// Only what says that it must never be killed comes after it.
 const OOM_SCORE: &str = "-900";
 
@@ -25,6 +28,9 @@ pub(super) fn protect() -> Vec<String> {
         }
     };
     tried(lock_memory(), "its memory is not locked (it takes CAP_IPC_LOCK)");
+    // First the bound, then the priority: a loop without an end would take a core from everybody.
+    let bound = Some(REAL_TIME_MICROS);
+    let _ = setrlimit(Resource::Rttime, Rlimit { current: bound, maximum: bound });
     tried(sys::run_in_real_time(PRIORITY), "it has no real-time priority (it takes CAP_SYS_NICE)");
     tried(
         std::fs::write("/proc/self/oom_score_adj", OOM_SCORE),

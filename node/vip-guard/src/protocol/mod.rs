@@ -95,7 +95,8 @@ pub enum FromGuard {
         /// Why it can't be held; `None`: it can.
         problem: Option<String>,
     },
-    /// The address is there, the fence open, and the neighbours told.
+    /// The address is there, the fence open, and the neighbours told. Said again for each renewal, as a
+    /// sign of life.
     Holding {
         vip: String,
         epoch: u64,

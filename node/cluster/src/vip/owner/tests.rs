@@ -54,7 +54,10 @@ impl Node {
         self.owner.guard_came();
         self.says(FromGuard::Started { session: session.into_bytes(), weak: Vec::new(), swept: Vec::new() });
         self.usable(true, None);
-        self.agree();
+        if tells(&self.agree()).contains(&&ToGuard::Probe { vip: "front".to_owned() }) {
+            assert!(!self.owner.wishes().report.vips["front"].usable, "a stranger may have it");
+            self.says(FromGuard::Probed { vip: "front".to_owned(), taken_by: None });
+        }
     }
 
     fn usable(&mut self, fenced: bool, problem: Option<&str>) {
@@ -318,6 +321,21 @@ fn with_hold_a_vip_is_kept_without_a_quorum_but_not_against_the_leaders_word() {
 }
 
 #[test]
+fn a_guard_that_does_not_answer_renewals_is_ended() {
+    let mut node = Node::new();
+    node.holding(7);
+    node.now = 200;
+    node.lease(7, 200, false);
+    assert!(!node.owner.tick(at(1_100)).contains(&Effect::EndGuard));
+    node.says(FromGuard::Holding { vip: "front".to_owned(), epoch: 7 });
+    assert!(!node.owner.tick(at(5_000)).contains(&Effect::EndGuard), "it has answered");
+    node.now = 5_000;
+    node.lease(7, 4_900, false);
+    node.lease(7, 5_100, false);
+    assert!(node.owner.tick(at(6_000)).contains(&Effect::EndGuard));
+}
+
+#[test]
 fn a_stranger_with_the_address_is_told_and_the_vip_not_tried_for_a_while() {
     let mut node = Node::new();
     node.given(7, ME, GUARD);
@@ -327,8 +345,31 @@ fn a_stranger_with_the_address_is_told_and_the_vip_not_tried_for_a_while() {
     let problem = node.owner.views()["front"].problem.clone().expect("it is told");
     assert!(problem.contains("02:00:00:00:00:09"), "{problem}");
     assert!(!node.owner.wishes().report.vips["front"].usable);
-    node.owner.tick(at(11_000));
+    node.state.vips.clear();
+    node.agree();
+    let looks = node.owner.tick(at(11_000));
+    assert_eq!(tells(&looks), [&ToGuard::Probe { vip: "front".to_owned() }]);
+    assert!(!node.owner.wishes().report.vips["front"].usable, "not before it was looked for again");
+    node.says(FromGuard::Probed { vip: "front".to_owned(), taken_by: None });
     assert!(node.owner.wishes().report.vips["front"].usable);
+}
+
+#[test]
+fn a_stranger_is_looked_for_before_the_vip_is_wanted_but_not_while_one_of_ours_has_it() {
+    let mut node = Node::new();
+    let (vip, address) = ("front".to_owned(), [198, 18, 0, 100].into());
+    node.says(FromGuard::Probed { vip, taken_by: Some((address, [2, 0, 0, 0, 0, 9])) });
+    assert!(!node.owner.wishes().report.vips["front"].usable);
+    assert!(node.owner.views()["front"].problem.is_some());
+
+    let mut late = Node::new();
+    late.given(7, 2, Uuid::nil());
+    late.owner.guard_went("killed".to_owned());
+    late.guard_starts(Uuid::from_u128(0x52));
+    assert!(
+        late.owner.wishes().report.vips["front"].usable,
+        "it was not asked to look: its owner would answer"
+    );
 }
 
 #[test]

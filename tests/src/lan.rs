@@ -370,6 +370,10 @@ impl LanNode {
 
     /// SIGKILL to the node alone; returns when it is gone.
     pub fn kill(&mut self) {
+        // Whoever traces a thread would have to reap it first.
+        if let Ok(mut tracer) = self.tracer.lock() {
+            tracer.take();
+        }
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
             let _ = child.wait();

@@ -1,4 +1,5 @@
-//! The cluster of docker-compose.yml: up, one more node, the leader's container killed under load.
+//! The cluster of docker-compose.yml: up, one more node, the leader's container killed under load, the
+//! VIP owner's too.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -54,6 +55,28 @@ fn web(node: usize) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 8080 + node as u16))
 }
 
+/// Id of a service's container.
+fn container(service: &str) -> String {
+    let containers = Command::new("docker")
+        .args(["ps", "--quiet", "--filter", &format!("label=com.docker.compose.service={service}")])
+        .output()
+        .expect("docker runs");
+    String::from_utf8_lossy(&containers.stdout).trim().to_owned()
+}
+
+/// The VIP of examples/compose.yaml, as the host's bridge reaches it.
+fn vip() -> SocketAddr {
+    SocketAddr::from(([198, 18, 0, 100], 80))
+}
+
+fn vip_owner() -> anyhow::Result<String> {
+    let status = status()?;
+    Ok(status["vips"][0]["owner"]
+        .as_str()
+        .with_context(|| format!("no owner: {}", status["vips"]))?
+        .to_owned())
+}
+
 #[test]
 fn three_containers_serve_a_fourth_joins_and_the_leader_may_die() {
     if !peers::have(&["docker", "bash"]) || !peers::have_docker() {
@@ -80,11 +103,7 @@ fn three_containers_serve_a_fourth_joins_and_the_leader_may_die() {
     let survivors: Vec<_> = (1..=4).filter(|n| format!("n{n}") != leader).map(web).collect();
 
     // Load on the survivors while the leader's container is killed: a client sees nothing of it.
-    let containers = Command::new("docker")
-        .args(["ps", "--quiet", "--filter", &format!("label=com.docker.compose.service={leader}")])
-        .output()
-        .expect("docker runs");
-    let container = String::from_utf8_lossy(&containers.stdout).trim().to_owned();
+    let container = container(&leader);
     let (mut sent, mut failed) = (0, Vec::new());
     let start = Instant::now();
     let mut killed = false;
@@ -109,6 +128,29 @@ fn three_containers_serve_a_fourth_joins_and_the_leader_may_die() {
         let now = status()?;
         let nodes = now["nodes"].as_array().context("nodes")?;
         ensure!(nodes.iter().any(|n| n["leader"] == true && n["name"] != leader.as_str()), "{nodes:?}");
+        Ok(())
+    });
+
+    // It comes back: with two of four gone there would be no quorum, and nobody would hold the VIP.
+    let start = Command::new("docker").args(["start", &container]).output();
+    assert!(start.is_ok_and(|s| s.status.success()), "docker start {container}");
+    eventually(Duration::from_secs(30), "all four are back", || {
+        let now = status()?;
+        let nodes = now["nodes"].as_array().context("nodes")?;
+        ensure!(nodes.iter().filter(|n| n["alive"] == true && n["seated"] == true).count() == 4, "{nodes:?}");
+        Ok(())
+    });
+    eventually(Duration::from_secs(20), "the VIP is served", || {
+        ensure!(http::get(vip(), "front", "/")?.status == 200);
+        Ok(())
+    });
+    let owner = vip_owner().expect("it has an owner");
+    let kill = Command::new("docker").args(["kill", "--signal", "KILL", &self::container(&owner)]).output();
+    assert!(kill.is_ok_and(|k| k.status.success()), "docker kill {owner}");
+    eventually(Duration::from_secs(20), "another node owns the VIP and serves it", || {
+        let next = vip_owner()?;
+        ensure!(next != owner, "still {owner}");
+        ensure!(http::get(vip(), "front", "/")?.status == 200);
         Ok(())
     });
 }

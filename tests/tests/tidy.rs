@@ -13,8 +13,21 @@ const MAY_DEPEND: &[(&str, &[&str])] = &[
     ("trestle-vip-guard", &["trestle-netlink"]),
     ("trestle-raft-store", &["trestle-config"]),
     ("trestle-dataplane", &["trestle-config"]),
-    ("trestle-cluster", &["trestle-config", "trestle-dataplane", "trestle-proto", "trestle-raft-store"]),
-    ("trestle", &["trestle-config", "trestle-dataplane", "trestle-cluster", "trestle-raft-store"]),
+    (
+        "trestle-cluster",
+        &["trestle-config", "trestle-dataplane", "trestle-proto", "trestle-raft-store", "trestle-vip-guard"],
+    ),
+    (
+        "trestle",
+        &[
+            "trestle-config",
+            "trestle-dataplane",
+            "trestle-cluster",
+            "trestle-raft-store",
+            "trestle-vip-guard",
+        ],
+    ),
+    ("trestle-model", &[]),
     ("trestle-tests", &["trestle-config"]),
 ];
 

@@ -10,12 +10,16 @@ use rand::seq::IndexedRandom;
 
 use super::{Active, Fault, Proof, Tools};
 use crate::env::{BackendInfo, BackendOrder, Env};
+use crate::place::eventually;
 
 /// Of a brown-out: awake so long in every turn, else frozen.
 const AWAKE: Duration = Duration::from_millis(15);
 const ASLEEP: Duration = Duration::from_millis(250);
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Until a backend that was started listens.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) enum Remedy {
     Start(usize),
@@ -91,7 +95,15 @@ impl Gasps {
 
 pub(super) fn heal(env: &mut dyn Env, remedy: Remedy) -> anyhow::Result<Vec<Proof>> {
     match remedy {
-        Remedy::Start(backend) => env.backend(backend, BackendOrder::Start).map(|()| Vec::new()),
+        Remedy::Start(backend) => {
+            env.backend(backend, BackendOrder::Start)?;
+            let info = &env.map().backends[backend];
+            let accepts = eventually(START_TIMEOUT, "a backend accepts again", || {
+                Ok(info.place.connect(info.address, CONNECT_TIMEOUT)?)
+            });
+            let claim = format!("{} accepts connections again", info.name);
+            Ok(vec![Proof::new(claim, format!("{accepts:?}"), accepts.is_ok())])
+        }
         Remedy::Wake { backend, gasps } => {
             gasps.stop.store(true, Ordering::Relaxed);
             let turns = gasps.thread.join().unwrap_or(0);

@@ -69,7 +69,12 @@ fn carry(from: &Port, to: Port, delay: Duration) -> anyhow::Result<()> {
 fn read(from: &Port, send: &SyncSender<(Instant, Vec<u8>)>, delay: Duration) -> anyhow::Result<()> {
     let mut buffer = vec![0; packet::FRAME_MAX];
     loop {
-        let length = from.receive(&mut buffer).context("read a frame")?;
+        let length = match from.receive(&mut buffer) {
+            Ok(length) => length,
+            // The interface was taken away: that is how a relay ends.
+            Err(e) if e.kind() == std::io::ErrorKind::NetworkDown => return Ok(()),
+            Err(e) => return Err(e).context("read a frame"),
+        };
         let _ = send.try_send((Instant::now() + delay, buffer[..length].to_vec()));
     }
 }

@@ -28,6 +28,8 @@ mod ledger;
 mod metrics;
 mod request_id;
 
+pub mod wall_clock;
+
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

@@ -246,7 +246,7 @@ fn suite(args: &Suite, interrupted: &AtomicBool) -> anyhow::Result<bool> {
 fn one(options: &Options, interrupted: &AtomicBool) -> anyhow::Result<bool> {
     let fits = options.scenario.environments().contains(&options.kind);
     ensure!(fits, "{} does not run in {:?}: see `trestle-chaos list`", options.scenario.name, options.kind);
-    let outcome = runner::run(options, interrupted)?;
+    let outcome = runner::run(options, runner::witnesses(), interrupted)?;
     if let Some(path) = &options.json {
         std::fs::write(path, serde_json::to_vec_pretty(&outcome)?)
             .with_context(|| format!("{}", path.display()))?;
@@ -266,7 +266,7 @@ fn print(outcome: &Outcome) {
         outcome.scenario,
         outcome.environment,
         outcome.seed,
-        outcome.seconds
+        (outcome.ended - outcome.began) as f64 / 1e9
     );
     for verdict in &outcome.verdicts {
         let _ = writeln!(out, "  {} {}: {}", word(verdict.pass), verdict.name, verdict.text);

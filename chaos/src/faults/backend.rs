@@ -47,8 +47,12 @@ pub(super) fn inject(env: &mut dyn Env, tools: &mut Tools, fault: Fault) -> anyh
         let before = answer_time(&info)?;
         let pid = env.backend_pid(backend).context("the backend does not run here")?;
         let gasps = Gasps::start(pid)?;
-        // Where in its turn a request comes is chance; of a few, one waits.
-        let slowest = (0..4).filter_map(|_| answer_time(&info).ok()).max().unwrap_or_default();
+        // Where in its turn a request comes is chance; over some turns, one waits.
+        let (began, mut slowest) = (Instant::now(), Duration::ZERO);
+        while slowest < ASLEEP / 4 && began.elapsed() < (ASLEEP + AWAKE) * 4 {
+            slowest = slowest.max(answer_time(&info).unwrap_or_default());
+            std::thread::sleep(AWAKE);
+        }
         let claim = format!("{} answers slowly", info.name);
         let seen = format!("{before:?} before, {slowest:?} now");
         (Proof::new(claim, seen, slowest > ASLEEP / 4), Remedy::Wake { backend, gasps })

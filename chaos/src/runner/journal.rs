@@ -1,8 +1,10 @@
 //! What a run did and saw, in the order in which it happened.
+//!
+//! Times are nanoseconds of CLOCK_BOOTTIME, which all processes and namespaces of a machine share.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
 
+use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
 use crate::faults::Proof;
@@ -10,14 +12,20 @@ use crate::faults::Proof;
 /// A run of hours stays far below.
 const EVENTS_MAX: usize = 1 << 20;
 
+/// CLOCK_BOOTTIME, nanoseconds.
+pub fn now() -> u64 {
+    let time = clock_gettime(ClockId::Boottime);
+    // Neither is negative on a clock that starts with the machine.
+    time.tv_sec.cast_unsigned() * 1_000_000_000 + time.tv_nsec.cast_unsigned()
+}
+
 pub struct Journal {
-    began: Instant,
+    pub began: u64,
     events: Mutex<Vec<Event>>,
 }
 
 #[derive(Clone, Debug, Serialize)]
 pub struct Event {
-    /// Nanoseconds since the run began.
     pub at: u64,
     #[serde(flatten)]
     pub what: What,
@@ -62,19 +70,14 @@ pub enum What {
 
 impl Journal {
     pub fn new() -> Journal {
-        Journal { began: Instant::now(), events: Mutex::new(Vec::new()) }
-    }
-
-    pub fn now(&self) -> u64 {
-        u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        Journal { began: now(), events: Mutex::new(Vec::new()) }
     }
 
     pub fn note(&self, what: What) {
         let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
         if events.len() < EVENTS_MAX {
             // Under the lock, so that the order is that of the times.
-            let at = self.now();
-            events.push(Event { at, what });
+            events.push(Event { at: now(), what });
         }
     }
 

@@ -4,9 +4,11 @@ pub mod changes;
 mod finals;
 pub mod journal;
 mod watch;
+pub mod witness;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -17,15 +19,13 @@ use serde::Serialize;
 use crate::cleanup::Ledger;
 use crate::env::{self, Env, Kind, Programs, settled};
 use crate::faults::{self, Proof, Tools};
-use crate::scenarios::{Planned, Scenario};
+use crate::scenarios::{Expect, Planned, Scenario};
 
-use changes::{Operation, Shared};
 use journal::{Event, Journal, What};
+use witness::{Record, Stage, Witness};
 
 /// Before the first fault, so that the report shows how it is when nothing is wrong.
 const WARM_UP: Duration = Duration::from_secs(2);
-
-const WRITERS: u64 = 2;
 
 /// How often a wait looks whether it was interrupted.
 const POLL: Duration = Duration::from_millis(20);
@@ -51,7 +51,8 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    fn of(name: &str, result: anyhow::Result<String>) -> Verdict {
+    /// What was found, or why it is a failure.
+    pub fn of(name: &str, result: anyhow::Result<String>) -> Verdict {
         let pass = result.is_ok();
         Verdict { name: name.to_owned(), pass, text: result.unwrap_or_else(|e| format!("{e:#}")) }
     }
@@ -61,23 +62,28 @@ impl Verdict {
 #[derive(Clone, Debug, Serialize)]
 pub struct Outcome {
     pub scenario: &'static str,
+    pub about: &'static str,
     pub environment: Kind,
     pub seed: u64,
-    pub seconds: f64,
     pub pass: bool,
     pub verdicts: Vec<Verdict>,
     /// The command that does it again.
     pub again: String,
+    pub expect: Expect,
+    /// Of CLOCK_BOOTTIME, as all times here.
+    pub began: u64,
+    pub ended: u64,
     pub faults: Vec<FaultRecord>,
     pub events: Vec<Event>,
-    pub operations: Vec<Operation>,
+    /// What witnesses add, by their names.
+    pub data: BTreeMap<&'static str, serde_json::Value>,
 }
 
 #[derive(Clone, Debug, Serialize)]
 pub struct FaultRecord {
     pub name: &'static str,
     pub victims: Vec<String>,
-    /// Nanoseconds since the run began: injected, healed, whole again.
+    /// Injection begins; it was undone; the cluster was whole again.
     pub hit: u64,
     pub healed: u64,
     pub whole: Option<u64>,
@@ -89,66 +95,91 @@ fn run_name() -> String {
     format!("{}-{:04x}", std::process::id(), rand::random::<u16>())
 }
 
+/// Who watches every run.
+pub fn witnesses() -> Vec<Box<dyn Witness>> {
+    vec![Box::new(watch::Roles::default()), Box::new(changes::Changes::default())]
+}
+
 /// One run, from nothing to nothing.
 ///
 /// # Errors
 /// The environment could not be made or taken down: there is nothing to judge.
-pub fn run(options: &Options, interrupted: &AtomicBool) -> anyhow::Result<Outcome> {
+pub fn run(
+    options: &Options,
+    witnesses: Vec<Box<dyn Witness>>,
+    interrupted: &AtomicBool,
+) -> anyhow::Result<Outcome> {
     let ledger = Ledger::open(&options.programs.chaos, &run_name())?;
-    let result = run_in(options, &ledger, interrupted);
+    let result = run_in(options, witnesses, &ledger, interrupted);
     // Whatever the run came to, this is what the user must hear of.
     ledger.close()?;
     result
 }
 
-fn run_in(options: &Options, ledger: &Ledger, interrupted: &AtomicBool) -> anyhow::Result<Outcome> {
+fn run_in(
+    options: &Options,
+    mut witnesses: Vec<Box<dyn Witness>>,
+    ledger: &Ledger,
+    interrupted: &AtomicBool,
+) -> anyhow::Result<Outcome> {
     let scenario = options.scenario;
     let mut env = env::build(options.kind, &scenario.layout, &options.programs, ledger)
         .with_context(|| format!("the environment {:?} could not be made", options.kind))?;
     let map = env.map().clone();
     let (journal, stop) = (Journal::new(), AtomicBool::new(false));
-    let next = AtomicU64::new(2);
-    let began = Instant::now();
-    let nodes = map.nodes.iter().filter(|n| n.admin.cli.is_none());
-    let nodes: Vec<_> = nodes.map(|n| (n.name.clone(), n.admin.clone())).collect();
-    let shared = &Shared { journal: &journal, stop: &stop, next: &next, nodes };
-    let (records, problem, operations) = std::thread::scope(|scope| {
-        scope.spawn(|| watch::watch(&map, &journal, &stop));
-        let writers: Vec<_> = (0..WRITERS)
-            .map(|writer| scope.spawn(move || changes::write(writer, options.seed, shared)))
-            .collect();
-        let (records, problem) = break_it(options, env.as_mut(), &journal, began, interrupted);
-        stop.store(true, Ordering::Relaxed);
-        let mut operations: Vec<_> = writers.into_iter().filter_map(|w| w.join().ok()).flatten().collect();
-        operations.sort_by_key(|o| o.call);
-        (records, problem, operations)
+    let stage = &Stage { scenario, seed: options.seed, map: &map, journal: &journal, stop: &stop };
+    let (records, problem) = std::thread::scope(|scope| {
+        // Also when this thread panics, the others must hear that it is over.
+        let _over = Over(&stop);
+        for witness in &mut witnesses {
+            scope.spawn(|| witness.watch(stage));
+        }
+        break_it(options, env.as_mut(), &journal, interrupted)
     });
+    let ended = journal::now();
+    let whole = settled(env.map(), scenario.expect.heal);
     let mut verdicts = vec![
         Verdict::of("faults", problem.map_or_else(|| proven(&records), Err)),
         Verdict::of("healed in time", healed(&records, scenario.expect.heal)),
+        Verdict::of("whole in the end", whole.map(|()| "all nodes are ready, seated and alive".to_owned())),
     ];
-    verdicts.extend(finals::judge(env.map(), &operations, scenario.expect.heal));
+    let events = journal.events();
+    let record =
+        Record { scenario, map: env.map(), faults: &records, events: &events, began: journal.began, ended };
+    verdicts.extend(witnesses.iter_mut().flat_map(|w| w.judge(&record)));
     if interrupted.load(Ordering::Relaxed) {
         verdicts.push(Verdict::of("whole run", Err(anyhow::anyhow!("it was interrupted"))));
     }
     let pass = verdicts.iter().all(|v| v.pass);
     if !pass {
-        for node in 0..env.map().nodes.len() {
-            tracing::info!(node = env.map().nodes[node].name, log = env.log_tail(node), "end of its log");
+        for (node, info) in env.map().nodes.iter().enumerate() {
+            tracing::info!(node = info.name, log = env.log_tail(node), "end of its log");
         }
     }
     Ok(Outcome {
         scenario: scenario.name,
+        about: scenario.about,
         environment: options.kind,
         seed: options.seed,
-        seconds: began.elapsed().as_secs_f64(),
         pass,
         verdicts,
         again: again(options),
+        expect: scenario.expect,
+        began: journal.began,
+        ended,
         faults: records,
-        events: journal.events(),
-        operations,
+        events,
+        data: witnesses.iter().map(|w| (w.name(), w.data())).collect(),
     })
+}
+
+/// Says on drop that all is over.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 fn again(options: &Options) -> String {
@@ -162,7 +193,6 @@ fn break_it(
     options: &Options,
     env: &mut dyn Env,
     journal: &Journal,
-    began: Instant,
     interrupted: &AtomicBool,
 ) -> (Vec<FaultRecord>, Option<anyhow::Error>) {
     let mut tools = Tools {
@@ -170,7 +200,7 @@ fn break_it(
         random: StdRng::seed_from_u64(options.seed ^ 0x5eed),
         number: 0,
     };
-    let mut records = Vec::new();
+    let (began, mut records) = (Instant::now(), Vec::new());
     pause(WARM_UP, interrupted);
     for (number, planned) in options.scenario.plan(options.seed).enumerate() {
         let over = began.elapsed() >= options.time;
@@ -207,7 +237,7 @@ fn one_fault(
 ) -> anyhow::Result<FaultRecord> {
     let name = planned.fault.name();
     journal.note(What::Fault { number, name });
-    let hit = journal.now();
+    let hit = journal::now();
     let active = faults::inject(planned.fault, env, tools)?;
     let victims = active.victims.clone();
     tracing::info!(fault = name, ?victims, hold = ?planned.hold, "in force");
@@ -215,12 +245,12 @@ fn one_fault(
     pause(planned.hold, interrupted);
     journal.note(What::Healing { number });
     let proofs = faults::heal(active, env, tools)?;
-    let healed = journal.now();
+    let healed = journal::now();
     journal.note(What::Healed { number, proofs: proofs.clone() });
     let whole = match settled(env.map(), options.scenario.expect.heal) {
         Ok(()) => {
             journal.note(What::Whole { number });
-            Some(journal.now())
+            Some(journal::now())
         }
         Err(e) => {
             journal.note(What::Problem { text: format!("{e:#}") });

@@ -133,6 +133,14 @@ fn namespaces_prove_their_faults_and_leave_nothing() {
     ] {
         prove(env.as_mut(), &mut tools, fault);
     }
+    // Where cgroups can't bound writes, or the folder is on no disk, there is no slow disk to be had.
+    match faults::inject(Fault::SlowDisk(Target::Follower), env.as_mut(), &mut tools) {
+        Ok(active) => {
+            let proofs = faults::heal(active, env.as_mut(), &mut tools).expect("it is healed");
+            assert!(proofs.iter().all(|p| p.holds), "{proofs:?}");
+        }
+        Err(e) => eprintln!("skipped: a slow disk: {e:#}"),
+    }
     // A disk that is not the node's own is never filled.
     assert!(faults::inject(Fault::DiskFull(Target::Random), env.as_mut(), &mut tools).is_err());
     drop(env);

@@ -19,6 +19,9 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 /// A program that undoes something is given up after this.
 const PROGRAM_TIMEOUT: Duration = Duration::from_secs(40);
 
+/// `ip netns add` and the like are done within this.
+const STRAGGLERS: Duration = Duration::from_millis(300);
+
 const ATTEMPTS: u32 = 3;
 const POLL: Duration = Duration::from_millis(20);
 
@@ -39,17 +42,26 @@ pub fn reap(mut orders: impl BufRead) -> bool {
             Ok(Order::Add(_)) | Err(_) => {}
         }
     }
-    let mut clean = run.is_empty() || end_processes(&run);
+    let clean = undo_all(&run, &items);
+    // A program that the tool had just started when it died may have done its work only now.
+    std::thread::sleep(STRAGGLERS);
+    items.retain(|item| !matches!(item, Item::Compose(_)));
+    clean & undo_all(&run, &items)
+}
+
+fn undo_all(run: &str, items: &[Item]) -> bool {
+    let mut clean = run.is_empty() || end_processes(run);
     for item in items.iter().rev() {
-        clean &= (0..ATTEMPTS).any(|attempt| {
+        let undone = (0..ATTEMPTS).any(|attempt| {
             if attempt > 0 {
                 std::thread::sleep(POLL * 10);
             }
             undo(item)
-        }) || {
+        });
+        if !undone {
             complain(&format!("can't undo {item:?}"));
-            false
-        };
+        }
+        clean &= undone;
     }
     clean
 }

@@ -33,8 +33,6 @@ pub(super) struct Process {
     pub(super) log: PathBuf,
     pub(super) run: String,
     child: Option<Child>,
-    /// Guards that were seen, by process id: they may outlive the node.
-    guards: Vec<i32>,
 }
 
 impl Process {
@@ -48,7 +46,6 @@ impl Process {
             log,
             run: run.to_owned(),
             child: None,
-            guards: Vec::new(),
         }
     }
 
@@ -86,12 +83,7 @@ impl Process {
         let is_guard = |m: &mark::Marked| m.part == self.part && m.command.iter().any(|a| a == "vip-guard");
         let found = mark::find(&self.run).into_iter().find(is_guard).map(|m| m.pid);
         // A guard that cleans its environment is still a child of its node.
-        let found = found.or_else(|| child_guard(node?));
-        if let Some(pid) = found {
-            self.guards.push(pid);
-            self.guards.dedup();
-        }
-        found
+        found.or_else(|| child_guard(node?))
     }
 
     pub(super) fn signal(&mut self, signal: Signal) -> anyhow::Result<()> {
@@ -160,5 +152,46 @@ pub(super) fn state(pid: i32) -> ProcessState {
         Some('T' | 't') => ProcessState::Stopped,
         Some('Z' | 'X') | None => ProcessState::Gone,
         Some(_) => ProcessState::Runs,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::place::eventually;
+
+    /// A shell that has a child with the guard's name among its arguments, as a node has.
+    fn with_guard(run: &str, folder: &Path) -> Process {
+        let mut process = Process::new(run, "n1", Path::new("sh"), Place::Here, folder.join("log"));
+        process.args = vec!["-c".into(), "sh -c 'sleep 60; :' vip-guard & wait".into()];
+        process
+    }
+
+    #[test]
+    fn a_guard_is_found_also_when_its_node_is_gone() {
+        let run = format!("guard-test-{}", std::process::id());
+        let folder = tempfile::tempdir().unwrap();
+        let mut node = with_guard(&run, folder.path());
+        assert!(node.guard().is_none());
+        node.start().unwrap();
+        let guard = eventually(KILL_TIMEOUT, "a guard", || node.guard().context("none")).unwrap();
+        let is = |wanted: ProcessState| {
+            eventually(KILL_TIMEOUT, "the guard's state", || {
+                ensure!(state(guard) == wanted, "{:?}", state(guard));
+                Ok(())
+            })
+            .unwrap();
+        };
+        send(guard, Signal::STOP).unwrap();
+        is(ProcessState::Stopped);
+        assert_eq!(node.state(), ProcessState::Runs, "the node is another process");
+        // The kernel sends SIGHUP to what is stopped when its group loses its last parent.
+        send(guard, Signal::CONT).unwrap();
+        is(ProcessState::Runs);
+        node.signal(Signal::KILL).unwrap();
+        node.wait_gone().unwrap();
+        assert_eq!((node.state(), node.guard()), (ProcessState::Gone, Some(guard)));
+        mark::kill(&run);
+        is(ProcessState::Gone);
     }
 }

@@ -14,6 +14,7 @@ const MAY_DEPEND: &[(&str, &[&str])] = &[
     ("trestle-cluster", &["trestle-config", "trestle-dataplane", "trestle-proto", "trestle-raft-store"]),
     ("trestle", &["trestle-config", "trestle-dataplane", "trestle-cluster", "trestle-raft-store"]),
     ("trestle-tests", &["trestle-config"]),
+    ("trestle-chaos", &["trestle-netlink"]),
 ];
 
 fn root() -> PathBuf {

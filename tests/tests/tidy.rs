@@ -9,6 +9,7 @@ use serde_json::Value;
 const MAY_DEPEND: &[(&str, &[&str])] = &[
     ("trestle-config", &[]),
     ("trestle-proto", &[]),
+    ("trestle-netlink", &[]),
     ("trestle-raft-store", &["trestle-config"]),
     ("trestle-dataplane", &["trestle-config"]),
     ("trestle-cluster", &["trestle-config", "trestle-dataplane", "trestle-proto", "trestle-raft-store"]),

@@ -13,3 +13,4 @@ pub mod place;
 pub mod relay;
 pub mod runner;
 pub mod scenarios;
+pub mod trace;

@@ -12,8 +12,9 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use clap::Parser;
 use trestle_chaos::env::{Kind, Programs};
-use trestle_chaos::runner::{self, Options, Outcome};
+use trestle_chaos::runner::{self, Options, Report};
 use trestle_chaos::scenarios::{SCENARIOS, Scenario};
+use trestle_chaos::trace::SECOND;
 use trestle_chaos::{cleanup, relay};
 
 /// Of one scenario of a suite.
@@ -246,30 +247,31 @@ fn suite(args: &Suite, interrupted: &AtomicBool) -> anyhow::Result<bool> {
 fn one(options: &Options, interrupted: &AtomicBool) -> anyhow::Result<bool> {
     let fits = options.scenario.environments().contains(&options.kind);
     ensure!(fits, "{} does not run in {:?}: see `trestle-chaos list`", options.scenario.name, options.kind);
-    let outcome = runner::run(options, runner::witnesses(), interrupted)?;
+    let report = runner::run(options, runner::witnesses(), interrupted)?;
     if let Some(path) = &options.json {
-        std::fs::write(path, serde_json::to_vec_pretty(&outcome)?)
+        std::fs::write(path, serde_json::to_vec_pretty(&report)?)
             .with_context(|| format!("{}", path.display()))?;
     }
-    print(&outcome);
-    Ok(outcome.pass)
+    print(&report);
+    Ok(report.pass)
 }
 
-fn print(outcome: &Outcome) {
+fn print(report: &Report) {
     let mut out = std::io::stdout().lock();
     let word = |pass: bool| if pass { "pass" } else { "FAIL" };
+    let run = &report.trace.run;
+    let seconds = run.length / SECOND;
     // None of these may end the program: the verdict is its exit code.
     let _ = writeln!(
         out,
-        "{} {} ({:?}, seed {}, {:.0} s)",
-        word(outcome.pass),
-        outcome.scenario,
-        outcome.environment,
-        outcome.seed,
-        (outcome.ended - outcome.began) as f64 / 1e9
+        "{} {} ({}, seed {}, {seconds} s)",
+        word(report.pass),
+        run.scenario,
+        run.environment,
+        run.seed
     );
-    for verdict in &outcome.verdicts {
+    for verdict in &report.verdicts {
         let _ = writeln!(out, "  {} {}: {}", word(verdict.pass), verdict.name, verdict.text);
     }
-    let _ = writeln!(out, "  again: {}", outcome.again);
+    let _ = writeln!(out, "  again: {}", run.again);
 }

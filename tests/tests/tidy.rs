@@ -9,12 +9,13 @@ use serde_json::Value;
 const MAY_DEPEND: &[(&str, &[&str])] = &[
     ("trestle-config", &[]),
     ("trestle-proto", &[]),
+    ("trestle-netlink", &[]),
     ("trestle-raft-store", &["trestle-config"]),
     ("trestle-dataplane", &["trestle-config"]),
     ("trestle-cluster", &["trestle-config", "trestle-dataplane", "trestle-proto", "trestle-raft-store"]),
     ("trestle", &["trestle-config", "trestle-dataplane", "trestle-cluster", "trestle-raft-store"]),
     ("trestle-tests", &["trestle-config"]),
-    ("trestle-chaos", &[]),
+    ("trestle-chaos", &["trestle-netlink"]),
 ];
 
 fn root() -> PathBuf {

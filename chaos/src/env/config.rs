@@ -32,7 +32,8 @@ pub fn document(layout: &Layout, parts: &Parts, value: u64) -> String {
         None => String::new(),
     };
     if let Some(vip) = layout.vip {
-        let _ = writeln!(text, "vips:\n  {VIP}: {{ addresses: [\"{VIP_ADDRESS}/24\"], ttl: {} }}", vip.ttl);
+        let _ =
+            writeln!(text, "vips:\n  {VIP}: {{ addresses: [\"{VIP_ADDRESS}/24\"], ttl: {}ms }}", vip.ttl_ms);
     }
     let [web, stream, datagram] = &parts.binds;
     let _ = writeln!(text, "listeners:\n  web: {{ bind: [\"{web}\"{}], protocol: http }}", front(80));

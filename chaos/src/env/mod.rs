@@ -60,7 +60,13 @@ pub struct Layout {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct VipLayout {
-    pub ttl: &'static str,
+    pub ttl_ms: u64,
+}
+
+impl VipLayout {
+    pub fn ttl(&self) -> Duration {
+        Duration::from_millis(self.ttl_ms)
+    }
 }
 
 impl Default for Layout {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use rand::seq::IndexedRandom;
 
-use super::{Active, Fault, Proof, Tools};
+use super::{Active, Fault, Proof, Tools, new_proof};
 use crate::env::{BackendInfo, BackendOrder, Env};
 use crate::place::eventually;
 
@@ -42,7 +42,7 @@ pub(super) fn inject(env: &mut dyn Env, tools: &mut Tools, fault: Fault) -> anyh
         env.backend(backend, BackendOrder::Kill)?;
         let refused = info.place.connect(info.address, CONNECT_TIMEOUT);
         let claim = format!("{} refuses connections", info.name);
-        (Proof::new(claim, format!("{refused:?}"), refused.is_err()), Remedy::Start(backend))
+        (new_proof(claim, format!("{refused:?}"), refused.is_err()), Remedy::Start(backend))
     } else {
         let before = answer_time(&info)?;
         let pid = env.backend_pid(backend).context("the backend does not run here")?;
@@ -55,7 +55,7 @@ pub(super) fn inject(env: &mut dyn Env, tools: &mut Tools, fault: Fault) -> anyh
         }
         let claim = format!("{} answers slowly", info.name);
         let seen = format!("{before:?} before, {slowest:?} now");
-        (Proof::new(claim, seen, slowest > ASLEEP / 4), Remedy::Wake { backend, gasps })
+        (new_proof(claim, seen, slowest > ASLEEP / 4), Remedy::Wake { backend, gasps })
     };
     Ok(Active {
         fault,
@@ -106,14 +106,14 @@ pub(super) fn heal(env: &mut dyn Env, remedy: Remedy) -> anyhow::Result<Vec<Proo
                 Ok(info.place.connect(info.address, CONNECT_TIMEOUT)?)
             });
             let claim = format!("{} accepts connections again", info.name);
-            Ok(vec![Proof::new(claim, format!("{accepts:?}"), accepts.is_ok())])
+            Ok(vec![new_proof(claim, format!("{accepts:?}"), accepts.is_ok())])
         }
         Remedy::Wake { backend, gasps } => {
             gasps.stop.store(true, Ordering::Relaxed);
             let turns = gasps.thread.join().unwrap_or(0);
             env.backend(backend, BackendOrder::Thaw)?;
             let name = &env.map().backends[backend].name;
-            Ok(vec![Proof::new(
+            Ok(vec![new_proof(
                 format!("{name} was frozen again and again"),
                 format!("{turns} times"),
                 turns > 0,

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 
-use super::{Active, Fault, Proof, Target, Tools, names};
+use super::{Active, Fault, Proof, Target, Tools, names, new_proof};
 use crate::env::Env;
 use crate::place::eventually;
 
@@ -54,7 +54,7 @@ pub(super) fn inject(
     });
     let holds = shown.is_ok();
     let claim = format!("the clock of {} is off by {hours} h", map.nodes[node].name);
-    let proof = Proof::new(claim, shown.unwrap_or_else(|e| format!("{e:#}")), holds);
+    let proof = new_proof(claim, shown.unwrap_or_else(|e| format!("{e:#}")), holds);
     let stepper = if step { Some(Stepper::start(&file, hours)?) } else { None };
     Ok(Active {
         fault,

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 
-use super::{Active, Fault, Proof, Target, Tools, names};
+use super::{Active, Fault, Proof, Target, Tools, names, new_proof};
 use crate::cleanup::Item;
 use crate::env::{Env, Part, ProcessState};
 use crate::place::succeed;
@@ -51,7 +51,7 @@ pub(super) fn fill(
     let _ = std::fs::remove_file(folder.join("chaos-probe"));
     let full = refused.as_ref().is_err_and(|e| e.kind() == ErrorKind::StorageFull);
     let claim = format!("the disk of {} is full", env.map().nodes[node].name);
-    let proof = Proof::new(claim, format!("{written} bytes, then {refused:?}"), full);
+    let proof = new_proof(claim, format!("{written} bytes, then {refused:?}"), full);
     Ok(Active {
         fault,
         victims: names(env.map(), &[node]),
@@ -99,12 +99,12 @@ pub(super) fn slow(
     let members = std::fs::read_to_string(cgroup.join("cgroup.procs"))?;
     let name = env.map().nodes[node].name.clone();
     let proofs = vec![
-        Proof::new(
+        new_proof(
             format!("a write and fsync beside {name} is slow"),
             format!("{before:?} before, {after:?} now"),
             after > before * SLOWER && after > SLOW_MIN,
         ),
-        Proof::new(
+        new_proof(
             format!("{name} is in the slow group"),
             members.replace('\n', " "),
             members.lines().any(|l| l == pid.to_string()),
@@ -187,7 +187,7 @@ pub(super) fn heal(env: &mut dyn Env, remedy: Remedy) -> anyhow::Result<Vec<Proo
             }
             env.start(node)?;
             let name = &env.map().nodes[node].name;
-            Ok(vec![Proof::new(format!("the disk of {name} was full to the end"), format!("{full}"), full)])
+            Ok(vec![new_proof(format!("the disk of {name} was full to the end"), format!("{full}"), full)])
         }
         Remedy::Fast { node, cgroup, device } => {
             limit(&cgroup, &device, 0)?;

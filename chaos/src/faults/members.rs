@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use rand::seq::IndexedRandom;
 
-use super::{Active, Fault, Proof, Remedy, Target, Tools, names};
+use super::{Active, Fault, Proof, Remedy, Target, Tools, names, new_proof};
 use crate::env::{Env, Map, Part, ProcessState, SETTLE, VIP, settled};
 use crate::place::{eventually, succeed};
 
@@ -28,7 +28,7 @@ pub(super) fn rolling_restart(env: &mut dyn Env, fault: Fault) -> anyhow::Result
         let after = env.identity(*node);
         let claim = format!("{name} ended and is another process now");
         let seen = format!("{before:?}, then {after:?}");
-        proofs.push(Proof::new(claim, seen, gone && before.is_some() && after.is_some() && before != after));
+        proofs.push(new_proof(claim, seen, gone && before.is_some() && after.is_some() && before != after));
     }
     Ok(Active { fault, victims: names(env.map(), &members), nodes: members, proofs, remedy: Remedy::Nothing })
 }
@@ -41,7 +41,7 @@ pub(super) fn join_leave(env: &mut dyn Env, fault: Fault) -> anyhow::Result<Acti
     }
     let names = names(env.map(), &joined);
     let seen = known(env.map());
-    proofs.push(Proof::new(
+    proofs.push(new_proof(
         format!("{names:?} are in the cluster"),
         format!("{seen:?}"),
         names.iter().all(|n| seen.contains(n)),
@@ -50,7 +50,7 @@ pub(super) fn join_leave(env: &mut dyn Env, fault: Fault) -> anyhow::Result<Acti
         env.leave(*node)?;
     }
     let seen = known(env.map());
-    proofs.push(Proof::new(
+    proofs.push(new_proof(
         format!("{names:?} have left"),
         format!("{seen:?}"),
         !seen.is_empty() && !names.iter().any(|n| seen.contains(n)),
@@ -78,7 +78,7 @@ pub(super) fn move_vip(env: &mut dyn Env, tools: &mut Tools, fault: Fault) -> an
         fault,
         victims: names(map, &[owner, to]),
         nodes: vec![owner, to],
-        proofs: vec![Proof::new(claim, format!("{moved:?}"), moved.is_ok())],
+        proofs: vec![new_proof(claim, format!("{moved:?}"), moved.is_ok())],
         remedy: Remedy::Nothing,
     })
 }
@@ -94,7 +94,7 @@ pub(super) fn drain(env: &mut dyn Env, tools: &mut Tools, fault: Fault) -> anyho
         fault,
         victims: vec![name],
         nodes: vec![owner],
-        proofs: vec![Proof::new(claim, format!("{moved:?}"), moved.is_ok())],
+        proofs: vec![new_proof(claim, format!("{moved:?}"), moved.is_ok())],
         remedy: Remedy::Undrain(owner),
     })
 }
@@ -108,7 +108,7 @@ pub(super) fn undrain(env: &mut dyn Env, tools: &mut Tools, node: usize) -> anyh
         ensure!(status.ready, "not ready: {:?}", status.warnings);
         Ok(())
     });
-    Ok(vec![Proof::new(format!("{name} is back from its drain"), format!("{ready:?}"), ready.is_ok())])
+    Ok(vec![new_proof(format!("{name} is back from its drain"), format!("{ready:?}"), ready.is_ok())])
 }
 
 fn became_owner(map: &Map, fits: impl Fn(usize) -> bool) -> anyhow::Result<String> {

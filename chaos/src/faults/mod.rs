@@ -20,6 +20,7 @@ use serde::Serialize;
 
 use crate::env::{Env, Map, Part, Programs};
 use crate::place::eventually;
+pub use crate::trace::Proof;
 
 /// Until a leader or owner is known to aim at.
 const AIM_TIMEOUT: Duration = Duration::from_secs(10);
@@ -118,22 +119,6 @@ impl Fault {
             Fault::Move => "move",
             Fault::Drain => "drain",
         }
-    }
-}
-
-/// One piece of evidence.
-#[derive(Clone, Debug, Serialize)]
-pub struct Proof {
-    /// What must have been so.
-    pub claim: String,
-    /// What was seen.
-    pub seen: String,
-    pub holds: bool,
-}
-
-impl Proof {
-    pub fn new(claim: impl Into<String>, seen: impl Into<String>, holds: bool) -> Proof {
-        Proof { claim: claim.into(), seen: seen.into(), holds }
     }
 }
 
@@ -256,4 +241,8 @@ pub fn heal(active: Active, env: &mut dyn Env, tools: &mut Tools) -> anyhow::Res
 
 fn names(map: &Map, nodes: &[usize]) -> Vec<String> {
     nodes.iter().map(|n| map.nodes[*n].name.clone()).collect()
+}
+
+fn new_proof(claim: impl Into<String>, seen: impl Into<String>, holds: bool) -> Proof {
+    Proof { claim: claim.into(), seen: seen.into(), holds }
 }

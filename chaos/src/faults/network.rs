@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use rand::seq::SliceRandom;
 
-use super::{Active, Fault, Proof, Tools, names};
+use super::{Active, Fault, Proof, Tools, names, new_proof};
 use crate::env::switch::{Delay, Hurt};
 use crate::env::{Env, Map, NodeInfo};
 
@@ -149,7 +149,7 @@ fn way_proof(from: &NodeInfo, to: &NodeInfo, cut: bool) -> Proof {
         Err(e) => (false, e.to_string()),
     };
     let must = if cut { "lost" } else { "delivered" };
-    Proof::new(format!("a datagram from {} to {} is {must}", from.name, to.name), seen, holds)
+    new_proof(format!("a datagram from {} to {} is {must}", from.name, to.name), seen, holds)
 }
 
 /// Whether one of a few datagrams between two nodes' namespaces arrives.
@@ -191,7 +191,7 @@ fn carrier_proof(map: &Map, node: usize, wanted: bool) -> Proof {
         // A container: the admin port, which goes over the same network, tells.
         let answers = info.admin.status().is_ok();
         let seen = if answers { "it answers" } else { "it does not answer" };
-        return Proof::new(format!("{} answers: {wanted}", info.name), seen, answers == wanted);
+        return new_proof(format!("{} answers: {wanted}", info.name), seen, answers == wanted);
     }
     let deadline = Instant::now() + CARRIER_TIMEOUT;
     loop {
@@ -200,7 +200,7 @@ fn carrier_proof(map: &Map, node: usize, wanted: bool) -> Proof {
         let flags = seen.split_once('<').and_then(|(_, rest)| rest.split_once('>')).map_or("", |(f, _)| f);
         let up = flags.split(',').any(|f| f == "LOWER_UP");
         if up == wanted || Instant::now() > deadline {
-            return Proof::new(claim, flags, up == wanted);
+            return new_proof(claim, flags, up == wanted);
         }
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -215,7 +215,7 @@ fn delay(env: &mut dyn Env, fault: Fault, node: usize, by: Duration) -> anyhow::
     let delay = switch.delay(port, by)?;
     let after = round_trip(map, other, node)?;
     let claim = format!("a connect to {} takes {by:?} twice, by {}", map.nodes[node].name, delay.how());
-    let proof = Proof::new(claim, format!("{before:?} before, {after:?} now"), after >= by * 2);
+    let proof = new_proof(claim, format!("{before:?} before, {after:?} now"), after >= by * 2);
     Ok(Active {
         fault,
         victims: names(map, &[node]),
@@ -240,7 +240,7 @@ pub(super) fn heal(env: &mut dyn Env, remedy: Remedy) -> anyhow::Result<Vec<Proo
             let switch = env.switch().context("a switch")?;
             let dropped = switch.dropped(&hurt)?;
             switch.heal(&hurt)?;
-            Ok(vec![Proof::new(
+            Ok(vec![new_proof(
                 format!("packets met the cut: {what}"),
                 format!("{dropped} dropped"),
                 dropped > 0,
@@ -256,7 +256,7 @@ pub(super) fn heal(env: &mut dyn Env, remedy: Remedy) -> anyhow::Result<Vec<Proo
                 switch.undelay(delay)?;
             }
             let after = round_trip(env.map(), way.0, way.1)?;
-            Ok(vec![Proof::new("the delay is gone", format!("{after:?}"), after < Duration::from_millis(20))])
+            Ok(vec![new_proof("the delay is gone", format!("{after:?}"), after < Duration::from_millis(20))])
         }
     }
 }

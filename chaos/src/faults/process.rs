@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::ensure;
 
-use super::{Active, Fault, Proof, Remedy, Target, Tools, names};
+use super::{Active, Fault, Proof, Remedy, Target, Tools, names, new_proof};
 use crate::env::{Env, Part, ProcessState};
 use crate::place::eventually;
 
@@ -34,7 +34,7 @@ pub(super) fn kill(
     }
     for node in nodes.iter().filter(|_| part == Part::Guard) {
         let claim = format!("the guard of {} was killed", env.map().nodes[*node].name);
-        proofs.push(Proof::new(claim, "the killed process has ended", true));
+        proofs.push(new_proof(claim, "the killed process has ended", true));
     }
     let remedy =
         if part == Part::Guard { Remedy::Guards(nodes.clone()) } else { Remedy::Start(nodes.clone()) };
@@ -115,7 +115,7 @@ pub(super) fn guards_return(env: &mut dyn Env, nodes: &[usize]) -> anyhow::Resul
             Ok(())
         });
         let seen = back.as_ref().map_or_else(|e| format!("{e:#}"), |()| "it runs".to_owned());
-        proofs.push(Proof::new(format!("{name} has a guard again"), seen, back.is_ok()));
+        proofs.push(new_proof(format!("{name} has a guard again"), seen, back.is_ok()));
     }
     Ok(proofs)
 }
@@ -123,5 +123,5 @@ pub(super) fn guards_return(env: &mut dyn Env, nodes: &[usize]) -> anyhow::Resul
 fn state_proof(env: &mut dyn Env, node: usize, part: Part, wanted: ProcessState) -> Proof {
     let state = env.state(node, part);
     let name = &env.map().nodes[node].name;
-    Proof::new(format!("{name} ({part:?}) was {wanted:?}"), format!("{state:?}"), state == wanted)
+    new_proof(format!("{name} ({part:?}) was {wanted:?}"), format!("{state:?}"), state == wanted)
 }

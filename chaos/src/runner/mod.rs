@@ -1,12 +1,11 @@
 //! A run: makes the environment, breaks it by plan, heals it, and judges.
 
-pub mod changes;
+mod changes;
+mod ends;
 mod finals;
-pub mod journal;
 mod watch;
 pub mod witness;
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -17,12 +16,13 @@ use rand::rngs::StdRng;
 use serde::Serialize;
 
 use crate::cleanup::Ledger;
-use crate::env::{self, Env, Kind, Programs, settled};
-use crate::faults::{self, Proof, Tools};
-use crate::scenarios::{Expect, Planned, Scenario};
+use crate::env::{self, Env, Kind, Map, Programs, settled};
+use crate::faults::{self, Tools};
+use crate::place::succeed;
+use crate::scenarios::{Planned, Scenario};
+use crate::trace::{Bounds, FOREVER, FaultRecord, Proof, Recorder, Run, Time, Trace, VipInfo};
 
-use journal::{Event, Journal, What};
-use witness::{Record, Stage, Witness};
+use witness::{Stage, Witness};
 
 /// Before the first fault, so that the report shows how it is when nothing is wrong.
 const WARM_UP: Duration = Duration::from_secs(2);
@@ -60,34 +60,11 @@ impl Verdict {
 
 /// A run and its verdicts.
 #[derive(Clone, Debug, Serialize)]
-pub struct Outcome {
-    pub scenario: &'static str,
-    pub about: &'static str,
-    pub environment: Kind,
-    pub seed: u64,
+pub struct Report {
     pub pass: bool,
     pub verdicts: Vec<Verdict>,
-    /// The command that does it again.
-    pub again: String,
-    pub expect: Expect,
-    /// Of CLOCK_BOOTTIME, as all times here.
-    pub began: u64,
-    pub ended: u64,
-    pub faults: Vec<FaultRecord>,
-    pub events: Vec<Event>,
-    /// What witnesses add, by their names.
-    pub data: BTreeMap<&'static str, serde_json::Value>,
-}
-
-#[derive(Clone, Debug, Serialize)]
-pub struct FaultRecord {
-    pub name: &'static str,
-    pub victims: Vec<String>,
-    /// Injection begins; it was undone; the cluster was whole again.
-    pub hit: u64,
-    pub healed: u64,
-    pub whole: Option<u64>,
-    pub proofs: Vec<Proof>,
+    #[serde(flatten)]
+    pub trace: Trace,
 }
 
 /// A name that no other run on this machine has.
@@ -97,7 +74,7 @@ fn run_name() -> String {
 
 /// Who watches every run.
 pub fn witnesses() -> Vec<Box<dyn Witness>> {
-    vec![Box::new(watch::Roles::default()), Box::new(changes::Changes::default())]
+    vec![Box::new(watch::Leaders), Box::new(changes::Changes::default())]
 }
 
 /// One run, from nothing to nothing.
@@ -108,7 +85,7 @@ pub fn run(
     options: &Options,
     witnesses: Vec<Box<dyn Witness>>,
     interrupted: &AtomicBool,
-) -> anyhow::Result<Outcome> {
+) -> anyhow::Result<Report> {
     let ledger = Ledger::open(&options.programs.chaos, &run_name())?;
     let result = run_in(options, witnesses, &ledger, interrupted);
     // Whatever the run came to, this is what the user must hear of.
@@ -121,56 +98,92 @@ fn run_in(
     mut witnesses: Vec<Box<dyn Witness>>,
     ledger: &Ledger,
     interrupted: &AtomicBool,
-) -> anyhow::Result<Outcome> {
+) -> anyhow::Result<Report> {
     let scenario = options.scenario;
     let mut env = env::build(options.kind, &scenario.layout, &options.programs, ledger)
         .with_context(|| format!("the environment {:?} could not be made", options.kind))?;
     let map = env.map().clone();
-    let (journal, stop) = (Journal::new(), AtomicBool::new(false));
-    let stage = &Stage { scenario, seed: options.seed, map: &map, journal: &journal, stop: &stop };
-    let (records, problem) = std::thread::scope(|scope| {
+    let (recorder, stop) =
+        (Recorder::new(describe(options, &map), vips(&map, scenario)), AtomicBool::new(false));
+    let stage = &Stage { scenario, seed: options.seed, map: &map, recorder: &recorder, stop: &stop };
+    let problem = std::thread::scope(|scope| {
         // Also when this thread panics, the others must hear that it is over.
         let _over = Over(&stop);
         for witness in &mut witnesses {
             scope.spawn(|| witness.watch(stage));
         }
-        break_it(options, env.as_mut(), &journal, interrupted)
+        break_it(options, env.as_mut(), &recorder, interrupted)
     });
-    let ended = journal::now();
     let whole = settled(env.map(), scenario.expect.heal);
-    let mut verdicts = vec![
-        Verdict::of("faults", problem.map_or_else(|| proven(&records), Err)),
-        Verdict::of("healed in time", healed(&records, scenario.expect.heal)),
-        Verdict::of("whole in the end", whole.map(|()| "all nodes are ready, seated and alive".to_owned())),
-    ];
-    let events = journal.events();
-    let record =
-        Record { scenario, map: env.map(), faults: &records, events: &events, began: journal.began, ended };
-    verdicts.extend(witnesses.iter_mut().flat_map(|w| w.judge(&record)));
+    ends::record(env.map(), &recorder);
     if interrupted.load(Ordering::Relaxed) {
-        verdicts.push(Verdict::of("whole run", Err(anyhow::anyhow!("it was interrupted"))));
+        recorder.interrupted("by a signal");
     }
+    let trace = recorder.finish();
+    let verdicts = judge(&trace, problem, whole, options.kind);
     let pass = verdicts.iter().all(|v| v.pass);
     if !pass {
         for (node, info) in env.map().nodes.iter().enumerate() {
             tracing::info!(node = info.name, log = env.log_tail(node), "end of its log");
         }
     }
-    Ok(Outcome {
-        scenario: scenario.name,
-        about: scenario.about,
-        environment: options.kind,
-        seed: options.seed,
-        pass,
-        verdicts,
-        again: again(options),
-        expect: scenario.expect,
-        began: journal.began,
-        ended,
-        faults: records,
-        events,
-        data: witnesses.iter().map(|w| (w.name(), w.data())).collect(),
-    })
+    Ok(Report { pass, verdicts, trace })
+}
+
+fn judge(
+    trace: &Trace,
+    problem: Option<anyhow::Error>,
+    whole: anyhow::Result<()>,
+    kind: Kind,
+) -> Vec<Verdict> {
+    let mut verdicts = vec![
+        Verdict::of("faults", problem.map_or_else(|| proven(&trace.faults), Err)),
+        Verdict::of("healed in time", healed(&trace.faults)),
+        Verdict::of("whole in the end", whole.map(|()| "all nodes are ready, seated and alive".to_owned())),
+    ];
+    // Through the command line, nothing was written and no document can be read.
+    if kind != Kind::Docker {
+        verdicts.extend(finals::judge(trace));
+    }
+    if let Some(why) = &trace.run.interrupted {
+        verdicts.push(Verdict::of("whole run", Err(anyhow::anyhow!("it was interrupted {why}"))));
+    }
+    verdicts
+}
+
+fn describe(options: &Options, map: &Map) -> Run {
+    let kind = format!("{:?}", options.kind).to_lowercase();
+    let (name, seed, time) = (options.scenario.name, options.seed, options.time.as_secs());
+    Run {
+        scenario: name.to_owned(),
+        seed,
+        again: format!("trestle-chaos run {name} --env {kind} --seed {seed} --for {time}s"),
+        environment: kind,
+        nodes: map.nodes.iter().map(|n| n.name.clone()).collect(),
+        backends: map.backends.iter().map(|b| b.name.clone()).collect(),
+        version: version(options),
+        ..Run::default()
+    }
+}
+
+/// Of what is tried.
+fn version(options: &Options) -> String {
+    let mut command = std::process::Command::new(&options.programs.trestle);
+    succeed(command.arg("--version")).map_or_else(|e| e.to_string(), |text| text.trim().to_owned())
+}
+
+fn vips(map: &Map, scenario: &Scenario) -> Vec<VipInfo> {
+    let of = |vip: env::VipLayout, address| VipInfo {
+        name: env::VIP.to_owned(),
+        addresses: vec![address],
+        ttl: nanoseconds(vip.ttl()),
+        hold: false,
+    };
+    scenario.layout.vip.zip(map.vip).map(|(vip, address)| of(vip, address)).into_iter().collect()
+}
+
+fn nanoseconds(time: Duration) -> Time {
+    Time::try_from(time.as_nanos()).unwrap_or(FOREVER)
 }
 
 /// Says on drop that all is over.
@@ -182,83 +195,65 @@ impl Drop for Over<'_> {
     }
 }
 
-fn again(options: &Options) -> String {
-    let kind = format!("{:?}", options.kind).to_lowercase();
-    let (name, seed, time) = (options.scenario.name, options.seed, options.time.as_secs());
-    format!("trestle-chaos run {name} --env {kind} --seed {seed} --for {time}s")
-}
-
 /// Follows the plan until the time is over. What went wrong with a fault ends it.
 fn break_it(
     options: &Options,
     env: &mut dyn Env,
-    journal: &Journal,
+    recorder: &Recorder,
     interrupted: &AtomicBool,
-) -> (Vec<FaultRecord>, Option<anyhow::Error>) {
+) -> Option<anyhow::Error> {
     let mut tools = Tools {
         programs: options.programs.clone(),
         random: StdRng::seed_from_u64(options.seed ^ 0x5eed),
         number: 0,
     };
-    let (began, mut records) = (Instant::now(), Vec::new());
+    let began = Instant::now();
     pause(WARM_UP, interrupted);
-    for (number, planned) in options.scenario.plan(options.seed).enumerate() {
+    for (turn, planned) in options.scenario.plan(options.seed).enumerate() {
         let over = began.elapsed() >= options.time;
-        if (number > 0 && over) || interrupted.load(Ordering::Relaxed) {
+        if (turn > 0 && over) || interrupted.load(Ordering::Relaxed) {
             break;
         }
-        match one_fault(number, planned, options, env, journal, &mut tools, interrupted) {
-            Ok(record) => {
-                let whole = record.whole.is_some();
-                records.push(record);
-                if !whole {
-                    break;
-                }
-            }
+        match one_fault(planned, options, env, recorder, &mut tools, interrupted) {
+            Ok(true) => {}
+            Ok(false) => break,
             Err(e) => {
                 let e = e.context(format!("fault {}", planned.fault.name()));
-                journal.note(What::Problem { text: format!("{e:#}") });
-                return (records, Some(e));
+                recorder.note(format!("{e:#}"));
+                return Some(e);
             }
         }
         pause(planned.rest, interrupted);
     }
-    (records, None)
+    None
 }
 
+/// Whether the cluster is whole again.
 fn one_fault(
-    number: usize,
     planned: Planned,
     options: &Options,
     env: &mut dyn Env,
-    journal: &Journal,
+    recorder: &Recorder,
     tools: &mut Tools,
     interrupted: &AtomicBool,
-) -> anyhow::Result<FaultRecord> {
+) -> anyhow::Result<bool> {
     let name = planned.fault.name();
-    journal.note(What::Fault { number, name });
-    let hit = journal::now();
+    let expect = options.scenario.expect;
+    let bounds = Bounds { outage: expect.outage.map(nanoseconds), heal: nanoseconds(expect.heal) };
+    let number = recorder.fault(name, bounds);
     let active = faults::inject(planned.fault, env, tools)?;
-    let victims = active.victims.clone();
-    tracing::info!(fault = name, ?victims, hold = ?planned.hold, "in force");
-    journal.note(What::Hit { number, victims: victims.clone() });
+    tracing::info!(fault = name, victims = ?active.victims, hold = ?planned.hold, "in force");
+    recorder.in_force(number, &active.victims);
     pause(planned.hold, interrupted);
-    journal.note(What::Healing { number });
     let proofs = faults::heal(active, env, tools)?;
-    let healed = journal::now();
-    journal.note(What::Healed { number, proofs: proofs.clone() });
-    let whole = match settled(env.map(), options.scenario.expect.heal) {
-        Ok(()) => {
-            journal.note(What::Whole { number });
-            Some(journal::now())
-        }
-        Err(e) => {
-            journal.note(What::Problem { text: format!("{e:#}") });
-            None
-        }
-    };
-    tracing::info!(fault = name, healed = whole.is_some(), "over");
-    Ok(FaultRecord { name, victims, hit, healed, whole, proofs })
+    recorder.healed(number, proofs);
+    let whole = settled(env.map(), expect.heal);
+    match &whole {
+        Ok(()) => recorder.whole(number),
+        Err(e) => recorder.note(format!("{e:#}")),
+    }
+    tracing::info!(fault = name, healed = whole.is_ok(), "over");
+    Ok(whole.is_ok())
 }
 
 fn pause(time: Duration, interrupted: &AtomicBool) {
@@ -269,32 +264,32 @@ fn pause(time: Duration, interrupted: &AtomicBool) {
 }
 
 /// Every fault took place, and there was one.
-fn proven(records: &[FaultRecord]) -> anyhow::Result<String> {
-    anyhow::ensure!(!records.is_empty(), "no fault took place");
+fn proven(faults: &[FaultRecord]) -> anyhow::Result<String> {
+    anyhow::ensure!(!faults.is_empty(), "no fault took place");
     let mut proofs = 0;
-    for record in records {
-        anyhow::ensure!(!record.proofs.is_empty(), "{} has no proof", record.name);
-        for proof in &record.proofs {
+    for fault in faults {
+        anyhow::ensure!(!fault.proofs.is_empty(), "{} has no proof", fault.name);
+        for proof in &fault.proofs {
             let Proof { claim, seen, holds } = proof;
-            anyhow::ensure!(*holds, "{} did not take place: {claim}, but: {seen}", record.name);
+            anyhow::ensure!(*holds, "{} did not take place: {claim}, but: {seen}", fault.name);
             proofs += 1;
         }
     }
-    Ok(format!("{} faults took place, shown by {proofs} proofs", records.len()))
+    Ok(format!("{} faults took place, shown by {proofs} proofs", faults.len()))
 }
 
-fn healed(records: &[FaultRecord], bound: Duration) -> anyhow::Result<String> {
+fn healed(faults: &[FaultRecord]) -> anyhow::Result<String> {
     let mut longest = Duration::ZERO;
-    for record in records {
-        let whole = record.whole.with_context(|| {
-            format!(
-                "after {} of {:?} the cluster was not whole within {bound:?}",
-                record.name, record.victims
-            )
+    for fault in faults {
+        let bound = Duration::from_nanos(fault.bounds.heal);
+        let whole = fault.healed.zip(fault.whole).map(|(healed, whole)| Duration::from_nanos(whole - healed));
+        let took = whole.with_context(|| {
+            format!("after {} of {:?} the cluster was not whole within {bound:?}", fault.name, fault.victims)
         })?;
-        longest = longest.max(Duration::from_nanos(whole - record.healed));
+        anyhow::ensure!(took <= bound, "after {} it took {took:?} of {bound:?}", fault.name);
+        longest = longest.max(took);
     }
-    Ok(format!("the longest took {:.1} s of {} s", longest.as_secs_f64(), bound.as_secs()))
+    Ok(format!("the longest took {:.1} s", longest.as_secs_f64()))
 }
 
 #[cfg(test)]
@@ -303,12 +298,15 @@ mod tests {
 
     fn record(holds: bool, whole: Option<u64>) -> FaultRecord {
         FaultRecord {
-            name: "kill",
+            number: 0,
+            name: "kill".into(),
             victims: vec!["n1".into()],
-            hit: 0,
-            healed: 1_000_000_000,
+            begun: 0,
+            in_force: Some(1),
+            healed: Some(1_000_000_000),
             whole,
-            proofs: vec![Proof::new("it is gone", "it runs", holds)],
+            proofs: vec![Proof { claim: "it is gone".into(), seen: "it runs".into(), holds }],
+            bounds: Bounds { outage: None, heal: 5_000_000_000 },
         }
     }
 
@@ -322,9 +320,10 @@ mod tests {
     }
 
     #[test]
-    fn a_cluster_that_does_not_heal_is_no_pass() {
-        let bound = Duration::from_secs(5);
-        assert!(healed(&[record(true, Some(3_000_000_000))], bound).unwrap().contains("2.0 s"));
-        assert!(healed(&[record(true, None)], bound).is_err());
+    fn a_cluster_that_does_not_heal_in_time_is_no_pass() {
+        assert!(healed(&[record(true, Some(3_000_000_000))]).unwrap().contains("2.0 s"));
+        assert!(healed(&[record(true, None)]).is_err());
+        assert!(healed(&[record(true, Some(6_000_000_001))]).is_err());
+        assert!(healed(&[FaultRecord { healed: None, ..record(true, Some(1)) }]).is_err());
     }
 }

@@ -1,49 +1,27 @@
-//! Watches who leads and who owns the VIP, for the timeline. It samples: what must never be missed
-//! (two owners) is the checkers' business.
+//! Watches who leads, for the timeline. It samples; what must never be missed is others' business.
 
 use std::time::Duration;
 
-use super::Verdict;
-use super::journal::What;
-use super::witness::{Record, Stage, Witness};
-use crate::env::VIP;
+use super::witness::{Stage, Witness};
 
 const PERIOD: Duration = Duration::from_millis(100);
 
-#[derive(Default)]
-pub(super) struct Roles {
-    leader: Option<(Option<String>, u64)>,
-    owner: Option<(Option<String>, u64)>,
-}
+pub(super) struct Leaders;
 
-impl Witness for Roles {
-    fn name(&self) -> &'static str {
-        "roles"
-    }
-
+impl Witness for Leaders {
     fn watch(&mut self, stage: &Stage<'_>) {
         while !stage.over() {
             let statuses = stage.map.statuses();
             let leads = statuses.iter().filter(|(_, s)| s.quorum).max_by_key(|(_, s)| s.term);
-            let now = leads.map(|(_, s)| (s.leader_name().map(str::to_owned), s.term));
-            if now.is_some() && self.leader != now {
-                self.leader.clone_from(&now);
-                let (node, term) = now.unwrap_or_default();
-                stage.journal.note(What::Leader { node, term });
-            }
-            let newest = statuses.iter().max_by_key(|(_, s)| s.applied_index);
-            let vip = newest.and_then(|(_, s)| s.vips.iter().find(|v| v.vip == VIP));
-            let now = vip.map(|v| (v.owner.clone(), v.epoch));
-            if now.is_some() && self.owner != now {
-                self.owner.clone_from(&now);
-                let (node, epoch) = now.unwrap_or_default();
-                stage.journal.note(What::Owner { node, epoch });
+            match leads {
+                Some((_, status)) => stage.recorder.leader(status.leader_name(), status.term),
+                // Nobody is in touch with a majority: nobody leads, in the newest term that is known.
+                None => {
+                    let term = statuses.iter().map(|(_, s)| s.term).max().unwrap_or_default();
+                    stage.recorder.leader(None, term);
+                }
             }
             std::thread::sleep(PERIOD);
         }
-    }
-
-    fn judge(&mut self, _: &Record<'_>) -> Vec<Verdict> {
-        Vec::new()
     }
 }

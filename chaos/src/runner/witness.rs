@@ -1,22 +1,21 @@
-//! Who watches a run and judges it afterwards: load, checkers, the writers of config changes.
+//! Who takes part in a run beside the faults: load, probes, watchers, the writers of config changes.
 //!
-//! The runner knows nothing of what they look at. It gives each a thread of its own from before the
-//! first fault until all is healed, and asks for verdicts at the end.
+//! The runner knows nothing of what they do. It gives each a thread of its own from before the first
+//! fault until all is healed; what they see goes into the trace, from which checkers judge.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::journal::{Event, Journal};
-use super::{FaultRecord, Verdict};
 use crate::env::Map;
 use crate::scenarios::Scenario;
+use crate::trace::Recorder;
 
-/// What a witness sees while the run goes on.
+/// What a witness is given.
 pub struct Stage<'a> {
     pub scenario: &'a Scenario,
     pub seed: u64,
     /// As it was at the start; nodes that a storm adds come and go.
     pub map: &'a Map,
-    pub journal: &'a Journal,
+    pub recorder: &'a Recorder,
     pub(super) stop: &'a AtomicBool,
 }
 
@@ -25,32 +24,14 @@ impl Stage<'_> {
     pub fn over(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
-}
 
-/// The run as it was, for the verdicts.
-pub struct Record<'a> {
-    pub scenario: &'a Scenario,
-    /// As it is in the end.
-    pub map: &'a Map,
-    pub faults: &'a [FaultRecord],
-    pub events: &'a [Event],
-    /// Of CLOCK_BOOTTIME.
-    pub began: u64,
-    pub ended: u64,
+    /// For those who hand it on to threads of their own.
+    pub fn stop(&self) -> &AtomicBool {
+        self.stop
+    }
 }
 
 pub trait Witness: Send {
-    /// Of its part of the JSON report.
-    fn name(&self) -> &'static str;
-
-    /// Looks, until the stage says that it is over.
+    /// Takes part until the stage says that it is over.
     fn watch(&mut self, stage: &Stage<'_>);
-
-    /// All is healed. A witness that saw nothing has to say so: it is no pass.
-    fn judge(&mut self, record: &Record<'_>) -> Vec<Verdict>;
-
-    /// What it adds to the JSON report.
-    fn data(&self) -> serde_json::Value {
-        serde_json::Value::Null
-    }
 }

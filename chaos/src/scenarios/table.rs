@@ -20,7 +20,7 @@ const fn s(n: u64) -> Duration {
 const PLAIN: Layout =
     Layout { nodes: 3, backends: 2, clients: 1, vip: None, election: None, small_disks: None };
 
-const VIP: Layout = Layout { vip: Some(VipLayout { ttl: "1s" }), clients: 2, ..PLAIN };
+const VIP: Layout = Layout { vip: Some(VipLayout { ttl_ms: 1_000 }), clients: 2, ..PLAIN };
 
 const FIVE: Layout = Layout { nodes: 5, ..PLAIN };
 

@@ -45,7 +45,9 @@ pub fn reap(mut orders: impl BufRead) -> bool {
     let clean = undo_all(&run, &items);
     // A program that the tool had just started when it died may have done its work only now.
     std::thread::sleep(STRAGGLERS);
-    items.retain(|item| !matches!(item, Item::Compose(_)));
+    items.retain(|item| {
+        matches!(item, Item::Namespace(_) | Item::Mount(_) | Item::Cgroup(_) | Item::Folder(_))
+    });
     clean & undo_all(&run, &items)
 }
 

@@ -39,6 +39,8 @@ pub enum Target {
     Two,
     /// The leader and the owner, which may be one node.
     LeaderAndOwner,
+    /// The leader, which has to be another node than the owner.
+    LeaderNotOwner,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -170,6 +172,14 @@ impl Tools {
             Target::Leader => vec![leader()?],
             Target::Owner => vec![owner()?],
             Target::Random => vec![pick(&members)?],
+            Target::LeaderNotOwner => {
+                let apart = eventually(AIM_TIMEOUT, "leader and owner are two nodes", || {
+                    let (leader, owner) = (map.leader().context("none")?, map.owner().context("none")?);
+                    ensure!(leader != owner, "{} is both", map.nodes[leader].name);
+                    Ok(leader)
+                });
+                vec![apart?]
+            }
             Target::Follower => {
                 let leader = leader()?;
                 let others: Vec<_> = members.into_iter().filter(|n| *n != leader).collect();

@@ -22,6 +22,10 @@ const PLAIN: Layout =
 
 const VIP: Layout = Layout { vip: Some(VipLayout { ttl_ms: 1_000 }), clients: 2, ..PLAIN };
 
+/// Timers for a quick LAN with quick disks.
+const QUICK_VIP: Layout =
+    Layout { vip: Some(VipLayout { ttl_ms: 250 }), election: Some("100ms-150ms"), ..VIP };
+
 const FIVE: Layout = Layout { nodes: 5, ..PLAIN };
 
 const SMALL_DISKS: Layout = Layout { small_disks: Some(48), ..PLAIN };
@@ -32,6 +36,8 @@ const CRASH: Expect = Expect { outage: Some(ms(150)), heal: s(20) };
 const LEASE: Expect = Expect { outage: Some(ms(1_600)), heal: s(20) };
 /// Leader and owner in one: an election, then the end of the lease.
 const BOTH: Expect = Expect { outage: Some(s(3)), heal: s(20) };
+const QUICK_LEASE: Expect = Expect { outage: Some(ms(400)), heal: s(20) };
+const QUICK_BOTH: Expect = Expect { outage: Some(s(1)), heal: s(20) };
 const CLEAN: Expect = Expect { outage: None, heal: s(20) };
 
 const SHORT_HOLD: Span = Span(s(2), s(4));
@@ -145,6 +151,45 @@ pub static SCENARIOS: &[Scenario] = &[
         layout: VIP,
         faults: &[Fault::CablePull(Target::Owner)],
         expect: LEASE,
+        ..BASE
+    },
+    Scenario {
+        name: "kill-leader-vip",
+        about: "kill -9 of the Raft leader while another node owns the VIP: no client notices",
+        layout: VIP,
+        faults: &[Fault::Kill(Target::LeaderNotOwner, Part::NodeAndGuard)],
+        ..BASE
+    },
+    Scenario {
+        name: "quick-kill-owner-hard",
+        about: "as kill-owner-hard, with a TTL of 250 ms",
+        layout: QUICK_VIP,
+        faults: &[Fault::Kill(Target::Owner, Part::NodeAndGuard)],
+        expect: QUICK_LEASE,
+        ..BASE
+    },
+    Scenario {
+        name: "quick-freeze-owner",
+        about: "as freeze-owner, with a TTL of 250 ms",
+        layout: QUICK_VIP,
+        faults: &[Fault::Freeze(Target::Owner, Part::NodeAndGuard)],
+        expect: QUICK_LEASE,
+        ..BASE
+    },
+    Scenario {
+        name: "quick-cable-pull",
+        about: "as cable-pull, with a TTL of 250 ms",
+        layout: QUICK_VIP,
+        faults: &[Fault::CablePull(Target::Owner)],
+        expect: QUICK_LEASE,
+        ..BASE
+    },
+    Scenario {
+        name: "quick-kill-leader-and-owner",
+        about: "as kill-leader-and-owner, with a TTL of 250 ms and an election of 100 to 150 ms",
+        layout: Layout { nodes: 5, ..QUICK_VIP },
+        faults: &[Fault::Kill(Target::LeaderAndOwner, Part::NodeAndGuard)],
+        expect: QUICK_BOTH,
         ..BASE
     },
     Scenario {

@@ -4,4 +4,5 @@
 
 #![deny(unsafe_code)]
 
+pub mod checkers;
 pub mod trace;

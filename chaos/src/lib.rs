@@ -6,6 +6,7 @@
 #![deny(unsafe_code)]
 
 pub mod admin;
+pub mod checkers;
 pub mod cleanup;
 pub mod env;
 pub mod faults;

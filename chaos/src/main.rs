@@ -271,7 +271,10 @@ fn print(report: &Report) {
         run.seed
     );
     for verdict in &report.verdicts {
-        let _ = writeln!(out, "  {} {}: {}", word(verdict.pass), verdict.name, verdict.text);
+        let _ = writeln!(out, "  {} {}: {}", verdict.judgement, verdict.name, verdict.text);
+    }
+    for note in &report.trace.notes {
+        let _ = writeln!(out, "  note: {}", note.text);
     }
     let _ = writeln!(out, "  again: {}", run.again);
 }

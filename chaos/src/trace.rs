@@ -64,6 +64,37 @@ pub struct Run {
     pub version: String,
     /// The reason, if it ended before its time.
     pub interrupted: Option<String>,
+    /// What this environment can't give, and why; its checkers are skipped, and the report says so.
+    pub lacks: Vec<Lack>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lack {
+    pub part: Part,
+    pub why: String,
+}
+
+/// A part of a trace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Part {
+    /// Operations on the config.
+    Operations,
+    /// What nodes said of themselves in the end.
+    Ends,
+    Loads,
+    /// VIP owners by events.
+    Sights,
+    /// VIP owners by question and answer.
+    Answers,
+}
+
+impl Run {
+    /// Why there can't be such a part.
+    #[must_use]
+    pub fn lack(&self, part: Part) -> Option<&str> {
+        self.lacks.iter().find(|lack| lack.part == part).map(|lack| lack.why.as_str())
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,6 +153,8 @@ pub struct Watched {
     pub node: String,
     pub from: Time,
     pub until: Time,
+    /// Its namespace was made when the watch began: nothing was there before.
+    pub fresh: bool,
 }
 
 /// The state of one VIP address on one node, from a moment on until the next sight of the same.
@@ -166,7 +199,7 @@ pub struct Answers {
     pub by: Vec<String>,
 }
 
-/// One operation on the config, by one client.
+/// One operation on the config, by one client. All changes of the config in a run are such operations.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Operation {
     pub writer: u64,

@@ -2,7 +2,6 @@
 
 mod changes;
 mod ends;
-mod finals;
 mod watch;
 pub mod witness;
 
@@ -15,12 +14,13 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use serde::Serialize;
 
+use crate::checkers::{self, Verdict};
 use crate::cleanup::Ledger;
 use crate::env::{self, Env, Kind, Map, Programs, settled};
 use crate::faults::{self, Tools};
 use crate::place::succeed;
 use crate::scenarios::{Planned, Scenario};
-use crate::trace::{Bounds, FOREVER, FaultRecord, Proof, Recorder, Run, Time, Trace, VipInfo};
+use crate::trace::{Bounds, FOREVER, Lack, Part, Recorder, Run, Time, Trace, VipInfo};
 
 use witness::{Stage, Witness};
 
@@ -39,23 +39,6 @@ pub struct Options {
     pub programs: Programs,
     pub html: Option<PathBuf>,
     pub json: Option<PathBuf>,
-}
-
-/// What is said of one property.
-#[derive(Clone, Debug, Serialize)]
-pub struct Verdict {
-    pub name: String,
-    pub pass: bool,
-    /// What was found, the same for a pass: a number says more than a word.
-    pub text: String,
-}
-
-impl Verdict {
-    /// What was found, or why it is a failure.
-    pub fn of(name: &str, result: anyhow::Result<String>) -> Verdict {
-        let pass = result.is_ok();
-        Verdict { name: name.to_owned(), pass, text: result.unwrap_or_else(|e| format!("{e:#}")) }
-    }
 }
 
 /// A run and its verdicts.
@@ -114,41 +97,25 @@ fn run_in(
         }
         break_it(options, env.as_mut(), &recorder, interrupted)
     });
-    let whole = settled(env.map(), scenario.expect.heal);
+    if let Some(e) = problem {
+        recorder.note(format!("{e:#}"));
+    }
+    if let Err(e) = settled(env.map(), scenario.expect.heal) {
+        recorder.note(format!("in the end: {e:#}"));
+    }
     ends::record(env.map(), &recorder);
     if interrupted.load(Ordering::Relaxed) {
         recorder.interrupted("by a signal");
     }
     let trace = recorder.finish();
-    let verdicts = judge(&trace, problem, whole, options.kind);
-    let pass = verdicts.iter().all(|v| v.pass);
+    let verdicts = checkers::judge(&trace);
+    let pass = checkers::passes(&verdicts);
     if !pass {
         for (node, info) in env.map().nodes.iter().enumerate() {
             tracing::info!(node = info.name, log = env.log_tail(node), "end of its log");
         }
     }
     Ok(Report { pass, verdicts, trace })
-}
-
-fn judge(
-    trace: &Trace,
-    problem: Option<anyhow::Error>,
-    whole: anyhow::Result<()>,
-    kind: Kind,
-) -> Vec<Verdict> {
-    let mut verdicts = vec![
-        Verdict::of("faults", problem.map_or_else(|| proven(&trace.faults), Err)),
-        Verdict::of("healed in time", healed(&trace.faults)),
-        Verdict::of("whole in the end", whole.map(|()| "all nodes are ready, seated and alive".to_owned())),
-    ];
-    // Through the command line, nothing was written and no document can be read.
-    if kind != Kind::Docker {
-        verdicts.extend(finals::judge(trace));
-    }
-    if let Some(why) = &trace.run.interrupted {
-        verdicts.push(Verdict::of("whole run", Err(anyhow::anyhow!("it was interrupted {why}"))));
-    }
-    verdicts
 }
 
 fn describe(options: &Options, map: &Map) -> Run {
@@ -162,8 +129,24 @@ fn describe(options: &Options, map: &Map) -> Run {
         nodes: map.nodes.iter().map(|n| n.name.clone()).collect(),
         backends: map.backends.iter().map(|b| b.name.clone()).collect(),
         version: version(options),
+        lacks: lacks(options.kind, map),
         ..Run::default()
     }
+}
+
+/// What an environment can't give.
+fn lacks(kind: Kind, map: &Map) -> Vec<Lack> {
+    let lack = |part: Part, why: &str| Lack { part, why: why.to_owned() };
+    let mut lacks = Vec::new();
+    if kind == Kind::Docker {
+        let why = "the containers' admin API is reached by the command line only";
+        lacks.extend([lack(Part::Operations, why), lack(Part::Ends, why)]);
+    }
+    if map.vip.is_none() {
+        let why = "this cluster has no VIP";
+        lacks.extend([lack(Part::Sights, why), lack(Part::Answers, why)]);
+    }
+    lacks
 }
 
 /// Of what is tried.
@@ -219,7 +202,6 @@ fn break_it(
             Ok(false) => break,
             Err(e) => {
                 let e = e.context(format!("fault {}", planned.fault.name()));
-                recorder.note(format!("{e:#}"));
                 return Some(e);
             }
         }
@@ -260,70 +242,5 @@ fn pause(time: Duration, interrupted: &AtomicBool) {
     let end = Instant::now() + time;
     while Instant::now() < end && !interrupted.load(Ordering::Relaxed) {
         std::thread::sleep(POLL.min(end.saturating_duration_since(Instant::now())));
-    }
-}
-
-/// Every fault took place, and there was one.
-fn proven(faults: &[FaultRecord]) -> anyhow::Result<String> {
-    anyhow::ensure!(!faults.is_empty(), "no fault took place");
-    let mut proofs = 0;
-    for fault in faults {
-        anyhow::ensure!(!fault.proofs.is_empty(), "{} has no proof", fault.name);
-        for proof in &fault.proofs {
-            let Proof { claim, seen, holds } = proof;
-            anyhow::ensure!(*holds, "{} did not take place: {claim}, but: {seen}", fault.name);
-            proofs += 1;
-        }
-    }
-    Ok(format!("{} faults took place, shown by {proofs} proofs", faults.len()))
-}
-
-fn healed(faults: &[FaultRecord]) -> anyhow::Result<String> {
-    let mut longest = Duration::ZERO;
-    for fault in faults {
-        let bound = Duration::from_nanos(fault.bounds.heal);
-        let whole = fault.healed.zip(fault.whole).map(|(healed, whole)| Duration::from_nanos(whole - healed));
-        let took = whole.with_context(|| {
-            format!("after {} of {:?} the cluster was not whole within {bound:?}", fault.name, fault.victims)
-        })?;
-        anyhow::ensure!(took <= bound, "after {} it took {took:?} of {bound:?}", fault.name);
-        longest = longest.max(took);
-    }
-    Ok(format!("the longest took {:.1} s", longest.as_secs_f64()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn record(holds: bool, whole: Option<u64>) -> FaultRecord {
-        FaultRecord {
-            number: 0,
-            name: "kill".into(),
-            victims: vec!["n1".into()],
-            begun: 0,
-            in_force: Some(1),
-            healed: Some(1_000_000_000),
-            whole,
-            proofs: vec![Proof { claim: "it is gone".into(), seen: "it runs".into(), holds }],
-            bounds: Bounds { outage: None, heal: 5_000_000_000 },
-        }
-    }
-
-    #[test]
-    fn a_fault_that_did_not_take_place_is_no_pass() {
-        assert!(proven(&[record(true, None)]).is_ok());
-        let error = proven(&[record(true, None), record(false, None)]).unwrap_err().to_string();
-        assert!(error.contains("it is gone, but: it runs"), "{error}");
-        assert!(proven(&[]).is_err(), "no fault at all");
-        assert!(proven(&[FaultRecord { proofs: Vec::new(), ..record(true, None) }]).is_err());
-    }
-
-    #[test]
-    fn a_cluster_that_does_not_heal_in_time_is_no_pass() {
-        assert!(healed(&[record(true, Some(3_000_000_000))]).unwrap().contains("2.0 s"));
-        assert!(healed(&[record(true, None)]).is_err());
-        assert!(healed(&[record(true, Some(6_000_000_001))]).is_err());
-        assert!(healed(&[FaultRecord { healed: None, ..record(true, Some(1)) }]).is_err());
     }
 }

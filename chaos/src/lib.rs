@@ -5,4 +5,5 @@
 #![deny(unsafe_code)]
 
 pub mod checkers;
+pub mod load;
 pub mod trace;

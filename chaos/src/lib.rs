@@ -10,6 +10,7 @@ pub mod checkers;
 pub mod cleanup;
 pub mod env;
 pub mod faults;
+pub mod load;
 pub mod place;
 pub mod relay;
 pub mod runner;

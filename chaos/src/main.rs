@@ -15,7 +15,7 @@ use trestle_chaos::env::{Kind, Programs};
 use trestle_chaos::runner::{self, Options, Report};
 use trestle_chaos::scenarios::{SCENARIOS, Scenario};
 use trestle_chaos::trace::SECOND;
-use trestle_chaos::{cleanup, relay};
+use trestle_chaos::{cleanup, load, relay};
 
 /// Of one scenario of a suite.
 const SHORT: Duration = Duration::from_secs(20);
@@ -46,6 +46,10 @@ enum Command {
     Reaper,
     #[command(hide = true, name = relay::COMMAND)]
     Relay(relay::Args),
+    #[command(hide = true, name = load::COMMAND)]
+    Load(load::Args),
+    #[command(hide = true, name = load::BACKEND_COMMAND)]
+    Backend(load::BackendArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -132,6 +136,8 @@ fn main() -> ExitCode {
             return if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE };
         }
         Command::Relay(args) => relay::run(args).map(|()| true),
+        Command::Load(args) => load::run(args).map(|()| true),
+        Command::Backend(args) => load::run_backend(args).map(|()| true),
         Command::List => list().map(|()| true),
         Command::Run(args) => set_up().and_then(|interrupted| run(args, &interrupted)),
         Command::Suite(args) => set_up().and_then(|interrupted| suite(args, &interrupted)),
@@ -248,7 +254,7 @@ fn one(options: &Options, interrupted: &AtomicBool) -> anyhow::Result<bool> {
     ensure!(options.html.is_none(), "--report is not supported yet: take --json");
     let fits = options.scenario.environments().contains(&options.kind);
     ensure!(fits, "{} does not run in {:?}: see `trestle-chaos list`", options.scenario.name, options.kind);
-    let report = runner::run(options, runner::witnesses(), interrupted)?;
+    let report = runner::run(options, runner::witnesses(&options.programs), interrupted)?;
     if let Some(path) = &options.json {
         std::fs::write(path, serde_json::to_vec_pretty(&report)?)
             .with_context(|| format!("{}", path.display()))?;

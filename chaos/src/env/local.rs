@@ -88,10 +88,15 @@ impl Local {
         port: Option<String>,
     ) -> anyhow::Result<()> {
         let log = self.folder.join(format!("{name}.log"));
-        let mut process =
-            Process::new(self.ledger.run(), name, &self.programs.trestle, place.clone(), log.clone());
+        // What a stream or a datagram carries is checked, which a sample backend does not do.
+        let (program, command, as_kind) = match kind {
+            "tcp-echo" => (&self.programs.chaos, crate::load::BACKEND_COMMAND, "tcp"),
+            "udp-echo" => (&self.programs.chaos, crate::load::BACKEND_COMMAND, "udp"),
+            kind => (&self.programs.trestle, "sample-backend", kind),
+        };
+        let mut process = Process::new(self.ledger.run(), name, program, place.clone(), log.clone());
         let args = |address: SocketAddr| {
-            ["sample-backend", "--name", name, "--kind", kind, "--listen", &address.to_string()]
+            [command, "--name", name, "--kind", as_kind, "--listen", &address.to_string()]
                 .map(str::to_owned)
                 .to_vec()
         };

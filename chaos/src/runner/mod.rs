@@ -2,6 +2,7 @@
 
 mod changes;
 mod ends;
+mod traffic;
 mod watch;
 pub mod witness;
 
@@ -56,8 +57,12 @@ fn run_name() -> String {
 }
 
 /// Who watches every run.
-pub fn witnesses() -> Vec<Box<dyn Witness>> {
-    vec![Box::new(watch::Leaders), Box::new(changes::Changes::default())]
+pub fn witnesses(programs: &Programs) -> Vec<Box<dyn Witness>> {
+    vec![
+        Box::new(watch::Leaders),
+        Box::new(changes::Changes::default()),
+        Box::new(traffic::Traffic { chaos: programs.chaos.clone() }),
+    ]
 }
 
 /// One run, from nothing to nothing.

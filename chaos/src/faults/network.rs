@@ -53,9 +53,10 @@ pub(super) fn inject(env: &mut dyn Env, tools: &mut Tools, fault: Fault) -> anyh
         let hurt = switch.lose(&name, &ports, per_mille)?;
         let what = format!("{per_mille} of 1000 frames of every node");
         let remedy = super::Remedy::Network(Remedy::Heal { hurt, what });
+        // No node is excused: what clients see of loss has its bound too.
         return Ok(Active {
             fault,
-            victims: names(map, &members),
+            victims: vec!["every link".to_owned()],
             nodes: members,
             proofs: Vec::new(),
             remedy,

@@ -18,7 +18,7 @@ use serde::Serialize;
 use crate::checkers::{self, Verdict};
 use crate::cleanup::Ledger;
 use crate::env::{self, Env, Kind, Map, Programs, settled};
-use crate::faults::{self, Tools};
+use crate::faults::{self, Fault, Tools};
 use crate::place::succeed;
 use crate::scenarios::{Planned, Scenario};
 use crate::trace::{Bounds, FOREVER, Lack, Part, Recorder, Run, Time, Trace, VipInfo};
@@ -134,20 +134,24 @@ fn describe(options: &Options, map: &Map) -> Run {
         nodes: map.nodes.iter().map(|n| n.name.clone()).collect(),
         backends: map.backends.iter().map(|b| b.name.clone()).collect(),
         version: version(options),
-        lacks: lacks(options.kind, map),
+        lacks: lacks(options, map),
         ..Run::default()
     }
 }
 
-/// What an environment can't give.
-fn lacks(kind: Kind, map: &Map) -> Vec<Lack> {
+/// What an environment or a scenario can't give.
+fn lacks(options: &Options, map: &Map) -> Vec<Lack> {
     let lack = |part: Part, why: &str| Lack { part, why: why.to_owned() };
     let mut lacks = Vec::new();
-    if kind == Kind::Docker {
+    if options.kind == Kind::Docker {
         let why = "the containers' admin API is reached by the command line only";
         lacks.extend([lack(Part::Operations, why), lack(Part::Ends, why)]);
     }
     if map.vip.is_none() {
+        if options.scenario.faults == [Fault::RollingRestart] {
+            lacks
+                .push(lack(Part::Loads, "without a VIP there is no node to ask that is not stopped in turn"));
+        }
         let why = "this cluster has no VIP";
         lacks.extend([lack(Part::Sights, why), lack(Part::Answers, why)]);
     }

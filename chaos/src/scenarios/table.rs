@@ -234,6 +234,7 @@ pub static SCENARIOS: &[Scenario] = &[
         layout: VIP,
         faults: &[Fault::RollingRestart],
         hold: NO_HOLD,
+        short: true,
         ..BASE
     },
     Scenario {

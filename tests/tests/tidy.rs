@@ -29,6 +29,7 @@ const MAY_DEPEND: &[(&str, &[&str])] = &[
     ),
     ("trestle-model", &[]),
     ("trestle-tests", &["trestle-config"]),
+    ("trestle-chaos", &["trestle-netlink"]),
 ];
 
 fn root() -> PathBuf {

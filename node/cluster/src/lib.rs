@@ -34,6 +34,5 @@ pub use vip::InheritedGuard;
 
 /// Milliseconds since the epoch by this machine's clock: for people to read, nothing depends on it.
 pub(crate) fn now_ms() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |since| since.as_millis() as u64)
+    trestle_dataplane::wall_clock::now_ms()
 }

@@ -30,6 +30,8 @@ mod locals;
 mod metrics;
 mod request_id;
 
+pub mod wall_clock;
+
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

@@ -3,8 +3,6 @@
 //! The wall clock is read once a second; between, time passes by the monotonic clock that a request
 //! reads anyway.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use http::HeaderValue;
 use tokio::time::Instant;
 
@@ -34,8 +32,7 @@ impl RequestId {
 
 /// A moment, and what the wall clock says, milliseconds since 1970.
 pub(crate) fn wall_clock() -> (Instant, u64) {
-    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    (Instant::now(), u64::try_from(wall.as_millis()).unwrap_or(0))
+    (Instant::now(), crate::wall_clock::now_ms())
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use chitchat::{ChitchatConfig, ChitchatHandle, FailureDetectorConfig, spawn_chitchat};
 use tokio::sync::{Notify, mpsc, watch};
@@ -282,8 +282,7 @@ fn parse_leave(letter: &[u8]) -> Option<(NodeId, u64)> {
 /// Milliseconds since the epoch, and random bits: two starts never share one, and a later one is
 /// larger unless the clock went back (which [`Liveness`] and the exchange of counts can bear).
 pub(crate) fn generation() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let millis = u64::try_from(since.as_millis()).unwrap_or(0) & ((1 << 48) - 1);
+    let millis = crate::now_ms() & ((1 << 48) - 1);
     millis << 16 | u64::from(rand::random::<u16>())
 }
 

@@ -1,0 +1,243 @@
+//! Faults took place, what clients saw of them, and how long the cluster took to be whole again.
+
+use super::{Inquiry, Verdict, moment, span};
+use crate::trace::{FOREVER, FaultRecord, Gap, Load, Part, SECOND, Time, Trace};
+
+/// There was a fault, and each showed that it took place.
+pub(super) fn faults(trace: &Trace) -> Verdict {
+    let mut inquiry = Inquiry::new("faults took place");
+    inquiry.needs(trace, &["faults"]);
+    let end = trace.run.length;
+    if let Some(why) = &trace.run.interrupted {
+        inquiry.unknown(end, end, format!("the run was interrupted: {why}"));
+    }
+    if trace.faults.is_empty() {
+        inquiry.unknown(0, end, "no fault took place: nothing was tried");
+    }
+    let mut proofs = 0;
+    for fault in &trace.faults {
+        let until = fault.healed.unwrap_or(end);
+        let name = title(fault);
+        if fault.in_force.is_none() {
+            inquiry.unknown(fault.begun, until, format!("{name} was never in force"));
+        } else if fault.proofs.is_empty() {
+            inquiry.unknown(fault.begun, until, format!("{name} has no proof that it took place"));
+        }
+        for proof in &fault.proofs {
+            proofs += 1;
+            if !proof.holds {
+                let text = format!("{name} did not take place: {}, but: {}", proof.claim, proof.seen);
+                inquiry.fail(fault.begun, until, text);
+            }
+        }
+    }
+    inquiry.close(format!("{} took place, shown by {proofs} proofs", count(trace.faults.len(), "fault")))
+}
+
+/// After each fault was undone, the cluster was whole within its bound.
+pub(super) fn whole(trace: &Trace) -> Verdict {
+    let mut inquiry = Inquiry::new("whole in time");
+    inquiry.needs(trace, &["faults"]);
+    if trace.faults.is_empty() {
+        inquiry.unknown(0, trace.run.length, "there was nothing to heal");
+    }
+    let mut longest = 0;
+    for fault in &trace.faults {
+        let (name, bound) = (title(fault), fault.bounds.heal);
+        match (fault.healed, fault.whole) {
+            (None, _) => inquiry.unknown(fault.begun, FOREVER, format!("{name} was not undone")),
+            (Some(healed), None) => {
+                inquiry.fail(healed, FOREVER, format!("after {name} the cluster was never whole again"));
+            }
+            (Some(healed), Some(whole)) => {
+                let took = whole.saturating_sub(healed);
+                longest = longest.max(took);
+                if took > bound {
+                    let text =
+                        format!("after {name} it took {} to be whole, allowed {}", span(took), span(bound));
+                    inquiry.fail(healed, whole, text);
+                }
+            }
+        }
+    }
+    inquiry.close(format!("the longest took {}", span(longest)))
+}
+
+/// A fault and the time in which a failure is put down to it: until the next one begins.
+fn windows(trace: &Trace) -> impl Iterator<Item = (&FaultRecord, Time)> {
+    trace.faults.iter().enumerate().map(|(i, fault)| {
+        let next = trace.faults.get(i + 1).map_or(FOREVER, |next| next.begun);
+        (fault, next)
+    })
+}
+
+/// The longest time without a success that `load` saw because of `fault`.
+#[must_use]
+pub(crate) fn outage(load: &Load, begun: Time, until: Time, length: Time) -> Option<(&Gap, Time)> {
+    let gaps = load.gaps.iter().filter(|gap| gap.from < until && gap.until > begun);
+    gaps.map(|gap| (gap, gap.until.min(length).saturating_sub(gap.from))).max_by_key(|(_, long)| *long)
+}
+
+/// Whether what `load` saw is held against `fault`: not at a node that was hit itself.
+fn counts(load: &Load, fault: &FaultRecord) -> bool {
+    load.node.as_ref().is_none_or(|node| !fault.victims.contains(node))
+}
+
+/// No client was without an answer for longer than allowed; where nothing may fail, nothing did.
+pub(super) fn outages(trace: &Trace) -> Verdict {
+    let mut inquiry = Inquiry::new("outages within bounds");
+    inquiry.needs(trace, &["loads", "faults"]);
+    if let Some(why) = trace.run.lack(Part::Loads) {
+        return inquiry.skip(why);
+    }
+    let length = trace.run.length;
+    let measured: Vec<_> = trace.loads.iter().filter(|l| l.measures_outage).collect();
+    if measured.is_empty() {
+        inquiry.unknown(0, length, "no load measured outages");
+    }
+    let first = trace.faults.first().map_or(FOREVER, |f| f.begun);
+    for load in &trace.loads {
+        if !load.complete {
+            inquiry.unknown(0, length, format!("{} did not tell all that it saw", load.name));
+        }
+        for gap in load.gaps.iter().filter(|g| g.until <= first && g.failed > 0) {
+            let text =
+                format!("{}: {} failed with nothing wrong", load.name, count(gap.failed as usize, "request"));
+            inquiry.fail(gap.from, gap.until, text);
+        }
+    }
+    let mut longest: Option<(Time, String)> = None;
+    for (fault, until) in windows(trace) {
+        let name = title(fault);
+        let judging: Vec<_> = measured.iter().filter(|load| counts(load, fault)).collect();
+        if judging.is_empty() && !measured.is_empty() {
+            inquiry.unknown(fault.begun, until, format!("{name}: every load went to a node that was hit"));
+        }
+        for load in judging {
+            let Some((gap, long)) = outage(load, fault.begun, until, length) else { continue };
+            if longest.as_ref().is_none_or(|(most, _)| long > *most) {
+                longest = Some((long, name.clone()));
+            }
+            let Some(bound) = fault.bounds.outage else { continue };
+            if long > bound {
+                let lag = if gap.lag > 0 {
+                    format!(" (it was itself late by {})", span(gap.lag))
+                } else {
+                    String::new()
+                };
+                let text = format!(
+                    "{name}: {} was without a success for {}, allowed {}{lag}",
+                    load.name,
+                    span(long),
+                    span(bound)
+                );
+                // What the generator did not do can't be held against the cluster.
+                if long.saturating_sub(gap.lag) > bound {
+                    inquiry.fail(gap.from, gap.until, text);
+                } else {
+                    inquiry.unknown(gap.from, gap.until, text);
+                }
+            }
+        }
+        if fault.bounds.outage.is_none() {
+            for load in trace.loads.iter().filter(|load| counts(load, fault)) {
+                nothing_failed(&mut inquiry, load, fault.begun, until, &name);
+            }
+        }
+    }
+    let text = match longest {
+        Some((long, name)) => format!("the longest was {} ({name})", span(long)),
+        None => "none was seen".to_owned(),
+    };
+    inquiry.close(text)
+}
+
+fn nothing_failed(inquiry: &mut Inquiry, load: &Load, begun: Time, until: Time, name: &str) {
+    // A second that began before the fault may hold failures of before; those are found above by gap.
+    let seconds = load.seconds.iter().filter(|s| s.at + SECOND > begun && s.at < until);
+    for second in seconds {
+        let (failed, cut) = (second.failed as usize, second.cut as usize);
+        if failed + cut > 0 {
+            let text = format!(
+                "{name}: {} saw {} fail and {} cut at {}, allowed none",
+                load.name,
+                count(failed, "request"),
+                count(cut, "connection"),
+                moment(second.at)
+            );
+            inquiry.fail(second.at, second.at + SECOND, text);
+        }
+    }
+}
+
+pub(crate) fn title(fault: &FaultRecord) -> String {
+    format!("fault {} ({} {})", fault.number + 1, fault.name, fault.victims.join(", ")).replace(" )", ")")
+}
+
+pub(crate) fn count(number: usize, what: &str) -> String {
+    if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{MS, good};
+    use super::super::{Judgement, Verdict};
+    use super::*;
+
+    fn broken(check: fn(&Trace) -> Verdict, break_it: impl FnOnce(&mut Trace)) -> Judgement {
+        let mut trace = good();
+        assert_eq!(check(&trace).judgement, Judgement::Pass);
+        break_it(&mut trace);
+        check(&trace).judgement
+    }
+
+    #[test]
+    fn a_fault_that_did_not_take_place_is_no_pass() {
+        assert_eq!(broken(faults, |t| t.faults[0].proofs[0].holds = false), Judgement::Fail);
+        assert_eq!(broken(faults, |t| t.faults[0].proofs.clear()), Judgement::Unknown);
+        assert_eq!(broken(faults, |t| t.faults[0].in_force = None), Judgement::Unknown);
+        assert_eq!(broken(faults, |t| t.faults.clear()), Judgement::Unknown);
+    }
+
+    #[test]
+    fn a_cluster_that_heals_late_or_never_is_found() {
+        assert_eq!(broken(whole, |t| t.faults[0].whole = Some(27 * SECOND)), Judgement::Fail);
+        assert_eq!(broken(whole, |t| t.faults[0].whole = None), Judgement::Fail);
+        assert_eq!(broken(whole, |t| t.faults[0].healed = None), Judgement::Unknown);
+    }
+
+    #[test]
+    fn an_outage_beyond_its_bound_is_found() {
+        assert_eq!(broken(outages, |t| t.loads[0].gaps[0].until = 4_700 * MS), Judgement::Fail);
+        assert_eq!(broken(outages, |t| t.loads[0].gaps[0].until = FOREVER), Judgement::Fail);
+        let late = |t: &mut Trace| {
+            t.loads[0].gaps[0].until = 4_700 * MS;
+            t.loads[0].gaps[0].lag = 200 * MS;
+        };
+        assert_eq!(broken(outages, late), Judgement::Unknown, "the generator stood still");
+    }
+
+    #[test]
+    fn a_failure_where_none_is_allowed_is_found() {
+        assert_eq!(broken(outages, |t| t.faults[0].bounds.outage = None), Judgement::Fail);
+        let cut = |t: &mut Trace| {
+            t.faults[0].bounds.outage = None;
+            t.loads[0].seconds[3].failed = 0;
+            t.loads[0].seconds[5].cut = 1;
+        };
+        assert_eq!(broken(outages, cut), Judgement::Fail);
+    }
+
+    #[test]
+    fn a_failure_before_the_first_fault_is_found() {
+        let early = Gap { from: SECOND, until: SECOND + 20 * MS, failed: 2, lag: 0 };
+        assert_eq!(broken(outages, |t| t.loads[0].gaps.push(early)), Judgement::Fail);
+    }
+
+    #[test]
+    fn what_was_not_measured_stays_unknown() {
+        assert_eq!(broken(outages, |t| t.loads.clear()), Judgement::Unknown);
+        assert_eq!(broken(outages, |t| t.loads[0].complete = false), Judgement::Unknown);
+        assert_eq!(broken(outages, |t| t.loads[0].node = Some("n1".into())), Judgement::Unknown);
+    }
+}

@@ -1,0 +1,287 @@
+//! The command line of `trestle-chaos`.
+//!
+//! Exit codes: 0 every verdict passes, 1 one does not or a run could not be made, 2 wrong usage.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use clap::Parser;
+use trestle_chaos::env::{Kind, Programs};
+use trestle_chaos::runner::{self, Options, Report};
+use trestle_chaos::scenarios::{SCENARIOS, Scenario};
+use trestle_chaos::trace::SECOND;
+use trestle_chaos::{cleanup, load, relay};
+
+/// Of one scenario of a suite.
+const SHORT: Duration = Duration::from_secs(20);
+const LONG: Duration = Duration::from_secs(120);
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "trestle-chaos",
+    version,
+    about = "Breaks a Trestle cluster on purpose, and judges what clients and operators saw",
+    after_help = "Examples:\n  trestle-chaos run kill-leader --env process --for 20s\n  trestle-chaos suite --short\n\n\
+                  Exit codes: 0 every verdict passes, 1 one does not, 2 wrong usage."
+)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// One scenario
+    Run(Run),
+    /// The scenarios, and where they can run
+    List,
+    /// Many scenarios, one after the other
+    Suite(Suite),
+    #[command(hide = true, name = cleanup::COMMAND)]
+    Reaper,
+    #[command(hide = true, name = relay::COMMAND)]
+    Relay(relay::Args),
+    #[command(hide = true, name = load::COMMAND)]
+    Load(load::Args),
+    #[command(hide = true, name = load::BACKEND_COMMAND)]
+    Backend(load::BackendArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct Run {
+    /// Its name, of `list`
+    scenario: String,
+    #[arg(long, value_enum, default_value_t = Kind::Netns)]
+    env: Kind,
+    /// Settles what is left to chance [default: a new one]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// How long faults go on
+    #[arg(long = "for", value_name = "TIME", default_value = "30s", value_parser = duration)]
+    time: Duration,
+    /// Where the report goes, a page (not supported yet)
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// Where the report goes, as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    #[command(flatten)]
+    programs: ProgramArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct Suite {
+    /// What CI runs, about five minutes
+    #[arg(long, conflicts_with = "long")]
+    short: bool,
+    /// All scenarios, about an hour
+    #[arg(long)]
+    long: bool,
+    #[arg(long, value_enum, default_value_t = Kind::Netns)]
+    env: Kind,
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Of each scenario [default: 20s, with --long 2m]
+    #[arg(long = "for", value_name = "TIME", value_parser = duration)]
+    time: Option<Duration>,
+    /// Where reports go, as JSON
+    #[arg(long, value_name = "DIR")]
+    reports: Option<PathBuf>,
+    #[command(flatten)]
+    programs: ProgramArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct ProgramArgs {
+    /// The trestle that is tried [default: the one beside this program]
+    #[arg(long, value_name = "FILE", env = "TRESTLE_BIN")]
+    trestle: Option<PathBuf>,
+}
+
+impl ProgramArgs {
+    fn programs(&self) -> anyhow::Result<Programs> {
+        let chaos = std::env::current_exe().context("the running program can't be found")?;
+        let trestle = match &self.trestle {
+            Some(trestle) => std::path::absolute(trestle)?,
+            None => chaos.with_file_name("trestle"),
+        };
+        ensure!(trestle.is_file(), "no {}: build it, or say --trestle FILE", trestle.display());
+        Ok(Programs { trestle, chaos })
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let number: u64 = number.parse().map_err(|_| format!("{text:?} is no time, such as 30s or 5m"))?;
+    match unit {
+        "s" => Ok(Duration::from_secs(number)),
+        "m" => Ok(Duration::from_secs(number * 60)),
+        "h" => Ok(Duration::from_secs(number * 3_600)),
+        _ => Err(format!("{text:?} is no time, such as 30s or 5m")),
+    }
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let result = match &args.command {
+        // Nothing may come before these two: they are other programs.
+        Command::Reaper => {
+            let clean = cleanup::reap(std::io::stdin().lock());
+            return if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+        }
+        Command::Relay(args) => relay::run(args).map(|()| true),
+        Command::Load(args) => load::run(args).map(|()| true),
+        Command::Backend(args) => load::run_backend(args).map(|()| true),
+        Command::List => list().map(|()| true),
+        Command::Run(args) => set_up().and_then(|interrupted| run(args, &interrupted)),
+        Command::Suite(args) => set_up().and_then(|interrupted| suite(args, &interrupted)),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(e) => {
+            let _ = writeln!(std::io::stderr(), "trestle-chaos: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Logs, and signals: the first ends a run in order, the second at once (the reaper cleans up).
+fn set_up() -> anyhow::Result<Arc<AtomicBool>> {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(filter.unwrap_or_else(|_| "info".into()))
+        .init();
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let set = interrupted.clone();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        runtime.block_on(async {
+            use tokio::signal::unix::{SignalKind, signal};
+            let Ok(mut terminate) = signal(SignalKind::terminate()) else { return };
+            loop {
+                tokio::select! {
+                    _ = tokio::signal::ctrl_c() => {}
+                    _ = terminate.recv() => {}
+                }
+                if set.swap(true, Ordering::Relaxed) {
+                    std::process::exit(130);
+                }
+            }
+        });
+    })?;
+    Ok(interrupted)
+}
+
+fn list() -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    for scenario in SCENARIOS {
+        let environments: Vec<_> =
+            scenario.environments().iter().map(|k| format!("{k:?}").to_lowercase()).collect();
+        let short = if scenario.short { "short" } else { "" };
+        let line =
+            format!("{:22} {:5} {:22} {}", scenario.name, short, environments.join(","), scenario.about);
+        // A closed pipe ends the list.
+        if writeln!(out, "{line}").is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn run(args: &Run, interrupted: &AtomicBool) -> anyhow::Result<bool> {
+    let Some(scenario) = Scenario::find(&args.scenario) else {
+        let _ = writeln!(std::io::stderr(), "no scenario {}: see `trestle-chaos list`", args.scenario);
+        std::process::exit(2);
+    };
+    let options = Options {
+        scenario,
+        kind: args.env,
+        seed: args.seed.unwrap_or_else(|| u64::from(rand::random::<u32>())),
+        time: args.time,
+        programs: args.programs.programs()?,
+        html: args.report.clone(),
+        json: args.json.clone(),
+    };
+    one(&options, interrupted)
+}
+
+fn suite(args: &Suite, interrupted: &AtomicBool) -> anyhow::Result<bool> {
+    let programs = args.programs.programs()?;
+    let seed = args.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
+    let chosen = SCENARIOS.iter().filter(|s| args.long || s.short);
+    let chosen: Vec<_> = chosen.filter(|s| s.environments().contains(&args.env)).collect();
+    ensure!(!chosen.is_empty(), "no scenario runs there");
+    if let Some(folder) = &args.reports {
+        std::fs::create_dir_all(folder)?;
+    }
+    let file = |name: &str, end: &str| args.reports.as_ref().map(|f| f.join(format!("{name}.{end}")));
+    let mut failed = Vec::new();
+    for scenario in &chosen {
+        if interrupted.load(Ordering::Relaxed) {
+            break;
+        }
+        let options = Options {
+            scenario,
+            kind: args.env,
+            seed,
+            time: args.time.unwrap_or(if args.long { LONG } else { SHORT }),
+            programs: programs.clone(),
+            html: None,
+            json: file(scenario.name, "json"),
+        };
+        // One that could not be made is a failure, and no reason to leave the others out.
+        let passed = one(&options, interrupted).unwrap_or_else(|e| {
+            let _ = writeln!(std::io::stderr(), "trestle-chaos: {}: {e:#}", scenario.name);
+            false
+        });
+        if !passed {
+            failed.push(scenario.name);
+        }
+    }
+    let _ = writeln!(std::io::stdout(), "{} scenarios, seed {seed}, failed: {failed:?}", chosen.len());
+    Ok(failed.is_empty() && !interrupted.load(Ordering::Relaxed))
+}
+
+fn one(options: &Options, interrupted: &AtomicBool) -> anyhow::Result<bool> {
+    ensure!(options.html.is_none(), "--report is not supported yet: take --json");
+    let fits = options.scenario.environments().contains(&options.kind);
+    ensure!(fits, "{} does not run in {:?}: see `trestle-chaos list`", options.scenario.name, options.kind);
+    let report = runner::run(options, runner::witnesses(&options.programs), interrupted)?;
+    if let Some(path) = &options.json {
+        std::fs::write(path, serde_json::to_vec_pretty(&report)?)
+            .with_context(|| format!("{}", path.display()))?;
+    }
+    print(&report);
+    Ok(report.pass)
+}
+
+fn print(report: &Report) {
+    let mut out = std::io::stdout().lock();
+    let word = |pass: bool| if pass { "pass" } else { "FAIL" };
+    let run = &report.trace.run;
+    let seconds = run.length / SECOND;
+    // None of these may end the program: the verdict is its exit code.
+    let _ = writeln!(
+        out,
+        "{} {} ({}, seed {}, {seconds} s)",
+        word(report.pass),
+        run.scenario,
+        run.environment,
+        run.seed
+    );
+    for verdict in &report.verdicts {
+        let _ = writeln!(out, "  {} {}: {}", verdict.judgement, verdict.name, verdict.text);
+    }
+    for note in &report.trace.notes {
+        let _ = writeln!(out, "  note: {}", note.text);
+    }
+    let _ = writeln!(out, "  again: {}", run.again);
+}

@@ -1,0 +1,75 @@
+//! Clients: at the VIP, or where there is none, at each node.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::witness::{Stage, Witness};
+use crate::env::Map;
+use crate::load::{Ask, Driver, Spec, TIME_MAX};
+use crate::place::Place;
+use crate::trace::LoadKind;
+
+const POLL: Duration = Duration::from_millis(50);
+
+/// Requests a second on kept connections, streams and datagrams.
+const KEPT_RATE: u32 = 50;
+
+/// Where a node is the target, there are several probes.
+const NODE_RATE: u32 = 50;
+
+/// The ports of the VIP's listeners.
+const VIP_PORTS: [u16; 3] = [80, 81, 82];
+
+pub(super) struct Traffic {
+    /// This tool, which is also the generator.
+    pub(super) chaos: PathBuf,
+}
+
+impl Witness for Traffic {
+    fn watch(&mut self, stage: &Stage<'_>) {
+        let place = stage.map.clients.first().cloned().unwrap_or(Place::Here);
+        let mut drivers = Vec::new();
+        for spec in specs(stage.map) {
+            let name = spec.name.clone();
+            match Driver::start(place.command(&self.chaos), spec) {
+                Ok(driver) => drivers.push(driver),
+                Err(e) => stage.recorder.note(format!("load {name}: {e:#}")),
+            }
+        }
+        while !stage.over() {
+            std::thread::sleep(POLL);
+        }
+        for driver in drivers {
+            driver.finish(stage.recorder);
+        }
+    }
+}
+
+fn specs(map: &Map) -> Vec<Spec> {
+    let http = map.backends.iter().filter(|b| b.kind == "http").map(|b| b.name.clone());
+    let http: Vec<_> = http.collect();
+    // One prefix a backend, and one for all.
+    let only = http.iter().map(|name| Ask { prefix: format!("/{name}"), backends: vec![name.clone()] });
+    let all = Ask { prefix: "/all".to_owned(), backends: http.clone() };
+    let asks: Vec<_> = only.chain([all]).collect();
+    let spec = |name: String, kind: LoadKind, target: SocketAddr, node: Option<&str>| Spec {
+        node: node.map(str::to_owned),
+        kind,
+        connections: 4,
+        rate: if kind == LoadKind::Probe && node.is_none() { 200 } else { NODE_RATE },
+        ..Spec::probe(&name, target, TIME_MAX, asks.clone())
+    };
+    if let Some(vip) = map.vip {
+        let at = |port: u16| SocketAddr::new(vip, port);
+        let [web, stream, datagram] = VIP_PORTS.map(at);
+        return vec![
+            spec("vip".into(), LoadKind::Probe, web, None),
+            Spec { rate: KEPT_RATE, ..spec("vip-kept".into(), LoadKind::Http, web, None) },
+            Spec { rate: KEPT_RATE, ..spec("vip-stream".into(), LoadKind::Tcp, stream, None) },
+            Spec { rate: KEPT_RATE, ..spec("vip-datagrams".into(), LoadKind::Udp, datagram, None) },
+        ];
+    }
+    let nodes = map.nodes.iter();
+    nodes.map(|n| spec(format!("to-{}", n.name), LoadKind::Probe, n.web, Some(&n.name))).collect()
+}

@@ -98,7 +98,7 @@ impl Lan {
         ip(&format!("-n {switch} link set br0 up"));
         let backend = lan.host("be", "198.18.0.50");
         lan.host("cl", "198.18.0.200");
-        let child = in_namespace(&backend, &trestle())
+        let child = in_namespace(&backend, trestle())
             .args(["sample-backend", "--name", "app", "--listen", "198.18.0.50:9000"])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -106,7 +106,7 @@ impl Lan {
             .spawn();
         lan.backend = Some(child.expect("the backend starts"));
         let key = lan.dir.path().join("cluster.key");
-        run(path(&trestle()), &["keygen", "-o", path(&key)]).expect("keygen runs");
+        run(path(trestle()), &["keygen", "-o", path(&key)]).expect("keygen runs");
         let file = lan.dir.path().join("first.yaml");
         std::fs::write(&file, config).expect("the test's folder is writable");
         for n in 1..=size {
@@ -264,7 +264,7 @@ impl LanNode {
         let log = std::fs::File::options().create(true).append(true).open(self.log_path());
         let data_dir = self.dir.join(&self.name);
         let cluster = format!("{}:7400", self.address);
-        let child = in_namespace(&self.namespace, &trestle())
+        let child = in_namespace(&self.namespace, trestle())
             .args(["run", "--name", &self.name, "--cluster", &cluster, "--admin", "127.0.0.1:7480"])
             .args(["--workers", "1", "--data-dir", path(&data_dir)])
             .args(&self.args)
@@ -285,7 +285,7 @@ impl LanNode {
 
     /// `trestle ARGS` against this node.
     pub fn cli(&self, args: &[&str]) -> anyhow::Result<Output> {
-        let output = in_namespace(&self.namespace, &trestle())
+        let output = in_namespace(&self.namespace, trestle())
             .args(args)
             .args(["--admin", "http://127.0.0.1:7480"])
             .stdin(Stdio::null())
@@ -300,7 +300,7 @@ impl LanNode {
     }
 
     pub fn status(&self) -> anyhow::Result<Value> {
-        let output = in_namespace(&self.namespace, &trestle())
+        let output = in_namespace(&self.namespace, trestle())
             .args(["status", "-o", "json", "--admin", "http://127.0.0.1:7480"])
             .output()?;
         serde_json::from_slice(&output.stdout)

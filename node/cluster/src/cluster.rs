@@ -396,7 +396,9 @@ impl Cluster {
     /// Asks that the VIPs held here move to others, and waits for that, at most 5 s. Connections that
     /// began here are served on.
     pub async fn hand_vips_over(&self) {
-        self.inner.vips.hand_over().await;
+        let me = self.id();
+        let others = self.inner.raft.state().seats.keys().any(|node| *node != me);
+        self.inner.vips.hand_over(others).await;
     }
 
     /// Tells the others that this node goes, and gives its seat up.

@@ -130,9 +130,12 @@ impl Vips {
     }
 
     /// Asks that what this node holds moves to others, and waits for that; at most 5 s. What nobody
-    /// else can take stays here.
-    pub(crate) async fn hand_over(&self) {
+    /// else can take stays here; with no `others` nobody can, and it does not wait.
+    pub(crate) async fn hand_over(&self, others: bool) {
         self.leaving.send_replace(true);
+        if !others {
+            return;
+        }
         let mut views = self.views.clone();
         let handed_over = views.wait_for(|views| views.handed_over);
         if timeout(HAND_OVER_WITHIN, handed_over).await.is_err() {

@@ -91,7 +91,9 @@ fn run(link: NodeLink, options: Options, node: Option<&mut init::Node>) -> u8 {
     };
     let lock = match lock::take(std::env::var_os(spawn::LOCK).as_deref()) {
         Ok(lock) => lock,
-        Err(error) => return refuse(&link, EXIT_SECOND, format!("an earlier guard of this node lives ({error})")),
+        Err(error) => {
+            return refuse(&link, EXIT_SECOND, format!("an earlier guard of this node lives ({error})"));
+        }
     };
     let mut kernel = match Linux::open(options.ownership) {
         Ok(kernel) => kernel,

@@ -69,6 +69,8 @@ struct Task {
     leases: watch::Sender<Arc<VipLeases>>,
     calls: FuturesUnordered<BoxFuture<'static, Call>>,
     due: BootTime,
+    /// All calls were taken when it was time to ask: the next one that returns makes room.
+    owed: bool,
 }
 
 /// Runs until the settings' shutdown, and a moment longer to give the seat up.
@@ -93,6 +95,7 @@ pub(super) async fn run(
         leases,
         calls: FuturesUnordered::new(),
         due,
+        owed: false,
     };
     let mut draining = task.settings.draining.clone();
     loop {
@@ -145,17 +148,17 @@ impl Task {
             });
         }
         self.publish_vips();
-        // While all calls are taken, the next one that returns makes room.
         self.due = self.settings.clock.now();
     }
 
     fn ask(&mut self) {
-        if self.calls.len() >= CALLS {
-            return;
-        }
         // The moment from which the lease counts: before anything is sent.
         let now = self.settings.clock.now();
         self.due = now + self.ttl() / RENEWALS;
+        self.owed = self.calls.len() >= CALLS;
+        if self.owed {
+            return;
+        }
         let wishes = self.wishes.borrow().clone();
         let mut asked = Asked { seat: self.holder.ask(now), vips: Vec::new() };
         let mut claims = Vec::new();
@@ -252,7 +255,9 @@ impl Task {
                 false
             }
         };
-        if !settled {
+        if self.owed {
+            self.due = now;
+        } else if !settled {
             self.due = self.due.min(now + self.retry());
         }
         self.publish();

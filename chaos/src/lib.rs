@@ -7,3 +7,4 @@
 pub mod checkers;
 pub mod load;
 pub mod trace;
+pub mod watch;

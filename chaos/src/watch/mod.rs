@@ -126,16 +126,20 @@ struct Station {
     fence: Follower,
     links: route::Watch,
     listing: Option<Listing>,
-    /// Address and link.
-    present: BTreeSet<(IpAddr, u32)>,
+    present: Present,
     /// What was written down last.
     last: HashMap<IpAddr, Sight>,
     /// Why it can't be watched any more.
     lost: Option<String>,
 }
 
+/// Addresses, and the links that they are on.
+type Present = BTreeSet<(IpAddr, u32)>;
+
+type Opened = (Follower, route::Watch, Option<Listing>, Present);
+
 /// From within the namespace.
-fn open(post: &Post) -> anyhow::Result<(Follower, route::Watch, Option<Listing>, BTreeSet<(IpAddr, u32)>)> {
+fn open(post: &Post) -> anyhow::Result<Opened> {
     inside(&post.namespace, || {
         let (fence, state) = Follower::start()?;
         let (links, _, addresses) = route::Watch::start()?;

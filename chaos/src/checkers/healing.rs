@@ -71,11 +71,17 @@ fn windows(trace: &Trace) -> impl Iterator<Item = (&FaultRecord, Time)> {
     })
 }
 
-/// The longest time without a success that `load` saw because of `fault`.
+/// How long a gap was at least: what the load did not see any more is in nobody's count.
 #[must_use]
-pub(crate) fn outage(load: &Load, begun: Time, until: Time, length: Time) -> Option<(&Gap, Time)> {
+pub(crate) fn gap_length(load: &Load, gap: &Gap) -> Time {
+    gap.until.min(load.until.max(gap.from)) - gap.from
+}
+
+/// The longest time without a success that `load` saw from `begun` `until` the next fault.
+#[must_use]
+pub(crate) fn outage(load: &Load, begun: Time, until: Time) -> Option<(&Gap, Time)> {
     let gaps = load.gaps.iter().filter(|gap| gap.from < until && gap.until > begun);
-    gaps.map(|gap| (gap, gap.until.min(length).saturating_sub(gap.from))).max_by_key(|(_, long)| *long)
+    gaps.map(|gap| (gap, gap_length(load, gap))).max_by_key(|(_, long)| *long)
 }
 
 /// Whether what `load` saw is held against `fault`: not at a node that was hit itself.
@@ -114,11 +120,15 @@ pub(super) fn outages(trace: &Trace) -> Verdict {
             inquiry.unknown(fault.begun, until, format!("{name}: every load went to a node that was hit"));
         }
         for load in judging {
-            let Some((gap, long)) = outage(load, fault.begun, until, length) else { continue };
+            let Some((gap, long)) = outage(load, fault.begun, until) else { continue };
             if longest.as_ref().is_none_or(|(most, _)| long > *most) {
                 longest = Some((long, name.clone()));
             }
             let Some(bound) = fault.bounds.outage else { continue };
+            if gap.until == FOREVER && long <= bound {
+                let text = format!("{name}: {} saw no success any more when it ended", load.name);
+                inquiry.unknown(gap.from, load.until, text);
+            }
             if long > bound {
                 let lag = if gap.lag > 0 {
                     format!(" (it was itself late by {})", span(gap.lag))
@@ -210,6 +220,8 @@ mod tests {
     fn an_outage_beyond_its_bound_is_found() {
         assert_eq!(broken(outages, |t| t.loads[0].gaps[0].until = 4_700 * MS), Judgement::Fail);
         assert_eq!(broken(outages, |t| t.loads[0].gaps[0].until = FOREVER), Judgement::Fail);
+        let open = |t: &mut Trace| (t.loads[0].gaps[0].until, t.loads[0].until) = (FOREVER, 4_000 * MS);
+        assert_eq!(broken(outages, open), Judgement::Unknown, "the load ended before it was over");
         let late = |t: &mut Trace| {
             t.loads[0].gaps[0].until = 4_700 * MS;
             t.loads[0].gaps[0].lag = 200 * MS;

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::thin::{self, Column};
 use super::{escape, number};
-use crate::checkers::{Judgement, Verdict, count_of, fault_title, held, moment, span};
+use crate::checkers::{Judgement, Verdict, count_of, fault_title, gap_length, held, moment, span};
 use crate::trace::{FOREVER, FaultRecord, Load, MILLISECOND, SECOND, Time, Trace};
 
 const WIDTH: f64 = 1_120.0;
@@ -291,11 +291,11 @@ impl Chart<'_> {
             .filter(|l| l.measures_outage)
             .flat_map(|l| l.gaps.iter().map(move |g| (l, g)));
         let mut worst: Vec<_> = gaps.collect();
-        worst.sort_by_key(|(_, gap)| std::cmp::Reverse(gap.until.saturating_sub(gap.from)));
+        worst.sort_by_key(|(load, gap)| std::cmp::Reverse(gap_length(load, gap)));
         for (load, gap) in worst.into_iter().take(BARS_MAX / 4) {
-            let long = gap.until.min(self.length).saturating_sub(gap.from);
+            let long = gap_length(load, gap);
             let title = format!("{}: no success for {}, {} failed", load.name, span(long), gap.failed);
-            self.bar("gap", (gap.from, gap.until), top, bottom - top, &title);
+            self.bar("gap", (gap.from, gap.from + long), top, bottom - top, &title);
         }
     }
 

@@ -10,7 +10,9 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
-use crate::checkers::{Finding, Judgement, Verdict, count_of, fault_title, moment, outage, passes, span};
+use crate::checkers::{
+    Finding, Judgement, Verdict, count_of, fault_title, gap_length, moment, outage, passes, span,
+};
 use crate::trace::{FOREVER, FaultRecord, Load, Time, Trace};
 
 /// Rows of each table, and of each list below one.
@@ -196,7 +198,7 @@ fn fault_table(page: &mut String, trace: &Trace) {
 fn worst_outage(trace: &Trace, fault: &FaultRecord, until: Time) -> String {
     let measured = trace.loads.iter().filter(|l| l.measures_outage);
     let counted = measured.filter(|l| l.node.as_ref().is_none_or(|node| !fault.victims.contains(node)));
-    let seen = counted.filter_map(|load| outage(load, fault.begun, until, trace.run.length));
+    let seen = counted.filter_map(|load| outage(load, fault.begun, until));
     seen.map(|(_, long)| long).max().map_or("none".to_owned(), span)
 }
 
@@ -245,8 +247,7 @@ fn load_table(page: &mut String, trace: &Trace) {
         for value in [total.p50, total.p99, total.p999, total.max] {
             cell(page, &span(value));
         }
-        let length = trace.run.length;
-        let gap = load.gaps.iter().map(|g| g.until.min(length).saturating_sub(g.from)).max();
+        let gap = load.gaps.iter().map(|gap| gap_length(load, gap)).max();
         cell(page, &gap.map_or("none".to_owned(), span));
         cell(page, &span(total.lag));
         page.push_str("</tr>");

@@ -90,6 +90,7 @@ fn made_up(faults: usize) -> Trace {
             target: "198.18.0.100:80".into(),
             rate: f64::from(rate),
             measures_outage: kind == LoadKind::Probe,
+            until: length,
             complete: true,
             ..Load::default()
         };

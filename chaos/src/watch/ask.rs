@@ -44,7 +44,8 @@ pub struct Questions {
     pub port: Option<u16>,
 }
 
-/// Asks until it is finished or dropped.
+/// Asks until it is finished or dropped: before the [`Watch`](super::Watch), so that the events tell who
+/// owned it as long as somebody asks.
 #[derive(Debug)]
 pub struct Asker {
     stop: Arc<AtomicBool>,
@@ -54,7 +55,7 @@ pub struct Asker {
 impl Asker {
     /// # Errors
     /// No such interface, or no packet socket.
-    pub fn start(recorder: &Arc<Recorder>, questions: Questions) -> anyhow::Result<Self> {
+    pub fn start(recorder: &Recorder, questions: Questions) -> anyhow::Result<Self> {
         anyhow::ensure!(questions.pool.len() >= 2 * OPEN, "a pool of {} at least", 2 * OPEN);
         let (socket, mac) = inside(&questions.namespace, || open(&questions.device))?;
         let stop = Arc::new(AtomicBool::new(false));
@@ -119,7 +120,7 @@ struct Open {
 }
 
 struct Asking {
-    recorder: Arc<Recorder>,
+    recorder: Recorder,
     questions: Questions,
     socket: OwnedFd,
     mac: Mac,

@@ -15,7 +15,6 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::thread::JoinHandle;
 
@@ -68,7 +67,7 @@ impl Watch {
     ///
     /// # Errors
     /// A namespace can't be entered, or its events not be had.
-    pub fn start(recorder: &Arc<Recorder>, addresses: &[IpAddr], posts: Vec<Post>) -> anyhow::Result<Self> {
+    pub fn start(recorder: &Recorder, addresses: &[IpAddr], posts: Vec<Post>) -> anyhow::Result<Self> {
         ensure!(posts.len() <= POSTS_MAX, "more than {POSTS_MAX} nodes to watch");
         let mut watcher = Watcher {
             recorder: recorder.clone(),
@@ -112,7 +111,7 @@ impl Drop for Watch {
 }
 
 struct Watcher {
-    recorder: Arc<Recorder>,
+    recorder: Recorder,
     addresses: Vec<IpAddr>,
     stations: Vec<Station>,
     /// When nothing was there to be read.

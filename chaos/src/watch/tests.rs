@@ -16,7 +16,7 @@ const VIP: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 100);
 /// Two nodes and a client.
 struct Scene {
     segment: Segment,
-    recorder: Arc<Recorder>,
+    recorder: Recorder,
     watch: Watch,
 }
 
@@ -28,7 +28,7 @@ impl Scene {
         }
         let run = Run { nodes: vec!["n1".into(), "n2".into()], ..Run::default() };
         let vip = VipInfo { name: "front".into(), addresses: vec![VIP.into()], ttl: SECOND, hold: false };
-        let recorder = Arc::new(Recorder::new(run, vec![vip]));
+        let recorder = Recorder::new(run, vec![vip]);
         let post = |index: usize| Post {
             node: format!("n{}", index + 1),
             namespace: segment.hosts[index].path(),
@@ -69,7 +69,7 @@ impl Scene {
 
     fn end(self) -> Trace {
         self.watch.finish();
-        Arc::try_unwrap(self.recorder).expect("all who wrote have ended").finish()
+        self.recorder.finish()
     }
 }
 

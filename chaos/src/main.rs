@@ -3,7 +3,7 @@
 //! Exit codes: 0 every verdict passes, 1 one does not or a run could not be made, 2 wrong usage.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use clap::Parser;
+use trestle_chaos::checkers::{moment, span};
 use trestle_chaos::env::{Kind, Programs};
 use trestle_chaos::runner::{self, Options, Report};
 use trestle_chaos::scenarios::{SCENARIOS, Scenario};
 use trestle_chaos::trace::SECOND;
-use trestle_chaos::{cleanup, load, relay};
+use trestle_chaos::{cleanup, load, relay, report};
 
 /// Of one scenario of a suite.
 const SHORT: Duration = Duration::from_secs(20);
@@ -64,7 +65,10 @@ struct Run {
     /// How long faults go on
     #[arg(long = "for", value_name = "TIME", default_value = "30s", value_parser = duration)]
     time: Duration,
-    /// Where the report goes, a page (not supported yet)
+    /// So many faults, however long they take
+    #[arg(long, value_name = "COUNT", conflicts_with = "time")]
+    faults: Option<usize>,
+    /// Where the report goes, a page
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
     /// Where the report goes, as JSON
@@ -89,7 +93,7 @@ struct Suite {
     /// Of each scenario [default: 20s, with --long 2m]
     #[arg(long = "for", value_name = "TIME", value_parser = duration)]
     time: Option<Duration>,
-    /// Where reports go, as JSON
+    /// Where reports go, as pages and as JSON
     #[arg(long, value_name = "DIR")]
     reports: Option<PathBuf>,
     #[command(flatten)]
@@ -207,6 +211,7 @@ fn run(args: &Run, interrupted: &AtomicBool) -> anyhow::Result<bool> {
         seed: args.seed.unwrap_or_else(|| u64::from(rand::random::<u32>())),
         time: args.time,
         programs: args.programs.programs()?,
+        faults: args.faults,
         html: args.report.clone(),
         json: args.json.clone(),
     };
@@ -234,7 +239,8 @@ fn suite(args: &Suite, interrupted: &AtomicBool) -> anyhow::Result<bool> {
             seed,
             time: args.time.unwrap_or(if args.long { LONG } else { SHORT }),
             programs: programs.clone(),
-            html: None,
+            faults: None,
+            html: file(scenario.name, "html"),
             json: file(scenario.name, "json"),
         };
         // One that could not be made is a failure, and no reason to leave the others out.
@@ -251,16 +257,21 @@ fn suite(args: &Suite, interrupted: &AtomicBool) -> anyhow::Result<bool> {
 }
 
 fn one(options: &Options, interrupted: &AtomicBool) -> anyhow::Result<bool> {
-    ensure!(options.html.is_none(), "--report is not supported yet: take --json");
     let fits = options.scenario.environments().contains(&options.kind);
     ensure!(fits, "{} does not run in {:?}: see `trestle-chaos list`", options.scenario.name, options.kind);
-    let report = runner::run(options, runner::witnesses(&options.programs), interrupted)?;
-    if let Some(path) = &options.json {
-        std::fs::write(path, serde_json::to_vec_pretty(&report)?)
-            .with_context(|| format!("{}", path.display()))?;
+    let done = runner::run(options, runner::witnesses(&options.programs), interrupted)?;
+    // Whatever comes of the files, the verdicts are told.
+    print(&done);
+    let write = |path: &Path, bytes: &[u8]| {
+        std::fs::write(path, bytes).with_context(|| format!("{}", path.display()))
+    };
+    if let Some(path) = &options.html {
+        write(path, report::html(&done.trace, &done.verdicts).as_bytes())?;
     }
-    print(&report);
-    Ok(report.pass)
+    if let Some(path) = &options.json {
+        write(path, &report::json(&done.trace, &done.verdicts)?)?;
+    }
+    Ok(done.pass)
 }
 
 fn print(report: &Report) {
@@ -279,6 +290,16 @@ fn print(report: &Report) {
     );
     for verdict in &report.verdicts {
         let _ = writeln!(out, "  {} {}: {}", verdict.judgement, verdict.name, verdict.text);
+    }
+    for (index, fault) in report.trace.faults.iter().enumerate() {
+        let seen = report::worst_outage(&report.trace, index).map_or("none".to_owned(), span);
+        let _ = writeln!(
+            out,
+            "  at {}: {} of {}: outage {seen}",
+            moment(fault.begun),
+            fault.name,
+            fault.victims.join(", ")
+        );
     }
     for note in &report.trace.notes {
         let _ = writeln!(out, "  note: {}", note.text);

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
@@ -257,6 +257,8 @@ pub struct Load {
     pub wrong: Vec<Blunder>,
     pub failures: Vec<Blunder>,
     pub total: Totals,
+    /// When its last request was due.
+    pub until: Time,
     /// It came to its end and told its totals: without, what is above may lack the last.
     pub complete: bool,
 }
@@ -311,7 +313,7 @@ pub struct Second {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gap {
     pub from: Time,
-    /// [`FOREVER`]: there was none to the end.
+    /// [`FOREVER`]: there was none until the load ended.
     pub until: Time,
     pub failed: u64,
     /// By which the generator itself was late meanwhile.
@@ -369,18 +371,19 @@ pub fn boot_time() -> u64 {
     part(time.tv_sec) * SECOND + part(time.tv_nsec)
 }
 
-/// Where everybody who takes part in a run writes down what they did and saw.
-#[derive(Debug)]
+/// Where everybody who takes part in a run writes down what they did and saw; clones write to the same.
+#[derive(Clone, Debug)]
 pub struct Recorder {
     began: u64,
-    trace: Mutex<Trace>,
+    trace: Arc<Mutex<Trace>>,
 }
 
 impl Recorder {
     /// The run begins.
     #[must_use]
     pub fn new(run: Run, vips: Vec<VipInfo>) -> Self {
-        Self { began: boot_time(), trace: Mutex::new(Trace { run, vips, ..Trace::default() }) }
+        let trace = Trace { run, vips, ..Trace::default() };
+        Self { began: boot_time(), trace: Arc::new(Mutex::new(trace)) }
     }
 
     /// CLOCK_BOOTTIME when the run began; for those who tell absolute times.
@@ -513,11 +516,11 @@ impl Recorder {
         self.with(|trace| trace.run.interrupted = Some(why.to_owned()));
     }
 
-    /// The run is over.
+    /// The run is over; what others write down later is lost.
     #[must_use]
     pub fn finish(self) -> Trace {
         let length = self.now();
-        let mut trace = self.trace.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let mut trace = self.with(std::mem::take);
         trace.run.length = length;
         trace.operations.sort_by_key(|operation| operation.call);
         trace.sights.sort_by_key(|sight| sight.at);

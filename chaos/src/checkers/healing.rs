@@ -63,19 +63,29 @@ pub(super) fn whole(trace: &Trace) -> Verdict {
     inquiry.close(format!("the longest took {}", span(longest)))
 }
 
-/// A fault and the time in which a failure is put down to it: until the next one begins.
-fn windows(trace: &Trace) -> impl Iterator<Item = (&FaultRecord, Time)> {
-    trace.faults.iter().enumerate().map(|(i, fault)| {
-        let next = trace.faults.get(i + 1).map_or(FOREVER, |next| next.begun);
-        (fault, next)
-    })
+/// So many requests of a load may be due between its last success and a fault, or what the fault took
+/// with it, that was under way.
+const UNDER_WAY: f64 = 5.0;
+
+/// The fault to which what `load` saw at `at` (of a gap: its beginning) is put down: the last that had
+/// begun, with what was under way when it did. Its failures may come when it is long over; the next
+/// one's beginning does not make them the next one's.
+fn cause(trace: &Trace, load: &Load, at: Time) -> Option<usize> {
+    let under_way = (SECOND as f64 * UNDER_WAY / load.rate.max(1.0)) as Time;
+    trace.faults.iter().rposition(|fault| fault.begun <= at.saturating_add(under_way))
 }
 
-/// The longest time without a success that `load` saw because of `fault`.
+/// How long a gap was at least: what the load did not see any more is in nobody's count.
 #[must_use]
-pub(crate) fn outage(load: &Load, begun: Time, until: Time, length: Time) -> Option<(&Gap, Time)> {
-    let gaps = load.gaps.iter().filter(|gap| gap.from < until && gap.until > begun);
-    gaps.map(|gap| (gap, gap.until.min(length).saturating_sub(gap.from))).max_by_key(|(_, long)| *long)
+pub(crate) fn gap_length(load: &Load, gap: &Gap) -> Time {
+    gap.until.min(load.until.max(gap.from)) - gap.from
+}
+
+/// The longest time without a success that is put down to the fault `index`.
+#[must_use]
+pub(crate) fn outage<'a>(trace: &Trace, load: &'a Load, index: usize) -> Option<(&'a Gap, Time)> {
+    let gaps = load.gaps.iter().filter(|gap| cause(trace, load, gap.from) == Some(index));
+    gaps.map(|gap| (gap, gap_length(load, gap))).max_by_key(|(_, long)| *long)
 }
 
 /// Whether what `load` saw is held against `fault`: not at a node that was hit itself.
@@ -95,30 +105,34 @@ pub(super) fn outages(trace: &Trace) -> Verdict {
     if measured.is_empty() {
         inquiry.unknown(0, length, "no load measured outages");
     }
-    let first = trace.faults.first().map_or(FOREVER, |f| f.begun);
     for load in &trace.loads {
         if !load.complete {
             inquiry.unknown(0, length, format!("{} did not tell all that it saw", load.name));
         }
-        for gap in load.gaps.iter().filter(|g| g.until <= first && g.failed > 0) {
+        for gap in load.gaps.iter().filter(|g| g.failed > 0 && cause(trace, load, g.from).is_none()) {
             let text =
                 format!("{}: {} failed with nothing wrong", load.name, count(gap.failed as usize, "request"));
             inquiry.fail(gap.from, gap.until, text);
         }
     }
     let mut longest: Option<(Time, String)> = None;
-    for (fault, until) in windows(trace) {
+    for (index, fault) in trace.faults.iter().enumerate() {
         let name = title(fault);
+        let until = trace.faults.get(index + 1).map_or(FOREVER, |next| next.begun);
         let judging: Vec<_> = measured.iter().filter(|load| counts(load, fault)).collect();
         if judging.is_empty() && !measured.is_empty() {
             inquiry.unknown(fault.begun, until, format!("{name}: every load went to a node that was hit"));
         }
         for load in judging {
-            let Some((gap, long)) = outage(load, fault.begun, until, length) else { continue };
+            let Some((gap, long)) = outage(trace, load, index) else { continue };
             if longest.as_ref().is_none_or(|(most, _)| long > *most) {
                 longest = Some((long, name.clone()));
             }
             let Some(bound) = fault.bounds.outage else { continue };
+            if gap.until == FOREVER && long <= bound {
+                let text = format!("{name}: {} saw no success any more when it ended", load.name);
+                inquiry.unknown(gap.from, load.until, text);
+            }
             if long > bound {
                 let lag = if gap.lag > 0 {
                     format!(" (it was itself late by {})", span(gap.lag))
@@ -141,7 +155,7 @@ pub(super) fn outages(trace: &Trace) -> Verdict {
         }
         if fault.bounds.outage.is_none() {
             for load in trace.loads.iter().filter(|load| counts(load, fault)) {
-                nothing_failed(&mut inquiry, load, fault.begun, until, &name);
+                nothing_failed(&mut inquiry, trace, load, index);
             }
         }
     }
@@ -152,20 +166,33 @@ pub(super) fn outages(trace: &Trace) -> Verdict {
     inquiry.close(text)
 }
 
-fn nothing_failed(inquiry: &mut Inquiry, load: &Load, begun: Time, until: Time, name: &str) {
-    // A second that began before the fault may hold failures of before; those are found above by gap.
-    let seconds = load.seconds.iter().filter(|s| s.at + SECOND > begun && s.at < until);
-    for second in seconds {
-        let (failed, cut) = (second.failed as usize, second.cut as usize);
-        if failed + cut > 0 {
+fn nothing_failed(inquiry: &mut Inquiry, trace: &Trace, load: &Load, index: usize) {
+    let name = title(&trace.faults[index]);
+    let told = |at: Time| {
+        let first = load.failures.iter().find(|f| f.at >= at);
+        first.map_or(String::new(), |f| format!(": {}", f.text))
+    };
+    for gap in load.gaps.iter().filter(|g| g.failed > 0 && cause(trace, load, g.from) == Some(index)) {
+        let text = format!(
+            "{name}: {} saw {} fail after {}, allowed none{}",
+            load.name,
+            count(gap.failed as usize, "request"),
+            moment(gap.from),
+            told(gap.from)
+        );
+        inquiry.fail(gap.from, gap.until, text);
+    }
+    for second in load.seconds.iter().filter(|s| s.cut > 0) {
+        let end = second.at.saturating_add(SECOND);
+        if trace.faults.iter().rposition(|fault| fault.begun < end) == Some(index) {
+            let cut = count(second.cut as usize, "connection");
             let text = format!(
-                "{name}: {} saw {} fail and {} cut at {}, allowed none",
+                "{name}: {} saw {cut} cut in the second from {}, allowed none{}",
                 load.name,
-                count(failed, "request"),
-                count(cut, "connection"),
-                moment(second.at)
+                moment(second.at),
+                told(second.at)
             );
-            inquiry.fail(second.at, second.at + SECOND, text);
+            inquiry.fail(second.at, end, text);
         }
     }
 }
@@ -210,6 +237,8 @@ mod tests {
     fn an_outage_beyond_its_bound_is_found() {
         assert_eq!(broken(outages, |t| t.loads[0].gaps[0].until = 4_700 * MS), Judgement::Fail);
         assert_eq!(broken(outages, |t| t.loads[0].gaps[0].until = FOREVER), Judgement::Fail);
+        let open = |t: &mut Trace| (t.loads[0].gaps[0].until, t.loads[0].until) = (FOREVER, 4_000 * MS);
+        assert_eq!(broken(outages, open), Judgement::Unknown, "the load ended before it was over");
         let late = |t: &mut Trace| {
             t.loads[0].gaps[0].until = 4_700 * MS;
             t.loads[0].gaps[0].lag = 200 * MS;
@@ -222,10 +251,29 @@ mod tests {
         assert_eq!(broken(outages, |t| t.faults[0].bounds.outage = None), Judgement::Fail);
         let cut = |t: &mut Trace| {
             t.faults[0].bounds.outage = None;
-            t.loads[0].seconds[3].failed = 0;
+            t.loads[0].gaps.clear();
             t.loads[0].seconds[5].cut = 1;
         };
         assert_eq!(broken(outages, cut), Judgement::Fail);
+    }
+
+    #[test]
+    fn a_gap_is_put_down_to_the_fault_before_it_to_the_millisecond() {
+        let mut trace = good();
+        let mut next = trace.faults[0].clone();
+        (next.number, next.begun, next.bounds.outage) = (1, 8_000 * MS, Some(100 * MS));
+        trace.faults.push(next);
+        let long = |trace: &Trace, index: usize| outage(trace, &trace.loads[0], index).map(|(_, long)| long);
+        assert_eq!((long(&trace, 0), long(&trace, 1)), (Some(1_200 * MS), None));
+        // The first one's outage goes on beyond the beginning of the second.
+        trace.loads[0].gaps.push(Gap { from: 7_950 * MS, until: 8_090 * MS, failed: 28, lag: 0 });
+        assert_eq!((long(&trace, 0), long(&trace, 1)), (Some(1_200 * MS), None));
+        // The last success was just before the second began.
+        trace.loads[0].gaps[1] = Gap { from: 7_990 * MS, until: 8_090 * MS, failed: 20, lag: 0 };
+        assert_eq!(long(&trace, 1), Some(100 * MS));
+        assert_eq!(outages(&trace).judgement, Judgement::Pass);
+        trace.loads[0].gaps[1].until += MS;
+        assert_eq!(outages(&trace).judgement, Judgement::Fail);
     }
 
     #[test]

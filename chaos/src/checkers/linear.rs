@@ -477,6 +477,22 @@ mod tests {
         operations
     }
 
+    #[test]
+    fn a_history_of_hours_is_judged_at_once() {
+        let number = |n: u64| n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        let steps: Vec<_> =
+            (0..100_000).map(|n| (number(n) % 25, number(n + 1) % 25, number(n + 2) as u8 % 16)).collect();
+        let mut operations = run(&steps, (0, 0, 0));
+        let refused = operations
+            .iter()
+            .filter(|o| matches!(o.what, Operated::Write { outcome: Outcome::Conflict, .. }));
+        assert!(refused.count() > 1_000);
+        assert_eq!(check(&operations), []);
+        let (call, end) = operations.last().map(|o| (o.end + 1, o.end + 2)).unwrap();
+        operations.push(read(call, end, 1, 1));
+        assert_eq!(check(&operations).len(), 1);
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { cases: 3_000, ..ProptestConfig::default() })]
         #[test]

@@ -16,6 +16,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use healing::{count as count_of, gap_length, outage, title as fault_title};
 pub use owners::{Held, held};
 
 use crate::trace::{Time, Trace};

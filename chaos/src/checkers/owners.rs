@@ -18,9 +18,6 @@ const TICK: Time = 4 * MILLISECOND;
 /// A client's question waits this long for answers, and hears late on a busy machine.
 const ANSWER: Time = 20 * MILLISECOND;
 
-/// Before the run's end the watch is taken down.
-const TAKING_DOWN: Time = 2_000 * MILLISECOND;
-
 /// `from` and `until` of what is sure, or possible.
 type Span = (Time, Time);
 
@@ -209,10 +206,11 @@ fn by_events(mut inquiry: Inquiry, trace: &Trace, vips: &[&VipInfo]) -> Verdict 
     ))
 }
 
-/// Every node was watched from before the first fault to the end.
+/// Every node was watched from before the first fault until all was healed.
 fn watched_throughout(inquiry: &mut Inquiry, trace: &Trace) {
     let length = trace.run.length;
     let first = trace.faults.first().map_or(length, |fault| fault.begun);
+    let last = trace.faults.last().map_or(0, |f| f.whole.or(f.healed).unwrap_or(f.begun));
     for node in &trace.run.nodes {
         let mut spans: Vec<_> = trace.watched.iter().filter(|w| w.node == *node).collect();
         spans.sort_by_key(|watched| watched.from);
@@ -226,7 +224,7 @@ fn watched_throughout(inquiry: &mut Inquiry, trace: &Trace) {
                 until = until.max(next.until);
             }
         }
-        if until.saturating_add(TAKING_DOWN) < length {
+        if until < last {
             inquiry.unknown(until, length, format!("{node} was not watched all the time"));
         }
     }
@@ -291,8 +289,14 @@ fn agrees(inquiry: &mut Inquiry, trace: &Trace, held: &[Held], answers: &Answers
             inquiry.fail(from, until, text);
         } else if trace.run.lack(Part::Sights).is_none() {
             let spans = of(node).map_or(&[][..], |h| &h.possible);
+            // Of what was asked after the watch was over, the events know nothing.
+            let watched = trace.watched.iter().filter(|w| w.node == **node).map(|w| w.until).max();
+            let last = answers.until.min(watched.unwrap_or(0));
+            if last < answers.from {
+                continue;
+            }
             // The moment after which the first, and before which the last question can't have been answered.
-            if let Some(at) = uncovered(spans, from + ANSWER, answers.until) {
+            if let Some(at) = uncovered(spans, from + ANSWER, last) {
                 let text = format!(
                     "{node} answered {what} for {} at {} and did not own it by events",
                     answers.address,

@@ -130,6 +130,7 @@ pub(super) fn good() -> Trace {
                 max: MS,
                 ..Totals::default()
             },
+            until: 9_995 * MS,
             complete: true,
             ..Load::default()
         }],

@@ -11,6 +11,9 @@ use super::{Layout, VIP, VIP_ADDRESS};
 /// The pool whose weight is the register. Nothing is routed to it but by a name of its own.
 pub const REGISTER: &str = "register";
 
+/// The pool, its backend and its path prefix, whose answers turn into long streams.
+pub const UPGRADE: &str = "upgrade";
+
 /// What the register can hold: a member's weight, above 0.
 pub const REGISTER_MAX: u64 = 65_535;
 
@@ -22,6 +25,8 @@ pub struct Parts {
     pub http: Vec<(String, SocketAddr)>,
     pub stream: Option<SocketAddr>,
     pub datagram: Option<SocketAddr>,
+    /// HTTP that turns into a long stream.
+    pub upgrade: Option<SocketAddr>,
 }
 
 /// The document, with `value` in the register.
@@ -55,6 +60,12 @@ pub fn document(layout: &Layout, parts: &Parts, value: u64) -> String {
             "      - {{ name: only-{name}, match: [{{ path: {{ prefix: /{name} }} }}], pools: [{name}] }}"
         );
     }
+    if parts.upgrade.is_some() {
+        let _ = writeln!(
+            text,
+            "      - {{ name: {UPGRADE}, match: [{{ path: {{ prefix: /{UPGRADE} }} }}], pools: [{UPGRADE}] }}"
+        );
+    }
     text.push_str("      - { name: all, pools: [all] }\n");
     let _ = writeln!(
         text,
@@ -70,7 +81,8 @@ pub fn document(layout: &Layout, parts: &Parts, value: u64) -> String {
         "  all: {{ members: [{}], health: {{ interval: 500ms, http: {{ path: /healthz }} }} }}",
         all.join(", ")
     );
-    for (name, address) in [("stream", parts.stream), ("datagram", parts.datagram)] {
+    for (name, address) in [("stream", parts.stream), ("datagram", parts.datagram), (UPGRADE, parts.upgrade)]
+    {
         if let Some(address) = address {
             let _ = writeln!(text, "  {name}: {{ members: [\"{address}\"] }}");
         }
@@ -122,6 +134,7 @@ mod tests {
             http: vec![("b1".into(), "198.18.0.21:8000".parse().unwrap())],
             stream: None,
             datagram: None,
+            upgrade: None,
         };
         let text = document(&Layout::default(), &parts, 7);
         assert_eq!(register(&text), Some(7));

@@ -92,6 +92,7 @@ impl Local {
         let (program, command, as_kind) = match kind {
             "tcp-echo" => (&self.programs.chaos, crate::load::BACKEND_COMMAND, "tcp"),
             "udp-echo" => (&self.programs.chaos, crate::load::BACKEND_COMMAND, "udp"),
+            "upgrade" => (&self.programs.chaos, crate::load::BACKEND_COMMAND, "stream"),
             kind => (&self.programs.trestle, "sample-backend", kind),
         };
         let mut process = Process::new(self.ledger.run(), name, program, place.clone(), log.clone());
@@ -120,6 +121,7 @@ impl Local {
             http: of("http").map(|b| (b.name.clone(), b.address)).collect(),
             stream: of("tcp-echo").next().map(|b| b.address),
             datagram: of("udp-echo").next().map(|b| b.address),
+            upgrade: of("upgrade").next().map(|b| b.address),
         }
     }
 

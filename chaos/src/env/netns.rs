@@ -7,6 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, ensure};
 
+use super::config::UPGRADE;
 use super::local::Local;
 use super::switch::{Switch, address};
 use super::{Kind, Layout, Programs, VIP_ADDRESS};
@@ -39,7 +40,7 @@ pub fn requirements() -> anyhow::Result<()> {
 pub(super) fn build(layout: &Layout, programs: &Programs, ledger: &Ledger) -> anyhow::Result<Local> {
     requirements()?;
     ensure!(
-        layout.backends + 2 <= PLACES_MAX && layout.clients <= PLACES_MAX,
+        layout.backends + 3 <= PLACES_MAX && layout.clients <= PLACES_MAX,
         "too many backends or clients"
     );
     let folder = std::env::temp_dir().join(format!("trestle-chaos-{}", ledger.run()));
@@ -51,7 +52,8 @@ pub(super) fn build(layout: &Layout, programs: &Programs, ledger: &Ledger) -> an
         env.set_vip(Some(VIP_ADDRESS.parse().context("the VIP's address")?));
     }
     let http = (1..=layout.backends).map(|n| (format!("b{n}"), "http"));
-    let echoes = [("stream".to_owned(), "tcp-echo"), ("datagram".to_owned(), "udp-echo")];
+    let echoes = [("stream", "tcp-echo"), ("datagram", "udp-echo"), (UPGRADE, "upgrade")];
+    let echoes = echoes.map(|(name, kind)| (name.to_owned(), kind));
     for (n, (name, kind)) in http.chain(echoes).enumerate() {
         let at: Ipv4Addr = address(BACKENDS + n);
         let (place, _) = switch.attach(ledger, &name, at)?;

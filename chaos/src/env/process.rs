@@ -26,6 +26,7 @@ pub(super) fn build(layout: &Layout, programs: &Programs, ledger: &Ledger) -> an
     }
     env.add_backend("stream", "tcp-echo", Place::Here, LOOPBACK, None)?;
     env.add_backend("datagram", "udp-echo", Place::Here, LOOPBACK, None)?;
+    env.add_backend(super::config::UPGRADE, "upgrade", Place::Here, LOOPBACK, None)?;
     for _ in 0..layout.clients {
         env.add_client(Place::Here);
     }

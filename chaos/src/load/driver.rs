@@ -156,6 +156,7 @@ impl Driver {
 
 /// Absolute times as the run's.
 fn relative(mut load: Load, recorder: &Recorder) -> Load {
+    load.until = recorder.since(load.until);
     for second in &mut load.seconds {
         second.at = recorder.since(second.at);
     }

@@ -37,6 +37,8 @@ pub(super) struct Tally {
     gap: Option<Gap>,
     /// By which the generator was late since the last success.
     lag: Time,
+    /// When the last was due.
+    until: Time,
     wrong: Vec<Blunder>,
     failures: Vec<Blunder>,
     total: Totals,
@@ -59,6 +61,7 @@ impl Tally {
             gaps: Vec::new(),
             gap: None,
             lag: 0,
+            until: began,
             wrong: Vec::new(),
             failures: Vec::new(),
             total: Totals::default(),
@@ -69,6 +72,7 @@ impl Tally {
     pub(super) fn begin(&mut self, due: Time, now: Time) {
         let lag = now.saturating_sub(due);
         self.total.due += 1;
+        self.until = self.until.max(due);
         self.total.lag = self.total.lag.max(lag);
         // A generator that is late by less than a period delays nothing.
         if lag > self.period {
@@ -171,7 +175,7 @@ impl Tally {
         }
     }
 
-    pub(super) fn finish(mut self, now: Time, name: &str, kind: LoadKind, target: &str) -> Load {
+    pub(super) fn finish(mut self, name: &str, kind: LoadKind, target: &str) -> Load {
         while !self.open.is_empty() {
             self.close_second();
         }
@@ -179,7 +183,7 @@ impl Tally {
         let last = self.successes.back().copied().unwrap_or(self.began);
         if let Some(gap) = self.gap.take() {
             self.keep(Gap { lag: self.lag, ..gap });
-        } else if now.saturating_sub(last) > MISSED * self.period {
+        } else if self.until.saturating_sub(last) > MISSED * self.period {
             self.keep(Gap { from: last, until: FOREVER, failed: 0, lag: self.lag });
         }
         self.gaps.sort_by_key(|gap| gap.from);
@@ -197,6 +201,7 @@ impl Tally {
             wrong: self.wrong,
             failures: self.failures,
             total: Totals { p50, p99, p999, max, ..self.total },
+            until: self.until,
             complete: true,
         }
     }
@@ -221,15 +226,15 @@ mod tests {
         }
     }
 
-    fn finish(tally: Tally, at: Time) -> Load {
-        tally.finish(at, "probe", LoadKind::Probe, "198.18.0.100:80")
+    fn finish(tally: Tally) -> Load {
+        tally.finish("probe", LoadKind::Probe, "198.18.0.100:80")
     }
 
     #[test]
     fn without_a_failure_there_is_no_gap() {
         let mut tally = Tally::new(PERIOD, 0);
         regular(&mut tally, 0, 1_000);
-        let load = finish(tally, 1_000 * PERIOD);
+        let load = finish(tally);
         assert_eq!((load.total.ok, load.total.failed, load.gaps.len()), (1_000, 0, 0));
         assert_eq!(load.seconds.len(), 5);
         assert!(
@@ -250,7 +255,7 @@ mod tests {
         for number in 100..200 {
             tally.failed(number * PERIOD, || "timeout".into());
         }
-        let load = finish(tally, 300 * PERIOD);
+        let load = finish(tally);
         let from = 99 * PERIOD + MS;
         assert_eq!(load.gaps, [Gap { from, until: 200 * PERIOD + MS, failed: 100, lag: 0 }]);
         assert_eq!(load.seconds[0].failed, 100, "in the second in which they were due");
@@ -266,7 +271,7 @@ mod tests {
             tally.failed(number * PERIOD, || "refused".into());
         }
         regular(&mut tally, 200, 300);
-        let load = finish(tally, 300 * PERIOD);
+        let load = finish(tally);
         let from = 99 * PERIOD + MS;
         assert_eq!(load.gaps, [Gap { from, until: 200 * PERIOD + MS, failed: 100, lag: 0 }]);
     }
@@ -276,7 +281,7 @@ mod tests {
         let mut tally = Tally::new(PERIOD, 0);
         regular(&mut tally, 0, 100);
         tally.failed(50 * PERIOD, || "reset".into());
-        let load = finish(tally, 100 * PERIOD);
+        let load = finish(tally);
         assert_eq!(load.gaps, [Gap { from: 49 * PERIOD + MS, until: 50 * PERIOD + MS, failed: 1, lag: 0 }]);
     }
 
@@ -284,10 +289,23 @@ mod tests {
     fn an_outage_to_the_end_has_no_end() {
         let mut tally = Tally::new(PERIOD, 0);
         regular(&mut tally, 0, 100);
-        let load = finish(tally, 200 * PERIOD);
+        for number in 100..200 {
+            tally.begin(number * PERIOD, number * PERIOD);
+        }
+        let load = finish(tally);
         assert_eq!(load.gaps, [Gap { from: 99 * PERIOD + MS, until: FOREVER, failed: 0, lag: 0 }]);
-        let load = finish(Tally::new(PERIOD, 0), SECOND);
-        assert_eq!(load.gaps.len(), 1, "never a success");
+        assert_eq!(load.until, 199 * PERIOD);
+    }
+
+    #[test]
+    fn waiting_for_the_last_answers_is_no_gap() {
+        let mut tally = Tally::new(PERIOD, 0);
+        tally.begin(50 * PERIOD, 50 * PERIOD);
+        regular(&mut tally, 0, 100);
+        tally.failed(50 * PERIOD, || "timeout, long after the last".into());
+        let load = finish(tally);
+        assert_eq!(load.gaps.len(), 1);
+        assert_eq!(load.gaps[0].until, 50 * PERIOD + MS);
     }
 
     #[test]
@@ -296,7 +314,7 @@ mod tests {
         regular(&mut tally, 0, 100);
         tally.begin(100 * PERIOD, 140 * PERIOD);
         tally.ok(100 * PERIOD, 140 * PERIOD);
-        let load = finish(tally, 141 * PERIOD);
+        let load = finish(tally);
         assert_eq!(load.gaps.len(), 1);
         assert_eq!(load.gaps[0].lag, 40 * PERIOD);
         assert!(load.total.max >= 40 * PERIOD * 99 / 100, "latency counts from when it was due");
@@ -310,7 +328,7 @@ mod tests {
             tally.ok(due, due);
             tally.failed(due + 1, || "x".repeat(1_000));
         }
-        let load = finish(tally, FOREVER - 1);
+        let load = finish(tally);
         assert_eq!(load.gaps.len(), GAPS_MAX);
         assert_eq!(load.failures.len(), BLUNDERS_MAX);
         assert!(load.failures[0].text.len() < 300);

@@ -2,6 +2,7 @@
 
 mod changes;
 mod ends;
+mod owners;
 mod traffic;
 mod watch;
 pub mod witness;
@@ -13,7 +14,6 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-use serde::Serialize;
 
 use crate::checkers::{self, Verdict};
 use crate::cleanup::Ledger;
@@ -38,16 +38,17 @@ pub struct Options {
     pub seed: u64,
     pub time: Duration,
     pub programs: Programs,
+    /// So many faults, however long they take; else what fits the time.
+    pub faults: Option<usize>,
     pub html: Option<PathBuf>,
     pub json: Option<PathBuf>,
 }
 
 /// A run and its verdicts.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct Report {
     pub pass: bool,
     pub verdicts: Vec<Verdict>,
-    #[serde(flatten)]
     pub trace: Trace,
 }
 
@@ -59,6 +60,7 @@ fn run_name() -> String {
 /// Who watches every run.
 pub fn witnesses(programs: &Programs) -> Vec<Box<dyn Witness>> {
     vec![
+        Box::new(owners::Owners),
         Box::new(watch::Leaders),
         Box::new(changes::Changes::default()),
         Box::new(traffic::Traffic { chaos: programs.chaos.clone() }),
@@ -202,8 +204,11 @@ fn break_it(
     let began = Instant::now();
     pause(WARM_UP, interrupted);
     for (turn, planned) in options.scenario.plan(options.seed).enumerate() {
-        let over = began.elapsed() >= options.time;
-        if (turn > 0 && over) || interrupted.load(Ordering::Relaxed) {
+        let over = match options.faults {
+            Some(faults) => turn >= faults,
+            None => turn > 0 && began.elapsed() >= options.time,
+        };
+        if over || interrupted.load(Ordering::Relaxed) {
             break;
         }
         match one_fault(planned, options, env, recorder, &mut tools, interrupted) {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::witness::{Stage, Witness};
 use crate::env::Map;
+use crate::env::config::UPGRADE;
 use crate::load::{Ask, Driver, Spec, TIME_MAX};
 use crate::place::Place;
 use crate::trace::LoadKind;
@@ -63,11 +64,20 @@ fn specs(map: &Map) -> Vec<Spec> {
     if let Some(vip) = map.vip {
         let at = |port: u16| SocketAddr::new(vip, port);
         let [web, stream, datagram] = VIP_PORTS.map(at);
+        let kept = |name: &str, kind: LoadKind, target: SocketAddr| Spec {
+            rate: KEPT_RATE,
+            ..spec(name.into(), kind, target, None)
+        };
+        // Each by one backend of its own.
+        let of = |prefix: &str, backend: &str| {
+            vec![Ask { prefix: format!("/{prefix}"), backends: vec![backend.to_owned()] }]
+        };
         return vec![
             spec("vip".into(), LoadKind::Probe, web, None),
-            Spec { rate: KEPT_RATE, ..spec("vip-kept".into(), LoadKind::Http, web, None) },
-            Spec { rate: KEPT_RATE, ..spec("vip-stream".into(), LoadKind::Tcp, stream, None) },
-            Spec { rate: KEPT_RATE, ..spec("vip-datagrams".into(), LoadKind::Udp, datagram, None) },
+            kept("vip-kept", LoadKind::Http, web),
+            Spec { asks: of(UPGRADE, UPGRADE), ..kept("vip-upgraded", LoadKind::Stream, web) },
+            Spec { asks: of("", "stream"), ..kept("vip-stream", LoadKind::Tcp, stream) },
+            Spec { asks: of("", "datagram"), ..kept("vip-datagrams", LoadKind::Udp, datagram) },
         ];
     }
     let nodes = map.nodes.iter();

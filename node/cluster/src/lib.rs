@@ -10,6 +10,7 @@ mod change;
 mod cluster;
 mod feed;
 mod folder;
+mod rt;
 mod settings;
 mod status;
 mod views;
@@ -22,6 +23,8 @@ pub mod lease;
 pub mod membership;
 pub mod raft;
 pub mod rendezvous;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod vip;
 
 pub use change::{Applied, ChangeError, Consistency};
@@ -33,6 +36,10 @@ pub use views::{ClientTotal, MemberHealth, NodeStatus, PoolStatus, SeatStatus, S
 
 /// Milliseconds since the epoch by this machine's clock: for people to read, nothing depends on it.
 pub(crate) fn now_ms() -> u64 {
+    #[cfg(feature = "sim")]
+    if let Some(now) = sim::wall_ms() {
+        return now;
+    }
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.map_or(0, |since| since.as_millis() as u64)
 }

@@ -89,14 +89,15 @@ pub(crate) fn rules() -> Rules {
     RULES.with(Cell::get)
 }
 
-/// The wall clock, inside of the simulation.
-pub(crate) fn wall_ms() -> Option<u64> {
-    let now = since_start()?;
-    Some(EPOCH_MS + now.as_millis() as u64)
+/// Virtual time since the run began; none outside of one.
+pub fn elapsed() -> Option<Duration> {
+    Instant::try_now().map(Instant::elapsed_since_start)
 }
 
-fn since_start() -> Option<Duration> {
-    Instant::try_now().map(Instant::elapsed_since_start)
+/// The wall clock, inside of the simulation.
+pub(crate) fn wall_ms() -> Option<u64> {
+    let now = elapsed()?;
+    Some(EPOCH_MS + now.as_millis() as u64)
 }
 
 /// The TTLs and rules that a state's revisions rule, as the node's feeder reads them.

@@ -104,6 +104,16 @@ impl Machine {
         state.fault = Fault::PowerLoss(state.operations + operations + 1);
     }
 
+    pub fn has_power(&self) -> bool {
+        let state = self.0.0.lock();
+        !matches!(state.fault, Fault::PowerLoss(at) if state.operations >= at)
+    }
+
+    /// Nothing is to happen to it.
+    pub fn is_sound(&self) -> bool {
+        self.0.0.lock().fault == Fault::None
+    }
+
     /// From now on sync says yes and does nothing.
     pub fn lie(&self) {
         self.0.0.lock().lies = true;

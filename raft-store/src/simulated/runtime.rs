@@ -14,8 +14,12 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use openraft::{AsyncRuntime, OptionalSend};
-use openraft_rt_sim::SimRuntime;
+use openraft_rt_sim::{SimInstant, SimRuntime};
 use parking_lot::Mutex;
+
+/// Polls of one process's tasks at one moment; more are a loop that never waits. (The executor has a
+/// bound of its own, which is higher, and which it does not survive.)
+const POLLS_AT_ONCE: u64 = 20_000;
 
 thread_local! {
     static PRESENT: RefCell<Option<Process>> = const { RefCell::new(None) };
@@ -38,6 +42,8 @@ struct Inner {
 struct State {
     phase: Phase,
     last: u64,
+    /// The present moment, and polls at it.
+    moment: (Option<SimInstant>, u64),
     /// Tasks that have been polled and have not ended.
     tasks: BTreeMap<u64, Waker>,
 }
@@ -48,7 +54,8 @@ pub struct Process(Arc<Inner>);
 
 impl Process {
     pub fn new(name: impl Into<String>) -> Process {
-        let state = Mutex::new(State { phase: Phase::Running, last: 0, tasks: BTreeMap::new() });
+        let state =
+            Mutex::new(State { phase: Phase::Running, last: 0, moment: (None, 0), tasks: BTreeMap::new() });
         Process(Arc::new(Inner { name: name.into(), state }))
     }
 
@@ -128,7 +135,16 @@ impl Process {
             let known = state.tasks.entry(task).or_insert_with(|| waker.clone());
             known.clone_from(waker);
         }
+        let now = SimInstant::try_now();
+        if state.moment.0 != now {
+            state.moment = (now, 0);
+        }
+        state.moment.1 += 1;
         state.phase
+    }
+
+    fn spins(&self) -> bool {
+        self.0.state.lock().moment.1 > POLLS_AT_ONCE
     }
 
     fn ended(&self, task: u64) {
@@ -170,6 +186,7 @@ impl<F: Future> Future for Confined<F> {
             }
             Phase::Running => {
                 let Some(future) = &mut this.future else { return Poll::Pending };
+                assert!(!this.process.spins(), "a loop without a wait: {}", std::any::type_name::<F>());
                 let polled = within(Some(this.process.clone()), || future.as_mut().poll(cx));
                 if polled.is_ready() {
                     this.process.ended(this.task);

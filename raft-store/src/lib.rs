@@ -13,6 +13,7 @@
 //! | [`machine`] | the state as openraft builds it, and its snapshots |
 //! | [`store`] | opening a folder, the identity, refusing a folder that can't be trusted |
 //! | [`metrics`] | how long the disk takes |
+//! | `simulated` | runtime and disk of the simulation, with feature `sim` |
 #![forbid(unsafe_code)]
 
 pub mod apply;
@@ -24,6 +25,8 @@ pub mod machine;
 pub mod metrics;
 #[cfg(test)]
 mod samples;
+#[cfg(any(test, feature = "sim"))]
+pub mod simulated;
 pub mod store;
 #[cfg(test)]
 mod tests;

@@ -134,7 +134,7 @@ impl Store {
     }
 
     /// On other storage than files, to see what crashes leave of it.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "sim"))]
     pub(crate) fn open_on(
         backend: impl StorageBackend,
         floor: Box<dyn Medium>,

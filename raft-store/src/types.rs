@@ -17,6 +17,11 @@ use uuid::Uuid;
 /// The log index of the entry that let the node in (0 for the first). Never used again.
 pub type NodeId = u64;
 
+#[cfg(not(feature = "sim"))]
+type Runtime = openraft::impls::TokioRuntime;
+#[cfg(feature = "sim")]
+type Runtime = crate::simulated::Runtime;
+
 openraft::declare_raft_types!(
     /// How Trestle instantiates openraft.
     pub TypeConfig:
@@ -24,6 +29,7 @@ openraft::declare_raft_types!(
         R = Outcome,
         NodeId = NodeId,
         Node = Peer,
+        AsyncRuntime = Runtime,
 );
 
 /// What Raft's membership says of a node: enough to reach it. The rest is in [`NodeRecord`].

@@ -63,11 +63,13 @@ struct Shared {
 }
 
 /// Where writes are done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
     Thread,
     #[cfg_attr(not(test), allow(dead_code))]
     Inline,
+    /// In a task, as the thread does it; each transaction takes as long as this says.
+    #[cfg(feature = "sim")]
+    Task(crate::simulated::DiskPace),
 }
 
 impl Writer {
@@ -78,16 +80,26 @@ impl Writer {
         mode: Mode,
     ) -> io::Result<(Writer, Option<thread::JoinHandle<()>>)> {
         let shared = Arc::new(Shared { view, recorder, failed: OnceLock::new() });
-        if mode == Mode::Inline {
-            let route = Route::Inline(Arc::new(Mutex::new(disk)));
-            return Ok((Writer { route, shared }, None));
-        }
         let (jobs, queue) = mpsc::channel(QUEUE);
-        let of_thread = shared.clone();
-        let thread = thread::Builder::new()
-            .name("raft-store".to_owned())
-            .spawn(move || run(disk, queue, &of_thread))?;
-        Ok((Writer { route: Route::Thread(jobs), shared }, Some(thread)))
+        match mode {
+            Mode::Inline => {
+                let route = Route::Inline(Arc::new(Mutex::new(disk)));
+                Ok((Writer { route, shared }, None))
+            }
+            Mode::Thread => {
+                let of_thread = shared.clone();
+                let thread = thread::Builder::new()
+                    .name("raft-store".to_owned())
+                    .spawn(move || run(disk, queue, &of_thread))?;
+                Ok((Writer { route: Route::Thread(jobs), shared }, Some(thread)))
+            }
+            #[cfg(feature = "sim")]
+            Mode::Task(pace) => {
+                use openraft::type_config::TypeConfigExt as _;
+                drop(TypeConfig::spawn(run_in_task(disk, queue, shared.clone(), pace)));
+                Ok((Writer { route: Route::Thread(jobs), shared }, None))
+            }
+        }
     }
 
     /// Returns once the write is in the queue; `done` hears of the rest. Dropped before that,
@@ -147,6 +159,27 @@ fn run(mut disk: Disk, mut queue: mpsc::Receiver<Job>, shared: &Shared) {
     if let Err(e) = disk.close() {
         tracing::warn!(error = %e, "the store could not be closed in order; it is checked at the next start");
     }
+}
+
+/// As [`run`]: what comes while a transaction is on its way shares the next one.
+#[cfg(feature = "sim")]
+async fn run_in_task(
+    mut disk: Disk,
+    mut queue: mpsc::Receiver<Job>,
+    shared: Arc<Shared>,
+    pace: crate::simulated::DiskPace,
+) {
+    use openraft::type_config::TypeConfigExt as _;
+    let mut group = Vec::new();
+    while queue.recv_many(&mut group, GROUP).await > 0 {
+        let closing = group.iter().any(|job| matches!(job.write, Write::Close));
+        TypeConfig::sleep(pace()).await;
+        perform(&mut disk, std::mem::take(&mut group), &shared);
+        if closing {
+            queue.close();
+        }
+    }
+    let _ = disk.close();
 }
 
 fn perform(disk: &mut Disk, jobs: Vec<Job>, shared: &Shared) {

@@ -123,7 +123,7 @@ impl Cluster {
             version: settings.version.clone(),
             key: key.clone(),
             store: store.clone(),
-            listener,
+            listener: listener.into(),
             enter,
             replace: settings.replace,
             timers,

@@ -206,14 +206,14 @@ async fn read(revisions: Vec<Arc<Revision>>) -> Vec<(u64, Result<Document, Strin
 
 /// The TTLs that a document rules. One that can't be read here must not cut short what others grant
 /// by it; nor does this node grant VIPs by it, since it knows of none.
-fn ttls(document: Result<&Document, &String>) -> Ttls {
+pub(crate) fn ttls(document: Result<&Document, &String>) -> Ttls {
     let Ok(document) = document else { return Ttls::from(Duration::from_secs(10)) };
     let config = document.config();
     let vips = config.vips.iter().map(|(name, vip)| (VipName::from(name.as_str()), vip.ttl.min(VIP_TTL_MAX)));
     Ttls { seat: config.cluster.seat, vips: vips.collect() }
 }
 
-fn rules(config: &Config) -> BTreeMap<VipName, VipRules> {
+pub(crate) fn rules(config: &Config) -> BTreeMap<VipName, VipRules> {
     let rules = |vip: &trestle_config::model::Vip| VipRules {
         nodes: vip.nodes.clone(),
         prefer: vip.prefer.clone(),
@@ -223,7 +223,7 @@ fn rules(config: &Config) -> BTreeMap<VipName, VipRules> {
 }
 
 /// The document of a revision; the error holds every problem in it.
-fn parse(revision: &Revision) -> Result<Document, String> {
+pub(crate) fn parse(revision: &Revision) -> Result<Document, String> {
     let text = std::str::from_utf8(&revision.document).map_err(|e| e.to_string())?;
     let name = format!("revision {}", revision.number);
     trestle_config::parse(Source { name: &name, text }).map_err(|problems| problems.to_string())

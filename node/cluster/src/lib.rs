@@ -10,6 +10,7 @@ mod change;
 mod cluster;
 mod feed;
 mod folder;
+mod rt;
 mod settings;
 mod status;
 mod views;
@@ -22,6 +23,8 @@ pub mod lease;
 pub mod membership;
 pub mod raft;
 pub mod rendezvous;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod vip;
 
 pub use change::{Applied, ChangeError, Consistency};
@@ -34,5 +37,9 @@ pub use vip::InheritedGuard;
 
 /// Milliseconds since the epoch by this machine's clock: for people to read, nothing depends on it.
 pub(crate) fn now_ms() -> u64 {
+    #[cfg(feature = "sim")]
+    if let Some(now) = sim::wall_ms() {
+        return now;
+    }
     trestle_dataplane::wall_clock::now_ms()
 }

@@ -1,216 +1,17 @@
 //! Power loss and I/O errors at every step, on a simulated disk.
 //!
-//! The disk keeps what was synced apart from what was only written. When the power goes, each write
-//! since the last sync is kept, dropped or torn, in any combination. Afterwards the store must open,
-//! and be exactly as it was after the last acknowledged step, or as the step under way would have
-//! left it.
+//! Afterwards the store must open, and be exactly as it was after the last acknowledged step, or as
+//! the step under way would have left it.
 
 use std::io;
-use std::sync::Arc;
 
 use openraft::RaftLogReader;
 use openraft::storage::{IOFlushed, RaftLogStorage, RaftSnapshotBuilder, RaftStateMachine};
-use parking_lot::{Condvar, Mutex};
 
-use super::{Dice, append, apply, entry};
-use crate::floor::Medium;
+use super::{append, apply, entry};
+use crate::simulated::{Dice, Fault, FileState, Machine};
 use crate::writer::Mode;
 use crate::{LogId, Store, Vote};
-
-const SECTOR: usize = 512;
-
-#[derive(Clone, Debug)]
-enum Change {
-    Write(usize, Vec<u8>),
-    Length(usize),
-}
-
-impl Change {
-    fn make(&self, bytes: &mut Vec<u8>) {
-        match self {
-            Change::Write(at, data) => {
-                bytes.resize(bytes.len().max(at + data.len()), 0);
-                bytes[*at..at + data.len()].copy_from_slice(data);
-            }
-            Change::Length(length) => bytes.resize(*length, 0),
-        }
-    }
-}
-
-#[derive(Clone, Debug, Default)]
-struct FileState {
-    /// What a power loss leaves for certain.
-    durable: Vec<u8>,
-    /// What the process sees.
-    seen: Vec<u8>,
-    unsynced: Vec<Change>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Fault {
-    None,
-    /// From this operation on nothing works: the machine is off.
-    PowerLoss(u64),
-    /// This operation fails, and those after it would work.
-    Full(u64),
-}
-
-#[derive(Debug)]
-struct State {
-    files: [FileState; 2],
-    operations: u64,
-    fault: Fault,
-    /// A broken disk, to see that the tests would notice: sync says yes and does nothing.
-    lies: bool,
-    /// Syncs wait while it is shut.
-    gate_shut: bool,
-}
-
-/// A machine's disk with two files: the database and the floor.
-#[derive(Clone, Debug)]
-struct Machine(Arc<(Mutex<State>, Condvar)>);
-
-#[derive(Clone, Debug)]
-struct SimFile {
-    machine: Machine,
-    file: usize,
-}
-
-impl Machine {
-    fn new(files: [FileState; 2], fault: Fault) -> Machine {
-        let state = State { files, operations: 0, fault, lies: false, gate_shut: false };
-        Machine(Arc::new((Mutex::new(state), Condvar::new())))
-    }
-
-    fn open(&self) -> Result<Store, crate::OpenError> {
-        self.open_in(Mode::Inline)
-    }
-
-    fn open_in(&self, mode: Mode) -> Result<Store, crate::OpenError> {
-        let file = |file| SimFile { machine: self.clone(), file };
-        Store::open_on(file(0), Box::new(file(1)), mode)
-    }
-
-    fn operations(&self) -> u64 {
-        self.0.0.lock().operations
-    }
-
-    /// The disk after the power came back.
-    fn after_power_loss(&self, dice: &mut Dice) -> [FileState; 2] {
-        let state = self.0.0.lock();
-        std::array::from_fn(|i| {
-            let file = &state.files[i];
-            let mut bytes = file.durable.clone();
-            for change in &file.unsynced {
-                match (dice.below(4), change) {
-                    (0, _) => {}
-                    (1, Change::Write(at, data)) => {
-                        // Sectors are written whole; a write of several is not.
-                        for (n, sector) in data.chunks(SECTOR).enumerate() {
-                            if dice.below(2) == 0 {
-                                Change::Write(at + n * SECTOR, sector.to_vec()).make(&mut bytes);
-                            }
-                        }
-                    }
-                    _ => change.make(&mut bytes),
-                }
-            }
-            FileState { durable: bytes.clone(), seen: bytes, unsynced: Vec::new() }
-        })
-    }
-
-    /// The disk for the next process, the machine having stayed up.
-    fn after_restart(&self) -> [FileState; 2] {
-        self.0.0.lock().files.clone()
-    }
-
-    fn gate(&self, shut: bool) {
-        self.0.0.lock().gate_shut = shut;
-        self.0.1.notify_all();
-    }
-}
-
-impl SimFile {
-    fn with<T>(&self, operate: impl FnOnce(&mut FileState, bool) -> T) -> io::Result<T> {
-        let mut state = self.machine.0.0.lock();
-        state.operations += 1;
-        match state.fault {
-            Fault::PowerLoss(at) if state.operations >= at => return Err(io::Error::other("power lost")),
-            Fault::Full(at) if state.operations == at => return Err(io::ErrorKind::StorageFull.into()),
-            _ => {}
-        }
-        let lies = state.lies;
-        Ok(operate(&mut state.files[self.file], lies))
-    }
-
-    fn change(&self, change: Change) -> io::Result<()> {
-        self.with(|file, _| {
-            change.make(&mut file.seen);
-            file.unsynced.push(change);
-        })
-    }
-
-    fn sync_file(&self) -> io::Result<()> {
-        {
-            let mut state = self.machine.0.0.lock();
-            self.machine.0.1.wait_while(&mut state, |state| state.gate_shut);
-        }
-        self.with(|file, lies| {
-            if !lies {
-                file.durable.clone_from(&file.seen);
-                file.unsynced.clear();
-            }
-        })
-    }
-}
-
-impl redb::StorageBackend for SimFile {
-    fn len(&self) -> Result<u64, io::Error> {
-        Ok(self.machine.0.0.lock().files[self.file].seen.len() as u64)
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), io::Error> {
-        let state = self.machine.0.0.lock();
-        let bytes = state.files[self.file].seen.get(offset as usize..offset as usize + out.len());
-        out.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
-        Ok(())
-    }
-
-    fn set_len(&self, len: u64) -> Result<(), io::Error> {
-        self.change(Change::Length(len as usize))
-    }
-
-    fn sync_data(&self) -> Result<(), io::Error> {
-        self.sync_file()
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> Result<(), io::Error> {
-        self.change(Change::Write(offset as usize, data.to_vec()))
-    }
-}
-
-impl Medium for SimFile {
-    fn load(&mut self) -> io::Result<Option<Vec<u8>>> {
-        let bytes = self.machine.0.0.lock().files[self.file].seen.clone();
-        Ok((!bytes.is_empty()).then_some(bytes))
-    }
-
-    /// As a whole or not at all, as the rename of a real file is.
-    fn create(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.with(|file, _| {
-            (file.durable, file.seen) = (bytes.to_vec(), bytes.to_vec());
-            file.unsynced.clear();
-        })
-    }
-
-    fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.change(Change::Write(offset as usize, bytes.to_vec()))
-    }
-
-    fn sync(&mut self) -> io::Result<()> {
-        self.sync_file()
-    }
-}
 
 /// What a store must hold.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -461,7 +262,7 @@ async fn a_dropped_fsync_is_caught() {
     let mut caught = 0;
     for at in (operations / 2..operations).step_by(5) {
         let machine = Machine::new(files.clone(), Fault::PowerLoss(at));
-        machine.0.0.lock().lies = true;
+        machine.lie();
         let Ok(store) = machine.open() else { continue };
         let ran = run(&store).await;
         let disk = machine.after_power_loss(&mut Dice(at));

@@ -11,6 +11,7 @@ use openraft::entry::RaftEntry;
 use openraft::storage::{RaftLogStorage, RaftLogStorageExt, RaftStateMachine};
 
 use crate::samples::{found, put_config};
+pub(crate) use crate::simulated::Dice;
 use crate::types::{Command, TypeConfig};
 use crate::{LogEntry, LogId, LogStore, StateMachine, Store, Vote, samples};
 
@@ -63,22 +64,4 @@ pub(crate) async fn fill(store: &Store, entries: u64) {
     log.save_vote(&Vote::new_committed(1, 0)).await.unwrap();
     append(&mut log, 1, 0..entries).await.unwrap();
     apply(&mut store.machine(), 1, 0..entries).await.unwrap();
-}
-
-/// splitmix64: repeatable from a seed, and nothing more is needed of it.
-pub(crate) struct Dice(pub(crate) u64);
-
-impl Dice {
-    pub(crate) fn roll(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Below `sides`.
-    pub(crate) fn below(&mut self, sides: u64) -> u64 {
-        self.roll() % sides
-    }
 }

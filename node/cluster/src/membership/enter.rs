@@ -4,7 +4,6 @@ use std::io;
 use std::time::Duration;
 
 use futures::future::join_all;
-use tokio::time::{Instant, sleep, timeout};
 use trestle_proto::v1::{HelloReply, JoinRequest};
 use trestle_raft_store::codec;
 use trestle_raft_store::types::{Command, NodeId, Outcome, Refusal};
@@ -13,6 +12,7 @@ use uuid::Uuid;
 use super::founding::{Answer, Seeker, Verdict};
 use crate::now_ms;
 use crate::raft::{Ask, Enter, Entered, Local, Member, ProposeError, Refused, stranger};
+use crate::rt::{Instant, sleep, timeout};
 
 /// Addresses to ask; more are a mistake.
 const MAX_ADDRESSES: usize = 64;

@@ -16,8 +16,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use tokio::time::Instant;
 use uuid::Uuid;
+
+use crate::rt::Instant;
 
 /// Seekers remembered; a cluster is founded by a handful.
 const MAX_SEEKERS: usize = 64;

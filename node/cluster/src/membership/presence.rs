@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use trestle_raft_store::types::{Command, NodeProfile, State};
 
 use super::step::peer;
 use crate::Ended;
 use crate::raft::{Ask, Local, Member, NO_LEADER, ProposeError, stranger};
+use crate::rt::{Instant, sleep, timeout};
 
 /// Between two looks at whether the cluster has the right address of this node.
 const LOOK_EVERY: Duration = Duration::from_millis(500);

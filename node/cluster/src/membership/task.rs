@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use trestle_raft_store::types::{Command, NodeId, Outcome, Refusal, Role};
 
@@ -19,6 +18,7 @@ use super::step::{Step, describe, next_step, shrinking_refused};
 use super::{Act, Order};
 use crate::now_ms;
 use crate::raft::{Attempt, Change, Local, Member, ProposeError};
+use crate::rt::{Instant, sleep};
 
 /// Between two looks when nothing has called for one.
 const LOOK_EVERY: Duration = Duration::from_millis(100);

@@ -10,7 +10,6 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tonic::{Response, Status};
 use trestle_proto::v1::{
     HelloReply, HelloRequest, MemberRequest, ProposeReply, ProposeRequest, ReadIndexRequest,
@@ -24,6 +23,7 @@ use super::member::Member;
 use super::peers::Lane;
 use super::refusal::Refused;
 use crate::membership::{Act, Order};
+use crate::rt::{Instant, sleep, timeout, timeout_at};
 
 /// A change or a question that has no leader to go to fails after this long.
 pub(crate) const NO_LEADER: Duration = Duration::from_millis(4_500);

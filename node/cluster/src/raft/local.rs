@@ -4,7 +4,7 @@
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use trestle_raft_store::Store;
 use trestle_raft_store::types::NodeProfile;
 
@@ -13,6 +13,9 @@ use super::service::LeaseHandler;
 use crate::Ended;
 use crate::identity::NodeIdentity;
 use crate::membership::{Founding, Order};
+
+/// Snapshots that are received at once; each is held in memory as a whole.
+const SNAPSHOTS: usize = 2;
 
 pub(crate) struct Local {
     pub(crate) profile: NodeProfile,
@@ -24,6 +27,7 @@ pub(crate) struct Local {
     /// Operators' changes on their way to the task that makes them.
     pub(crate) orders: mpsc::Sender<Order>,
     pub(crate) leases: OnceLock<Arc<dyn LeaseHandler>>,
+    pub(super) snapshots: Semaphore,
     member: OnceLock<Arc<Member>>,
 }
 
@@ -38,7 +42,8 @@ impl Local {
     ) -> Self {
         let founding = Mutex::new(founding);
         let (leases, member) = (OnceLock::new(), OnceLock::new());
-        Self { profile, identity, store, notice, founding, orders, leases, member }
+        let snapshots = Semaphore::new(SNAPSHOTS);
+        Self { profile, identity, store, notice, founding, orders, leases, snapshots, member }
     }
 
     /// `None` until this node is in a cluster and runs Raft.

@@ -13,7 +13,6 @@ use openraft::impls::ProgressResponder;
 use openraft::{ChangeMembers, Instant as _, LinearizerOption, Raft, RaftMetrics, ServerState};
 use serde::Serialize;
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use trestle_raft_store::StateMachine;
 use trestle_raft_store::types::{Command, NodeId, Outcome, Peer, State, TypeConfig};
@@ -24,6 +23,7 @@ use super::peers::Peers;
 use super::settings::Timers;
 use crate::membership::successor;
 use crate::now_ms;
+use crate::rt::{Instant, timeout_at};
 
 /// Wall clocks that differ by more are told of: times in logs and history mislead then.
 pub(crate) const CLOCK_TOLERANCE_MS: u64 = 2_000;
@@ -301,7 +301,7 @@ impl Member {
     /// A round with a majority that starts after this call (ReadIndex, never the lease); the log
     /// index that a read must have applied to be linearizable.
     pub(crate) async fn linearize(&self, deadline: Instant) -> Attempt {
-        let wait = deadline.saturating_duration_since(Instant::now());
+        let wait = deadline.duration_since(Instant::now());
         let option = LinearizerOption::new(Some(Duration::ZERO), true).with_wait_timeout(wait);
         match timeout_at(deadline, self.raft.get_read_linearizer(option)).await {
             Err(_) => Attempt::Retry("no majority answered in time".to_owned()),

@@ -25,6 +25,7 @@
 
 mod accept;
 mod ask;
+#[cfg_attr(feature = "sim", allow(dead_code))]
 mod dial;
 mod local;
 mod member;
@@ -35,13 +36,19 @@ mod refusal;
 mod service;
 mod settings;
 
+#[cfg(feature = "sim")]
+pub(crate) use accept::Caller;
 pub use ask::ProposeError;
 pub(crate) use ask::{Ask, Attempt, NO_LEADER};
+#[cfg(feature = "sim")]
+pub(crate) use dial::DialError;
 pub(crate) use local::Local;
 pub use member::Metrics;
 pub(crate) use member::{CLOCK_TOLERANCE_MS, Change, Member, View};
 pub use node::{LeadershipError, RaftNode, StartError};
+#[cfg(feature = "sim")]
+pub(crate) use peers::Peers;
 pub(crate) use peers::stranger;
 pub(crate) use refusal::Refused;
 pub use service::LeaseHandler;
-pub use settings::{Enter, Entered, Settings, Timers, Tuning};
+pub use settings::{Enter, Entered, Listener, Settings, Timers, Tuning};

@@ -35,6 +35,7 @@ use super::dial::DialError;
 use super::local::Notice;
 use super::peers::{Lane, Peers};
 use super::refusal::Refused;
+use crate::rt::timeout;
 
 /// Bytes of entries in one append, above one entry.
 const BATCH_BYTES: usize = 2 << 20;
@@ -108,9 +109,9 @@ impl Link {
         &self,
         action: RPCTypes,
         within: Duration,
-        call: impl Future<Output = Result<Response<RaftMessage>, Status>>,
+        call: impl Future<Output = Result<Response<RaftMessage>, Status>> + Send,
     ) -> Result<T, RPCError<TypeConfig>> {
-        let answer = tokio::time::timeout(within, call).await.map_err(|_| {
+        let answer = timeout(within, call).await.map_err(|_| {
             RPCError::Timeout(Timeout { action, id: self.me, target: self.target, timeout: within })
         })?;
         let message = answer.map_err(|status| self.failure(&status))?.into_inner();

@@ -10,8 +10,6 @@ use openraft::errors::Fatal;
 use openraft::{Config, Raft};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use trestle_proto::MAX_MESSAGE;
@@ -29,13 +27,14 @@ use super::member::{Member, Metrics};
 use super::network::Network;
 use super::peers::{Lane, Peers};
 use super::service::{LeaseHandler, Service};
-use super::settings::{Enter, Entered, Settings, Timers, raft_config};
+use super::settings::{Enter, Entered, Listener, Settings, Timers, raft_config};
 use crate::Ended;
 use crate::identity::{KeyError, NodeIdentity, PeerIdentity, Standing};
 use crate::membership::{
     Act, EnterError, Entry, Founding, ORDER_WITHIN, ORDERS, Order, Seeker, enter, found, introduce, run,
     watch_removal,
 };
+use crate::rt::{Instant, Task, sleep, spawn, timeout};
 
 /// A new member has this long to see itself in the state before `start` returns without.
 const SEE_ITSELF: Duration = Duration::from_secs(10);
@@ -61,7 +60,7 @@ struct Inner {
     leader: watch::Receiver<Option<NodeId>>,
     leadership: watch::Receiver<Option<u64>>,
     counts: Arc<PortCounts>,
-    tasks: Mutex<Vec<JoinHandle<()>>>,
+    tasks: Mutex<Vec<Task>>,
     stop: CancellationToken,
     /// The port closes after everything else has stopped.
     close: CancellationToken,
@@ -95,27 +94,27 @@ impl RaftNode {
         let (stop, close) = (CancellationToken::new(), CancellationToken::new());
         let closes_if_dropped = close.clone().drop_guard();
         let counts = Arc::new(PortCounts::default());
-        let tls = local.identity.server_config()?;
-        let port = serve(settings.listener, tls, routes(&local), counts.clone(), close);
-        let mut tasks = vec![tokio::spawn(port)];
+        let port = match settings.listener {
+            Listener::Tcp(listener) => {
+                let tls = local.identity.server_config()?;
+                spawn(serve(listener, tls, routes(&local), counts.clone(), close))
+            }
+            #[cfg(feature = "sim")]
+            Listener::Simulated(port) => spawn(port.serve(local.identity.clone(), routes(&local), close)),
+        };
+        let mut tasks = vec![port];
 
         let entry = enter(&local, &settings.enter, settings.replace).await?;
         let member = become_member(&local, entry, config, settings.timers).await?;
         let (said, leadership) = watch::channel(None);
         let (follower, until) = (member.clone(), stop.clone());
-        tasks.push(tokio::spawn(async move { follower.follow_leadership(said, until).await }));
+        tasks.push(spawn(async move { follower.follow_leadership(said, until).await }));
         let ask = settings.enter.ask().to_vec();
         let (said, leader) = watch::channel(None);
-        tasks.push(tokio::spawn(observe(local.clone(), member.clone(), said, stop.clone())));
-        tasks.push(tokio::spawn(watch_removal(local.clone(), member.clone(), stop.clone())));
-        tasks.push(tokio::spawn(introduce(local.clone(), member.clone(), ask, stop.clone())));
-        tasks.push(tokio::spawn(run(
-            local.clone(),
-            member.clone(),
-            incoming_orders,
-            settings.voters,
-            stop.clone(),
-        )));
+        tasks.push(spawn(observe(local.clone(), member.clone(), said, stop.clone())));
+        tasks.push(spawn(watch_removal(local.clone(), member.clone(), stop.clone())));
+        tasks.push(spawn(introduce(local.clone(), member.clone(), ask, stop.clone())));
+        tasks.push(spawn(run(local.clone(), member.clone(), incoming_orders, settings.voters, stop.clone())));
         let (tasks, close) = (Mutex::new(tasks), closes_if_dropped.disarm());
         let inner =
             Inner { local, member, entered: entry.how, leader, leadership, counts, tasks, stop, close };
@@ -414,7 +413,7 @@ async fn observe(
         tokio::select! {
             () = stop.cancelled() => return,
             // Metrics change with each heartbeat; a look now and then is enough.
-            () = tokio::time::sleep(LEADER_EVERY) => {}
+            () = sleep(LEADER_EVERY) => {}
         }
     }
 }

@@ -9,26 +9,36 @@
 //! There are two connections to a peer, so that heartbeats and votes do not queue behind an append
 //! of megabytes.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+#[cfg(not(feature = "sim"))]
 use http::Uri;
+#[cfg(not(feature = "sim"))]
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use rustls::ClientConfig;
+#[cfg(not(feature = "sim"))]
 use tokio::net::TcpStream;
-use tokio::time::Instant;
+#[cfg(not(feature = "sim"))]
 use tokio_rustls::client::TlsStream;
-use tonic::transport::{Channel, Endpoint};
+#[cfg(not(feature = "sim"))]
+use tonic::transport::Channel;
+use tonic::transport::Endpoint;
 use trestle_proto::MAX_MESSAGE;
 use trestle_proto::v1::cluster_client::ClusterClient;
 use trestle_proto::v1::raft_client::RaftClient;
 use trestle_raft_store::types::NodeId;
 use uuid::Uuid;
 
-use super::dial::{DialError, dial};
+use super::dial::DialError;
+#[cfg(not(feature = "sim"))]
+use super::dial::dial;
 use crate::identity::{KeyError, NodeIdentity};
+use crate::rt::Instant;
+#[cfg(feature = "sim")]
+use crate::sim::Channel;
 
 /// More members than a cluster has; an address beyond them is not kept.
 pub(crate) const MAX_PEERS: usize = 256;
@@ -58,10 +68,13 @@ pub(crate) struct Peers {
 }
 
 struct Inner {
+    #[cfg_attr(feature = "sim", allow(dead_code))]
     tls: Arc<ClientConfig>,
+    #[cfg(feature = "sim")]
+    identity: NodeIdentity,
     me: NodeId,
     cluster: Uuid,
-    book: Mutex<HashMap<NodeId, Entry>>,
+    book: Mutex<BTreeMap<NodeId, Entry>>,
     channels: Mutex<HashMap<(NodeId, Lane), Channel>>,
 }
 
@@ -78,7 +91,15 @@ impl Peers {
     /// To be made once the node is a member: connections show its certificate.
     pub(crate) fn new(identity: &NodeIdentity, cluster: Uuid, me: NodeId) -> Result<Self, KeyError> {
         let tls = identity.client_config()?;
-        let inner = Inner { tls, me, cluster, book: Mutex::default(), channels: Mutex::default() };
+        let inner = Inner {
+            tls,
+            #[cfg(feature = "sim")]
+            identity: identity.clone(),
+            me,
+            cluster,
+            book: Mutex::default(),
+            channels: Mutex::default(),
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -132,18 +153,24 @@ impl Peers {
 
     fn channel(&self, node: NodeId, lane: Lane) -> Channel {
         let mut channels = self.inner.channels.lock();
-        channels
-            .entry((node, lane))
-            .or_insert_with(|| {
-                let peers = self.clone();
-                endpoint().connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
-                    let peers = peers.clone();
-                    async move { peers.connect(node).await.map(TokioIo::new) }
-                }))
-            })
-            .clone()
+        channels.entry((node, lane)).or_insert_with(|| self.open(node)).clone()
     }
 
+    #[cfg(feature = "sim")]
+    fn open(&self, node: NodeId) -> Channel {
+        Channel::to_member(self.clone(), self.inner.identity.clone(), self.inner.cluster, node)
+    }
+
+    #[cfg(not(feature = "sim"))]
+    fn open(&self, node: NodeId) -> Channel {
+        let peers = self.clone();
+        endpoint().connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
+            let peers = peers.clone();
+            async move { peers.connect(node).await.map(TokioIo::new) }
+        }))
+    }
+
+    #[cfg(not(feature = "sim"))]
     async fn connect(&self, node: NodeId) -> Result<TlsStream<TcpStream>, DialError> {
         let candidates = self.candidates(node)?;
         let mut failure = DialError::NoAddress(node);
@@ -160,7 +187,7 @@ impl Peers {
         Err(failure)
     }
 
-    fn candidates(&self, node: NodeId) -> Result<Vec<String>, DialError> {
+    pub(crate) fn candidates(&self, node: NodeId) -> Result<Vec<String>, DialError> {
         let book = self.inner.book.lock();
         let entry = book.get(&node).ok_or(DialError::NoAddress(node))?;
         if entry.not_before.is_some_and(|at| Instant::now() < at) {
@@ -171,7 +198,7 @@ impl Peers {
         Ok(addresses)
     }
 
-    fn connected(&self, node: NodeId, address: &str) {
+    pub(crate) fn connected(&self, node: NodeId, address: &str) {
         self.with_entry(node, |entry| {
             if entry.last_failure.take().is_some() {
                 tracing::info!(peer = node, address, "peer is reachable again");
@@ -181,7 +208,7 @@ impl Peers {
         });
     }
 
-    fn failed(&self, node: NodeId, error: &DialError) {
+    pub(crate) fn failed(&self, node: NodeId, error: &DialError) {
         let reason = error.to_string();
         self.with_entry(node, |entry| {
             entry.not_before = Some(Instant::now() + backoff(entry.failures));
@@ -201,7 +228,16 @@ impl Peers {
     }
 }
 
+#[cfg(feature = "sim")]
+pub(crate) async fn stranger(
+    identity: &NodeIdentity,
+    address: &str,
+) -> Result<ClusterClient<Channel>, DialError> {
+    Channel::to_stranger(identity.clone(), address).await.map(cluster_client)
+}
+
 /// A connection for one question to an address of which nobody knows yet who is there.
+#[cfg(not(feature = "sim"))]
 pub(crate) async fn stranger(
     identity: &NodeIdentity,
     address: &str,
@@ -225,6 +261,7 @@ fn cluster_client(channel: Channel) -> ClusterClient<Channel> {
     ClusterClient::new(channel).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE)
 }
 
+#[cfg_attr(feature = "sim", allow(dead_code))]
 /// Where the connection really goes is the connector's business; the URI only fills a header.
 fn endpoint() -> Endpoint {
     Endpoint::from_static("http://trestle")

@@ -16,8 +16,6 @@ use openraft::errors::RaftError;
 use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest, VoteRequest};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::Semaphore;
-use tokio::time::{Instant, timeout};
 use tonic::{Request, Response, Status, Streaming};
 use trestle_proto::v1::cluster_server::Cluster;
 use trestle_proto::v1::raft_server::Raft;
@@ -38,9 +36,8 @@ use super::refusal::Refused;
 use crate::identity::Standing;
 use crate::membership::{Act, ORDER_WITHIN, Seeker};
 use crate::now_ms;
+use crate::rt::{Instant, spawn_blocking, timeout};
 
-/// Snapshots that are received at once; each is held in memory as a whole.
-static SNAPSHOTS: Semaphore = Semaphore::const_new(2);
 /// Between two pieces of a snapshot.
 const PIECE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -165,7 +162,7 @@ impl Raft for Service {
         let member = self.member()?;
         let cluster_id = Bytes::copy_from_slice(member.cluster_id.as_bytes());
         let checked = self.checked(&request, &cluster_id)?;
-        let _one = SNAPSHOTS.acquire().await.map_err(|e| Status::internal(e.to_string()))?;
+        let _one = self.0.snapshots.acquire().await.map_err(|e| Status::internal(e.to_string()))?;
         let (header, data) = collect(&checked, request.into_inner()).await?;
         let (vote, meta): (VoteOf<TypeConfig>, SnapshotMetaOf<TypeConfig>) =
             codec::decode(&header).map_err(|e| Refused::Invalid.status(e.to_string()))?;
@@ -369,7 +366,7 @@ fn reply<T: Serialize>(member: &Member, caller: NodeId, value: &T) -> Result<Res
 /// since it may be large.
 async fn sound(snapshot: Received) -> Result<Received, Status> {
     let look = move || check_snapshot(&snapshot.meta, &snapshot.snapshot).map(|()| snapshot);
-    let looked = tokio::task::spawn_blocking(look).await.map_err(|e| Status::internal(e.to_string()))?;
+    let looked = spawn_blocking(look).await.map_err(|e| Status::internal(e.to_string()))?;
     looked.map_err(|e| Refused::Invalid.status(e.to_string()))
 }
 

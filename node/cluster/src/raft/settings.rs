@@ -23,7 +23,7 @@ pub struct Settings {
     pub key: ClusterKey,
     pub store: Store,
     /// The cluster port, bound.
-    pub listener: TcpListener,
+    pub listener: Listener,
     pub enter: Enter,
     /// Take the name of a node that is gone for good.
     pub replace: bool,
@@ -31,6 +31,19 @@ pub struct Settings {
     /// Target number of voters, as the config in force has it.
     pub voters: watch::Receiver<u32>,
     pub tuning: Tuning,
+}
+
+/// Where others' calls come in.
+pub enum Listener {
+    Tcp(TcpListener),
+    #[cfg(feature = "sim")]
+    Simulated(crate::sim::Port),
+}
+
+impl From<TcpListener> for Listener {
+    fn from(listener: TcpListener) -> Self {
+        Listener::Tcp(listener)
+    }
 }
 
 /// How to come into a cluster. A folder that knows its cluster goes on in it, whatever this says; the

@@ -135,7 +135,7 @@ impl<'a> Launch<'a> {
                 version: "0.1.0".to_owned(),
                 key,
                 store: store_of_node,
-                listener: TcpListener::from_std(listener).unwrap(),
+                listener: TcpListener::from_std(listener).unwrap().into(),
                 enter,
                 replace,
                 timers: timers(),

@@ -53,7 +53,7 @@ pub struct Holder {
 
 impl Default for Holder {
     fn default() -> Self {
-        Self::with_rules(Rules::ALL)
+        Self::with_rules(Rules::in_force())
     }
 }
 

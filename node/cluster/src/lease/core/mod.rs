@@ -71,6 +71,14 @@ pub(crate) struct Rules {
 }
 
 impl Rules {
+    /// All of them; in the simulation, but for the one that it was told to take out.
+    pub(crate) fn in_force() -> Rules {
+        #[cfg(feature = "sim")]
+        return crate::sim::rules();
+        #[cfg(not(feature = "sim"))]
+        Rules::ALL
+    }
+
     pub(crate) const ALL: Rules = Rules {
         count_from_sending: true,
         start_round_after_arrival: true,

@@ -215,7 +215,7 @@ pub struct Table {
 
 impl Table {
     pub fn new(now: BootTime, ttl: TtlInForce) -> Self {
-        Self::with_rules(now, ttl, Rules::ALL)
+        Self::with_rules(now, ttl, Rules::in_force())
     }
 
     pub(crate) fn with_rules(now: BootTime, ttl: TtlInForce, rules: Rules) -> Self {

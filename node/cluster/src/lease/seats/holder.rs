@@ -339,7 +339,10 @@ impl Task {
 
     fn wake(&self) -> BootTime {
         let now = self.settings.clock.now();
-        self.holder.until().filter(|until| *until > now).map_or(self.due, |until| until.min(self.due))
+        // With all calls on the way nothing can be asked before one returns, and each does within a
+        // TTL. To wake for what is due meanwhile would be to spin.
+        let due = if self.calls.len() >= CALLS { now + self.ttl() } else { self.due };
+        self.holder.until().filter(|until| *until > now).map_or(due, |until| until.min(due))
     }
 
     /// Gives the seat up and tells the leader, if it can be told soon. VIPs were let go of before.

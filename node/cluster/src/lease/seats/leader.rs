@@ -344,6 +344,11 @@ impl Leader {
                 let outcome = outcome(&key, to, result);
                 self.metrics.proposal(outcome == Proposal::Unknown);
                 self.feed(Event::Proposed { change, outcome });
+                if outcome == Proposal::Nothing {
+                    // Chosen again at the next tick: a Raft that takes no writes now (no majority, a
+                    // hand-over) refuses at once, and to choose at once would be to spin.
+                    return;
+                }
             }
             Done::Move { vip, result } => match result {
                 Ok((Outcome::Refused(refusal), _)) => debug!(%vip, error = %refusal, "move of a VIP refused"),

@@ -28,6 +28,7 @@ use super::Consensus;
 use super::clock::{BootTime, Clock};
 use super::core::{Answer, Claim, Refused, Resource, TtlHistory, with_drift};
 use super::vips::{NodeReport, VipLeases, VipName, VipWishes};
+use crate::rt::spawn;
 use crate::vip::choice::VipRules;
 use metrics::LeaseMetrics;
 
@@ -124,12 +125,12 @@ struct Answered {
 }
 
 impl Seats {
-    /// Starts both tasks on the present tokio runtime.
+    /// Starts both tasks on the present runtime.
     pub fn start(settings: SeatSettings) -> Seats {
         let (seats, leader, holder) = Self::prepare(settings);
         let tasks = &seats.shared.tasks;
-        tasks.spawn(leader);
-        tasks.spawn(holder);
+        drop(spawn(tasks.track_future(leader)));
+        drop(spawn(tasks.track_future(holder)));
         tasks.close();
         seats
     }

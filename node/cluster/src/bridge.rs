@@ -50,6 +50,10 @@ impl Consensus for RaftNode {
         .boxed()
     }
 
+    fn hand_over(&self, to: BTreeSet<NodeId>) -> BoxFuture<'_, bool> {
+        async move { self.hand_leadership_to_one_of(&to).await }.boxed()
+    }
+
     fn renew_at_leader(&self, request: RenewRequest) -> BoxFuture<'_, Result<RenewReply, ConsensusError>> {
         let renewal = self.renew(request);
         async { renewal.await.map_err(|e| ConsensusError::Unavailable(e.to_string())) }.boxed()

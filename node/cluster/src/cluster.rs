@@ -41,6 +41,7 @@ use crate::vip::{VipSettings, Vips};
 const STOP_WITHIN: Duration = Duration::from_secs(5);
 /// A planned move takes milliseconds; what takes longer does not happen.
 const MOVE_WITHIN: Duration = Duration::from_secs(10);
+const MOVE_AGAIN: Duration = Duration::from_millis(500);
 /// Tries to bind UDP and TCP on one port when the system chooses it.
 const PORT_TRIES: usize = 32;
 
@@ -339,16 +340,34 @@ impl Cluster {
     /// Moves a VIP by plan: what began at its present owner is served on there. Returns once `to` owns
     /// it, within 10 s.
     pub async fn move_vip(&self, vip: &str, to: NodeId) -> Result<(), ChangeError> {
+        let deadline = tokio::time::Instant::now() + MOVE_WITHIN;
+        while !self.try_move(vip, to, deadline).await? {
+            if tokio::time::Instant::now() + MOVE_AGAIN >= deadline {
+                return Err(ChangeError::Invalid(format!(
+                    "VIP {vip} did not move: that node could not take it (`trestle vip list --admin` there says why)"
+                )));
+            }
+            // The leader drops a move to a node that it has not heard for a moment.
+            tokio::time::sleep(MOVE_AGAIN).await;
+        }
+        Ok(())
+    }
+
+    /// Whether `to` owns it now.
+    async fn try_move(&self, vip: &str, to: NodeId, by: tokio::time::Instant) -> Result<bool, ChangeError> {
         let state = self.state(Consistency::Linearizable).await?;
         let record = state.vips.get(vip).cloned().unwrap_or_default();
         let Some((epoch, owner)) = record.owner else {
             return Err(trestle_raft_store::types::Refusal::NoVipOwner(vip.to_owned()).into());
         };
         if owner.node == to {
-            return Ok(());
+            return Ok(true);
         }
         let command = Command::MoveVip { vip: vip.to_owned(), epoch, to: Some(to) };
         match self.inner.raft.propose(command).await {
+            Ok((Outcome::Refused(trestle_raft_store::types::Refusal::VipEpoch { .. }), _)) => {
+                return Ok(false);
+            }
             Ok((Outcome::Refused(refusal), _)) => return Err(refusal.into()),
             Ok(_) => {}
             Err(error) => return Err(self.change_error(error)),
@@ -357,17 +376,12 @@ impl Cluster {
         let settled = states.wait_for(|state| {
             state.vips.get(vip).is_none_or(|record| record.epoch() != epoch || record.moving_to != Some(to))
         });
-        let moved = timeout(MOVE_WITHIN, settled).await;
+        let moved = tokio::time::timeout_at(by, settled).await;
         let owner = match moved {
             Ok(Ok(state)) => state.vips.get(vip).and_then(|r| r.owner.as_ref()).map(|(_, owner)| owner.node),
             _ => None,
         };
-        if owner == Some(to) {
-            return Ok(());
-        }
-        Err(ChangeError::Invalid(format!(
-            "VIP {vip} did not move: that node could not take it (`trestle vip list --admin` there says why)"
-        )))
+        Ok(owner == Some(to))
     }
 
     fn change_error(&self, error: raft::ProposeError) -> ChangeError {

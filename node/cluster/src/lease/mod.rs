@@ -10,6 +10,7 @@ pub mod core;
 pub mod seats;
 pub mod vips;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
@@ -42,6 +43,12 @@ pub trait Consensus: Send + Sync + 'static {
     /// never appended in a later term (openraft: `write(..).with_leader(..)`). Proposals reach the
     /// log in the order of the calls. Yields the outcome and the log index.
     fn propose(&self, term: u64, command: Command) -> BoxFuture<'_, Result<(Outcome, u64), ConsensusError>>;
+
+    /// Gives the leadership to one of these nodes, if one of them can take it; whether it did.
+    fn hand_over(&self, to: BTreeSet<NodeId>) -> BoxFuture<'_, bool> {
+        drop(to);
+        Box::pin(async { false })
+    }
 
     /// Asks the node that seems to lead.
     fn renew_at_leader(&self, request: RenewRequest) -> BoxFuture<'_, Result<RenewReply, ConsensusError>>;

@@ -319,8 +319,24 @@ impl Member {
     /// Gives the leadership to another voter, if there is one that answers. Whether another leads
     /// when it returns, which is after `within` at the latest.
     pub(crate) async fn hand_over(&self, within: Duration) -> bool {
+        match successor(&self.view()) {
+            Some(to) => self.hand_over_to(to, within).await,
+            None => false,
+        }
+    }
+
+    /// As [`Member::hand_over`], to one of these, if there is one that could take it.
+    pub(crate) async fn hand_over_to_one_of(&self, nodes: &BTreeSet<NodeId>, within: Duration) -> bool {
+        let mut view = self.view();
+        view.voters.retain(|voter| nodes.contains(voter));
+        match successor(&view) {
+            Some(to) => self.hand_over_to(to, within).await,
+            None => false,
+        }
+    }
+
+    async fn hand_over_to(&self, to: NodeId, within: Duration) -> bool {
         let deadline = Instant::now() + within;
-        let Some(to) = successor(&self.view()) else { return false };
         tracing::info!(to, "handing the leadership over");
         if self.raft.trigger().transfer_leader(to).await.is_err() {
             return false;

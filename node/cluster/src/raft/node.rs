@@ -292,6 +292,12 @@ impl RaftNode {
         !self.is_leader() || self.inner.member.hand_over(HAND_OVER_WITHIN).await
     }
 
+    /// Gives the leadership to one of these voters, if this node has it and one of them could take it.
+    /// `true` when another leads; after 2 s at the latest.
+    pub async fn hand_leadership_to_one_of(&self, nodes: &BTreeSet<NodeId>) -> bool {
+        self.is_leader() && self.inner.member.hand_over_to_one_of(nodes, HAND_OVER_WITHIN).await
+    }
+
     /// Hands the leadership over, stops changing the membership, stops Raft, closes the port. Each part
     /// has a bound; 10 s in all. What is on disk stays as it is.
     pub async fn shutdown(&self) {

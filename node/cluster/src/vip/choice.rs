@@ -62,6 +62,23 @@ pub fn choose(situation: &Situation<'_>) -> Vec<Decision> {
     decisions
 }
 
+/// Nodes that should rather lead: a leader that owns a VIP costs a leader and an owner at once when it
+/// dies, and leadership moves without a client's notice. None, while the leader owns nothing or a move is
+/// on its way.
+pub fn should_lead(situation: &Situation<'_>) -> BTreeSet<NodeId> {
+    let loads = loads(situation.state);
+    let moving = situation.state.vips.values().any(|record| record.moving_to.is_some());
+    if moving || !loads.contains_key(&situation.leader) {
+        return BTreeSet::new();
+    }
+    let free = |node: &NodeId| {
+        let drained = situation.state.drained.contains(node) || situation.vacating.contains(node);
+        !loads.contains_key(node) && !drained && situation.state.seats.contains_key(node)
+    };
+    let staying = situation.heard.iter().filter(|(_, report)| !report.leaving && report.ready);
+    staying.map(|(node, _)| *node).filter(free).collect()
+}
+
 /// VIPs of each node, by what is agreed on.
 fn loads(state: &State) -> BTreeMap<NodeId, usize> {
     let mut loads = BTreeMap::new();
@@ -217,8 +234,8 @@ mod tests {
             self.rules.get_mut(vip).expect("it is one of them")
         }
 
-        fn choose(&self) -> Vec<String> {
-            let decisions = choose(&Situation {
+        fn seen<T>(&self, judge: impl FnOnce(&Situation<'_>) -> T) -> T {
+            judge(&Situation {
                 leader: 0,
                 state: &self.state,
                 rules: &self.rules,
@@ -226,7 +243,11 @@ mod tests {
                 vacating: &self.vacating,
                 free: &|vip| self.free.contains(&**vip),
                 settled: self.settled,
-            });
+            })
+        }
+
+        fn choose(&self) -> Vec<String> {
+            let decisions = self.seen(choose);
             let tell = |decision: &Decision| match decision {
                 Decision::Assign { vip, node, session } => {
                     assert_eq!(*session, guard(*node));
@@ -324,5 +345,17 @@ mod tests {
         world.own("a", 1);
         world.free.insert("a");
         assert_eq!(world.choose().len(), 1, "whose owner is gone is given at once");
+    }
+
+    #[test]
+    fn a_leader_that_owns_a_vip_should_leave_the_lead_to_who_owns_none() {
+        let mut world = World::new(&["a", "b"]);
+        world.own("b", 1);
+        assert!(world.seen(should_lead).is_empty(), "the leader owns nothing");
+        world.own("a", 0);
+        world.reports.get_mut(&3).expect("it is there").leaving = true;
+        assert_eq!(world.seen(should_lead), BTreeSet::from([2]));
+        world.state.vips.get_mut("a").expect("it is owned").moving_to = Some(3);
+        assert!(world.seen(should_lead).is_empty(), "its VIP moves away");
     }
 }

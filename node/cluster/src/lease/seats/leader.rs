@@ -19,7 +19,7 @@ use crate::lease::clock::{BootTime, Clock};
 use crate::lease::core::{Action, Answer, Change, Claim, Event, Held, Proposal, Resource, Table, TtlHistory};
 use crate::lease::vips::{NodeReport, VipName};
 use crate::lease::{Consensus, ConsensusError};
-use crate::vip::choice::{Decision, Situation, VipRules, choose};
+use crate::vip::choice::{Decision, Situation, VipRules, choose, should_lead};
 
 /// After this a proposal counts as unknown.
 const PROPOSAL_MAX: Duration = Duration::from_secs(5);
@@ -37,6 +37,9 @@ const MOVE_AGAIN: Duration = Duration::from_secs(1);
 /// Without nf_tables the kernel removes an address by its life time, in whole seconds and up to
 /// 1.25 s late; a change of owner waits for that.
 pub(crate) const UNFENCED_SLACK: Duration = Duration::from_millis(2_500);
+/// A leader that owns a VIP for so long, while another node owns none, leaves the lead to that one; and
+/// does not try again for as long.
+const BURDENED: Duration = Duration::from_secs(30);
 /// Crash notices remembered for the case that this node leads soon.
 const NOTICES: usize = 256;
 
@@ -45,6 +48,7 @@ enum Done {
     Round { round: u64, confirmed: bool, began: BootTime },
     Proposal { change: u64, key: Resource, to: Change, result: Result<(Outcome, u64), ConsensusError> },
     Move { vip: VipName, result: Result<(Outcome, u64), ConsensusError> },
+    HandedOver,
 }
 
 /// A message's renewals, until all are answered.
@@ -76,6 +80,8 @@ struct Leader {
     leads_since: Option<(u64, BootTime)>,
     vacating: BTreeMap<NodeId, BootTime>,
     moves: BTreeMap<VipName, BootTime>,
+    /// Since when somebody else should rather lead.
+    burdened: Option<BootTime>,
     /// VIP, guard and epoch that were let go, as crash notices said.
     notices: BTreeSet<(VipName, Uuid, u64)>,
     /// One round and one proposal a key, at most.
@@ -107,6 +113,7 @@ pub(super) fn run(
         leads_since: None,
         vacating: BTreeMap::new(),
         moves: BTreeMap::new(),
+        burdened: None,
         notices: BTreeSet::new(),
         running: FuturesUnordered::new(),
         slow: false,
@@ -248,7 +255,7 @@ impl Leader {
                 }
             }
             None => {
-                self.leads_since = None;
+                (self.leads_since, self.burdened) = (None, None);
                 self.feed(Event::LostLeadership);
             }
         }
@@ -350,6 +357,7 @@ impl Leader {
                     return;
                 }
             }
+            Done::HandedOver => {}
             Done::Move { vip, result } => match result {
                 Ok((Outcome::Refused(refusal), _)) => debug!(%vip, error = %refusal, "move of a VIP refused"),
                 Ok(_) => info!(%vip, "move of a VIP agreed on"),
@@ -375,6 +383,25 @@ impl Leader {
         report.and_then(|report| report.vips.get(vip)).is_some_and(|seen| seen.usable && seen.chance_ready)
     }
 
+    /// Leaves the lead to one of these, once they have been the better choice for a while.
+    fn relieve(&mut self, others: BTreeSet<NodeId>) {
+        let now = self.clock.now();
+        if others.is_empty() {
+            self.burdened = None;
+            return;
+        }
+        if now.since(*self.burdened.get_or_insert(now)) < BURDENED {
+            return;
+        }
+        self.burdened = Some(now);
+        info!(?others, "this node leads and owns a VIP: the lead is left to one that owns none");
+        let consensus = self.consensus.clone();
+        self.running.push(Box::pin(async move {
+            consensus.hand_over(others).await;
+            Done::HandedOver
+        }));
+    }
+
     fn choose(&mut self) {
         let Some((term, since)) = self.leads_since else { return };
         let rules = self.rules.borrow().clone();
@@ -390,7 +417,7 @@ impl Leader {
         let settled = now.since(since) >= LISTEN || state.seats.keys().all(|node| heard.contains_key(node));
         let vacating = self.vacating.keys().copied().collect();
         let table = &self.table;
-        let decisions = choose(&Situation {
+        let situation = Situation {
             leader: self.consensus.id(),
             state: &state,
             rules: &rules.1,
@@ -398,7 +425,10 @@ impl Leader {
             vacating: &vacating,
             free: &|vip| table.is_free(now, &Resource::Vip(vip.clone())),
             settled,
-        });
+        };
+        let decisions = choose(&situation);
+        let others = should_lead(&situation);
+        self.relieve(others);
         for decision in decisions {
             match decision {
                 Decision::Assign { vip, node, session } => {

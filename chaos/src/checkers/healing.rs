@@ -1,7 +1,7 @@
 //! Faults took place, what clients saw of them, and how long the cluster took to be whole again.
 
 use super::{Inquiry, Verdict, moment, span};
-use crate::trace::{FOREVER, FaultRecord, Gap, Load, Part, SECOND, Time, Trace};
+use crate::trace::{FOREVER, FaultRecord, Gap, Load, Part, SECOND, Second, Time, Trace};
 
 /// There was a fault, and each showed that it took place.
 pub(super) fn faults(trace: &Trace) -> Verdict {
@@ -63,16 +63,22 @@ pub(super) fn whole(trace: &Trace) -> Verdict {
     inquiry.close(format!("the longest took {}", span(longest)))
 }
 
-/// So many requests of a load may be due between its last success and a fault, or what the fault took
-/// with it, that was under way.
+/// So many requests of a load may have no answer yet when a fault begins, at least.
 const UNDER_WAY: f64 = 5.0;
+
+/// How long before `begun` a request of `load` may have been due that was under way then: as long as
+/// the slowest about that time took.
+fn under_way(load: &Load, begun: Time) -> Time {
+    let near = |s: &&Second| s.at < begun && s.at.saturating_add(2 * SECOND) > begun;
+    let slowest = load.seconds.iter().filter(near).map(|s| s.max).max().unwrap_or(0);
+    slowest.max((SECOND as f64 * UNDER_WAY / load.rate.max(1.0)) as Time)
+}
 
 /// The fault to which what `load` saw at `at` (of a gap: its beginning) is put down: the last that had
 /// begun, with what was under way when it did. Its failures may come when it is long over; the next
 /// one's beginning does not make them the next one's.
 fn cause(trace: &Trace, load: &Load, at: Time) -> Option<usize> {
-    let under_way = (SECOND as f64 * UNDER_WAY / load.rate.max(1.0)) as Time;
-    trace.faults.iter().rposition(|fault| fault.begun <= at.saturating_add(under_way))
+    trace.faults.iter().rposition(|fault| fault.begun <= at.saturating_add(under_way(load, fault.begun)))
 }
 
 /// How long a gap was at least: what the load did not see any more is in nobody's count.

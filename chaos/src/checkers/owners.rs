@@ -296,7 +296,7 @@ fn agrees(inquiry: &mut Inquiry, trace: &Trace, held: &[Held], answers: &Answers
                 continue;
             }
             // The moment after which the first, and before which the last question can't have been answered.
-            if let Some(at) = uncovered(spans, from + ANSWER, last) {
+            if let Some(at) = uncovered(spans, answers.heard.max(from + ANSWER), last) {
                 let text = format!(
                     "{node} answered {what} for {} at {} and did not own it by events",
                     answers.address,
@@ -426,7 +426,7 @@ mod tests {
 
     fn answer(asked: Asked, at: Time, by: &[&str]) -> Answers {
         let by = by.iter().map(|n| (*n).to_owned()).collect();
-        Answers { asked, address: address(), from: at, until: at, questions: 1, by }
+        Answers { asked, address: address(), from: at, until: at, heard: at, questions: 1, by }
     }
 
     #[test]
@@ -446,6 +446,18 @@ mod tests {
         assert_eq!(broken(seen_by_clients, stranger).judgement, Judgement::Fail);
         let too_long = |t: &mut Trace| t.answers[0].until = 5 * SECOND;
         assert_eq!(broken(seen_by_clients, too_long).judgement, Judgement::Fail, "after its lease");
+    }
+
+    #[test]
+    fn an_answer_that_came_late_may_be_of_a_later_owner() {
+        // Asked when nobody owned it, answered after n2 had taken it.
+        let late = |heard: Time| {
+            move |t: &mut Trace| {
+                t.answers.push(Answers { heard, ..answer(Asked::Syn, 4_030 * MS, &["n2"]) });
+            }
+        };
+        assert_eq!(broken(seen_by_clients, late(4_130 * MS)).judgement, Judgement::Pass);
+        assert_eq!(broken(seen_by_clients, late(4_040 * MS)).judgement, Judgement::Fail);
     }
 
     #[test]

@@ -236,6 +236,7 @@ fn one_fault(
     let name = planned.fault.name();
     let expect = options.scenario.expect;
     let bounds = Bounds { outage: expect.outage.map(nanoseconds), heal: nanoseconds(expect.heal) };
+    faults::prepare(planned.fault, env, tools)?;
     let number = recorder.fault(name, bounds);
     let active = faults::inject(planned.fault, env, tools)?;
     tracing::info!(fault = name, victims = ?active.victims, hold = ?planned.hold, "in force");

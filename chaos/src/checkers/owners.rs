@@ -295,8 +295,14 @@ fn agrees(inquiry: &mut Inquiry, trace: &Trace, held: &[Held], answers: &Answers
             if last < answers.from {
                 continue;
             }
-            // The moment after which the first, and before which the last question can't have been answered.
-            if let Some(at) = uncovered(spans, answers.heard.max(from + ANSWER), last) {
+            // The first was answered at some moment until its answer was heard.
+            let heard = answers.heard.max(from);
+            let first = spans
+                .iter()
+                .any(|s| s.0.saturating_sub(ANSWER) <= heard && from <= s.1.saturating_add(ANSWER));
+            let rest = heard.max(from + ANSWER);
+            let gap = if rest < last { uncovered(spans, rest, last) } else { None };
+            if let Some(at) = if first { gap } else { Some(from) } {
                 let text = format!(
                     "{node} answered {what} for {} at {} and did not own it by events",
                     answers.address,
@@ -310,7 +316,7 @@ fn agrees(inquiry: &mut Inquiry, trace: &Trace, held: &[Held], answers: &Answers
 
 /// The first moment of `from..=until` that lies in no span, by more than an answer takes.
 fn uncovered(spans: &[Span], from: Time, until: Time) -> Option<Time> {
-    let (mut at, until) = (from.min(until), until);
+    let mut at = from;
     loop {
         let span =
             spans.iter().find(|s| s.0.saturating_sub(ANSWER) <= at && at <= s.1.saturating_add(ANSWER));

@@ -228,7 +228,9 @@ fn break_it(
 
 /// Held for longer than the outage may last, and not much longer.
 fn brisk(planned: Planned, options: &Options) -> Planned {
-    let enough = options.scenario.expect.outage.unwrap_or_default() + Duration::from_millis(700);
+    // Where nothing may fail, the scenario's times are part of what is asked.
+    let Some(outage) = options.scenario.expect.outage else { return planned };
+    let enough = outage + Duration::from_millis(700);
     Planned { hold: planned.hold.min(enough), rest: planned.rest.min(Duration::from_millis(700)), ..planned }
 }
 

@@ -239,11 +239,21 @@ pub static SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "move",
-        about: "the VIP is moved from node to node",
+        about: "the VIP is moved from node to node, each time when what the last move left is over",
         layout: VIP,
         faults: &[Fault::Move],
         hold: NO_HOLD,
+        rest: Span(ms(5_500), ms(6_500)),
         short: true,
+        ..BASE
+    },
+    Scenario {
+        name: "move-back",
+        about: "the VIP is moved on, or back, while its last owner still serves what it had",
+        layout: VIP,
+        faults: &[Fault::Move],
+        hold: NO_HOLD,
+        rest: Span(ms(300), s(1)),
         ..BASE
     },
     Scenario {
@@ -252,6 +262,7 @@ pub static SCENARIOS: &[Scenario] = &[
         layout: VIP,
         faults: &[Fault::Drain],
         hold: SHORT_HOLD,
+        rest: Span(ms(3_500), ms(4_500)),
         ..BASE
     },
     Scenario {

@@ -228,7 +228,7 @@ fn suite(args: &Suite, interrupted: &AtomicBool) -> anyhow::Result<bool> {
         std::fs::create_dir_all(folder)?;
     }
     let file = |name: &str, end: &str| args.reports.as_ref().map(|f| f.join(format!("{name}.{end}")));
-    let mut failed = Vec::new();
+    let (mut ran, mut failed) = (0, Vec::new());
     for scenario in &chosen {
         if interrupted.load(Ordering::Relaxed) {
             break;
@@ -248,11 +248,13 @@ fn suite(args: &Suite, interrupted: &AtomicBool) -> anyhow::Result<bool> {
             let _ = writeln!(std::io::stderr(), "trestle-chaos: {}: {e:#}", scenario.name);
             false
         });
+        ran += 1;
         if !passed {
             failed.push(scenario.name);
         }
     }
-    let _ = writeln!(std::io::stdout(), "{} scenarios, seed {seed}, failed: {failed:?}", chosen.len());
+    let _ =
+        writeln!(std::io::stdout(), "{ran} of {} scenarios, seed {seed}, failed: {failed:?}", chosen.len());
     Ok(failed.is_empty() && !interrupted.load(Ordering::Relaxed))
 }
 

@@ -15,7 +15,7 @@ use trestle_chaos::checkers::{moment, span};
 use trestle_chaos::env::{Kind, Programs};
 use trestle_chaos::runner::{self, Options, Report};
 use trestle_chaos::scenarios::{SCENARIOS, Scenario};
-use trestle_chaos::trace::SECOND;
+use trestle_chaos::trace::{SECOND, Time};
 use trestle_chaos::{cleanup, load, relay, report};
 
 /// Of one scenario of a suite.
@@ -228,7 +228,7 @@ fn suite(args: &Suite, interrupted: &AtomicBool) -> anyhow::Result<bool> {
         std::fs::create_dir_all(folder)?;
     }
     let file = |name: &str, end: &str| args.reports.as_ref().map(|f| f.join(format!("{name}.{end}")));
-    let mut failed = Vec::new();
+    let (mut ran, mut failed) = (0, Vec::new());
     for scenario in &chosen {
         if interrupted.load(Ordering::Relaxed) {
             break;
@@ -248,11 +248,13 @@ fn suite(args: &Suite, interrupted: &AtomicBool) -> anyhow::Result<bool> {
             let _ = writeln!(std::io::stderr(), "trestle-chaos: {}: {e:#}", scenario.name);
             false
         });
+        ran += 1;
         if !passed {
             failed.push(scenario.name);
         }
     }
-    let _ = writeln!(std::io::stdout(), "{} scenarios, seed {seed}, failed: {failed:?}", chosen.len());
+    let _ =
+        writeln!(std::io::stdout(), "{ran} of {} scenarios, seed {seed}, failed: {failed:?}", chosen.len());
     Ok(failed.is_empty() && !interrupted.load(Ordering::Relaxed))
 }
 
@@ -274,6 +276,19 @@ fn one(options: &Options, interrupted: &AtomicBool) -> anyhow::Result<bool> {
     Ok(done.pass)
 }
 
+/// An outage as people read it; what is shorter than five probes is none that a probe can tell.
+fn seen(outage: Option<Time>) -> String {
+    outage.map_or("under 25 ms".to_owned(), span)
+}
+
+/// The median and the worst of all faults.
+fn outages(report: &Report) -> Option<(Option<Time>, Option<Time>)> {
+    let count = report.trace.faults.len();
+    let mut all: Vec<_> = (0..count).map(|index| report::worst_outage(&report.trace, index)).collect();
+    all.sort_unstable();
+    Some((*all.get(count / 2)?, *all.last()?))
+}
+
 fn print(report: &Report) {
     let mut out = std::io::stdout().lock();
     let word = |pass: bool| if pass { "pass" } else { "FAIL" };
@@ -292,7 +307,7 @@ fn print(report: &Report) {
         let _ = writeln!(out, "  {} {}: {}", verdict.judgement, verdict.name, verdict.text);
     }
     for (index, fault) in report.trace.faults.iter().enumerate() {
-        let seen = report::worst_outage(&report.trace, index).map_or("none".to_owned(), span);
+        let seen = seen(report::worst_outage(&report.trace, index));
         let _ = writeln!(
             out,
             "  at {}: {} of {}: outage {seen}",
@@ -300,6 +315,9 @@ fn print(report: &Report) {
             fault.name,
             fault.victims.join(", ")
         );
+    }
+    if let Some((median, worst)) = outages(report) {
+        let _ = writeln!(out, "  outages: median {}, worst {}", seen(median), seen(worst));
     }
     for note in &report.trace.notes {
         let _ = writeln!(out, "  note: {}", note.text);

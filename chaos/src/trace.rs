@@ -194,6 +194,9 @@ pub struct Answers {
     /// When the first and the last was asked.
     pub from: Time,
     pub until: Time,
+    /// When the last answer to the first question was heard: on a busy machine, long after.
+    #[serde(default)]
+    pub heard: Time,
     pub questions: u64,
     /// Nodes that answered one question; hardware addresses of those that are none.
     pub by: Vec<String>,
@@ -474,8 +477,8 @@ impl Recorder {
         self.with(|trace| keep(&mut trace.sights, sight, SIGHTS_MAX, "sights", &mut trace.dropped));
     }
 
-    /// One question and who answered it (sorted, each once).
-    pub fn answer(&self, asked: Asked, address: IpAddr, at: Time, by: Vec<String>) {
+    /// One question, when its last answer was heard, and who answered it (sorted, each once).
+    pub fn answer(&self, asked: Asked, address: IpAddr, at: Time, heard: Time, by: Vec<String>) {
         self.with(|trace| {
             let last = trace.answers.iter_mut().rev().find(|a| a.asked == asked && a.address == address);
             match last {
@@ -484,7 +487,7 @@ impl Recorder {
                     last.questions += 1;
                 }
                 _ => {
-                    let answers = Answers { asked, address, from: at, until: at, questions: 1, by };
+                    let answers = Answers { asked, address, from: at, until: at, heard, questions: 1, by };
                     keep(&mut trace.answers, answers, ANSWERS_MAX, "answers", &mut trace.dropped);
                 }
             }
@@ -576,7 +579,7 @@ mod tests {
         let recorder = Recorder::new(Run::default(), Vec::new());
         let address = IpAddr::from([198, 18, 0, 100]);
         for (at, by) in [(1, "n1"), (2, "n1"), (3, "n2")] {
-            recorder.answer(Asked::Arp, address, at, vec![by.into()]);
+            recorder.answer(Asked::Arp, address, at, at, vec![by.into()]);
         }
         let trace = recorder.finish();
         assert_eq!(trace.answers.len(), 2);

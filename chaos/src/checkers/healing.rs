@@ -63,16 +63,30 @@ pub(super) fn whole(trace: &Trace) -> Verdict {
     inquiry.close(format!("the longest took {}", span(longest)))
 }
 
-/// So many requests of a load may be due between its last success and a fault, or what the fault took
-/// with it, that was under way.
+/// So many requests of a load may have no answer yet when a fault begins, at least.
 const UNDER_WAY: f64 = 5.0;
 
-/// The fault to which what `load` saw at `at` (of a gap: its beginning) is put down: the last that had
-/// begun, with what was under way when it did. Its failures may come when it is long over; the next
-/// one's beginning does not make them the next one's.
-fn cause(trace: &Trace, load: &Load, at: Time) -> Option<usize> {
-    let under_way = (SECOND as f64 * UNDER_WAY / load.rate.max(1.0)) as Time;
-    trace.faults.iter().rposition(|fault| fault.begun <= at.saturating_add(under_way))
+/// How long before `begun` a request of `load` may have been due that was under way then: as long as
+/// the slowest about that time took.
+fn under_way(load: &Load, begun: Time) -> Time {
+    let from = load.seconds.partition_point(|s| s.at.saturating_add(2 * SECOND) <= begun);
+    let near = load.seconds[from..].iter().take_while(|s| s.at < begun);
+    let slowest = near.map(|s| s.max).max().unwrap_or(0);
+    slowest.max((SECOND as f64 * UNDER_WAY / load.rate.max(1.0)) as Time)
+}
+
+/// From when until when what `load` saw (of a gap: its beginning) is put down to the fault `index`: from
+/// its beginning, with what was under way then, until the same of the next. Its failures may come when
+/// it is long over; the next one's beginning does not make them the next one's.
+fn window(trace: &Trace, load: &Load, index: usize) -> (Time, Time) {
+    let since = |fault: &FaultRecord| fault.begun.saturating_sub(under_way(load, fault.begun));
+    (since(&trace.faults[index]), trace.faults.get(index + 1).map_or(FOREVER, since))
+}
+
+/// The gaps that are put down to the fault `index`.
+fn gaps_of<'a>(trace: &Trace, load: &'a Load, index: usize) -> impl Iterator<Item = &'a Gap> {
+    let (since, until) = window(trace, load, index);
+    load.gaps.iter().filter(move |gap| since <= gap.from && gap.from < until)
 }
 
 /// How long a gap was at least: what the load did not see any more is in nobody's count.
@@ -84,8 +98,7 @@ pub(crate) fn gap_length(load: &Load, gap: &Gap) -> Time {
 /// The longest time without a success that is put down to the fault `index`.
 #[must_use]
 pub(crate) fn outage<'a>(trace: &Trace, load: &'a Load, index: usize) -> Option<(&'a Gap, Time)> {
-    let gaps = load.gaps.iter().filter(|gap| cause(trace, load, gap.from) == Some(index));
-    gaps.map(|gap| (gap, gap_length(load, gap))).max_by_key(|(_, long)| *long)
+    gaps_of(trace, load, index).map(|gap| (gap, gap_length(load, gap))).max_by_key(|(_, long)| *long)
 }
 
 /// Whether what `load` saw is held against `fault`: not at a node that was hit itself.
@@ -109,7 +122,8 @@ pub(super) fn outages(trace: &Trace) -> Verdict {
         if !load.complete {
             inquiry.unknown(0, length, format!("{} did not tell all that it saw", load.name));
         }
-        for gap in load.gaps.iter().filter(|g| g.failed > 0 && cause(trace, load, g.from).is_none()) {
+        let first = if trace.faults.is_empty() { FOREVER } else { window(trace, load, 0).0 };
+        for gap in load.gaps.iter().filter(|g| g.failed > 0 && g.from < first) {
             let text =
                 format!("{}: {} failed with nothing wrong", load.name, count(gap.failed as usize, "request"));
             inquiry.fail(gap.from, gap.until, text);
@@ -172,7 +186,7 @@ fn nothing_failed(inquiry: &mut Inquiry, trace: &Trace, load: &Load, index: usiz
         let first = load.failures.iter().find(|f| f.at >= at);
         first.map_or(String::new(), |f| format!(": {}", f.text))
     };
-    for gap in load.gaps.iter().filter(|g| g.failed > 0 && cause(trace, load, g.from) == Some(index)) {
+    for gap in gaps_of(trace, load, index).filter(|g| g.failed > 0) {
         let text = format!(
             "{name}: {} saw {} fail after {}, allowed none{}",
             load.name,
@@ -182,9 +196,11 @@ fn nothing_failed(inquiry: &mut Inquiry, trace: &Trace, load: &Load, index: usiz
         );
         inquiry.fail(gap.from, gap.until, text);
     }
+    let next = trace.faults.get(index + 1).map_or(FOREVER, |next| next.begun);
+    let begun = trace.faults[index].begun;
     for second in load.seconds.iter().filter(|s| s.cut > 0) {
         let end = second.at.saturating_add(SECOND);
-        if trace.faults.iter().rposition(|fault| fault.begun < end) == Some(index) {
+        if begun < end && end <= next {
             let cut = count(second.cut as usize, "connection");
             let text = format!(
                 "{name}: {} saw {cut} cut in the second from {}, allowed none{}",

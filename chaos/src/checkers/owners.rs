@@ -295,8 +295,14 @@ fn agrees(inquiry: &mut Inquiry, trace: &Trace, held: &[Held], answers: &Answers
             if last < answers.from {
                 continue;
             }
-            // The moment after which the first, and before which the last question can't have been answered.
-            if let Some(at) = uncovered(spans, from + ANSWER, last) {
+            // The first was answered at some moment until its answer was heard.
+            let heard = answers.heard.max(from);
+            let first = spans
+                .iter()
+                .any(|s| s.0.saturating_sub(ANSWER) <= heard && from <= s.1.saturating_add(ANSWER));
+            let rest = heard.max(from + ANSWER);
+            let gap = if rest < last { uncovered(spans, rest, last) } else { None };
+            if let Some(at) = if first { gap } else { Some(from) } {
                 let text = format!(
                     "{node} answered {what} for {} at {} and did not own it by events",
                     answers.address,
@@ -310,7 +316,7 @@ fn agrees(inquiry: &mut Inquiry, trace: &Trace, held: &[Held], answers: &Answers
 
 /// The first moment of `from..=until` that lies in no span, by more than an answer takes.
 fn uncovered(spans: &[Span], from: Time, until: Time) -> Option<Time> {
-    let (mut at, until) = (from.min(until), until);
+    let mut at = from;
     loop {
         let span =
             spans.iter().find(|s| s.0.saturating_sub(ANSWER) <= at && at <= s.1.saturating_add(ANSWER));
@@ -426,7 +432,7 @@ mod tests {
 
     fn answer(asked: Asked, at: Time, by: &[&str]) -> Answers {
         let by = by.iter().map(|n| (*n).to_owned()).collect();
-        Answers { asked, address: address(), from: at, until: at, questions: 1, by }
+        Answers { asked, address: address(), from: at, until: at, heard: at, questions: 1, by }
     }
 
     #[test]
@@ -446,6 +452,18 @@ mod tests {
         assert_eq!(broken(seen_by_clients, stranger).judgement, Judgement::Fail);
         let too_long = |t: &mut Trace| t.answers[0].until = 5 * SECOND;
         assert_eq!(broken(seen_by_clients, too_long).judgement, Judgement::Fail, "after its lease");
+    }
+
+    #[test]
+    fn an_answer_that_came_late_may_be_of_a_later_owner() {
+        // Asked when nobody owned it, answered after n2 had taken it.
+        let late = |heard: Time| {
+            move |t: &mut Trace| {
+                t.answers.push(Answers { heard, ..answer(Asked::Syn, 4_030 * MS, &["n2"]) });
+            }
+        };
+        assert_eq!(broken(seen_by_clients, late(4_130 * MS)).judgement, Judgement::Pass);
+        assert_eq!(broken(seen_by_clients, late(4_040 * MS)).judgement, Judgement::Fail);
     }
 
     #[test]

@@ -59,6 +59,7 @@ pub(super) fn good() -> Trace {
         address: address(),
         from,
         until,
+        heard: from + MS,
         questions: (until - from) / (10 * MS),
         by: by.split(' ').filter(|name| !name.is_empty()).map(node).collect(),
     };

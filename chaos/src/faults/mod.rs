@@ -32,6 +32,10 @@ pub enum Target {
     Leader,
     /// The VIP's owner.
     Owner,
+    /// The VIP's owner, which has to be another node than the leader.
+    OwnerNotLeader,
+    /// The one node that is both.
+    LeaderOwner,
     Random,
     /// Any but the leader.
     Follower,
@@ -172,13 +176,17 @@ impl Tools {
             Target::Leader => vec![leader()?],
             Target::Owner => vec![owner()?],
             Target::Random => vec![pick(&members)?],
-            Target::LeaderNotOwner => {
-                let apart = eventually(AIM_TIMEOUT, "leader and owner are two nodes", || {
+            // `prepare` has made it so; what changed since then is looked at again.
+            Target::LeaderNotOwner | Target::OwnerNotLeader | Target::LeaderOwner => {
+                let one = target == Target::LeaderOwner;
+                let pair = eventually(AIM_TIMEOUT, "leader and owner are as the scenario wants", || {
                     let (leader, owner) = (map.leader().context("none")?, map.owner().context("none")?);
-                    ensure!(leader != owner, "{} is both", map.nodes[leader].name);
-                    Ok(leader)
+                    let names = (&map.nodes[leader].name, &map.nodes[owner].name);
+                    ensure!((leader == owner) == one, "{} leads and {} owns", names.0, names.1);
+                    Ok((leader, owner))
                 });
-                vec![apart?]
+                let (leader, owner) = pair?;
+                vec![if target == Target::OwnerNotLeader { owner } else { leader }]
             }
             Target::Follower => {
                 let leader = leader()?;
@@ -197,6 +205,28 @@ impl Tools {
             }
         })
     }
+}
+
+/// Makes leader and owner one node, or two, where the fault's target asks for it: by a planned move,
+/// which loses nothing, before the fault begins.
+///
+/// # Errors
+/// The VIP can't be moved.
+pub fn prepare(fault: Fault, env: &dyn Env, tools: &mut Tools) -> anyhow::Result<()> {
+    let one = match fault {
+        Fault::Kill(target, _)
+        | Fault::Freeze(target, _)
+        | Fault::Isolate(target)
+        | Fault::CutFromNodes(target)
+        | Fault::OneWay(target)
+        | Fault::CablePull(target) => match target {
+            Target::LeaderOwner => true,
+            Target::OwnerNotLeader | Target::LeaderNotOwner => false,
+            _ => return Ok(()),
+        },
+        _ => return Ok(()),
+    };
+    members::bring_together(env.map(), tools, one)
 }
 
 /// Puts `fault` in force. What it did so far is undone by the environment's end, not here, when it

@@ -3,8 +3,8 @@ use std::net::IpAddr;
 use super::*;
 use crate::checkers::judge;
 use crate::trace::{
-    Blunder, Bounds, Gap, Leader, LoadKind, MILLISECOND as MS, Note, Proof, Run, SECOND, Second, Sight,
-    Totals, VipInfo, Watched,
+    Blunder, Bounds, FOREVER, Gap, Leader, LoadKind, MILLISECOND as MS, Note, Proof, Run, SECOND, Second,
+    Sight, Totals, VipInfo, Watched,
 };
 
 /// Of the page, so that it can be attached to a bug.

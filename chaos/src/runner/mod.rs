@@ -38,7 +38,8 @@ pub struct Options {
     pub seed: u64,
     pub time: Duration,
     pub programs: Programs,
-    /// So many faults, however long they take; else what fits the time.
+    /// So many faults, however long they take, held just long enough to measure outages; else what fits
+    /// the time.
     pub faults: Option<usize>,
     pub html: Option<PathBuf>,
     pub json: Option<PathBuf>,
@@ -211,6 +212,7 @@ fn break_it(
         if over || interrupted.load(Ordering::Relaxed) {
             break;
         }
+        let planned = if options.faults.is_some() { brisk(planned, options) } else { planned };
         match one_fault(planned, options, env, recorder, &mut tools, interrupted) {
             Ok(true) => {}
             Ok(false) => break,
@@ -222,6 +224,14 @@ fn break_it(
         pause(planned.rest, interrupted);
     }
     None
+}
+
+/// Held for longer than the outage may last, and not much longer.
+fn brisk(planned: Planned, options: &Options) -> Planned {
+    // Where nothing may fail, the scenario's times are part of what is asked.
+    let Some(outage) = options.scenario.expect.outage else { return planned };
+    let enough = outage + Duration::from_millis(700);
+    Planned { hold: planned.hold.min(enough), rest: planned.rest.min(Duration::from_millis(700)), ..planned }
 }
 
 /// Whether the cluster is whole again.
@@ -236,6 +246,7 @@ fn one_fault(
     let name = planned.fault.name();
     let expect = options.scenario.expect;
     let bounds = Bounds { outage: expect.outage.map(nanoseconds), heal: nanoseconds(expect.heal) };
+    faults::prepare(planned.fault, env, tools)?;
     let number = recorder.fault(name, bounds);
     let active = faults::inject(planned.fault, env, tools)?;
     tracing::info!(fault = name, victims = ?active.victims, hold = ?planned.hold, "in force");

@@ -14,7 +14,7 @@ use crate::trace::LoadKind;
 const POLL: Duration = Duration::from_millis(50);
 
 /// Requests a second on kept connections, streams and datagrams.
-const KEPT_RATE: u32 = 50;
+const KEPT_RATE: u32 = 20;
 
 /// Where a node is the target, there are several probes.
 const NODE_RATE: u32 = 50;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::witness::{Stage, Witness};
 use crate::admin::Status;
 
-const PERIOD: Duration = Duration::from_millis(50);
+const PERIOD: Duration = Duration::from_millis(100);
 
 /// What a node said longer ago says nothing of now.
 const FRESH: Duration = Duration::from_millis(500);

@@ -82,7 +82,7 @@ pub static SCENARIOS: &[Scenario] = &[
         name: "kill-owner",
         about: "kill -9 of the process that owns the VIP; its guard lives and hands over",
         layout: VIP,
-        faults: &[Fault::Kill(Target::Owner, Part::Node)],
+        faults: &[Fault::Kill(Target::OwnerNotLeader, Part::Node)],
         expect: CRASH,
         short: true,
         ..BASE
@@ -91,15 +91,15 @@ pub static SCENARIOS: &[Scenario] = &[
         name: "kill-owner-hard",
         about: "kill -9 of the VIP's owner and its guard at one moment: the lease has to end",
         layout: VIP,
-        faults: &[Fault::Kill(Target::Owner, Part::NodeAndGuard)],
+        faults: &[Fault::Kill(Target::OwnerNotLeader, Part::NodeAndGuard)],
         expect: LEASE,
         ..BASE
     },
     Scenario {
         name: "kill-leader-and-owner",
-        about: "the Raft leader and the VIP's owner die with their guards",
-        layout: Layout { nodes: 5, ..VIP },
-        faults: &[Fault::Kill(Target::LeaderAndOwner, Part::NodeAndGuard)],
+        about: "the node that is the Raft leader and the VIP's owner dies with its guard",
+        layout: VIP,
+        faults: &[Fault::Kill(Target::LeaderOwner, Part::NodeAndGuard)],
         expect: BOTH,
         ..BASE
     },
@@ -115,7 +115,7 @@ pub static SCENARIOS: &[Scenario] = &[
         name: "freeze-owner",
         about: "SIGSTOP of the VIP's owner and its guard; it wakes long after its lease",
         layout: VIP,
-        faults: &[Fault::Freeze(Target::Owner, Part::NodeAndGuard)],
+        faults: &[Fault::Freeze(Target::OwnerNotLeader, Part::NodeAndGuard)],
         expect: LEASE,
         short: true,
         ..BASE
@@ -124,7 +124,7 @@ pub static SCENARIOS: &[Scenario] = &[
         name: "hang-owner",
         about: "SIGSTOP of the owner's node alone: the guard has to let go",
         layout: VIP,
-        faults: &[Fault::Freeze(Target::Owner, Part::Node)],
+        faults: &[Fault::Freeze(Target::OwnerNotLeader, Part::Node)],
         expect: LEASE,
         ..BASE
     },
@@ -132,7 +132,7 @@ pub static SCENARIOS: &[Scenario] = &[
         name: "partition-owner",
         about: "the VIP's owner is cut from everybody",
         layout: VIP,
-        faults: &[Fault::Isolate(Target::Owner)],
+        faults: &[Fault::Isolate(Target::OwnerNotLeader)],
         expect: LEASE,
         short: true,
         ..BASE
@@ -141,7 +141,7 @@ pub static SCENARIOS: &[Scenario] = &[
         name: "owner-cut-from-nodes",
         about: "the VIP's owner is cut from the other nodes only: clients still reach it",
         layout: VIP,
-        faults: &[Fault::CutFromNodes(Target::Owner)],
+        faults: &[Fault::CutFromNodes(Target::OwnerNotLeader)],
         expect: LEASE,
         ..BASE
     },
@@ -149,7 +149,7 @@ pub static SCENARIOS: &[Scenario] = &[
         name: "cable-pull",
         about: "the cable of the VIP's owner is pulled",
         layout: VIP,
-        faults: &[Fault::CablePull(Target::Owner)],
+        faults: &[Fault::CablePull(Target::OwnerNotLeader)],
         expect: LEASE,
         ..BASE
     },
@@ -164,7 +164,7 @@ pub static SCENARIOS: &[Scenario] = &[
         name: "quick-kill-owner-hard",
         about: "as kill-owner-hard, with a TTL of 250 ms",
         layout: QUICK_VIP,
-        faults: &[Fault::Kill(Target::Owner, Part::NodeAndGuard)],
+        faults: &[Fault::Kill(Target::OwnerNotLeader, Part::NodeAndGuard)],
         expect: QUICK_LEASE,
         ..BASE
     },
@@ -172,7 +172,7 @@ pub static SCENARIOS: &[Scenario] = &[
         name: "quick-freeze-owner",
         about: "as freeze-owner, with a TTL of 250 ms",
         layout: QUICK_VIP,
-        faults: &[Fault::Freeze(Target::Owner, Part::NodeAndGuard)],
+        faults: &[Fault::Freeze(Target::OwnerNotLeader, Part::NodeAndGuard)],
         expect: QUICK_LEASE,
         ..BASE
     },
@@ -180,15 +180,15 @@ pub static SCENARIOS: &[Scenario] = &[
         name: "quick-cable-pull",
         about: "as cable-pull, with a TTL of 250 ms",
         layout: QUICK_VIP,
-        faults: &[Fault::CablePull(Target::Owner)],
+        faults: &[Fault::CablePull(Target::OwnerNotLeader)],
         expect: QUICK_LEASE,
         ..BASE
     },
     Scenario {
         name: "quick-kill-leader-and-owner",
         about: "as kill-leader-and-owner, with a TTL of 250 ms and an election of 100 to 150 ms",
-        layout: Layout { nodes: 5, ..QUICK_VIP },
-        faults: &[Fault::Kill(Target::LeaderAndOwner, Part::NodeAndGuard)],
+        layout: QUICK_VIP,
+        faults: &[Fault::Kill(Target::LeaderOwner, Part::NodeAndGuard)],
         expect: QUICK_BOTH,
         ..BASE
     },
@@ -216,7 +216,7 @@ pub static SCENARIOS: &[Scenario] = &[
         name: "one-way-owner",
         about: "what the VIP's owner sends to other nodes is lost",
         layout: VIP,
-        faults: &[Fault::OneWay(Target::Owner)],
+        faults: &[Fault::OneWay(Target::OwnerNotLeader)],
         expect: LEASE,
         ..BASE
     },
@@ -239,11 +239,21 @@ pub static SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "move",
-        about: "the VIP is moved from node to node",
+        about: "the VIP is moved from node to node, each time when what the last move left is over",
         layout: VIP,
         faults: &[Fault::Move],
         hold: NO_HOLD,
+        rest: Span(ms(5_500), ms(6_500)),
         short: true,
+        ..BASE
+    },
+    Scenario {
+        name: "move-back",
+        about: "the VIP is moved on, or back, while its last owner still serves what it had",
+        layout: VIP,
+        faults: &[Fault::Move],
+        hold: NO_HOLD,
+        rest: Span(ms(300), s(1)),
         ..BASE
     },
     Scenario {
@@ -252,6 +262,7 @@ pub static SCENARIOS: &[Scenario] = &[
         layout: VIP,
         faults: &[Fault::Drain],
         hold: SHORT_HOLD,
+        rest: Span(ms(3_500), ms(4_500)),
         ..BASE
     },
     Scenario {

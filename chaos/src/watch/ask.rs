@@ -117,6 +117,8 @@ struct Open {
     from: Ipv4Addr,
     port: u16,
     by: BTreeSet<String>,
+    /// The last answer.
+    heard: u64,
 }
 
 struct Asking {
@@ -154,7 +156,14 @@ impl Asking {
         self.number += 1;
         let (vip, at) = (self.questions.vip, boot_time());
         let Some(port) = self.questions.port.filter(|_| self.number.is_multiple_of(SYN_EVERY)) else {
-            self.open.push_back(Open { asked: Asked::Arp, at, from, port: 0, by: BTreeSet::new() });
+            self.open.push_back(Open {
+                asked: Asked::Arp,
+                at,
+                from,
+                port: 0,
+                by: BTreeSet::new(),
+                heard: at,
+            });
             return self.send(&frames::who_has(self.mac, from, vip));
         };
         let count = self.questions.nodes.len() as u16;
@@ -163,7 +172,14 @@ impl Asking {
         }
         let first = self.port;
         self.port += count;
-        self.open.push_back(Open { asked: Asked::Syn, at, from, port: first, by: BTreeSet::new() });
+        self.open.push_back(Open {
+            asked: Asked::Syn,
+            at,
+            from,
+            port: first,
+            by: BTreeSet::new(),
+            heard: at,
+        });
         for (index, (_, mac)) in self.questions.nodes.iter().enumerate() {
             let own = (from, first + index as u16);
             self.send(&frames::syn((self.mac, *mac), own, (vip, port), 1))?;
@@ -212,6 +228,7 @@ impl Asking {
                 let asked = self.open.iter_mut().find(|o| o.asked == Asked::Arp && o.from == target);
                 if let Some(question) = asked {
                     question.by.insert(name);
+                    question.heard = boot_time();
                 }
             }
             Heard::Request { mac, sender, target }
@@ -227,6 +244,7 @@ impl Asking {
                 });
                 let Some(question) = asked else { return Ok(()) };
                 question.by.insert(name);
+                question.heard = boot_time();
                 if !reset {
                     // Else it would wait for us, and send again.
                     self.send(&frames::reset((self.mac, mac), to, from, acknowledged))?;
@@ -243,9 +261,10 @@ impl Asking {
     }
 
     fn close(&mut self) {
-        if let Some(Open { asked, at, by, .. }) = self.open.pop_front() {
-            let (vip, at) = (IpAddr::V4(self.questions.vip), self.recorder.since(at));
-            self.recorder.answer(asked, vip, at, by.into_iter().collect());
+        if let Some(Open { asked, at, by, heard, .. }) = self.open.pop_front() {
+            let vip = IpAddr::V4(self.questions.vip);
+            let (at, heard) = (self.recorder.since(at), self.recorder.since(heard));
+            self.recorder.answer(asked, vip, at, heard, by.into_iter().collect());
         }
     }
 }

@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | no two nodes count on a lease of one VIP | all hosts, by their own clocks, at each change of a lease or state |
 //! | a valid lease is of the committed epoch | against the newest state that anybody has applied |
-//! | applied states are prefixes of one another | two states of one log index are equal; at the end the logs, too |
+//! | applied states are prefixes of one another | two states of one log index are equal; at the end revisions and members of all |
 //! | an acknowledged write is never lost or changed | in each state that reaches its revision, for good |
 //! | a linearizable read sees what was acknowledged before it | revision read against the newest acknowledged |
 //! | a node never goes back behind what it has shown | also over a restart |

@@ -308,6 +308,9 @@ impl World {
             };
             let result = raft.propose(Command::PutConfig(put)).await;
             let mut oracle = oracle.lock();
+            if let Err(error) = &result {
+                oracle.note(format!("a write is not acknowledged: {error}"));
+            }
             match &result {
                 Ok((Applied::Revision(number), _)) => oracle.acknowledged(*number, &document),
                 Ok((other, _)) => oracle.violated(format!("a write was answered with {other}")),

@@ -33,12 +33,16 @@ fn every_seed_keeps_all_promises_and_heals() {
     for seed in 0..seeds() {
         PRESENT.store(seed, Relaxed);
         match run(seed, &Options::default()) {
-            Ok(outcome) => outcome.counts.into_iter().for_each(|(what, n)| *faults.entry(what).or_default() += n),
+            Ok(outcome) => {
+                outcome.counts.into_iter().for_each(|(what, n)| *faults.entry(what).or_default() += n)
+            }
             Err(failure) => panic!("{failure}"),
         }
     }
     PRESENT.store(u64::MAX - 1, Relaxed);
-    for what in ["crashes", "power losses", "freezes", "partitions", "lossy links", "slow disks", "moves", "removals"] {
+    for what in
+        ["crashes", "power losses", "freezes", "partitions", "lossy links", "slow disks", "moves", "removals"]
+    {
         assert!(faults.get(what).is_some_and(|n| *n > 0), "no {what} in all of {faults:?}");
     }
 }

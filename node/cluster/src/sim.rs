@@ -223,7 +223,8 @@ impl Channel {
     }
 
     async fn connect(&self) -> Result<Connection, DialError> {
-        let present = self.connection.lock().clone();
+        // That the other end is gone is known by now: its kernel said so, or the keep-alive.
+        let present = self.connection.lock().clone().filter(|present| !present.open.process.is_dead());
         if let Some(connection) = present {
             return Ok(connection);
         }

@@ -281,9 +281,14 @@ impl Task {
             }
             settled &= reply.ttl_ms > 0;
             holding.yields = reply.r#yield;
-            holding.holder.answer(now, ask.id, answer(reply.epoch, reply.ttl_ms, reply.unsure));
-            let answered = !reply.unsure && reply.ttl_ms == 0 && reply.epoch != holding.epoch;
-            holding.lost |= answered;
+            // The VIP may be this very guard's again, under a newer epoch of which the state has not told
+            // yet: that is another holding's lease, and none of this one's.
+            if reply.unsure || reply.epoch == holding.epoch {
+                holding.holder.answer(now, ask.id, answer(reply.epoch, reply.ttl_ms, reply.unsure));
+            } else {
+                holding.holder.unanswered(ask.id);
+                holding.lost = true;
+            }
         }
         settled
     }

@@ -338,11 +338,19 @@ impl Cluster {
     }
 
     /// Moves a VIP by plan: what began at its present owner is served on there. Returns once `to` owns
-    /// it, within 10 s.
+    /// it, within 10 s; a move back to a node that still serves connections from before takes until they
+    /// have ended.
     pub async fn move_vip(&self, vip: &str, to: NodeId) -> Result<(), ChangeError> {
         let deadline = tokio::time::Instant::now() + MOVE_WITHIN;
         while !self.try_move(vip, to, deadline).await? {
             if tokio::time::Instant::now() + MOVE_AGAIN >= deadline {
+                let state = self.inner.raft.state();
+                if state.vips.get(vip).is_some_and(|record| record.moving_to == Some(to)) {
+                    return Err(ChangeError::Invalid(format!(
+                        "VIP {vip} has not moved yet: it does once what began at that node before has ended, at most \
+                         cluster.drain.deadline"
+                    )));
+                }
                 return Err(ChangeError::Invalid(format!(
                     "VIP {vip} did not move: that node could not take it (`trestle vip list --admin` there says why)"
                 )));

@@ -182,6 +182,8 @@ impl Running {
     fn drained(&mut self, vip: &VipName) {
         self.drains.remove(vip);
         self.owner.drained(vip);
+        // A move back may have waited for this.
+        self.agreed();
     }
 
     fn ticked(&mut self) {

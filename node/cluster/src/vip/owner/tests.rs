@@ -255,6 +255,25 @@ fn a_planned_move_away_is_silent_first_then_told_then_let_go() {
 }
 
 #[test]
+fn a_move_back_waits_until_what_began_here_has_ended() {
+    let mut node = Node::new();
+    node.holding(7);
+    node.record().moving_to = Some(2);
+    node.agree();
+    node.lease(7, 200, true);
+    node.says(FromGuard::Silent { vip: "front".to_owned() });
+    node.given(9, 2, Uuid::nil());
+    node.record().moving_to = Some(ME);
+    let ready = |node: &Node| node.owner.wishes().report.vips["front"].chance_ready;
+    assert_eq!(tells(&node.agree()), [] as [&ToGuard; 0], "what still comes for here would be sent back");
+    assert!(!ready(&node));
+    node.owner.drained("front");
+    assert!(matches!(tells(&node.agree())[..], [ToGuard::Chance { .. }]));
+    node.says(FromGuard::ChanceReady { vip: "front".to_owned() });
+    assert!(ready(&node));
+}
+
+#[test]
 fn without_a_fence_a_move_away_lets_go_at_once() {
     let mut node = Node::new();
     node.holding(7);

@@ -187,6 +187,8 @@ struct Pending {
     index: Option<u64>,
     /// When to propose it again.
     again: Option<BootTime>,
+    /// An earlier proposal of it may be in the log, whatever became of a later one.
+    unsure: bool,
 }
 
 struct Lead {
@@ -260,7 +262,7 @@ impl Table {
             _ => BTreeMap::new(),
         };
         for pending in entries.values_mut().filter_map(|entry| entry.change.as_mut()) {
-            pending.again = Some(now);
+            (pending.again, pending.unsure) = (Some(now), true);
         }
         self.lead =
             Some(Lead { term, since: now, confirmed: false, entries, waiting: Vec::new(), round: None });
@@ -452,7 +454,7 @@ impl Table {
         let id = self.last_id;
         let Some(lead) = &mut self.lead else { return };
         lead.entries.entry(key.clone()).or_default().change =
-            Some(Pending { id, to, index: None, again: None });
+            Some(Pending { id, to, index: None, again: None, unsure: false });
         actions.push(Action::Propose { change: id, term: lead.term, key, to });
     }
 
@@ -463,13 +465,17 @@ impl Table {
         let mut entries = lead.entries.values_mut();
         let Some(entry) = entries.find(|e| e.change.is_some_and(|c| c.id == change)) else { return };
         match outcome {
+            // It is not in the log; but one before it, whose outcome is unknown, may be.
+            Proposal::Nothing if entry.change.is_some_and(|c| c.unsure) => {
+                entry.change = entry.change.map(|c| Pending { again: Some(again), ..c });
+            }
             Proposal::Nothing => entry.change = None,
             Proposal::Committed { index } if index <= applied => entry.change = None,
             Proposal::Committed { index } => {
                 entry.change = entry.change.map(|c| Pending { index: Some(index), again: None, ..c });
             }
             Proposal::Unknown => {
-                entry.change = entry.change.map(|c| Pending { again: Some(again), ..c });
+                entry.change = entry.change.map(|c| Pending { again: Some(again), unsure: true, ..c });
             }
         }
     }
@@ -527,7 +533,7 @@ impl Table {
                 && pending.again.is_some_and(|at| at <= now)
             {
                 self.last_id += 1;
-                *pending = Pending { id: self.last_id, to: pending.to, index: None, again: None };
+                *pending = Pending { id: self.last_id, index: None, again: None, unsure: true, ..*pending };
                 actions.push(Action::Propose { change: pending.id, term, key: key.clone(), to: pending.to });
             }
         }

@@ -497,3 +497,21 @@ fn one_round_serves_all_renewals_of_a_message() {
     let answers = actions.iter().filter(|action| matches!(action, Action::Answer { .. })).count();
     assert_eq!(answers, 2, "{actions:?}");
 }
+
+#[test]
+fn a_change_that_may_be_in_the_log_is_not_forgotten_when_its_repetition_is_refused() {
+    let mut leader = VipLeader::new(Some(held(1, 9)));
+    leader.now = 2_000;
+    let actions = leader.event(Event::Assign { key: front(), node: 2, session: GUARD });
+    let [Action::Propose { change: first, .. }] = actions[..] else { panic!("{actions:?}") };
+    leader.event(Event::Proposed { change: first, outcome: Proposal::Unknown });
+    leader.now = 3_000;
+    let actions = leader.event(Event::Tick);
+    let [Action::Propose { change: second, .. }] = actions[..] else { panic!("{actions:?}") };
+    leader.event(Event::Proposed { change: second, outcome: Proposal::Nothing });
+    let answer = leader.ask(1, 9, false);
+    assert!(
+        matches!(answer, Answer::Refused { why: Refused::BeingGiven, .. }),
+        "the first may yet land: {answer:?}"
+    );
+}

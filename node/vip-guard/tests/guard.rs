@@ -4,9 +4,10 @@
 mod harness;
 
 use std::{
-    io::{Read, Write},
+    io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
-    process::Command,
+    os::unix::process::CommandExt,
+    process::{Command, Stdio},
     time::Duration,
 };
 
@@ -53,7 +54,7 @@ fn a_granted_address_is_announced_and_reached_and_gone_at_the_deadline() {
     assert!(live.until <= deadline, "the fence shuts by itself no later than the lease ends");
 
     sleep_until(deadline - 60 * MS);
-    assert!(guard.has_address() && clock::now() < deadline, "it is there until then");
+    assert!(guard.has_address() || clock::now() >= deadline, "it is there until then");
     until("gone", PATIENCE, || !guard.has_address());
     let late = clock::now().saturating_sub(deadline);
     assert!(late < 50 * MS, "gone {late} ns after the deadline");
@@ -144,27 +145,47 @@ fn what_a_dead_guard_left_is_swept_first() {
     host.enter(|| {
         let mut route = Route::open().unwrap();
         let link = route.link("eth0").unwrap().unwrap().index;
-        // By its mark on any interface, and a configured one without it.
+        // By its mark on any interface.
         let lo = route.link("lo").unwrap().unwrap().index;
         route.set_address(&NewAddress::new(lo, "198.18.9.9".parse().unwrap(), 32).by(0x54)).unwrap();
-        route.set_address(&NewAddress::new(link, vip(), 24)).unwrap();
+        route.set_address(&NewAddress::new(link, vip(), 24).lasting(3600).by(0x54)).unwrap();
     });
     let mut guard = Guard::start(host);
     let mut route = host.enter(|| Route::open().unwrap());
     until("what bears its mark is gone before anything is configured", PATIENCE, || {
         !route.addresses().unwrap().iter().any(|there| there.protocol == Some(0x54))
     });
-    assert!(guard.has_address());
+    assert!(!guard.has_address());
     guard.send(ToGuard::Configure { vips: vec![spec()] });
     let started = guard.wait_for("Started", |m| matches!(m, FromGuard::Started { .. }));
-    let FromGuard::Started { mut swept, session, weak } = started else { unreachable!() };
+    let FromGuard::Started { mut swept, session, unprotected, weak } = started else { unreachable!() };
     swept.sort_unstable();
     assert_eq!(swept, [vip(), "198.18.9.9".parse().unwrap()]);
     assert_ne!(session, [0; 16]);
     // What this machine does not allow is said with what it takes.
-    assert!(weak.iter().all(|text| text.contains("CAP_")), "{weak:?}");
-    assert!(!guard.has_address());
+    assert!(unprotected.iter().all(|text| text.contains("CAP_")), "{unprotected:?}");
+    assert_eq!(weak, [""; 0]);
     assert!(host.ip("address show dev eth0").contains("198.18.0.1/24"), "the machine's own stays");
+}
+
+#[test]
+fn an_address_of_the_machine_stays_and_works_when_a_vip_is_given_the_same() {
+    let Some(segment) = segment(&[]) else { return };
+    let (host, neighbour) = (&segment.hosts[0], Neighbour::on(&segment.hosts[1]));
+    host.ip(&format!("address add {VIP}/24 dev eth0"));
+    let mut guard = Guard::start(host);
+    guard.send(ToGuard::Configure { vips: vec![spec()] });
+    let usable = guard.wait_for("Usable", |m| matches!(m, FromGuard::Usable { .. }));
+    let FromGuard::Usable { problem: Some(problem), .. } = usable else { panic!("{usable:?}") };
+    assert!(problem.contains("198.18.0.100 is this machine's own address on eth0"), "{problem}");
+    guard.grant(1, 60_000);
+    guard.wait_for("Released", |m| matches!(m, FromGuard::Released { why: Why::Failed(_), .. }));
+    assert!(neighbour.is_answered(), "the fence does not cut it off");
+    guard.send(ToGuard::Configure { vips: Vec::new() });
+    drop(guard);
+    let shown = host.ip("address show dev eth0");
+    assert!(shown.contains("198.18.0.100/24") && shown.contains("valid_lft forever"), "{shown}");
+    assert!(neighbour.is_answered());
 }
 
 #[test]
@@ -297,9 +318,39 @@ fn a_second_guard_in_the_namespace_is_refused() {
     let mut second = Guard::start(host);
     let message = second.wait_for("Problem", |m| matches!(m, FromGuard::Problem { .. }));
     let FromGuard::Problem { text, .. } = message else { unreachable!() };
-    assert!(text.contains("another guard"), "{text}");
+    assert!(
+        text.contains(&format!(
+            "another guard runs in this network namespace (process {})",
+            first.pid().as_raw_pid()
+        )),
+        "{text}"
+    );
     assert_eq!(second.ended().code(), Some(3));
     assert!(first.has_address());
+}
+
+#[test]
+fn who_is_no_guard_does_not_keep_one_away_by_taking_its_name() {
+    let Some(segment) = segment(&["python3"]) else { return };
+    let host = &segment.hosts[0];
+    let script = "import socket; s = socket.socket(socket.AF_UNIX); s.bind(chr(0) + 'trestle-vip-guard'); \
+                  s.listen(); print('up', flush=True); input()";
+    let mut squatter = host.enter(|| {
+        let mut command = Command::new("python3");
+        command.args(["-c", script]).uid(65534).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.spawn().unwrap()
+    });
+    let mut line = String::new();
+    BufReader::new(squatter.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "up\n");
+    let mut guard = Guard::configured(host);
+    let message = guard.wait_for("Problem", |m| matches!(m, FromGuard::Problem { .. }));
+    let FromGuard::Problem { text, .. } = message else { unreachable!() };
+    assert!(text.contains(&format!("taken by process {} of user 65534", squatter.id())), "{text}");
+    guard.hold(1, 60_000);
+    // Its input ends, and so does it.
+    drop(squatter.stdin.take());
+    harness::wait(&mut squatter);
 }
 
 #[test]

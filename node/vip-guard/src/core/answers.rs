@@ -101,6 +101,7 @@ impl Core {
             self.started = true;
             effects.push_back(Effect::Send(FromGuard::Started {
                 session: self.session,
+                unprotected: std::mem::take(&mut self.unprotected),
                 weak: self.weak.clone(),
                 swept: std::mem::take(&mut self.swept),
             }));

@@ -24,7 +24,7 @@ use std::{
 };
 
 pub use effect::{Done, Effect, Effects, Event, MOVE_MAX, Refused, Settings, VipId};
-pub use picture::{Address, Link, Mac, NoPlace, Picture, Place};
+pub use picture::{AddedBy, Address, Link, Mac, NoPlace, Picture, Place};
 
 use self::vip::{Announcing, Lease, Phase, Vip};
 use crate::protocol::{FromGuard, ToGuard, VIPS_MAX, VipSpec, Why};
@@ -59,6 +59,7 @@ pub struct Core {
     session: [u8; 16],
     /// What this process may not do, in a sentence.
     incapable: Option<String>,
+    unprotected: Vec<String>,
     weak: Vec<String>,
     swept: Vec<IpAddr>,
     started: bool,
@@ -79,14 +80,21 @@ pub struct Core {
 }
 
 impl Core {
-    /// `weak`: protections that this process could not get. `incapable`: what it lacks to hold anything.
+    /// `unprotected`: what this process could not have for its protection. `incapable`: what it lacks to hold
+    /// anything.
     #[must_use]
-    pub fn new(settings: Settings, session: [u8; 16], weak: Vec<String>, incapable: Option<String>) -> Self {
+    pub fn new(
+        settings: Settings,
+        session: [u8; 16],
+        unprotected: Vec<String>,
+        incapable: Option<String>,
+    ) -> Self {
         Self {
             settings,
             session,
             incapable,
-            weak,
+            unprotected,
+            weak: Vec::new(),
             swept: Vec::new(),
             started: false,
             configuring: false,
@@ -262,7 +270,8 @@ impl Core {
             // With other addresses it is another VIP, but its lease goes on under the same epochs.
             let before = self.departed.iter().filter(|(name, ..)| *name == spec.name);
             let (epoch, given_up) = before.map(|(_, epoch, at)| (*epoch, *at)).max().unwrap_or((0, 0));
-            self.vips.push(Vip { epoch, given_up, ..Vip::new(id, spec, Err(none)) });
+            let clashes = self.picture.clash(&spec).is_some();
+            self.vips.push(Vip { epoch, given_up, clashes, ..Vip::new(id, spec, Err(none)) });
         }
         self.forget_the_gone();
         self.configuring = true;
@@ -277,17 +286,18 @@ impl Core {
         self.vips.retain(|vip| !vip.gone || !matches!(vip.phase, Phase::Free));
     }
 
-    fn addresses(&self) -> Vec<IpAddr> {
-        let mut addresses: Vec<_> = self.vips.iter().flat_map(Vip::ips).collect();
+    fn addresses(&self, of: impl Fn(&Vip) -> bool) -> Vec<IpAddr> {
+        let mut addresses: Vec<_> = self.vips.iter().filter(|vip| of(vip)).flat_map(Vip::ips).collect();
         addresses.sort_unstable();
         addresses.dedup();
         addresses
     }
 
     fn find_places(&mut self) {
-        let addresses = self.addresses();
+        let addresses = self.addresses(|_| true);
         for vip in self.vips.iter_mut().filter(|vip| !vip.gone) {
             vip.place = self.picture.place(&vip.spec, &addresses);
+            vip.clashes &= self.picture.clash(&vip.spec).is_some();
         }
     }
 
@@ -295,10 +305,14 @@ impl Core {
     fn fit_fence(&mut self, always: bool, now: u64, effects: &mut Effects) {
         let places = self.vips.iter().flat_map(|vip| [vip.place.as_ref().ok(), vip.standing()]);
         let mut links: Vec<_> = places.flatten().map(|place| (place.link, place.device.clone())).collect();
+        let shut =
+            self.vips.iter().filter(|vip| !vip.clashes).filter_map(|vip| self.picture.clash(&vip.spec));
+        let shut = shut.filter_map(|address| self.picture.link(address.link));
+        links.extend(shut.map(|link| (link.index, link.name.clone())));
         links.retain(|(index, _)| self.picture.link(*index).is_some());
         links.sort_unstable();
         links.dedup();
-        let addresses = self.addresses();
+        let addresses = self.addresses(|vip| !vip.clashes);
         if links != self.links || always {
             effects.push_back(Effect::Attend(links.clone()));
         } else if addresses == self.fenced {

@@ -15,6 +15,7 @@ impl Core {
         let vip = &mut self.vips[at];
         let given_up = lease.epoch == vip.epoch && lease.sent <= vip.given_up;
         if lease.deadline <= now || lease.epoch < vip.epoch || given_up {
+            effects.push_back(vip.heard());
             return;
         }
         if lease.epoch > vip.epoch {
@@ -40,7 +41,7 @@ impl Core {
             // Renewed again after it is gone: what is being removed is not held by the way.
             Phase::Leaving { .. } => {}
             Phase::Free => {
-                let Ok(place) = vip.place.clone() else { return };
+                let Ok(place) = vip.place.clone() else { return effects.push_back(vip.heard()) };
                 if probe && place.mac.is_some() {
                     vip.phase = Phase::Probing { lease };
                     match &mut vip.probing {
@@ -56,18 +57,21 @@ impl Core {
                 let (before, renewed) = (*held, renew(held));
                 let place = place.clone();
                 *held = renewed;
-                match *shut {
+                let shut = *shut;
+                match shut {
                     Some(seen) if lease.sent <= seen => {
                         // Still shut, but the address lives on with its lease.
                         if fenced && renewed.deadline != before.deadline {
                             let seconds = seconds_left(renewed.deadline, now);
                             effects.push_back(Effect::Add { vip: vip.id, place, seconds });
                         }
+                        effects.push_back(vip.heard());
                     }
                     // A sight that is behind it: opened again, and neighbours are told.
                     Some(_) => vip.take(renewed, place, now, effects),
                     None if before.epoch != renewed.epoch => vip.take(renewed, place, now, effects),
-                    None if before.deadline == renewed.deadline => {}
+                    // The lease became shorter: this one ends no later than what was granted before.
+                    None if before.deadline == renewed.deadline => effects.push_back(vip.heard()),
                     None => {
                         let seconds = seconds_left(renewed.deadline, now);
                         effects.push_back(Effect::Add { vip: vip.id, place, seconds });

@@ -23,8 +23,17 @@ pub struct Address {
     pub link: u32,
     pub address: IpAddr,
     pub prefix: u8,
-    /// A guard added it.
-    pub ours: bool,
+    pub by: AddedBy,
+}
+
+/// Who added an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AddedBy {
+    Guard,
+    /// The machine's own: a VIP is never taken over it, and it is never removed.
+    Machine,
+    /// An old kernel keeps no mark, and its life is as bounded as if a guard had added it.
+    Unknown,
 }
 
 /// All of it, as it was at one moment.
@@ -75,9 +84,27 @@ impl Picture {
         self.addresses.iter().any(|there| there.link == link && there.address == address)
     }
 
+    /// One of the VIP's addresses that this machine has for its own.
+    #[must_use]
+    pub fn clash(&self, spec: &VipSpec) -> Option<&Address> {
+        self.addresses.iter().find(|there| {
+            there.by == AddedBy::Machine && spec.addresses.iter().any(|(vip, _)| *vip == there.address)
+        })
+    }
+
     /// Where `spec` goes. `vips`: all configured addresses; they are nobody's own.
     pub fn place(&self, spec: &VipSpec, vips: &[IpAddr]) -> Result<Arc<Place>, NoPlace> {
-        let own = |address: &&Address| !address.ours && !vips.contains(&address.address);
+        if let Some(clash) = self.clash(spec) {
+            let interface = self.link(clash.link).map(|link| link.name.clone());
+            let on = interface.as_deref().unwrap_or("an interface");
+            let why = format!(
+                "{0} is this machine's own address on {on}, and stays: give the VIP another address, or take it \
+                 off there (ip address delete {0}/{1} dev {on})",
+                clash.address, clash.prefix
+            );
+            return Err(NoPlace { interface, why });
+        }
+        let own = |address: &&Address| address.by != AddedBy::Guard && !vips.contains(&address.address);
         let link = match &spec.interface {
             Some(name) => self.links.iter().find(|link| link.name == *name).ok_or_else(|| NoPlace {
                 interface: Some(name.clone()),
@@ -173,7 +200,12 @@ mod tests {
 
     fn address(link: u32, text: &str) -> Address {
         let (address, prefix) = text.split_once('/').unwrap();
-        Address { link, address: address.parse().unwrap(), prefix: prefix.parse().unwrap(), ours: false }
+        Address {
+            link,
+            address: address.parse().unwrap(),
+            prefix: prefix.parse().unwrap(),
+            by: AddedBy::Machine,
+        }
     }
 
     fn spec(addresses: &[&str], interface: Option<&str>) -> VipSpec {
@@ -247,7 +279,21 @@ mod tests {
         let spec = spec(&["198.18.0.100/24"], None);
         assert!(picture.place(&spec, &[]).is_ok());
         assert!(picture.place(&spec, &["198.18.0.200".parse().unwrap()]).is_err());
-        picture.addresses[0].ours = true;
+        picture.addresses[0].by = AddedBy::Guard;
         assert!(picture.place(&spec, &[]).is_err());
+    }
+
+    #[test]
+    fn a_vip_never_goes_over_an_address_of_the_machine() {
+        let mut picture = picture();
+        picture.addresses.push(address(3, "198.18.0.100/24"));
+        let spec = spec(&["198.18.0.100/24"], None);
+        let error = picture.place(&spec, &["198.18.0.100".parse().unwrap()]).unwrap_err();
+        assert_eq!(error.interface.as_deref(), Some("eth1"));
+        assert!(error.why.contains("this machine's own address on eth1"), "{error:?}");
+        for by in [AddedBy::Guard, AddedBy::Unknown] {
+            picture.addresses.last_mut().unwrap().by = by;
+            assert!(picture.place(&spec, &["198.18.0.100".parse().unwrap()]).is_ok(), "{by:?}");
+        }
     }
 }

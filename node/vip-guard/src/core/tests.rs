@@ -22,7 +22,7 @@ fn link(index: u32, name: &str) -> Link {
 }
 
 fn address(link: u32, address: &str) -> Address {
-    Address { link, address: address.parse().unwrap(), prefix: 24, ours: false }
+    Address { link, address: address.parse().unwrap(), prefix: 24, by: AddedBy::Machine }
 }
 
 fn picture() -> Picture {
@@ -199,7 +199,7 @@ impl World {
         let mut picture = picture();
         for vip in &self.core.vips {
             if let Some(place) = vip.standing() {
-                let there = |ip| Address { link: place.link, address: ip, prefix: 24, ours: true };
+                let there = |ip| Address { link: place.link, address: ip, prefix: 24, by: AddedBy::Guard };
                 picture.addresses.extend(place.ips().map(there));
             }
         }
@@ -230,7 +230,9 @@ fn names(links: &[(u32, String)]) -> String {
 
 fn say(message: &FromGuard) -> String {
     match message {
-        FromGuard::Started { weak, swept, .. } => format!("> started {weak:?} {swept:?}"),
+        FromGuard::Started { unprotected, weak, swept, .. } => {
+            format!("> started {unprotected:?} {weak:?} {swept:?}")
+        }
         FromGuard::Usable { vip, interface, via, fenced, problem } => {
             let interface = interface.as_deref().unwrap_or("-");
             format!(
@@ -239,6 +241,7 @@ fn say(message: &FromGuard) -> String {
             )
         }
         FromGuard::Holding { vip, epoch } => format!("> holding {vip} {epoch}"),
+        FromGuard::Heard { vip } => format!("> heard {vip}"),
         FromGuard::Released { vip, epoch, why } => format!("> released {vip} {epoch} {why:?}"),
         FromGuard::Silent { vip } => format!("> silent {vip}"),
         FromGuard::ChanceReady { vip } => format!("> chance {vip}"),
@@ -267,7 +270,7 @@ fn at_the_start_it_sweeps_then_fences_then_says_so() {
         "sweep [198.18.0.100, 198.51.100.1] keep []",
         "attend eth0",
         "fence eth0 [198.18.0.100, 198.51.100.1]",
-        "> started [\"weak\"] [198.18.0.100, 198.51.100.1]",
+        "> started [\"weak\"] [] [198.18.0.100, 198.51.100.1]",
         "> usable front eth0 [198.18.0.1] fenced=true ok",
         "> usable lost - [] fenced=true no interface has an address whose subnet holds 198.51.100.1/24: \
          name one with `interface`",
@@ -279,7 +282,7 @@ fn what_the_interface_can_not_give_is_in_started() {
     let mut world = World::bare();
     world.fail.insert("attend", Refused::Failed("no arp_announce".to_owned()));
     world.configure(vec![front()]);
-    assert_eq!(world.log[3], "> started [\"weak\", \"no arp_announce\"] []");
+    assert_eq!(world.log[3], "> started [\"weak\"] [\"no arp_announce\"] []");
 }
 
 #[test]
@@ -339,10 +342,58 @@ fn an_extension_that_fails_lets_go() {
 }
 
 #[test]
+fn each_grant_is_answered_since_a_guard_that_is_silent_is_ended() {
+    let answers = |world: &World| world.log.iter().filter(|line| line.starts_with("> ")).count();
+    // While it is held, free, given up, shut by a stranger; too late, too old, and of a lease that became shorter.
+    let mut held = holding();
+    let mut shut = holding();
+    shut.hear("198.18.0.100", STRANGER);
+    let mut given_up = holding();
+    given_up.release("front");
+    for world in [&mut held, &mut shut, &mut given_up, &mut World::new()] {
+        for (epoch, sent, deadline) in [(7, 0, 1), (7, 5, 300), (6, 5, 1000), (7, 5, 1000)] {
+            world.log.clear();
+            let (sent, deadline) = (world.now.saturating_sub(sent * MS), world.now + deadline * MS);
+            world.pass(1);
+            world.grant_sent_at("front", epoch, sent, deadline);
+            assert!(answers(world) >= 1, "{epoch} {sent} {deadline}: {:?}", world.log);
+        }
+    }
+}
+
+#[test]
+fn what_the_machine_has_for_its_own_is_neither_fenced_nor_taken() {
+    let mut world = World::bare();
+    let mut own = picture();
+    own.addresses.push(address(2, "198.18.0.100"));
+    world.event(Event::Picture(own));
+    world.say(ToGuard::Configure { vips: vec![front(), back()] });
+    assert_eq!(world.count("fence eth1 [198.18.1.100]"), 1, "{:?}", world.log);
+    assert!(
+        world.log.iter().any(|line| line.starts_with("> usable front eth0") && line.contains("own address"))
+    );
+    world.log.clear();
+    world.grant("front", 7, 1000);
+    assert_eq!(world.count("add"), 0, "{:?}", world.log);
+    world.log.clear();
+    // Taken off there, it is a VIP like others.
+    world.see(|_| {});
+    world.did(&[
+        "attend eth0+eth1",
+        "fence eth0+eth1 [198.18.0.100, 198.18.1.100]",
+        "> usable front eth0 [198.18.0.1] fenced=true ok",
+    ]);
+    // One that appears when the VIP is configured already is kept shut by the fence, and said.
+    world.see(|picture| picture.addresses.push(address(2, "198.18.0.100")));
+    assert_eq!(world.log.len(), 1, "{:?}", world.log);
+    assert!(world.log[0].contains("own address"));
+}
+
+#[test]
 fn a_deadline_moves_only_forward_within_an_epoch() {
     let mut world = holding();
     world.grant("front", 7, 300);
-    world.did(&[]);
+    world.did(&["> heard front"]);
     world.pass(400);
     assert_eq!(world.count("shut"), 0);
 }
@@ -360,13 +411,13 @@ fn a_higher_epoch_is_a_new_lease_with_its_own_deadline_and_announced() {
 fn a_lower_epoch_and_a_deadline_that_has_passed_do_nothing() {
     let mut world = holding();
     world.grant("front", 6, 5000);
-    world.did(&[]);
+    world.did(&["> heard front"]);
     world.pass(1000);
     world.log.clear();
     let now = world.now;
     world.grant_sent_at("front", 9, now, now);
     world.grant("front", 6, 1000);
-    world.did(&[]);
+    world.did(&["> heard front", "> heard front"]);
 }
 
 #[test]
@@ -376,7 +427,7 @@ fn thawed_after_the_deadline_it_lets_go_before_it_hears_anything() {
     world.freeze(1300);
     // Renewals that waited in the socket.
     world.grant_sent_at("front", 7, sent, deadline);
-    world.did(&ENDED);
+    world.did(&[&ENDED[..], &["> heard front"]].concat());
 }
 
 #[test]
@@ -386,7 +437,7 @@ fn thawed_it_takes_up_only_a_renewal_that_was_sent_after_it_let_go() {
     world.freeze(1300);
     // Alive, but the node may have told the leader that the address is free.
     world.grant_sent_at("front", 7, sent, deadline);
-    world.did(&ENDED);
+    world.did(&[&ENDED[..], &["> heard front"]].concat());
     world.pass(1);
     world.grant("front", 7, 1000);
     world.did(&TAKE);
@@ -484,7 +535,7 @@ fn a_stranger_shuts_the_fence_until_a_renewal_that_was_sent_later() {
     world.pass(90);
     world.grant_sent_at("front", 7, seen, deadline);
     // It stays shut, and is not announced; the address lives on.
-    world.did(&["add front 1s"]);
+    world.did(&["add front 1s", "> heard front"]);
     world.grant("front", 7, 1000);
     world.did(&TAKE);
 }
@@ -707,7 +758,7 @@ fn an_address_that_somebody_else_removed_is_let_go() {
     let mut world = holding();
     world.see(|_| {});
     world.did(&[]);
-    world.see(|picture| picture.addresses.retain(|address| !address.ours));
+    world.see(|picture| picture.addresses.retain(|address| address.by != AddedBy::Guard));
     world.did(&[
         "shut front",
         "remove front",
@@ -751,7 +802,7 @@ fn a_silent_vip_is_not_brought_back_by_a_renewal_that_was_sent_before() {
     world.silence("front", 2500);
     world.log.clear();
     world.grant_sent_at("front", 7, sent, sent + 1100 * MS);
-    world.did(&[]);
+    world.did(&["> heard front"]);
     // The move failed, and the leader's word is newer.
     world.pass(1);
     world.grant("front", 7, 1000);
@@ -837,7 +888,7 @@ fn a_vip_with_other_addresses_is_let_go_and_may_be_taken_in_the_same_epoch() {
     assert_eq!(world.count("> released front 7 Unconfigured"), 1);
     world.log.clear();
     world.grant("front", 6, 1000);
-    world.did(&[]);
+    world.did(&["> heard front"]);
     world.pass(1);
     world.grant("front", 7, 1000);
     world.did(&TAKE);

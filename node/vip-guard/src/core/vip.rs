@@ -95,6 +95,9 @@ pub(super) struct Vip {
     pub(super) spec: VipSpec,
     /// Not in the config any more; forgotten when it is free.
     pub(super) gone: bool,
+    /// This machine has had one of its addresses for its own since before it was configured: the fence
+    /// would cut the machine off. One that appears later stays shut with the rest.
+    pub(super) clashes: bool,
     pub(super) place: Result<Arc<Place>, NoPlace>,
     /// The last [`FromGuard::Usable`].
     pub(super) told: Option<FromGuard>,
@@ -117,6 +120,7 @@ impl Vip {
             id,
             spec,
             gone: false,
+            clashes: false,
             place,
             told: None,
             epoch: 0,
@@ -176,6 +180,10 @@ impl Vip {
 
     pub(super) fn released(&self, why: Why) -> Effect {
         Effect::Send(FromGuard::Released { vip: self.name(), epoch: self.epoch, why })
+    }
+
+    pub(super) fn heard(&self) -> Effect {
+        Effect::Send(FromGuard::Heard { vip: self.name() })
     }
 
     pub(super) fn problem(&self, text: impl Into<String>) -> Effect {

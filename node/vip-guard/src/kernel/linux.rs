@@ -17,7 +17,7 @@ use trestle_netlink::{
 };
 
 use super::{Happened, Kernel};
-use crate::core::{Address, Link, Picture, Place, Refused};
+use crate::core::{AddedBy, Address, Link, Picture, Place, Refused};
 
 /// IFA_PROTO of what a guard adds.
 const PROTOCOL: u8 = 0x54;
@@ -121,8 +121,14 @@ impl Linux {
 impl Kernel for Linux {
     fn sweep(&mut self, configured: &[IpAddr], keep: &[IpAddr]) -> Result<Vec<IpAddr>, String> {
         let mut swept = Vec::new();
-        for there in self.route.addresses().map_err(text)? {
-            let left_over = there.protocol == Some(PROTOCOL) || configured.contains(&there.address);
+        let all = self.route.addresses().map_err(text)?;
+        let marked = keeps_marks(&all);
+        for there in all {
+            let left_over = match added_by(&there, marked) {
+                AddedBy::Guard => true,
+                AddedBy::Unknown => configured.contains(&there.address),
+                AddedBy::Machine => false,
+            };
             if left_over && !keep.contains(&there.address) {
                 self.route.remove_address(there.link, there.address, there.prefix).map_err(text)?;
                 swept.push(there.address);
@@ -283,11 +289,13 @@ impl Kernel for Linux {
             up: link.up,
             running: link.running,
         });
-        let addresses = self.route.addresses().map_err(text)?.into_iter().map(|address| Address {
+        let all = self.route.addresses().map_err(text)?;
+        let marked = keeps_marks(&all);
+        let addresses = all.into_iter().map(|address| Address {
             link: address.link,
             address: address.address,
             prefix: address.prefix,
-            ours: address.protocol == Some(PROTOCOL),
+            by: added_by(&address, marked),
         });
         Ok(Picture { links: links.collect(), addresses: addresses.collect() })
     }
@@ -333,6 +341,19 @@ impl Kernel for Linux {
             }
         }
         happened
+    }
+}
+
+/// Whether this kernel keeps IFA_PROTO (5.18): it marks its own loopback addresses.
+fn keeps_marks(all: &[route::Address]) -> bool {
+    all.iter().any(|address| address.protocol.is_some())
+}
+
+fn added_by(address: &route::Address, marked: bool) -> AddedBy {
+    match address.protocol {
+        Some(PROTOCOL) => AddedBy::Guard,
+        None if !marked && address.valid.is_some() => AddedBy::Unknown,
+        _ => AddedBy::Machine,
     }
 }
 

@@ -5,6 +5,7 @@
 //! written to a terminal or file while addresses may be held.
 
 mod lock;
+mod namespace;
 mod outbox;
 mod protect;
 
@@ -13,13 +14,11 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     process::ExitCode,
-    time::Duration,
 };
 
 use nix::sys::signal::{SigSet, Signal};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, socket_with},
     time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime},
 };
 use trestle_netlink::{clock, fence::Ownership};
@@ -40,11 +39,6 @@ pub const EXIT_USAGE: u8 = 2;
 /// The kernel gave no sockets to work with.
 pub const EXIT_KERNEL: u8 = 4;
 
-/// Bound for life in the network namespace (abstract: it goes with the process).
-const SINGLETON: &[u8] = b"trestle-vip-guard";
-/// How long the guard of a node that has just ended is waited for.
-const SINGLETON_PATIENCE: Duration = Duration::from_secs(2);
-const SINGLETON_PACE: Duration = Duration::from_millis(20);
 /// Messages of the node that are taken before the kernel is looked at again.
 const MESSAGES_MAX: usize = 256;
 
@@ -78,16 +72,10 @@ pub(crate) fn run_over(link: NodeLink, options: Options, node: &mut init::Node) 
 fn run(link: NodeLink, options: Options, node: Option<&mut init::Node>) -> u8 {
     let _ = rustix::thread::set_name(c"trestle-guard");
     let _ = leave_stdio();
-    let singleton = match claim_namespace(&link) {
-        Ok(Some(singleton)) => singleton,
-        Ok(None) => return 0,
-        Err(error) => {
-            return refuse(
-                &link,
-                EXIT_SECOND,
-                format!("another guard runs in this network namespace ({error})"),
-            );
-        }
+    let claim = match namespace::claim(&link) {
+        Ok(claim) => claim,
+        Err(namespace::Refused::NodeGone) => return 0,
+        Err(refused) => return refuse(&link, EXIT_SECOND, refused.to_string()),
     };
     let lock = match lock::take(std::env::var_os(spawn::LOCK).as_deref()) {
         Ok(lock) => lock,
@@ -108,6 +96,9 @@ fn run(link: NodeLink, options: Options, node: Option<&mut init::Node>) -> u8 {
     let incapable = protect::incapable();
     let mut core = Core::new(options.settings, rand::random(), protect::protect(), incapable);
     let mut outbox = Outbox::default();
+    if let Some(text) = claim.problem() {
+        outbox.put(problem(text));
+    }
     match swept {
         Ok(swept) => core.note_swept(swept),
         Err(error) => outbox.put(problem(format!("left-over addresses could not be swept: {error}"))),
@@ -115,7 +106,7 @@ fn run(link: NodeLink, options: Options, node: Option<&mut init::Node>) -> u8 {
     let mut guard = Guard { core, kernel, link, outbox, senders: Senders::open(), ended: false };
     guard.look_around();
     guard.serve(&timer, node);
-    drop((singleton, lock));
+    drop((claim, lock));
     0
 }
 
@@ -135,26 +126,6 @@ fn leave_stdio() -> io::Result<()> {
     rustix::stdio::dup2_stdin(&null)?;
     rustix::stdio::dup2_stdout(&null)?;
     Ok(())
-}
-
-/// Two guards in a namespace would fight over its addresses. `None`: the node went away meanwhile.
-fn claim_namespace(link: &NodeLink) -> io::Result<Option<OwnedFd>> {
-    let address = SocketAddrUnix::new_abstract_name(SINGLETON)?;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
-    let deadline = clock::after(clock::now(), SINGLETON_PATIENCE);
-    loop {
-        match bind(&socket, &address) {
-            Ok(()) => return Ok(Some(socket)),
-            Err(errno) if clock::now() >= deadline => return Err(errno.into()),
-            Err(_) => {}
-        }
-        let mut fds = [PollFd::new(link, PollFlags::empty())];
-        let pace = Timespec { tv_sec: 0, tv_nsec: SINGLETON_PACE.subsec_nanos().into() };
-        let _ = poll(&mut fds, Some(&pace));
-        if fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR) {
-            return Ok(None);
-        }
-    }
 }
 
 /// Opened ahead: at the end nothing has to be got any more.

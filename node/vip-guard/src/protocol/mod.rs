@@ -77,7 +77,9 @@ pub enum FromGuard {
     Started {
         /// Drawn anew by each guard process: leases belong to it.
         session: [u8; 16],
-        /// Kernel's protection of its memory and pace, for status: what could not be had, in words.
+        /// Protection of its memory and pace that it does without, in words.
+        unprotected: Vec<String>,
+        /// What it could not do to the interfaces, in words.
         weak: Vec<String>,
         /// Addresses that a dead process had left and that were swept.
         swept: Vec<IpAddr>,
@@ -100,6 +102,11 @@ pub enum FromGuard {
     Holding {
         vip: String,
         epoch: u64,
+    },
+    /// A `Grant` was heard and changed nothing: it came too late, or ends before what was granted already, or
+    /// a stranger was seen after it was sent. A sign of life.
+    Heard {
+        vip: String,
     },
     /// The address is gone (or was not there).
     Released {
@@ -205,6 +212,7 @@ impl Message for FromGuard {
             // What is in them came from one of the messages above, or is cut to its size by the guard.
             Self::Usable { vip, .. }
             | Self::Holding { vip, .. }
+            | Self::Heard { vip }
             | Self::Released { vip, .. }
             | Self::Silent { vip }
             | Self::ChanceReady { vip }
@@ -278,7 +286,12 @@ mod tests {
         let vip = || "front".to_owned();
         let address: IpAddr = "198.18.0.100".parse().unwrap();
         vec![
-            FromGuard::Started { session: [7; 16], weak: vec!["no lock".to_owned()], swept: vec![address] },
+            FromGuard::Started {
+                session: [7; 16],
+                unprotected: vec!["no lock".to_owned()],
+                weak: Vec::new(),
+                swept: vec![address],
+            },
             FromGuard::Usable {
                 vip: vip(),
                 interface: Some("eth0".to_owned()),
@@ -287,6 +300,7 @@ mod tests {
                 problem: Some("none".to_owned()),
             },
             FromGuard::Holding { vip: vip(), epoch: 3 },
+            FromGuard::Heard { vip: vip() },
             FromGuard::Released { vip: vip(), epoch: 3, why: Why::Failed("gone".to_owned()) },
             FromGuard::Released { vip: vip(), epoch: 3, why: Why::Taken([1; 6]) },
             FromGuard::Silent { vip: vip() },

@@ -45,8 +45,8 @@ impl Core {
                         let vip = vip.name();
                         effects.push_back(Effect::Send(FromGuard::Silent { vip }));
                     }
-                    Err(Refused::Late) => vip.let_go(Why::Ended, fenced, now, effects),
-                    Err(Refused::Failed(why)) => vip.let_go(Why::Failed(why), fenced, now, effects),
+                    Err(Refused::Late) => vip.let_go(Why::Ended, fenced, effects),
+                    Err(Refused::Failed(why)) => vip.let_go(Why::Failed(why), fenced, effects),
                 }
             }
             Done::Shut(id, Err(why)) => {
@@ -54,7 +54,7 @@ impl Core {
                 let Some(vip) = self.by_id(id) else { return };
                 effects.push_back(vip.problem(format!("its fence could not be shut: {why}")));
                 if matches!(vip.phase, Phase::Held { .. }) {
-                    vip.let_go(Why::Failed(why), fenced, now, effects);
+                    vip.let_go(Why::Failed(why), fenced, effects);
                 }
             }
             Done::Shut(_, Ok(())) => {}
@@ -92,7 +92,7 @@ impl Core {
             (Err(_), Fence::Absent) => {}
             (Err(why), Fence::Stands | Fence::Lost { .. }) => {
                 let why = format!("the fence can't be set up: {why}");
-                self.let_all_go(&Why::Failed(why.clone()), now, effects);
+                self.let_all_go(&Why::Failed(why.clone()), effects);
                 let retry = now.saturating_add(nanos(self.settings.retry) * 10);
                 self.fence = Fence::Lost { why, retry };
             }
@@ -115,7 +115,7 @@ impl Core {
         let Some(vip) = self.by_id(id) else { return };
         if let Err(why) = result {
             if matches!(vip.phase, Phase::Taking { .. } | Phase::Held { .. } | Phase::Quiet { .. }) {
-                vip.let_go(Why::Failed(why), fenced, now, effects);
+                vip.let_go(Why::Failed(why), fenced, effects);
             }
             return;
         }
@@ -156,7 +156,7 @@ impl Core {
                     Refused::Late => Why::Ended,
                     Refused::Failed(why) => Why::Failed(why),
                 };
-                vip.let_go(why, fenced, now, effects);
+                vip.let_go(why, fenced, effects);
             }
             (Err(_), _) => {}
         }
@@ -185,7 +185,7 @@ impl Core {
                 effects.extend(failed);
             }
             // A stranger was seen, there is no fence, and the address stays.
-            (Err(why), _) => vip.let_go(Why::Failed(why), fenced, now, effects),
+            (Err(why), _) => vip.let_go(Why::Failed(why), fenced, effects),
         }
     }
 }

@@ -71,8 +71,8 @@ pub struct Core {
     links: Vec<(u32, String)>,
     fenced: Vec<IpAddr>,
     vips: Vec<Vip>,
-    /// Name, epoch and when it was given up, of VIPs that left the config: a grant that was under way then
-    /// counts no more when the name comes back. At most [`VIPS_MAX`], the latest.
+    /// Name, epoch and ended epoch of VIPs that left the config: what was ended stays so when the name comes
+    /// back. At most [`VIPS_MAX`], the latest.
     departed: VecDeque<(String, u64, u64)>,
     next_id: u32,
     notices: Vec<(SocketAddr, Vec<u8>)>,
@@ -163,7 +163,7 @@ impl Core {
         let fenced = self.stands();
         for vip in &mut self.vips {
             if vip.deadline().is_some_and(|deadline| deadline <= now) {
-                vip.let_go(Why::Ended, fenced, now, effects);
+                vip.let_go(Why::Ended, fenced, effects);
             }
         }
         for vip in &mut self.vips {
@@ -191,7 +191,7 @@ impl Core {
 
     fn message(&mut self, message: ToGuard, now: u64, effects: &mut Effects) {
         match message {
-            ToGuard::Configure { vips } => self.configure(vips, now, effects),
+            ToGuard::Configure { vips } => self.configure(vips, effects),
             ToGuard::Notice { datagrams } => self.notices = datagrams,
             ToGuard::Grant { vip, epoch, sent, deadline, probe } => {
                 let lease = Lease { epoch, sent, deadline };
@@ -200,7 +200,7 @@ impl Core {
             ToGuard::Release { vip } => self.with(&vip, effects, |core, at, effects| {
                 let fenced = core.stands();
                 let vip = &mut core.vips[at];
-                vip.let_go(Why::Asked, fenced, now, effects);
+                vip.let_go(Why::Asked, fenced, effects);
             }),
             ToGuard::Silence { vip, until } => {
                 self.with(&vip, effects, |core, at, effects| core.silence(at, until, now, effects));
@@ -238,7 +238,7 @@ impl Core {
         }
     }
 
-    fn configure(&mut self, specs: Vec<VipSpec>, now: u64, effects: &mut Effects) {
+    fn configure(&mut self, specs: Vec<VipSpec>, effects: &mut Effects) {
         let fenced = self.stands();
         for vip in self.vips.iter_mut().filter(|vip| !vip.gone) {
             let same = specs.iter().find(|spec| {
@@ -250,10 +250,10 @@ impl Core {
                 None => {
                     vip.gone = true;
                     if !matches!(vip.phase, Phase::Free) {
-                        vip.let_go(Why::Unconfigured, fenced, now, effects);
+                        vip.let_go(Why::Unconfigured, fenced, effects);
                     }
                     vip.end_chance(effects);
-                    self.departed.push_back((vip.name(), vip.epoch, now));
+                    self.departed.push_back((vip.name(), vip.epoch, vip.ended));
                     if self.departed.len() > VIPS_MAX {
                         self.departed.pop_front();
                     }
@@ -269,9 +269,9 @@ impl Core {
             let none = NoPlace { interface: None, why: "its interface is not known yet".to_owned() };
             // With other addresses it is another VIP, but its lease goes on under the same epochs.
             let before = self.departed.iter().filter(|(name, ..)| *name == spec.name);
-            let (epoch, given_up) = before.map(|(_, epoch, at)| (*epoch, *at)).max().unwrap_or((0, 0));
+            let (epoch, ended) = before.map(|(_, epoch, ended)| (*epoch, *ended)).max().unwrap_or((0, 0));
             let clashes = self.picture.clash(&spec).is_some();
-            self.vips.push(Vip { epoch, given_up, clashes, ..Vip::new(id, spec, Err(none)) });
+            self.vips.push(Vip { epoch, ended, clashes, ..Vip::new(id, spec, Err(none)) });
         }
         self.forget_the_gone();
         self.configuring = true;
@@ -345,7 +345,7 @@ impl Core {
             let removed = place.ips().find(|ip| !away && !self.picture.has(place.link, *ip));
             let failed = failed.or_else(|| removed.map(|ip| format!("{ip} was removed by somebody else")));
             if let Some(why) = failed {
-                vip.let_go(Why::Failed(why), fenced, now, effects);
+                vip.let_go(Why::Failed(why), fenced, effects);
                 continue;
             }
             let mac = self.picture.link(place.link).and_then(|link| link.mac);
@@ -377,12 +377,12 @@ impl Core {
             return;
         }
         self.fence = Fence::Lost { why: why.clone(), retry: u64::MAX };
-        self.let_all_go(&Why::Failed(why), now, effects);
+        self.let_all_go(&Why::Failed(why), effects);
         self.tell_usable(false, effects);
         self.ask_for_fence(now, effects);
     }
 
-    fn let_all_go(&mut self, why: &Why, now: u64, effects: &mut Effects) {
+    fn let_all_go(&mut self, why: &Why, effects: &mut Effects) {
         // All shut at once, before the first is removed.
         let standing = self.vips.iter().filter(|vip| !matches!(vip.phase, Phase::Leaving { .. }));
         let shut: Vec<_> =
@@ -392,14 +392,14 @@ impl Core {
         }
         for vip in &mut self.vips {
             if !matches!(vip.phase, Phase::Free) {
-                vip.let_go(why.clone(), false, now, effects);
+                vip.let_go(why.clone(), false, effects);
             }
             vip.end_chance(effects);
         }
     }
 
     fn node_gone(&mut self, now: u64, effects: &mut Effects) {
-        self.let_all_go(&Why::Asked, now, effects);
+        self.let_all_go(&Why::Asked, effects);
         let give_up = now.saturating_add(nanos(self.settings.leave_within));
         self.ending = Some(Ending { copies: 0, next: None, give_up });
     }

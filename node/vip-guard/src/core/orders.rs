@@ -13,18 +13,15 @@ impl Core {
         let fenced = self.stands();
         let problem = self.problem(&self.vips[at]);
         let vip = &mut self.vips[at];
-        let given_up = lease.epoch == vip.epoch && lease.sent <= vip.given_up;
-        if lease.deadline <= now || lease.epoch < vip.epoch || given_up {
+        if lease.deadline <= now || lease.epoch < vip.epoch || lease.epoch <= vip.ended {
             effects.push_back(vip.heard());
             return;
         }
-        if lease.epoch > vip.epoch {
-            (vip.epoch, vip.given_up) = (lease.epoch, 0);
-        }
+        vip.epoch = lease.epoch;
         if let Some(problem) = problem
             && matches!(vip.phase, Phase::Free)
         {
-            vip.given_up = now;
+            vip.ended = vip.epoch;
             effects.push_back(vip.released(Why::Failed(problem)));
             return;
         }
@@ -78,7 +75,7 @@ impl Core {
                     }
                 }
             }
-            // The move did not come about, and the leader's word is newer than the silence.
+            // The move did not come about, and the VIP was given back.
             Phase::Quiet { place, .. } => {
                 let place = place.clone();
                 vip.take(lease, place, now, effects);
@@ -89,16 +86,16 @@ impl Core {
     pub(super) fn silence(&mut self, at: usize, until: u64, now: u64, effects: &mut Effects) {
         let fenced = self.stands();
         let vip = &mut self.vips[at];
-        vip.given_up = now;
+        vip.ended = vip.epoch;
         let until = until.min(now.saturating_add(nanos(MOVE_MAX)));
         match &vip.phase {
             Phase::Free => effects.push_back(vip.released(Why::Ended)),
             Phase::Leaving { .. } => {}
-            Phase::Probing { .. } => vip.let_go(Why::Ended, fenced, now, effects),
-            _ if until <= now => vip.let_go(Why::Asked, fenced, now, effects),
+            Phase::Probing { .. } => vip.let_go(Why::Ended, fenced, effects),
+            _ if until <= now => vip.let_go(Why::Asked, fenced, effects),
             _ if !fenced => {
                 let why = "it can't be kept silently: nf_tables is not available".to_owned();
-                vip.let_go(Why::Failed(why), fenced, now, effects);
+                vip.let_go(Why::Failed(why), fenced, effects);
             }
             Phase::Taking { place, .. } | Phase::Held { place, .. } | Phase::Quiet { place, .. } => {
                 let place = place.clone();

@@ -103,9 +103,9 @@ pub(super) struct Vip {
     pub(super) told: Option<FromGuard>,
     /// The highest that was granted.
     pub(super) epoch: u64,
-    /// It was given up in `epoch` at that time, and the leader may have heard so: only a renewal that was sent
-    /// later counts, since its grant is the leader's newer word that nobody else has got it.
-    pub(super) given_up: u64,
+    /// The highest epoch that it was let go of or went silent in. The leader hears so and may give the VIP to
+    /// somebody else at once, so that epoch is never taken again, whatever is granted for it.
+    pub(super) ended: u64,
     pub(super) phase: Phase,
     /// When a stranger shut the fence last.
     pub(super) stranger: Option<u64>,
@@ -124,7 +124,7 @@ impl Vip {
             place,
             told: None,
             epoch: 0,
-            given_up: 0,
+            ended: 0,
             phase: Phase::Free,
             stranger: None,
             probing: None,
@@ -191,8 +191,8 @@ impl Vip {
     }
 
     /// The fence first, then the address; `Released` follows when it is gone. Nothing here can fail.
-    pub(super) fn let_go(&mut self, why: Why, fenced: bool, now: u64, effects: &mut Effects) {
-        self.given_up = now;
+    pub(super) fn let_go(&mut self, why: Why, fenced: bool, effects: &mut Effects) {
+        self.ended = self.epoch;
         self.end_chance(effects);
         self.probing = None;
         match self.standing().cloned() {
@@ -252,7 +252,7 @@ impl Vip {
                 Ok(place) => self.take(lease, place.clone(), now, effects),
                 Err(no) => {
                     let why = Why::Failed(no.why.clone());
-                    self.let_go(why, false, now, effects);
+                    self.let_go(why, false, effects);
                 }
             }
         }
@@ -281,7 +281,7 @@ impl Vip {
         if nobodys && self.probing.as_ref().is_some_and(|probing| probing.place.link == link) {
             self.end_probing(Some((address, mac)), effects);
             if matches!(self.phase, Phase::Probing { .. }) {
-                self.let_go(Why::Taken(mac), fenced, now, effects);
+                self.let_go(Why::Taken(mac), fenced, effects);
             }
             return;
         }

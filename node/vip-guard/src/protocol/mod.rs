@@ -47,9 +47,8 @@ pub enum ToGuard {
     /// The lease of `vip` under `epoch` was renewed: the renewal was sent at `sent` and the lease ends
     /// at `deadline`. The guard holds the address until then: adds it and opens the fence if it is not
     /// there, extends otherwise. `probe`: first take-over of this VIP ever; look for a stranger first.
-    /// Does nothing if the deadline has passed, the epoch is lower than one granted before, or, in the same
-    /// epoch, the renewal was not sent after the guard last let go or went silent: what was under way then
-    /// may be granted to somebody else by now.
+    /// Does nothing but answer `Heard` if the deadline has passed, the epoch is lower than one granted before,
+    /// or the guard has let go or gone silent in it: it may be granted to somebody else by now.
     Grant { vip: String, epoch: u64, sent: u64, deadline: u64, probe: bool },
     /// Sealed datagrams that say that this guard has let go of everything it held. Sent as they are,
     /// after everything was let go, when the node's end closes. Replaces the last ones.

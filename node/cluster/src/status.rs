@@ -116,6 +116,7 @@ impl Cluster {
                 interface: view.interface,
                 fences: fences.into_iter().filter(|(_, there)| *there).map(|(fence, _)| fence).collect(),
                 problem: view.problem,
+                rival: view.rival,
             }
         };
         in_force.config().vips.iter().map(of).collect()
@@ -275,6 +276,11 @@ fn vip_warnings(vips: &[VipStatus]) -> Vec<String> {
         let vip = &status.vip;
         if let Some(problem) = &status.problem {
             warnings.push(format!("VIP {vip} can't be held by this node: {problem}"));
+        }
+        if let Some(rival) = &status.rival {
+            warnings.push(format!(
+                "VIP {vip} is held here, but {rival}: take it off there; until then some clients reach the other"
+            ));
         }
         if status.owner.is_none() {
             warnings.push(format!("VIP {vip} has no owner: no node that may hold it can"));

@@ -78,6 +78,8 @@ pub struct VipStatus {
     pub fences: Vec<&'static str>,
     /// Why this node could not hold it.
     pub problem: Option<String>,
+    /// Another machine that announced one of its addresses in the last minute, while it was held here.
+    pub rival: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize)]

@@ -354,7 +354,10 @@ fn render_vips(vips: &[Vip]) -> String {
         };
         let here = match (vip.held_here, vip.kept_here, &vip.problem) {
             (true, ..) if vip.without_quorum => "held without a quorum".to_owned(),
-            (true, ..) => "held".to_owned(),
+            (true, ..) => match &vip.rival {
+                Some(rival) => format!("held, but {rival}"),
+                None => "held".to_owned(),
+            },
             (_, true, _) => "kept for what began here".to_owned(),
             (.., Some(problem)) => format!("can't: {problem}"),
             (.., None) => "-".to_owned(),

@@ -87,6 +87,7 @@ pub(crate) struct Vip {
     pub(crate) interface: Option<String>,
     pub(crate) fences: Vec<String>,
     pub(crate) problem: Option<String>,
+    pub(crate) rival: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

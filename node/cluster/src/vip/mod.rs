@@ -49,6 +49,8 @@ use crate::lease::vips::{VipName, VipWishes};
 const HAND_OVER_WITHIN: Duration = Duration::from_secs(5);
 /// How long a node that ends waits for its guard to let go.
 const LET_GO_WITHIN: Duration = Duration::from_secs(1);
+/// How long a node that ends waits for the programs that are told so (`notify`).
+const TELL_WITHIN: Duration = Duration::from_secs(3);
 
 /// This node's VIPs, as it shows them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -82,6 +84,7 @@ pub(crate) struct Vips {
     stop: CancellationToken,
     owner: TaskTracker,
     others: TaskTracker,
+    notify: TaskTracker,
 }
 
 impl Vips {
@@ -93,8 +96,8 @@ impl Vips {
         let (leaving, leaving_seen) = watch::channel(false);
         let (notifier, notify) = notify::notifier(stop.clone());
         let metrics = Arc::new(VipMetrics::default());
-        let (owner, others) = (TaskTracker::new(), TaskTracker::new());
-        others.spawn(notify);
+        let (owner, others, telling) = (TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
+        telling.spawn(notify);
         others.spawn(watchdog::run(settings.plane.clone(), pulse, stop.clone()));
         others.spawn(hear_notices(settings.gossip.clone(), settings.seats.clone(), stop.clone()));
         let task = task::Task {
@@ -117,7 +120,18 @@ impl Vips {
         owner.spawn(task.run());
         owner.close();
         others.close();
-        Vips { views: views_seen, pulse: pulse_seen, leaving, metrics, let_go, stop, owner, others }
+        telling.close();
+        Vips {
+            views: views_seen,
+            pulse: pulse_seen,
+            leaving,
+            metrics,
+            let_go,
+            stop,
+            owner,
+            others,
+            notify: telling,
+        }
     }
 
     pub(crate) fn views(&self) -> Arc<Views> {
@@ -143,8 +157,8 @@ impl Vips {
         }
     }
 
-    /// Lets everything go, also what is kept silently, and ends the guard. Returns after about 1 s at
-    /// the latest.
+    /// Lets everything go, also what is kept silently, and ends the guard; the operator's programs hear
+    /// of it. Returns after about 5 s at the latest.
     pub(crate) async fn close(&self) {
         self.let_go.cancel();
         if timeout(LET_GO_WITHIN, self.owner.wait()).await.is_err() {
@@ -152,6 +166,9 @@ impl Vips {
         }
         self.stop.cancel();
         let _ = timeout(LET_GO_WITHIN, self.others.wait()).await;
+        if timeout(TELL_WITHIN, self.notify.wait()).await.is_err() {
+            tracing::warn!(within = ?TELL_WITHIN, "programs that are told of VIPs (notify) have not ended");
+        }
     }
 
     pub(crate) fn render_metrics(&self, out: &mut String) {

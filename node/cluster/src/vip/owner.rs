@@ -18,13 +18,14 @@ mod vip;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use trestle_raft_store::types::{NodeId, State, VipRecord};
 use trestle_vip_guard::protocol::{FromGuard, ToGuard, VipSpec, Why};
 use uuid::Uuid;
 
-use self::vip::{Chance, Phase, Stranger, Usable, Vip, nanos, release};
+use self::vip::{Chance, Phase, Rival, Stood, Stranger, Unseen, Usable, Vip, nanos, release};
 use crate::lease::clock::BootTime;
 use crate::lease::vips::{LetGo, NodeReport, VipLeases, VipName, VipReport, VipWishes};
 
@@ -32,6 +33,8 @@ use crate::lease::vips::{LetGo, NodeReport, VipLeases, VipName, VipReport, VipWi
 const GONE_MAX: usize = 8;
 /// A VIP whose address a stranger has is not tried again before.
 const TAKEN_PAUSE: Duration = Duration::from_secs(10);
+/// So long a machine that announced a VIP held here is shown.
+const RIVAL_SHOWN: Duration = Duration::from_secs(60);
 /// The new owner forwards a little longer than the old one serves.
 const CHANCE_GRACE: Duration = Duration::from_secs(1);
 /// So long after another node has become the owner, neighbours have heard of it, and new connections
@@ -50,7 +53,7 @@ pub struct VipConfig {
     pub ttl: Duration,
     /// Kept when there is no quorum to renew it.
     pub hold: bool,
-    pub notify: Option<std::path::PathBuf>,
+    pub notify: Option<PathBuf>,
 }
 
 /// What happened to a VIP here, for people and for the program that is to be told.
@@ -87,6 +90,9 @@ pub enum Effect {
         vip: VipName,
         change: Change,
         epoch: u64,
+        /// What it is about: with a new config in between, not the present addresses.
+        addresses: Vec<(IpAddr, u8)>,
+        notify: Option<PathBuf>,
     },
     /// The guard does not answer: another one is to take its place.
     EndGuard,
@@ -105,6 +111,8 @@ pub struct VipView {
     pub fenced: bool,
     /// Why this node could not hold it.
     pub problem: Option<String>,
+    /// Another machine announced one of its addresses lately, while it was held here.
+    pub rival: Option<String>,
 }
 
 /// See the module.
@@ -115,11 +123,15 @@ pub struct Owner {
     guard: Option<Uuid>,
     /// Why there is none, for people.
     no_guard: Option<String>,
+    /// What the one that is starting said last: if it ends, that is why.
+    complaint: Option<String>,
     ready: bool,
     leaving: bool,
     drain: Duration,
     vips: BTreeMap<VipName, Vip>,
     gone: BTreeMap<VipName, Vec<LetGo>>,
+    /// VIPs that left the config while the guard had them, until it has let go.
+    departed: BTreeMap<VipName, (Stood, Option<PathBuf>)>,
 }
 
 impl Owner {
@@ -128,11 +140,13 @@ impl Owner {
             me,
             guard: None,
             no_guard: None,
+            complaint: None,
             ready: false,
             leaving: false,
             drain: Duration::from_secs(30),
             vips: BTreeMap::new(),
             gone: BTreeMap::new(),
+            departed: BTreeMap::new(),
         }
     }
 
@@ -142,12 +156,15 @@ impl Owner {
         let mut before = std::mem::take(&mut self.vips);
         for (name, config) in vips {
             let vip = match before.remove(&name) {
-                Some(vip) => Vip { config, ..vip },
+                Some(vip) => vip.with(config),
                 None => Vip::new(config),
             };
             self.vips.insert(name, vip);
         }
         // What is left of `before` the guard lets go of, and says so.
+        for (name, vip) in before {
+            self.departed.extend(vip.stood.map(|stood| (name, (stood, vip.config.notify))));
+        }
         self.tell_config()
     }
 
@@ -163,20 +180,30 @@ impl Owner {
 
     /// There is a guard to talk to.
     pub fn guard_came(&mut self) -> Vec<Effect> {
-        self.no_guard = None;
+        self.complaint = None;
         self.tell_config()
     }
 
     /// The guard is dead, or there is none. What it held ends with its lease, by the kernel's time.
     pub fn guard_went(&mut self, why: String) -> Vec<Effect> {
         self.guard = None;
-        self.no_guard = Some(why);
+        self.no_guard = Some(match self.complaint.take() {
+            Some(complaint) => format!("{why}: {complaint}"),
+            None => why,
+        });
         let mut effects = Vec::new();
         for (name, vip) in &mut self.vips {
-            if let Phase::Held { epoch, there: true, .. } = vip.phase {
-                effects.push(Effect::Changed { vip: name.clone(), change: Change::Released, epoch });
+            if let Phase::Held { epoch, there: true, .. } | Phase::Quiet { epoch, .. } = vip.phase {
+                effects.extend(vip.changed(name, Change::Released, epoch));
             }
-            *vip = Vip { record: std::mem::take(&mut vip.record), ..Vip::new(vip.config.clone()) };
+            *vip = Vip {
+                record: std::mem::take(&mut vip.record),
+                unseen: vip.unseen,
+                ..Vip::new(vip.config.clone())
+            };
+        }
+        for (vip, (stood, notify)) in std::mem::take(&mut self.departed) {
+            effects.push(stood.changed(vip, Change::Released, notify));
         }
         effects
     }
@@ -187,14 +214,32 @@ impl Owner {
         if ready {
             return Vec::new();
         }
-        let held = self.vips.iter().filter(|(_, vip)| matches!(vip.phase, Phase::Held { .. }));
-        held.map(|(name, _)| release(name)).collect()
+        self.give_up(self.vips.keys().cloned().collect())
+    }
+
+    /// What is held ends. A guard that was told nothing yet has nothing to answer.
+    fn give_up(&mut self, names: Vec<VipName>) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        for name in names {
+            let (Some(vip), Some(session)) = (self.vips.get_mut(&name), self.guard) else { continue };
+            let Phase::Held { epoch, asked: asked @ false, .. } = &mut vip.phase else { continue };
+            *asked = true;
+            let epoch = *epoch;
+            if vip.granted.is_none() {
+                vip.phase = Phase::Idle;
+                self.let_go(&name, LetGo { session, epoch });
+            }
+            effects.push(Effect::Tell(release(&name)));
+        }
+        effects
     }
 
     /// Lets everything go, also what is kept silently.
     pub fn release_all(&mut self) -> Vec<Effect> {
-        let busy = self.vips.iter().filter(|(_, vip)| vip.phase != Phase::Idle);
-        busy.map(|(name, _)| release(name)).collect()
+        let quiet = self.vips.iter().filter(|(_, vip)| matches!(vip.phase, Phase::Quiet { .. }));
+        let quiet: Vec<_> = quiet.map(|(name, _)| Effect::Tell(release(name))).collect();
+        let held = self.give_up(self.vips.keys().cloned().collect());
+        [quiet, held].concat()
     }
 
     /// Nothing is held or kept.
@@ -232,6 +277,7 @@ impl Owner {
             }
             self.moves(&name, &record, now, &mut effects);
             if let Some(vip) = self.vips.get_mut(&name) {
+                vip.note_owner(&record, self.me, now);
                 vip.record = record;
                 effects.extend(vip.look(&name));
             }
@@ -263,12 +309,12 @@ impl Owner {
                 let known = matches!(vip.phase, Phase::Held { epoch: held, .. } if held == *epoch);
                 let fenced = vip.usable.as_ref().is_some_and(|usable| usable.fenced);
                 if gone || known {
-                } else if owner.fenced && !fenced {
-                    // What the guarantee was to rest on is not there any more.
+                } else if (owner.fenced && !fenced) || !self.ready {
+                    // What the guarantee was to rest on is not there any more, or nothing would serve.
                     self.let_go(name, LetGo { session: guard, epoch: *epoch });
                 } else {
                     vip.phase = Phase::Held { epoch: *epoch, there: false, asked: false };
-                    (vip.granted, vip.without_quorum) = (None, false);
+                    (vip.granted, vip.without_quorum, vip.stood) = (None, false, None);
                 }
             }
             // The guard that is there now has swept what this one held.
@@ -277,9 +323,7 @@ impl Owner {
             }
             (Some(_), None) => {}
             (None, _) => {
-                if matches!(vip.phase, Phase::Held { .. }) {
-                    effects.push(release(name));
-                }
+                effects.extend(self.give_up(vec![name.clone()]));
             }
         }
     }
@@ -320,6 +364,7 @@ impl Owner {
     pub fn leased(&mut self, leases: &VipLeases, now: BootTime) -> Vec<Effect> {
         let mut effects = Vec::new();
         let drain = self.drain;
+        let mut lost = Vec::new();
         for (name, vip) in &mut self.vips {
             let Phase::Held { epoch, there, asked } = vip.phase else { continue };
             let Some(lease) = leases.get(name).filter(|lease| lease.epoch == epoch) else { continue };
@@ -328,7 +373,7 @@ impl Owner {
                     // Nothing was granted yet.
                     continue;
                 }
-                effects.push(release(name));
+                lost.push(name.clone());
                 continue;
             }
             let newer = vip.granted.is_none_or(|(sent, _)| lease.sent > sent);
@@ -346,10 +391,11 @@ impl Owner {
                     effects.push(Effect::Tell(ToGuard::EndChance { vip: name.to_string() }));
                     effects.push(Effect::Tell(ToGuard::Silence { vip: name.to_string(), until }));
                 } else {
-                    effects.push(release(name));
+                    effects.push(Effect::Tell(release(name)));
                 }
             }
         }
+        effects.extend(self.give_up(lost));
         effects
     }
 
@@ -365,11 +411,18 @@ impl Owner {
             {
                 vip.stranger = Stranger::Unknown;
             }
+            vip.rival = vip.rival.take().filter(|rival| now.since(rival.seen) < RIVAL_SHOWN);
+            if let Unseen::Until(settled) = vip.unseen
+                && settled <= now
+                && vip.record.owner.is_some()
+            {
+                vip.unseen = Unseen::No;
+            }
             effects.extend(vip.look(name));
             if let Phase::Quiet { drained: true, succeeded: Some(since), .. } = vip.phase
                 && now.since(since) >= STRAGGLERS
             {
-                effects.push(release(name));
+                effects.push(Effect::Tell(release(name)));
             }
             let Phase::Held { epoch, there: true, asked: false } = vip.phase else { continue };
             let Some((_, until)) = vip.granted else { continue };
@@ -398,6 +451,7 @@ impl Owner {
         match message {
             FromGuard::Started { session, .. } => {
                 self.guard = Some(Uuid::from_bytes(session));
+                (self.no_guard, self.complaint) = (None, None);
                 Vec::new()
             }
             FromGuard::Usable { vip, interface, via, fenced, problem } => {
@@ -407,6 +461,12 @@ impl Owner {
                 Vec::new()
             }
             FromGuard::Holding { vip, epoch } => self.holds(&vip, epoch),
+            FromGuard::Heard { vip } => {
+                if let Some(vip) = self.vips.get_mut(vip.as_str()) {
+                    vip.unanswered = None;
+                }
+                Vec::new()
+            }
             FromGuard::Released { vip, epoch, why } => self.released(&VipName::from(vip), epoch, why, now),
             FromGuard::Silent { vip } => self.silent(&vip),
             FromGuard::ChanceReady { vip } => {
@@ -427,12 +487,25 @@ impl Owner {
             }
             FromGuard::Probed { vip, taken_by } => {
                 if let Some(vip) = self.vips.get_mut(vip.as_str()) {
+                    // One of ours may have taken it meanwhile: that is who answered.
+                    let taken_by = taken_by.filter(|_| vip.record.owner.is_none());
                     let found = |(_, mac)| Stranger::Found { mac, again: now + TAKEN_PAUSE };
                     vip.stranger = taken_by.map_or(Stranger::None, found);
                 }
                 Vec::new()
             }
-            FromGuard::Problem { vip: None, .. } | FromGuard::Stranger { .. } => Vec::new(),
+            FromGuard::Stranger { vip, address, mac, .. } => {
+                if let Some(vip) = self.vips.get_mut(vip.as_str()) {
+                    vip.rival = Some(Rival { address, mac, seen: now });
+                }
+                Vec::new()
+            }
+            FromGuard::Problem { vip: None, text } => {
+                if self.guard.is_none() {
+                    self.complaint = Some(text);
+                }
+                Vec::new()
+            }
         }
     }
 
@@ -454,41 +527,43 @@ impl Owner {
             return Vec::new();
         }
         vip.phase = Phase::Held { epoch, there: true, asked };
-        vip.trouble = None;
-        vec![Effect::Changed { vip: name, change: Change::Owner, epoch }]
+        (vip.trouble, vip.unseen) = (None, Unseen::No);
+        Vec::from_iter(vip.changed(&name, Change::Owner, epoch))
     }
 
     fn released(&mut self, name: &VipName, epoch: u64, why: Why, now: BootTime) -> Vec<Effect> {
         let guard = self.guard;
         let Some(vip) = self.vips.get_mut(name) else {
             // It is in no config any more.
+            let departed = self.departed.remove(name);
             if let (Some(session), true) = (guard, epoch > 0) {
                 self.let_go(name, LetGo { session, epoch });
-                return vec![Effect::Changed { vip: name.clone(), change: Change::Released, epoch }];
             }
-            return Vec::new();
+            let told = departed.map(|(stood, notify)| stood.changed(name.clone(), Change::Released, notify));
+            return Vec::from_iter(told);
         };
         match why {
             Why::Taken(mac) => vip.stranger = Stranger::Found { mac, again: now + TAKEN_PAUSE },
             Why::Failed(text) => vip.trouble = Some(text),
             Why::Asked | Why::Ended | Why::Unconfigured => {}
         }
+        if let Phase::Held { epoch: held, .. } = vip.phase
+            && epoch != 0
+            && epoch < held
+        {
+            // Of an epoch before this one.
+            return Vec::new();
+        }
         let phase = std::mem::replace(&mut vip.phase, Phase::Idle);
         (vip.granted, vip.without_quorum, vip.unanswered) = (None, false, None);
+        let told = vip.changed(name, Change::Released, epoch);
+        vip.stood = None;
         match (phase, guard) {
-            (Phase::Held { epoch: held, .. }, _) if epoch != 0 && epoch < held => {
-                // Of an epoch before this one.
-                vip.phase = phase;
-                Vec::new()
-            }
             (Phase::Held { epoch: held, there, .. }, Some(session)) => {
                 self.let_go(name, LetGo { session, epoch: held });
-                let change = Effect::Changed { vip: name.clone(), change: Change::Released, epoch: held };
-                if there { vec![change] } else { Vec::new() }
+                Vec::from_iter(told.filter(|_| there))
             }
-            (Phase::Quiet { .. }, _) => {
-                vec![Effect::Changed { vip: name.clone(), change: Change::Released, epoch }]
-            }
+            (Phase::Quiet { .. }, _) => Vec::from_iter(told),
             _ => Vec::new(),
         }
     }
@@ -501,12 +576,11 @@ impl Owner {
         let (Phase::Held { epoch, .. }, Some(session)) = (vip.phase, guard) else { return Vec::new() };
         vip.phase = Phase::Quiet { epoch, drained: false, succeeded: None };
         (vip.granted, vip.unanswered) = (None, None);
-        let addresses = vip.config.addresses.iter().map(|(address, _)| *address).collect();
+        let stood = vip.stood.iter().flat_map(|stood| &stood.addresses);
+        let addresses = stood.map(|(address, _)| *address).collect();
+        let told = vip.changed(&name, Change::Draining, epoch);
         self.let_go(&name, LetGo { session, epoch });
-        vec![
-            Effect::Changed { vip: name.clone(), change: Change::Draining, epoch },
-            Effect::Drain { vip: name, addresses, within: drain },
-        ]
+        told.into_iter().chain([Effect::Drain { vip: name, addresses, within: drain }]).collect()
     }
 
     fn let_go(&mut self, name: &VipName, what: LetGo) {
@@ -563,6 +637,7 @@ impl Owner {
             interface: vip.usable.as_ref().and_then(|usable| usable.interface.clone()),
             fenced: vip.usable.as_ref().is_some_and(|usable| usable.fenced),
             problem: self.no_guard.clone().or_else(|| vip.problem()).or_else(|| vip.trouble.clone()),
+            rival: vip.rival.as_ref().map(Rival::to_string),
         };
         self.vips.iter().map(|(name, vip)| (name.clone(), view(vip))).collect()
     }

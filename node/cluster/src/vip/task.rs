@@ -127,6 +127,20 @@ impl Task {
     }
 }
 
+/// Logs what is held beyond its lease, and when that ends.
+fn note_quorum(before: &Views, now: &Views) {
+    for (vip, view) in &now.vips {
+        let was = before.vips.get(vip).is_some_and(|before| before.without_quorum);
+        match (was, view.without_quorum) {
+            (false, true) => {
+                warn!(%vip, "VIP held on without a quorum (on_quorum_loss: hold): another node may hold it too");
+            }
+            (true, false) => info!(%vip, held = view.held, "VIP no longer held without a quorum"),
+            _ => {}
+        }
+    }
+}
+
 /// A message of the guard; never, while there is none.
 async fn heard(port: &mut Option<Port>) -> Result<FromGuard, LinkError> {
     match port {
@@ -259,10 +273,10 @@ impl Running {
     /// For the log and the metrics.
     fn note(&mut self, message: &FromGuard) {
         match message {
-            FromGuard::Started { weak, swept, .. } => {
-                info!(?swept, "the VIPs' guard has started");
+            FromGuard::Started { unprotected, weak, swept, .. } => {
+                info!(?swept, ?unprotected, "the VIPs' guard has started");
                 if !weak.is_empty() {
-                    warn!(?weak, "the guard could not have all that it would like");
+                    warn!(?weak, "the guard could not set all interfaces up");
                 }
             }
             FromGuard::Usable { vip, interface, fenced, problem, .. } => {
@@ -277,7 +291,8 @@ impl Running {
                 self.usable.insert(vip.clone(), said);
             }
             // Told once it is new: see `changed`.
-            FromGuard::Holding { .. } => {}
+            FromGuard::Holding { .. } | FromGuard::Heard { .. } => {}
+            FromGuard::Released { epoch: 0, .. } => {}
             FromGuard::Released { vip, epoch, why } => match why {
                 Why::Asked | Why::Unconfigured => info!(vip, epoch, "VIP let go"),
                 Why::Ended => warn!(vip, epoch, "VIP let go: its lease ended"),
@@ -292,7 +307,10 @@ impl Running {
                 warn!(vip, %address, ?mac, "another machine announces a VIP that is held here");
             }
             FromGuard::Problem { vip, text } => warn!(vip, text, "guard"),
-            FromGuard::ChanceReady { .. } | FromGuard::Probed { .. } => {}
+            FromGuard::Probed { vip, taken_by: Some((address, mac)) } => {
+                warn!(vip, %address, ?mac, "another machine may use a VIP that nobody here has");
+            }
+            FromGuard::ChanceReady { .. } | FromGuard::Probed { taken_by: None, .. } => {}
         }
         self.task.metrics.heard(message);
     }
@@ -304,7 +322,10 @@ impl Running {
             match effect {
                 Effect::Tell(message) => self.tell(&message),
                 Effect::Drain { vip, addresses, within } => self.drain(vip, addresses, within),
-                Effect::Changed { vip, change, epoch } => self.changed(&vip, change, epoch),
+                Effect::Changed { vip, change, epoch, addresses, notify } => {
+                    self.changed(&vip, change, epoch);
+                    self.notify(vip, change, epoch, &addresses, notify);
+                }
                 Effect::EndGuard => self.end_guard(),
             }
         }
@@ -341,13 +362,21 @@ impl Running {
             self.task.metrics.taken();
             info!(%vip, epoch, "VIP held");
         }
-        let config = self.config();
-        let Some(config) = config.vips.get(&**vip) else { return };
-        let Some(program) = &config.notify else { return };
-        let addresses: Vec<_> = config.addresses.iter().map(ToString::to_string).collect();
+    }
+
+    fn notify(
+        &self,
+        vip: VipName,
+        change: Change,
+        epoch: u64,
+        addresses: &[(IpAddr, u8)],
+        program: Option<PathBuf>,
+    ) {
+        let Some(program) = program else { return };
+        let addresses: Vec<_> = addresses.iter().map(|(ip, prefix)| format!("{ip}/{prefix}")).collect();
         self.task.notifier.call(Call {
-            program: PathBuf::from(program),
-            vip: vip.to_string(),
+            program,
+            vip,
             state: change.name(),
             epoch,
             node: self.task.name.clone(),
@@ -365,6 +394,7 @@ impl Running {
             changed
         });
         let now = Views { vips: self.owner.views(), handed_over: self.owner.handed_over(self.clock.now()) };
+        note_quorum(&self.task.views.borrow(), &now);
         self.task.views.send_if_modified(|before| {
             let changed = **before != now;
             if changed {

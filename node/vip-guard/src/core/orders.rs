@@ -13,11 +13,13 @@ impl Core {
         let fenced = self.stands();
         let problem = self.problem(&self.vips[at]);
         let vip = &mut self.vips[at];
-        if lease.deadline <= now || lease.epoch < vip.epoch || lease.epoch <= vip.ended {
+        let overtaken = lease.epoch < vip.epoch || lease.epoch <= vip.ended;
+        // Also one that comes too late: what is said from here on is of this epoch.
+        vip.epoch = vip.epoch.max(lease.epoch);
+        if lease.deadline <= now || overtaken {
             effects.push_back(vip.heard());
             return;
         }
-        vip.epoch = lease.epoch;
         if let Some(problem) = problem
             && matches!(vip.phase, Phase::Free)
         {

@@ -52,7 +52,12 @@ impl Node {
 
     fn guard_starts(&mut self, session: Uuid) {
         self.owner.guard_came();
-        self.says(FromGuard::Started { session: session.into_bytes(), weak: Vec::new(), swept: Vec::new() });
+        self.says(FromGuard::Started {
+            session: session.into_bytes(),
+            unprotected: Vec::new(),
+            weak: Vec::new(),
+            swept: Vec::new(),
+        });
         self.usable(true, None);
         if tells(&self.agree()).contains(&&ToGuard::Probe { vip: "front".to_owned() }) {
             assert!(!self.owner.wishes().report.vips["front"].usable, "a stranger may have it");
@@ -417,4 +422,148 @@ fn the_notice_names_all_that_the_guard_may_hold() {
     assert_eq!(node.owner.notice(), None);
     node.given(7, ME, GUARD);
     assert_eq!(node.owner.notice(), Some((GUARD, vec![("front".into(), 7)])));
+}
+
+#[test]
+fn what_is_given_to_a_node_that_is_not_ready_goes_back_at_once() {
+    let mut node = Node::new();
+    node.owner.set_ready(false, false);
+    assert_eq!(node.given(7, ME, GUARD), []);
+    assert_eq!((node.holds(), node.gone()), (false, vec![(GUARD, 7)]));
+
+    // Given just before, and nothing told to the guard yet: there is no answer to wait for.
+    let mut node = Node::new();
+    node.given(7, ME, GUARD);
+    assert_eq!(tells(&node.owner.set_ready(false, false)), [&let_go()]);
+    assert_eq!((node.holds(), node.gone()), (false, vec![(GUARD, 7)]));
+}
+
+#[test]
+fn nothing_is_granted_that_the_guard_was_told_to_let_go_of() {
+    let mut node = Node::new();
+    node.holding(7);
+    node.owner.set_ready(false, false);
+    node.owner.set_ready(true, false);
+    assert_eq!(node.lease(7, 200, false), [], "its answer ends the epoch");
+    node.released(7, Why::Asked);
+    assert_eq!((node.holds(), node.gone()), (false, vec![(GUARD, 7)]));
+}
+
+#[test]
+fn a_guard_that_heard_a_renewal_lives_also_if_it_had_nothing_to_do() {
+    let mut node = Node::new();
+    node.holding(7);
+    node.now = 200;
+    node.lease(7, 200, false);
+    node.says(FromGuard::Heard { vip: "front".to_owned() });
+    assert!(!node.owner.tick(at(5_000)).contains(&Effect::EndGuard));
+}
+
+fn moved() -> BTreeMap<VipName, VipConfig> {
+    let addresses = vec![([198, 18, 0, 101].into(), 24)];
+    BTreeMap::from([("front".into(), VipConfig { addresses, notify: Some("new".into()), ..config() })])
+}
+
+#[test]
+fn a_program_hears_of_the_addresses_that_were_there_and_the_one_that_is_there_now_is_run() {
+    let told = |effects: &[Effect]| match effects {
+        [.., Effect::Changed { change: Change::Released, epoch: 7, addresses, notify, .. }] => {
+            (addresses.clone(), notify.clone())
+        }
+        other => panic!("{other:?}"),
+    };
+    let old = config().addresses;
+    let with_program = || {
+        let mut node = Node::with(VipConfig { notify: Some("old".into()), ..config() });
+        node.holding(7);
+        node
+    };
+    let mut node = with_program();
+    node.owner.configure(moved(), Duration::ZERO);
+    assert_eq!(told(&node.released(7, Why::Unconfigured)), (old.clone(), Some("new".into())));
+
+    let mut node = with_program();
+    node.owner.configure(BTreeMap::new(), Duration::ZERO);
+    assert_eq!(told(&node.released(7, Why::Unconfigured)), (old.clone(), Some("old".into())));
+
+    let mut node = with_program();
+    node.owner.configure(BTreeMap::new(), Duration::ZERO);
+    assert_eq!(told(&node.owner.guard_went("killed".to_owned())), (old, Some("old".into())));
+}
+
+#[test]
+fn for_new_addresses_a_stranger_is_looked_for_until_one_of_ours_has_had_them() {
+    let probes = |effects: &[Effect]| matches!(tells(effects)[..], [ToGuard::Grant { probe: true, .. }]);
+    let usable_again = |node: &mut Node| {
+        node.usable(true, None);
+        node.agree();
+        node.owner.tick(at(node.now));
+    };
+    let mut node = Node::new();
+    node.given(5, 2, Uuid::nil());
+    node.holding(7);
+    node.owner.configure(moved(), Duration::ZERO);
+    node.released(7, Why::Unconfigured);
+    usable_again(&mut node);
+    node.given(9, ME, GUARD);
+    assert!(probes(&node.lease(9, 300, false)));
+    node.says(FromGuard::Holding { vip: "front".to_owned(), epoch: 9 });
+    assert!(!probes(&node.lease(9, 500, false)), "it is ours now");
+
+    // Another node takes them; it may find a stranger, and then it is our turn to look.
+    for (kept, look) in [(1_000, true), (4_000, false)] {
+        let mut node = Node::new();
+        node.given(7, 2, Uuid::nil());
+        node.owner.configure(moved(), Duration::ZERO);
+        usable_again(&mut node);
+        node.given(9, 2, Uuid::nil());
+        node.now = kept;
+        node.owner.tick(at(kept));
+        node.given(11, ME, GUARD);
+        assert_eq!(probes(&node.lease(11, kept, false)), look, "after {kept} ms");
+    }
+}
+
+#[test]
+fn one_of_ours_is_no_stranger_however_late_the_news() {
+    let mac = [2, 0, 0, 0, 0, 2];
+    let answer = || {
+        let (vip, address) = ("front".to_owned(), [198, 18, 0, 100].into());
+        FromGuard::Probed { vip, taken_by: Some((address, mac)) }
+    };
+    // All nodes start anew: this one looks before it has heard that another one holds it.
+    let mut node = Node::new();
+    node.says(answer());
+    assert!(!node.owner.wishes().report.vips["front"].usable);
+    node.given(7, 2, Uuid::nil());
+    assert!(node.owner.wishes().report.vips["front"].usable, "it was the rightful owner");
+    node.says(answer());
+    assert!(node.owner.wishes().report.vips["front"].usable);
+}
+
+#[test]
+fn a_machine_that_announces_what_is_held_here_is_shown_for_a_minute() {
+    let mut node = Node::new();
+    node.holding(7);
+    let (vip, address) = ("front".to_owned(), [198, 18, 0, 100].into());
+    node.says(FromGuard::Stranger { vip, address, mac: [2, 0, 0, 0, 0, 9], at: 0 });
+    let rival = node.owner.views()["front"].rival.clone().expect("it is shown");
+    assert!(rival.contains("198.18.0.100") && rival.contains("02:00:00:00:00:09"), "{rival}");
+    node.owner.tick(at(59_000));
+    assert!(node.owner.views()["front"].rival.is_some());
+    node.owner.tick(at(60_000));
+    assert_eq!(node.owner.views()["front"].rival, None);
+}
+
+#[test]
+fn why_a_guard_does_not_start_is_shown() {
+    let mut node = Node::new();
+    node.owner.guard_went("it ended".to_owned());
+    node.owner.guard_came();
+    node.says(FromGuard::Problem { vip: None, text: "another guard runs here".to_owned() });
+    assert!(node.owner.views()["front"].problem.is_some(), "not while it starts, either");
+    node.owner.guard_went("it ended".to_owned());
+    assert_eq!(node.owner.views()["front"].problem.as_deref(), Some("it ended: another guard runs here"));
+    node.guard_starts(GUARD);
+    assert_eq!(node.owner.views()["front"].problem, None);
 }

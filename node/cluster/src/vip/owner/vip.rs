@@ -1,22 +1,28 @@
 //! One VIP as the owner's side sees it.
 
+use std::fmt;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use trestle_raft_store::types::VipRecord;
+use trestle_raft_store::types::{NodeId, VipRecord};
 use trestle_vip_guard::protocol::ToGuard;
 
-use super::{Effect, VipConfig};
+use super::{Change, Effect, VipConfig};
 use crate::lease::clock::BootTime;
 use crate::lease::vips::VipName;
 
 /// Below this a VIP needs the kernel's fence: an address alone lives for whole seconds.
 const TTL_MIN_UNFENCED: Duration = Duration::from_secs(1);
+/// A new owner has looked for strangers by then, and let go if it found one.
+const SETTLED: Duration = Duration::from_secs(3);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
     Idle,
-    /// The epoch is ours. `there`: the guard has it; `asked`: it was told to go silent.
+    /// The epoch is ours. `there`: the guard has it; `asked`: it was told to let go or to go silent, and is
+    /// granted nothing more: what it answers to that ends the epoch, and must not cross a grant.
+    ///
     Held {
         epoch: u64,
         there: bool,
@@ -56,6 +62,43 @@ pub(super) enum Stranger {
     },
 }
 
+/// Whether one of ours had its addresses, so that nobody need look for a stranger in a take-over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unseen {
+    No,
+    /// They came with a new config.
+    Yes,
+    /// Another node was given them: seen, if it still has them then.
+    Until(BootTime),
+}
+
+/// Another machine that announced an address of a VIP held here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Rival {
+    pub(super) address: IpAddr,
+    pub(super) mac: [u8; 6],
+    pub(super) seen: BootTime,
+}
+
+impl fmt::Display for Rival {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} was announced by another machine ({})", self.address, mac(self.mac))
+    }
+}
+
+/// What the guard was told to hold, which may not be what the config says by now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Stood {
+    pub(super) addresses: Vec<(IpAddr, u8)>,
+    pub(super) epoch: u64,
+}
+
+impl Stood {
+    pub(super) fn changed(self, vip: VipName, change: Change, notify: Option<PathBuf>) -> Effect {
+        Effect::Changed { vip, change, epoch: self.epoch, addresses: self.addresses, notify }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Vip {
     pub(super) config: VipConfig,
@@ -69,6 +112,10 @@ pub(super) struct Vip {
     pub(super) chance: Chance,
     pub(super) usable: Option<Usable>,
     pub(super) stranger: Stranger,
+    pub(super) unseen: Unseen,
+    pub(super) rival: Option<Rival>,
+    /// Of the phase, since the first grant.
+    pub(super) stood: Option<Stood>,
     /// What did not work last.
     pub(super) trouble: Option<String>,
 }
@@ -93,15 +140,51 @@ impl Vip {
             chance: Chance::None,
             usable: None,
             stranger: Stranger::Unknown,
+            unseen: Unseen::No,
+            rival: None,
+            stood: None,
             trouble: None,
         }
     }
 
-    pub(super) fn grant(&self, name: &VipName, epoch: u64) -> Effect {
+    /// With another config: what stands, stands until the guard says otherwise.
+    pub(super) fn with(self, config: VipConfig) -> Self {
+        let place = |config: &VipConfig| (config.addresses.clone(), config.interface.clone());
+        if place(&self.config) == place(&config) {
+            return Self { config, ..self };
+        }
+        // What is known of neighbours is about the old addresses.
+        let stranger = Stranger::Unknown;
+        Self { config, stranger, unseen: Unseen::Yes, rival: None, trouble: None, usable: None, ..self }
+    }
+
+    /// Who owns it as of now.
+    pub(super) fn note_owner(&mut self, record: &VipRecord, me: NodeId, now: BootTime) {
+        let Some((epoch, owner)) = &record.owner else { return };
+        if owner.node == me {
+            return;
+        }
+        if matches!(self.stranger, Stranger::Found { .. }) {
+            // It was seen before we knew that one of ours has it.
+            self.stranger = Stranger::None;
+        }
+        if self.unseen != Unseen::No && *epoch != self.record.epoch() {
+            self.unseen = Unseen::Until(now + SETTLED);
+        }
+    }
+
+    pub(super) fn changed(&self, name: &VipName, change: Change, epoch: u64) -> Option<Effect> {
+        let stood = Stood { epoch, ..self.stood.clone()? };
+        Some(stood.changed(name.clone(), change, self.config.notify.clone()))
+    }
+
+    pub(super) fn grant(&mut self, name: &VipName, epoch: u64) -> Effect {
+        let addresses = || self.config.addresses.clone();
+        self.stood.get_or_insert_with(|| Stood { addresses: addresses(), epoch });
         let (sent, deadline) = self.granted.unwrap_or_default();
         let (sent, deadline) = (nanos(sent.since_boot()), nanos(deadline.since_boot()));
         // Nobody of ours had it before: if somebody answers for it, it is a stranger.
-        let probe = self.record.previous.is_none();
+        let probe = self.record.previous.is_none() || self.unseen != Unseen::No;
         Effect::Tell(ToGuard::Grant { vip: name.to_string(), epoch, sent, deadline, probe })
     }
 
@@ -111,6 +194,7 @@ impl Vip {
             return None;
         }
         if self.record.owner.is_some() {
+            // Who takes new addresses looks at that moment.
             self.stranger = Stranger::None;
             return None;
         }
@@ -120,11 +204,10 @@ impl Vip {
 
     /// Why it can't be held here.
     pub(super) fn problem(&self) -> Option<String> {
-        if let Stranger::Found { mac, .. } = self.stranger {
-            let mac: Vec<_> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
+        if let Stranger::Found { mac: of, .. } = self.stranger {
             return Some(format!(
                 "the address is used by another machine ({}): take it off there, or give the VIP another",
-                mac.join(":")
+                mac(of)
             ));
         }
         let usable = self.usable.as_ref()?;
@@ -140,8 +223,12 @@ impl Vip {
     }
 }
 
-pub(super) fn release(name: &VipName) -> Effect {
-    Effect::Tell(ToGuard::Release { vip: name.to_string() })
+pub(super) fn release(name: &VipName) -> ToGuard {
+    ToGuard::Release { vip: name.to_string() }
+}
+
+fn mac(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 pub(super) fn nanos(time: Duration) -> u64 {

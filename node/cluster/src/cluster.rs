@@ -14,10 +14,12 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use trestle_config::Document;
+use trestle_config::{Config, Document};
 use trestle_dataplane::Plane;
 use trestle_raft_store::Store;
-use trestle_raft_store::types::{Command, NodeId, Outcome, PutConfig, State};
+use trestle_raft_store::types::{
+    Command, NodeId, NodeProfile, Outcome, PutConfig, Refusal, State, VipRecord,
+};
 use uuid::Uuid;
 
 use crate::change::{Applied, ChangeError, Consistency};
@@ -277,6 +279,11 @@ impl Cluster {
         self.put(document, expected, author, message).await.map_err(|e| self.change_error(e))
     }
 
+    /// Whether the document fits to the nodes that there are, beside being valid in itself.
+    pub fn check(&self, document: &Document) -> Result<(), String> {
+        check_vips(document.config(), &self.inner.raft.state())
+    }
+
     async fn put(
         &self,
         document: &Document,
@@ -284,6 +291,7 @@ impl Cluster {
         author: String,
         message: String,
     ) -> Result<Applied, raft::ProposeError> {
+        self.check(document).map_err(raft::ProposeError::Invalid)?;
         let command = Command::PutConfig(PutConfig {
             document: Arc::from(document.canonical().as_bytes()),
             routes: document.config().routes.keys().cloned().collect(),
@@ -366,23 +374,31 @@ impl Cluster {
         let state = self.state(Consistency::Linearizable).await?;
         let record = state.vips.get(vip).cloned().unwrap_or_default();
         let Some((epoch, owner)) = record.owner else {
-            return Err(trestle_raft_store::types::Refusal::NoVipOwner(vip.to_owned()).into());
+            return Err(Refusal::NoVipOwner(vip.to_owned()).into());
         };
         if owner.node == to {
             return Ok(true);
         }
+        if state.drained.contains(&to) {
+            let name = state.nodes.get(&to).map_or_else(|| to.to_string(), |node| node.profile.name.clone());
+            return Err(ChangeError::Invalid(format!(
+                "VIP {vip} can't move to {name}, which is drained: `trestle node drain {name} --undo` first"
+            )));
+        }
         let command = Command::MoveVip { vip: vip.to_owned(), epoch, to: Some(to) };
-        match self.inner.raft.propose(command).await {
-            Ok((Outcome::Refused(trestle_raft_store::types::Refusal::VipEpoch { .. }), _)) => {
+        let index = match self.inner.raft.propose(command).await {
+            Ok((Outcome::Refused(Refusal::VipEpoch { .. }), _)) => {
                 return Ok(false);
             }
             Ok((Outcome::Refused(refusal), _)) => return Err(refusal.into()),
-            Ok(_) => {}
+            Ok((_, index)) => index,
             Err(error) => return Err(self.change_error(error)),
-        }
+        };
+        // Asked of a follower, the intent is not in its state yet: that it is not there says nothing.
         let mut states = self.watch_state();
         let settled = states.wait_for(|state| {
-            state.vips.get(vip).is_none_or(|record| record.epoch() != epoch || record.moving_to != Some(to))
+            let over = |record: &VipRecord| record.epoch() != epoch || record.moving_to != Some(to);
+            state.applied_index >= index && state.vips.get(vip).is_none_or(over)
         });
         let moved = tokio::time::timeout_at(by, settled).await;
         let owner = match moved {
@@ -456,6 +472,24 @@ impl Cluster {
             tracing::error!(%error, "store was not closed cleanly; what was acknowledged is safe");
         }
     }
+}
+
+/// The cluster's own addresses are no VIPs: a node would lose its own, or be taken for another.
+fn check_vips(config: &Config, state: &State) -> Result<(), String> {
+    for (vip, address) in
+        config.vips.iter().flat_map(|(name, vip)| vip.addresses.iter().map(move |a| (name, a)))
+    {
+        let has = |profile: &NodeProfile| {
+            profile.cluster.parse::<SocketAddr>().is_ok_and(|cluster| cluster.ip() == address.ip)
+        };
+        if let Some(node) = state.nodes.values().find(|node| has(&node.profile)) {
+            return Err(format!(
+                "vips.{vip}.addresses: {} is the address of {} itself ({}): a VIP needs one that no machine has",
+                address.ip, node.profile.name, node.profile.cluster
+            ));
+        }
+    }
+    Ok(())
 }
 
 async fn bounded<T>(part: &'static str, step: impl Future<Output = T>) {

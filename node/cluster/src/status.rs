@@ -1,9 +1,10 @@
 //! Puts together what `trestle status` shows, and the metrics of this crate.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::time::Duration;
 
+use trestle_config::Config;
 use trestle_config::model::Pool;
 use trestle_dataplane::MemberView;
 use trestle_raft_store::types::{NodeId, State};
@@ -122,6 +123,11 @@ impl Cluster {
         in_force.config().vips.iter().map(of).collect()
     }
 
+    /// A majority of voters was heard lately, as this node sees it.
+    pub fn has_quorum(&self) -> bool {
+        self.inner.raft.metrics().quorum
+    }
+
     pub(crate) fn node_names(&self) -> BTreeMap<u64, String> {
         let state = self.inner.raft.state();
         state.nodes.iter().map(|(id, node)| (*id, node.profile.name.clone())).collect()
@@ -158,6 +164,7 @@ impl Cluster {
                 .map(|why| format!("the data plane does not work: {why}; VIPs are left to others")),
         );
         warnings.extend(vip_warnings(&self.vips()));
+        warnings.extend(unknown_nodes(in_force.config(), state));
         warnings.extend(in_force.document.warnings().iter().map(ToString::to_string));
         let cluster = &in_force.config().cluster;
         if Timers::from(cluster) != self.inner.timers {
@@ -268,6 +275,22 @@ fn member(view: &MemberView, report: Option<&PoolHealth>, names: &BTreeMap<u64, 
             .map_or_else(Vec::new, |m| m.observations.iter().map(|(id, up)| (name(*id), *up)).collect()),
         reason: seen.and_then(|m| m.reason.clone()),
     }
+}
+
+/// Names in `nodes` and `prefer` that no node has: a slip of the pen, or somebody who is to come.
+fn unknown_nodes(config: &Config, state: &State) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for (vip, rules) in &config.vips {
+        let unknown = |name: &&String| state.node_by_name(name).is_none();
+        let names: BTreeSet<_> =
+            rules.nodes.iter().chain(&rules.prefer).filter(unknown).map(String::as_str).collect();
+        if !names.is_empty() {
+            let names: Vec<_> = names.into_iter().collect();
+            warnings
+                .push(format!("vips.{vip} names nodes that are not in the cluster: {}", names.join(", ")));
+        }
+    }
+    warnings
 }
 
 fn vip_warnings(vips: &[VipStatus]) -> Vec<String> {

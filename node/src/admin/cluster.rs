@@ -72,7 +72,9 @@ async fn set_drained(
 }
 
 pub(super) async fn vips(State(api): State<Arc<Api>>) -> Result<Response, ApiError> {
-    Ok(Json(serde_json::json!({ "vips": api.cluster()?.vips() })).into_response())
+    let cluster = api.cluster()?;
+    let (vips, quorum) = (cluster.vips(), cluster.has_quorum());
+    Ok(Json(serde_json::json!({ "vips": vips, "quorum": quorum })).into_response())
 }
 
 #[derive(Deserialize)]
@@ -102,7 +104,16 @@ pub(super) async fn move_vip(
         return Err(ApiError::new(StatusCode::CONFLICT, "not_allowed", message));
     }
     cluster.move_vip(&vip, id).await?;
-    Ok(Json(serde_json::json!({ "vip": vip, "owner": name })).into_response())
+    let mut warnings = Vec::new();
+    let rules = &vips[&vip];
+    if rules.preempt
+        && let Some(first) = rules.prefer.iter().take_while(|preferred| **preferred != name).next()
+    {
+        warnings.push(format!(
+            "VIP {vip} goes back to {first} as soon as that node can hold it: the config prefers it (`prefer`, `preempt: true`)"
+        ));
+    }
+    Ok(Json(serde_json::json!({ "vip": vip, "owner": name, "warnings": warnings })).into_response())
 }
 
 /// A node by name or by id. A name that is also another node's id is nobody's.

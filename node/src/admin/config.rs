@@ -105,6 +105,7 @@ pub(super) async fn write(
     let diff = difference(&base, &document).await?;
     let warnings = document.warnings().iter().map(ProblemBody::from).collect();
     if query.dry_run {
+        cluster.check(&document).map_err(ChangeError::Invalid)?;
         let revision = base.revision_number();
         if let Some(expected) = expected.filter(|expected| *expected != revision) {
             return Err(ApiError::revision_conflict(expected, revision));

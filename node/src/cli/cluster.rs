@@ -6,7 +6,7 @@ use http::Method;
 use tokio::time::Instant;
 
 use super::output::{Failure, Outcome, Output, Paint, table};
-use super::views::{Clients, Member, Node, Pools, Status, Vip, Vips};
+use super::views::{Clients, Member, Moved, Node, Pools, Status, Vip, Vips};
 use super::{Target, complain, run_async};
 use crate::client::{Call, Client, ClientError, encode};
 
@@ -205,7 +205,11 @@ pub(crate) fn vip(command: &VipCommand) -> Outcome {
             if ask.output.json() {
                 return ask.output.value(&answer.json::<serde_json::Value>()?);
             }
-            ask.output.text(&render_vips(&answer.json::<Vips>()?.vips))
+            let answer = answer.json::<Vips>()?;
+            if !answer.quorum {
+                ask.output.note("warning: no quorum: owners are as they were agreed on last");
+            }
+            ask.output.text(&render_vips(&answer.vips))
         }
         VipCommand::Move(args) => {
             let path = format!("/v1/vips/{}/move", encode(&args.vip));
@@ -214,6 +218,8 @@ pub(crate) fn vip(command: &VipCommand) -> Outcome {
             if args.output.json() {
                 return args.output.value(&answer.json::<serde_json::Value>()?);
             }
+            let moved = answer.json::<Moved>()?;
+            moved.warnings.iter().for_each(|warning| args.output.note(&format!("warning: {warning}")));
             args.output.text(&format!("{} is owned by {}", args.vip, args.node))
         }
     }

@@ -71,6 +71,13 @@ pub(crate) struct Node {
 #[serde(default)]
 pub(crate) struct Vips {
     pub(crate) vips: Vec<Vip>,
+    pub(crate) quorum: bool,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Moved {
+    pub(crate) warnings: Vec<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

@@ -5,7 +5,8 @@
 //! config, then who has the fewest VIPs, then anybody but the Raft leader (so that the death of one
 //! node does not cost a leader and an owner at once), then rendezvous hashing, so that the choice
 //! does not hang on the order of anything. Nobody who owns a VIP loses it to somebody better unless
-//! the config says `preempt`.
+//! the config says `preempt`, or the VIP is still where it was put first: the first node of a cluster
+//! gets all VIPs, and hands them on as others join.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -56,6 +57,9 @@ pub fn choose(situation: &Situation<'_>) -> Vec<Decision> {
         let Some(decision) = situation.decide(vip, rules, record, &loads) else { continue };
         if let Decision::Assign { node, .. } | Decision::Move { to: Some(node), .. } = decision {
             *loads.entry(node).or_default() += 1;
+        }
+        if let (Decision::Move { to: Some(_), .. }, Some((_, owner))) = (&decision, &record.owner) {
+            loads.entry(owner.node).and_modify(|load| *load = load.saturating_sub(1));
         }
         decisions.push(decision);
     }
@@ -117,10 +121,12 @@ impl Situation<'_> {
         }
         let better = best(Some(owner.node))?;
         let must_go = self.should_leave(owner.node, rules);
-        let preempted = rules.preempt
-            && self.settled
-            && self.preference(rules, better) < self.preference(rules, owner.node);
-        (must_go || preempted).then(|| go(Some(better)))
+        let (theirs, ours) = (self.preference(rules, better), self.preference(rules, owner.node));
+        let load = |node| loads.get(&node).copied().unwrap_or(0);
+        let preempted = rules.preempt && theirs < ours;
+        let spread = record.previous.is_none()
+            && (theirs < ours || (theirs == ours && load(better) + 1 < load(owner.node)));
+        (must_go || (self.settled && (preempted || spread))).then(|| go(Some(better)))
     }
 
     /// Nodes that could own it, and the guards that would.
@@ -309,6 +315,8 @@ mod tests {
     fn what_is_held_stays_unless_its_owner_should_go() {
         let mut world = World::new(&["a"]);
         world.own("a", 1);
+        world.state.vips.get_mut("a").unwrap().previous =
+            Some(VipHolder { node: 2, session: guard(2), fenced: true, via: Vec::new() });
         world.rules("a").prefer = vec!["n2".into()];
         assert_eq!(world.choose(), [""; 0], "no fail-back unless asked");
         world.rules("a").preempt = true;
@@ -320,6 +328,41 @@ mod tests {
         assert!(moved.len() == 1 && moved[0].starts_with("a moves to ") && moved[0] != "a moves to 2");
         world.state.drained.extend([0, 1, 3]);
         assert_eq!(world.choose(), [""; 0], "there is nobody to take it");
+    }
+
+    #[test]
+    fn what_the_first_node_got_is_spread_once_as_others_join() {
+        let mut world = World::new(&["a", "b", "c", "d"]);
+        for vip in ["a", "b", "c", "d"] {
+            world.own(vip, 0);
+        }
+        let others: Vec<_> = [1, 2, 3].iter().filter_map(|node| world.reports.remove(node)).collect();
+        assert_eq!(world.choose(), [""; 0], "there is nobody else");
+        world.settled = false;
+        world.reports.extend([1, 2].into_iter().zip(others.iter().cloned()));
+        assert_eq!(world.choose(), [""; 0], "more may be heard in a moment");
+        world.settled = true;
+        let spread: BTreeSet<_> = world.choose().into_iter().collect();
+        assert_eq!(spread.len(), 2, "two stay: {spread:?}");
+        let to: BTreeSet<_> = spread.iter().map(|text| text[text.len() - 1..].to_owned()).collect();
+        assert_eq!(to, BTreeSet::from(["1".to_owned(), "2".to_owned()]));
+
+        // What has changed hands stays where it is: by hand, after a failure, or spread before.
+        for record in world.state.vips.values_mut() {
+            record.previous = record.owner.clone().map(|(_, owner)| owner);
+        }
+        assert_eq!(world.choose(), [""; 0]);
+    }
+
+    #[test]
+    fn who_is_preferred_gets_what_was_put_elsewhere_before_it_joined() {
+        let mut world = World::new(&["a"]);
+        world.own("a", 0);
+        world.rules("a").prefer = vec!["n3".into()];
+        assert_eq!(world.choose(), ["a moves to 3"]);
+        let record = world.state.vips.get_mut("a").unwrap();
+        record.previous = record.owner.clone().map(|(_, owner)| owner);
+        assert_eq!(world.choose(), [""; 0], "after the first change `preempt` decides");
     }
 
     #[test]

@@ -147,13 +147,15 @@ impl Lan {
         full
     }
 
-    /// A namespace with `eth0` on the switch.
+    /// A namespace with `eth0` on the switch; 198.18.0.N has 2001:db8:18::N too.
     fn host(&mut self, name: &str, address: &str) -> String {
         let namespace = self.namespace(name);
         let switch = format!("{}sw", self.prefix);
         ip(&format!("-n {switch} link add {name} type veth peer name eth0 netns {namespace}"));
         ip(&format!("-n {switch} link set {name} master br0 up"));
         ip(&format!("-n {namespace} addr add {address}/24 dev eth0"));
+        let last = address.rsplit('.').next().unwrap_or(address);
+        ip(&format!("-n {namespace} addr add 2001:db8:18::{last}/64 dev eth0 nodad"));
         ip(&format!("-n {namespace} link set eth0 up"));
         namespace
     }
@@ -188,6 +190,13 @@ impl Lan {
         let client = self.ns("cl");
         let args = ["netns", "exec", &client, "curl", "-sS", "-f", "--max-time", "1", &url];
         Ok(String::from_utf8(run("ip", &args)?.stdout)?)
+    }
+
+    /// `trestle apply` of a document at a node.
+    pub fn apply(&self, node: usize, config: &str) -> anyhow::Result<()> {
+        let file = self.dir.path().join("next.yaml");
+        std::fs::write(&file, config)?;
+        self.nodes[node].cli(&["apply", "-f", path(&file)]).map(drop)
     }
 
     /// A program in the client's namespace.

@@ -114,4 +114,4 @@ def keep(address):
 
 threading.Thread(target=wait_for_end, daemon=True).start()
 host, port = sys.argv[2].rsplit(":", 1)
-{"probe": probe, "keep": keep}[sys.argv[1]]((host, int(port)))
+{"probe": probe, "keep": keep}[sys.argv[1]]((host.strip("[]"), int(port)))

@@ -120,6 +120,13 @@ impl NewAddress {
         }
     }
 
+    /// Brings a route to its subnet along, which goes with it.
+    #[must_use]
+    pub fn with_route(mut self) -> Self {
+        self.flags &= !NOPREFIXROUTE;
+        self
+    }
+
     /// With an end, in whole seconds.
     #[must_use]
     pub fn lasting(mut self, seconds: u32) -> Self {

@@ -20,7 +20,7 @@ use trestle_netlink::{
     route::{NewAddress, Route},
     testing::Namespace,
 };
-use trestle_vip_guard::protocol::{FromGuard, ToGuard, Why};
+use trestle_vip_guard::protocol::{FromGuard, ToGuard, VipSpec, Why};
 
 fn released(message: &FromGuard) -> bool {
     matches!(message, FromGuard::Released { .. })
@@ -63,6 +63,25 @@ fn a_granted_address_is_announced_and_reached_and_gone_at_the_deadline() {
     let message = guard.wait_for("Released", released);
     assert_eq!(message, FromGuard::Released { vip: "front".to_owned(), epoch: 1, why: Why::Ended });
     assert!(guard.close().success());
+}
+
+#[test]
+fn where_the_machine_has_no_address_the_vip_brings_its_route_and_takes_it_along() {
+    let Some(segment) = segment(&[]) else { return };
+    let host = &segment.hosts[0];
+    let mut guard = Guard::start(host);
+    let addresses = vec![("198.19.0.100".parse().unwrap(), 24), ("2001:db8::100".parse().unwrap(), 64)];
+    let spec = VipSpec { addresses, interface: Some("eth0".to_owned()), ..spec() };
+    guard.send(ToGuard::Configure { vips: vec![spec] });
+    guard.wait_for("Usable", |m| matches!(m, FromGuard::Usable { problem: None, .. }));
+    let routes = || host.ip("route show dev eth0") + &host.ip("-6 route show dev eth0");
+    let before = routes();
+    guard.hold(1, 60_000);
+    let held = routes();
+    assert!(held.contains("198.19.0.0/24") && held.contains("2001:db8::/64"), "{held}");
+    guard.send(ToGuard::Release { vip: "front".to_owned() });
+    guard.wait_for("Released", released);
+    assert_eq!(routes(), before);
 }
 
 #[test]

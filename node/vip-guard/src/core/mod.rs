@@ -358,6 +358,7 @@ impl Core {
                     vip: old.vip.clone(),
                     device: old.device.clone(),
                     addresses: old.addresses.clone(),
+                    bare: old.bare.clone(),
                     via: old.via.clone(),
                     link: old.link,
                     mac,

@@ -51,6 +51,8 @@ pub struct Place {
     pub device: String,
     pub mac: Option<Mac>,
     pub addresses: Vec<(IpAddr, u8)>,
+    /// Those whose subnet this machine has no other address in there: they bring the route to it along.
+    pub bare: Vec<IpAddr>,
     /// This machine's own addresses there, one a family at most.
     pub via: Vec<IpAddr>,
 }
@@ -143,7 +145,10 @@ impl Picture {
                 })
                 .map(|a| a.address)
         });
+        let beside =
+            |vip: IpAddr| self.addresses.iter().filter(own).any(|a| a.link == link.index && within(vip, a));
         Ok(Arc::new(Place {
+            bare: spec.addresses.iter().map(|(vip, _)| *vip).filter(|vip| !beside(*vip)).collect(),
             vip: spec.name.clone(),
             link: link.index,
             device: link.name.clone(),
@@ -270,6 +275,13 @@ mod tests {
         let place = picture().place(&spec(&["198.18.1.100/24", "2001:db8::100/64"], None), &[]).unwrap();
         let expected: Vec<IpAddr> = vec!["198.18.1.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
         assert_eq!(place.via, expected);
+    }
+
+    #[test]
+    fn where_the_machine_has_no_address_the_vip_brings_its_route() {
+        let spec = spec(&["198.18.0.100/24", "2001:db8:1::100/64"], Some("eth0"));
+        let place = picture().place(&spec, &[]).unwrap();
+        assert_eq!(place.bare, ["2001:db8:1::100".parse::<IpAddr>().unwrap()]);
     }
 
     #[test]

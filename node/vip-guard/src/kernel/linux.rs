@@ -185,6 +185,9 @@ impl Kernel for Linux {
             let key = (place.link, *address);
             self.removals.entry(key).or_insert_with(|| PreparedRemoval::new(place.link, *address, *prefix));
             let mut new = NewAddress::new(place.link, *address, *prefix).lasting(seconds).by(PROTOCOL);
+            if place.bare.contains(address) {
+                new = new.with_route();
+            }
             if address.is_ipv6() {
                 // Deprecated: this machine's own connections do not begin from it (RFC 6724, rule 3).
                 new.preferred = Some(0);

@@ -199,6 +199,11 @@ impl Lan {
         self.nodes[node].cli(&["apply", "-f", path(&file)]).map(drop)
     }
 
+    /// A program in a node's namespace.
+    pub fn beside(&self, node: usize, program: &str) -> Command {
+        in_namespace(&self.nodes[node].namespace, Path::new(program))
+    }
+
     /// A program in the client's namespace.
     pub fn client(&self, program: &str) -> Command {
         in_namespace(&self.ns("cl"), Path::new(program))

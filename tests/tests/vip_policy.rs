@@ -3,11 +3,12 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use anyhow::ensure;
 use trestle_tests::lan::{Prober, SETTLE, VIP};
-use trestle_tests::{Lan, eventually, holds_for, peers};
+use trestle_tests::{Lan, eventually, holds_for, peers, trestle};
 
 const VIP6: &str = "2001:db8:18::100";
 
@@ -326,4 +327,43 @@ fn an_address_of_a_machine_is_no_vip_and_stays_where_it_is() {
         );
         Ok(())
     });
+}
+
+/// Ended when it is dropped.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_second_node_in_a_namespace_says_who_has_the_guard() {
+    if !peers::have_namespaces() {
+        return;
+    }
+    let lan = Lan::start(1, "1s");
+    let dir = tempfile::tempdir().expect("a temporary folder can be made");
+    let file = |name: &str| dir.path().join(name).to_str().expect("a plain name").to_owned();
+    let program = trestle().to_str().expect("a plain name");
+    let made = lan.beside(0, program).args(["keygen", "-o", &file("key")]).output().expect("keygen runs");
+    assert!(made.status.success(), "{made:?}");
+    std::fs::write(file("first.yaml"), "vips: { other: { addresses: [198.18.0.130/24] } }")
+        .expect("it is ours");
+    let mut second = lan.beside(0, program);
+    second.args(["run", "--name", "second", "--cluster", "198.18.0.11:7401", "--admin", "127.0.0.1:7481"]);
+    second.args(["--workers", "1", "--data-dir", &file("data"), "--key-file", &file("key")]);
+    second.args(["--bootstrap", "--config", &file("first.yaml")]);
+    let second = second.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
+    let _second = Running(second);
+    eventually(SETTLE, "its status names the other guard", || {
+        let args = ["status", "--admin", "http://127.0.0.1:7481"];
+        let output = lan.beside(0, program).args(args).output()?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(said.contains("another guard runs in this network namespace (process"), "{said}");
+        Ok(())
+    });
+    holds_for(Duration::from_secs(2), "the first one is not disturbed", || lan.get(VIP).map(drop));
 }

@@ -74,7 +74,12 @@ impl<Out: Message, In: Message> Link<Out, In> {
     /// [`LinkError::Wire`] the next one can be read.
     pub fn try_recv(&mut self) -> Result<Option<In>, LinkError> {
         let (fd, buffer) = (&self.fd, &mut self.buffer[..]);
-        let received = rustix::io::retry_on_intr(|| recv(fd, &mut *buffer, RecvFlags::DONTWAIT));
+        let mut receive = || rustix::io::retry_on_intr(|| recv(fd, &mut *buffer, RecvFlags::DONTWAIT));
+        // An end that closed with messages unread is told before what it had sent itself: once.
+        let received = match receive() {
+            Err(Errno::CONNRESET) => receive(),
+            received => received,
+        };
         match received {
             // A message is at least its version byte.
             Ok((0, _)) | Err(Errno::CONNRESET) => Err(LinkError::Closed),
@@ -109,6 +114,16 @@ mod tests {
 
     fn probe(vip: &str) -> ToGuard {
         ToGuard::Probe { vip: vip.to_owned() }
+    }
+
+    #[test]
+    fn what_was_sent_before_the_end_arrives_also_if_that_end_had_messages_unread() {
+        let (node, mut guard) = links();
+        guard.send(&FromGuard::Silent { vip: "unread".to_owned() }).unwrap();
+        node.send(&probe("last")).unwrap();
+        drop(node);
+        assert_eq!(guard.try_recv().unwrap(), Some(probe("last")));
+        assert!(matches!(guard.try_recv(), Err(LinkError::Closed)));
     }
 
     #[test]

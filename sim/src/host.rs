@@ -38,9 +38,9 @@ pub struct DriftingClock {
 impl DriftingClock {
     fn new(dice: &mut Dice) -> Self {
         // The ends are the interesting part.
-        let off = match dice.below(3) {
-            0 => 0,
-            1 => 2 * DRIFT_PPM,
+        let off = match dice.below(5) {
+            0..=1 => 0,
+            2..=3 => 2 * DRIFT_PPM,
             _ => dice.below(2 * DRIFT_PPM),
         };
         Self { offset: Duration::from_secs(dice.below(100_000)), rate: 1_000_000 - DRIFT_PPM + off }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
-use trestle_sim::{Broken, Options, run};
+use trestle_sim::{Broken, Mix, Options, run};
 
 /// Runs the real cluster code on simulated time, disks and networks, one run for each seed.
 #[derive(Parser)]
@@ -25,6 +25,9 @@ struct Args {
     /// Takes out a rule of the lease protocol by name, or `fsync`.
     #[arg(long)]
     broken: Option<Broken>,
+    /// What the runs dwell on: `everything` or `leases`; else every fourth seed is about leases.
+    #[arg(long)]
+    mix: Option<Mix>,
 }
 
 struct VirtualTime;
@@ -45,7 +48,7 @@ fn main() -> ExitCode {
         .with_timer(VirtualTime)
         .with_writer(std::io::stderr)
         .init();
-    let options = Options { broken: args.broken, ..Options::default() };
+    let options = Options { broken: args.broken, mix: args.mix, ..Options::default() };
     let (first, many) = args.seed.map_or((args.from, args.seeds), |seed| (seed, 1));
     let (started, mut failed, mut counts) = (Instant::now(), Vec::new(), BTreeMap::<_, u64>::new());
     for seed in first..first.saturating_add(many) {

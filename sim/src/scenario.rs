@@ -19,7 +19,9 @@ use trestle_raft_store::types::{Command, NodeId, Outcome as Applied, PutConfig};
 use crate::cable::Cable;
 use crate::host::{Host, Surroundings};
 use crate::oracle::{Oracle, mix};
-use crate::{Broken, Options, Outcome};
+use crate::{Broken, Mix, Options, Outcome};
+
+mod leases;
 
 /// From nothing to a whole cluster, without faults.
 const BEGIN_WITHIN: Duration = Duration::from_secs(40);
@@ -47,6 +49,7 @@ struct World {
     wiped: bool,
     /// Numbers documents, so that no two are equal.
     document: u64,
+    mix: Mix,
     /// Some leases of VIPs are short.
     hasty: bool,
 }
@@ -69,7 +72,9 @@ pub(crate) async fn run(seed: u64, options: &Options) -> Result<Outcome, Failed>
     drop(Process::spawn_outside(checker));
     let lies = options.broken == Some(Broken::Fsync);
     let (removes, hasty) = (dice.below(2) == 0, dice.below(3) == 0);
-    let mut world = World { dice, cable, hosts, around, lies, removes, wiped: false, document: 0, hasty };
+    let mix = options.mix.unwrap_or(if seed % 4 == 3 { Mix::Leases } else { Mix::Everything });
+    let mut world =
+        World { dice, cable, hosts, around, lies, removes, wiped: false, document: 0, mix, hasty };
     let result = world.all().await;
     let mut oracle = oracle.lock();
     let before = oracle.last.iter().cloned().collect();
@@ -107,7 +112,10 @@ fn look_at(hosts: Arc<Mutex<Vec<Arc<Host>>>>, oracle: Arc<Mutex<Oracle>>) -> Arc
 impl World {
     async fn all(&mut self) -> Result<(), String> {
         self.begin().await?;
-        self.faults().await?;
+        match self.mix {
+            Mix::Everything => self.faults().await?,
+            Mix::Leases => self.faults_of_leases().await?,
+        }
         self.heal().await
     }
 
@@ -251,7 +259,9 @@ impl World {
     fn next_document(&mut self) -> Arc<[u8]> {
         self.document += 1;
         let number = self.document;
+        let far_apart = self.mix == Mix::Leases;
         let ttl = |dice: &mut Dice, hasty| match (hasty, dice.below(4)) {
+            _ if far_apart => leases::ttl_ms(dice, hasty),
             (true, _) => 250 + 50 * dice.below(6),
             (_, 0) => 500,
             (_, 1) => 3_000,
@@ -364,12 +374,12 @@ impl World {
             }
             3 => self.lose_power(&host).await?,
             4..=7 => self.start_one(),
-            8..=10 => self.freeze(&host),
-            11..=13 => self.partition(&host),
-            14 => {
-                self.note("cables mended");
-                self.cable.mend();
+            8..=10 => {
+                let longest = if self.dice_coin() { 1_000 } else { 8_000 };
+                self.freeze(&host, longest);
             }
+            11..=13 => self.partition(&host),
+            14 => self.mend(),
             15 => {
                 let lost = [0, 20, 100, 300][self.dice.below(4) as usize];
                 let slow = [2, 2, 30, 150][self.dice.below(4) as usize];
@@ -398,6 +408,11 @@ impl World {
             _ => self.transfer(),
         }
         self.violation()
+    }
+
+    fn mend(&self) {
+        self.note("cables mended");
+        self.cable.mend();
     }
 
     fn dice_coin(&mut self) -> bool {
@@ -457,7 +472,7 @@ impl World {
         host.start(&self.around, &mut self.dice);
     }
 
-    fn freeze(&mut self, host: &Arc<Host>) {
+    fn freeze(&mut self, host: &Arc<Host>, longest: u64) {
         let Some(process) = host.process() else { return };
         if process.is_frozen() {
             return;
@@ -465,7 +480,6 @@ impl World {
         self.note(format!("{} freezes", host.name));
         self.count("freezes");
         process.freeze();
-        let longest = if self.dice_coin() { 1_000 } else { 8_000 };
         let (pause, around, name) =
             (Duration::from_millis(50 + self.dice.below(longest)), self.around.clone(), host.name.clone());
         drop(Process::spawn_outside(async move {
@@ -478,36 +492,41 @@ impl World {
     }
 
     fn partition(&mut self, host: &Arc<Host>) {
-        let names: Vec<String> = self.hosts().iter().map(|host| host.name.clone()).collect();
-        let cut = |what: &str, apart: &mut dyn FnMut(&str, &str) -> bool| {
-            self.around.oracle.lock().note(format!("cables: {what}"));
-            for from in &names {
-                for to in &names {
-                    if from != to && apart(from, to) {
-                        self.cable.cut(from, to);
-                    }
-                }
-            }
-        };
         let me = host.name.as_str();
-        match self.dice.below(5) {
-            0 => cut(&format!("{me} is alone"), &mut |from, to| from == me || to == me),
-            1 => cut(&format!("nothing comes from {me}"), &mut |from, _| from == me),
-            2 => cut(&format!("nothing comes to {me}"), &mut |_, to| to == me),
-            3 => {
-                let side = self.dice.roll();
-                let of = |name: &str| side >> (mix(7, name.as_bytes()) % 64) & 1;
-                cut("two sides", &mut |from, to| of(from) != of(to));
-            }
-            _ => {
-                let side = self.dice.roll();
-                let of = |name: &str| side >> (mix(7, name.as_bytes()) % 64) & 1;
-                cut(&format!("two sides, {me} sees both"), &mut |from, to| {
-                    from != me && to != me && of(from) != of(to)
-                });
+        let kind = self.dice.below(5);
+        let side = if kind > 2 { self.dice.roll() } else { 0 };
+        let of = |name: &str| side >> (mix(7, name.as_bytes()) % 64) & 1;
+        match kind {
+            0 => self.isolate(host),
+            1 => self.silence(host),
+            2 => self.cut(&format!("nothing comes to {me}"), |_, to| to == me),
+            3 => self.cut("two sides", |from, to| of(from) != of(to)),
+            _ => self.cut(&format!("two sides, {me} sees both"), |from, to| {
+                from != me && to != me && of(from) != of(to)
+            }),
+        }
+    }
+
+    fn isolate(&self, host: &Host) {
+        let me = host.name.as_str();
+        self.cut(&format!("{me} is alone"), |from, to| from == me || to == me);
+    }
+
+    /// It hears the others, who don't hear it.
+    fn silence(&self, host: &Host) {
+        let me = host.name.as_str();
+        self.cut(&format!("nothing comes from {me}"), |from, _| from == me);
+    }
+
+    fn cut(&self, what: &str, apart: impl Fn(&str, &str) -> bool) {
+        self.note(format!("cables: {what}"));
+        self.count("partitions");
+        let hosts = self.hosts();
+        for from in &hosts {
+            for to in hosts.iter().filter(|to| to.name != from.name && apart(&from.name, &to.name)) {
+                self.cable.cut(&from.name, &to.name);
             }
         }
-        self.count("partitions");
     }
 
     // === What operators do ===

@@ -492,8 +492,8 @@ impl Table {
         }
         for (key, held) in &self.held {
             let new = before.get(key).is_none_or(|old| old.epoch != held.epoch);
-            if new && let (Resource::Vip(_), Some(ttl)) = (key, self.ttl.current(key)) {
-                // Who was chosen has to hear of it before it can ask.
+            if new && let Some(ttl) = self.ttl.current(key) {
+                // Who was given it has to hear of it before it can ask for a lease.
                 let entry = lead.entries.entry(key.clone()).or_default();
                 entry.ends = entry.ends.max(now + ttl / 2);
             }

@@ -121,6 +121,28 @@ fn a_node_without_a_seat_is_given_one_and_then_a_lease() {
 }
 
 #[test]
+fn a_seat_that_was_just_given_is_not_taken_back_before_it_can_be_asked_for() {
+    let mut leader = Leader::new(None);
+    leader.now = 5_000;
+    let (id, _) = change(&leader.granted(A, 0));
+    leader.event(Event::Proposed { change: id, outcome: Proposal::Committed { index: 102 } });
+    leader.commit(Some((102, A)));
+    assert_eq!(leader.tick_at(5_499), []);
+    assert_eq!(change(&leader.tick_at(5_500)).1, take(102));
+}
+
+#[test]
+fn a_seat_that_was_just_given_and_released_is_not_waited_for() {
+    let mut leader = Leader::new(None);
+    leader.now = 5_000;
+    let (id, _) = change(&leader.granted(A, 0));
+    leader.event(Event::Proposed { change: id, outcome: Proposal::Committed { index: 102 } });
+    leader.commit(Some((102, A)));
+    let actions = leader.release(1, A, 102);
+    assert_eq!(change(&leader.confirm(&actions)).1, take(102));
+}
+
+#[test]
 fn rule_1_at_the_leader_a_lease_ends_a_ttl_and_the_drift_after_the_answer() {
     let mut leader = Leader::new(Some((5, A)));
     leader.now = 3_000;

@@ -333,8 +333,9 @@ impl Owner {
         let (me, drain, guard) = (self.me, self.drain, self.guard);
         let Some(vip) = self.vips.get_mut(name) else { return };
         let from = record.owner.as_ref().filter(|(_, owner)| owner.node != me);
-        // What began here before still comes here: it must not be sent back. The move waits for its end.
-        let serving = matches!(vip.phase, Phase::Quiet { drained: false, .. });
+        // What began here before still comes here: it must not be sent back. The move waits until it is
+        // let go of, which ends what the guard has prepared for the move as well.
+        let serving = matches!(vip.phase, Phase::Quiet { .. });
         let coming = from.filter(|_| record.moving_to == Some(me) && guard.is_some() && !serving);
         match (coming, vip.chance) {
             (Some((epoch, _)), Chance::Asked(asked) | Chance::Ready(asked)) if asked == *epoch => {}

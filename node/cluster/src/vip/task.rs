@@ -196,8 +196,6 @@ impl Running {
     fn drained(&mut self, vip: &VipName) {
         self.drains.remove(vip);
         self.owner.drained(vip);
-        // A move back may have waited for this.
-        self.agreed();
     }
 
     fn ticked(&mut self) {
@@ -262,7 +260,11 @@ impl Running {
             Err(error) => return self.guard_went(&error),
         };
         self.note(&message);
-        let settles = matches!(message, FromGuard::Started { .. } | FromGuard::Usable { .. });
+        // A move back waits until what was kept is let go of.
+        let settles = matches!(
+            message,
+            FromGuard::Started { .. } | FromGuard::Usable { .. } | FromGuard::Released { .. }
+        );
         let effects = self.owner.heard(message, self.clock.now());
         self.carry_out(effects);
         if settles {

@@ -273,6 +273,8 @@ fn a_move_back_waits_until_what_began_here_has_ended() {
     assert_eq!(tells(&node.agree()), [] as [&ToGuard; 0], "what still comes for here would be sent back");
     assert!(!ready(&node));
     node.owner.drained("front");
+    assert_eq!(tells(&node.agree()), [] as [&ToGuard; 0], "letting go would end the second chance again");
+    node.says(FromGuard::Released { vip: "front".to_owned(), epoch: 7, why: Why::Asked });
     assert!(matches!(tells(&node.agree())[..], [ToGuard::Chance { .. }]));
     node.says(FromGuard::ChanceReady { vip: "front".to_owned() });
     assert!(ready(&node));

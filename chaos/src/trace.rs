@@ -176,6 +176,14 @@ pub struct Sight {
     pub gap: bool,
 }
 
+impl Sight {
+    /// At its moment, and until then as far as is known.
+    #[must_use]
+    pub fn owns(&self) -> bool {
+        self.present && self.open_until > self.at
+    }
+}
+
 /// How a client saw who has the VIP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

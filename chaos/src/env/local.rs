@@ -62,7 +62,9 @@ impl Local {
                 backends: Vec::new(),
                 clients: Vec::new(),
                 vip: None,
+                asks: Vec::new(),
                 key_file,
+                renewals: super::Renewals::default(),
             },
             ledger: ledger.clone(),
             layout: layout.clone(),
@@ -111,6 +113,7 @@ impl Local {
         process.args = args(address);
         self.backends.push(process);
         self.map.backends.push(BackendInfo { name: name.to_owned(), kind, place, address, port });
+        self.map.asks = config::asks(self.map.backends.iter().filter(|b| b.kind == "http").map(|b| &*b.name));
         Ok(())
     }
 
@@ -183,6 +186,7 @@ impl Local {
         self.map.nodes.push(NodeInfo {
             name,
             place: site.place.clone(),
+            namespace: None,
             admin: Admin::plain(site.place, site.admin),
             cluster: site.cluster,
             web: site.cluster,

@@ -13,6 +13,7 @@ pub mod switch;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::bail;
@@ -23,6 +24,7 @@ pub use switch::Switch;
 
 use crate::admin::{Admin, Status};
 use crate::cleanup::Ledger;
+use crate::load::Ask;
 use crate::place::{Place, eventually};
 
 /// Within this a cluster starts, or converges again, on a loaded machine of two cores.
@@ -107,7 +109,10 @@ pub enum ProcessState {
 #[derive(Clone, Debug)]
 pub struct NodeInfo {
     pub name: String,
+    /// Where those run who speak for it.
     pub place: Place,
+    /// Its network namespace as a file, where that is not its place: a container's.
+    pub namespace: Option<PathBuf>,
     pub admin: Admin,
     /// The cluster port.
     pub cluster: SocketAddr,
@@ -139,7 +144,39 @@ pub struct Map {
     pub backends: Vec<BackendInfo>,
     pub clients: Vec<Place>,
     pub vip: Option<IpAddr>,
+    /// What HTTP clients ask for, and who may answer.
+    pub asks: Vec<Ask>,
     pub key_file: PathBuf,
+    pub renewals: Renewals,
+}
+
+/// What a node has anew since the run began, until it is taken: a container that is started again has
+/// another network namespace than before.
+#[derive(Clone, Debug, Default)]
+pub struct Renewals(Arc<Mutex<Vec<Renewal>>>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Renewal {
+    /// `made`: just now, and nothing was in it.
+    Namespace {
+        node: String,
+        path: PathBuf,
+        made: bool,
+    },
+    Mac {
+        node: String,
+        mac: [u8; 6],
+    },
+}
+
+impl Renewals {
+    pub fn add(&self, renewal: Renewal) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(renewal);
+    }
+
+    pub fn take(&self) -> Vec<Renewal> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 impl Map {

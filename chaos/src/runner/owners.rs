@@ -1,16 +1,15 @@
 //! Who has the VIP: by the events of every node's kernel, and as a client sees it.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use super::witness::{Stage, Witness};
-use crate::env::Map;
 use crate::env::switch::INTERFACE;
-use crate::place::Place;
+use crate::env::{Map, Renewal};
 use crate::watch::{Asker, Post, Questions, Watch};
 
-const POLL: Duration = Duration::from_millis(50);
+/// A new namespace is to be watched before anything runs in it.
+const POLL: Duration = Duration::from_millis(1);
 
 /// Last parts of addresses that nobody has, from which a client asks.
 const POOL: std::ops::Range<u8> = 224..248;
@@ -34,6 +33,18 @@ impl Witness for Owners {
             stage.recorder.note(format!("no client asks for the VIP: {e:#}"));
         }
         while !stage.over() {
+            for renewal in stage.map.renewals.take() {
+                match renewal {
+                    Renewal::Namespace { node, path, made } => {
+                        watch.add(Post { node, namespace: path, fresh: made });
+                    }
+                    Renewal::Mac { node, mac } => {
+                        if let Some(Ok(asker)) = &asker {
+                            asker.rename(node, mac);
+                        }
+                    }
+                }
+            }
             std::thread::sleep(POLL);
         }
         // Answers are judged by what the watch saw, which has to go on for longer.
@@ -44,17 +55,10 @@ impl Witness for Owners {
     }
 }
 
-fn file(place: &Place) -> PathBuf {
-    match place {
-        Place::Here => PathBuf::from("/proc/self/ns/net"),
-        Place::Namespace(name) => PathBuf::from(format!("/run/netns/{name}")),
-    }
-}
-
 fn posts(map: &Map) -> Vec<Post> {
     let post = |node: &crate::env::NodeInfo| Post {
         node: node.name.clone(),
-        namespace: file(&node.place),
+        namespace: node.namespace.clone().unwrap_or_else(|| node.place.file()),
         fresh: false,
     };
     map.nodes.iter().map(post).collect()
@@ -65,7 +69,7 @@ fn questions(map: &Map, vip: IpAddr) -> Option<Questions> {
     let IpAddr::V4(vip) = vip else { return None };
     let [a, b, c, _] = vip.octets();
     Some(Questions {
-        namespace: file(map.clients.last()?),
+        namespace: map.clients.last()?.file(),
         device: INTERFACE.to_owned(),
         vip,
         pool: POOL.map(|last| Ipv4Addr::new(a, b, c, last)).collect(),

@@ -8,8 +8,8 @@ use std::collections::{BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use anyhow::Context;
@@ -49,6 +49,7 @@ pub struct Questions {
 #[derive(Debug)]
 pub struct Asker {
     stop: Arc<AtomicBool>,
+    macs: Macs,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -59,8 +60,11 @@ impl Asker {
         anyhow::ensure!(questions.pool.len() >= 2 * OPEN, "a pool of {} at least", 2 * OPEN);
         let (socket, mac) = inside(&questions.namespace, || open(&questions.device))?;
         let stop = Arc::new(AtomicBool::new(false));
+        let macs = Macs::default();
         let mut asking = Asking {
             recorder: recorder.clone(),
+            former: Vec::new(),
+            macs: macs.clone(),
             questions,
             socket,
             mac,
@@ -74,7 +78,12 @@ impl Asker {
                 asking.recorder.note(format!("asking for {} ended: {error}", asking.questions.vip));
             }
         })?;
-        Ok(Self { stop, thread: Some(thread) })
+        Ok(Self { stop, macs, thread: Some(thread) })
+    }
+
+    /// A node has another hardware address from now on.
+    pub fn rename(&self, node: String, mac: Mac) {
+        self.macs.lock().unwrap_or_else(PoisonError::into_inner).push((node, mac));
     }
 
     pub fn finish(mut self) {
@@ -109,6 +118,9 @@ fn open(device: &str) -> anyhow::Result<(OwnedFd, Mac)> {
     Ok((socket, mac))
 }
 
+/// What was told since it was looked at.
+type Macs = Arc<Mutex<Vec<(String, Mac)>>>;
+
 /// A question that may still be answered.
 struct Open {
     asked: Asked,
@@ -124,6 +136,9 @@ struct Open {
 struct Asking {
     recorder: Recorder,
     questions: Questions,
+    macs: Macs,
+    /// Addresses that nodes had before: an answer may still come from one.
+    former: Vec<(String, Mac)>,
     socket: OwnedFd,
     mac: Mac,
     open: VecDeque<Open>,
@@ -151,7 +166,18 @@ impl Asking {
         Ok(())
     }
 
+    /// Only values change: a question's ports are told by a node's place in the list.
+    fn renew(&mut self) {
+        for (name, mac) in self.macs.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            let known = self.questions.nodes.iter_mut().find(|(node, old)| *node == name && *old != mac);
+            if let Some((_, old)) = known {
+                self.former.push((name, std::mem::replace(old, mac)));
+            }
+        }
+    }
+
     fn ask(&mut self) -> std::io::Result<()> {
+        self.renew();
         let from = self.questions.pool[(self.number % self.questions.pool.len() as u64) as usize];
         self.number += 1;
         let (vip, at) = (self.questions.vip, boot_time());
@@ -256,7 +282,8 @@ impl Asking {
     }
 
     fn name(&self, mac: Mac) -> String {
-        let node = self.questions.nodes.iter().find(|(_, of)| *of == mac);
+        let mut all = self.questions.nodes.iter().chain(&self.former);
+        let node = all.find(|(_, of)| *of == mac);
         node.map_or_else(|| mac.map(|byte| format!("{byte:02x}")).join(":"), |(name, _)| name.clone())
     }
 

@@ -183,3 +183,46 @@ fn a_flushed_fence_is_seen_as_none() {
     let trace = scene.end();
     assert_eq!(verdict(&trace, "one VIP owner").judgement, Judgement::Fail, "{:#?}", trace.sights);
 }
+
+/// A node is started again, in another namespace.
+fn started_again(running: bool, owned_before: bool) -> Judgement {
+    let scene = Scene::new();
+    let mut fence = scene.fenced(2);
+    scene.add(2);
+    fence.open(VIP.into(), in_ms(10_000)).unwrap();
+    if owned_before {
+        // It dies without an end of its ownership that anybody could see.
+        scene.node(2).ip("link set eth0 down");
+    } else {
+        fence.close(VIP.into()).unwrap();
+    }
+    pass_time(Duration::from_millis(50));
+    let anew = Namespace::new("anew");
+    let sleep = ["netns", "exec", anew.name(), "sleep", "60"];
+    let mut program = running.then(|| std::process::Command::new("ip").args(sleep).spawn().unwrap());
+    if running {
+        let is_there = || !unused(&anew.path()).unwrap();
+        crate::place::eventually(Duration::from_secs(5), "it runs", || Ok(anyhow::ensure!(is_there(), "no")))
+            .unwrap();
+    }
+    scene.watch.add(Post { node: "n2".into(), namespace: anew.path(), fresh: true });
+    pass_time(Duration::from_millis(100));
+    if let Some(program) = &mut program {
+        program.kill().unwrap();
+        program.wait().unwrap();
+    }
+    let verdict = verdict(&scene.end(), "one VIP owner");
+    assert_ne!(verdict.judgement, Judgement::Fail, "{verdict:?}");
+    assert!(verdict.judgement == Judgement::Pass || verdict.text.contains("events of n2 were lost"));
+    verdict.judgement
+}
+
+#[test]
+fn a_new_namespace_counts_as_watched_only_from_before_anything_ran_in_it() {
+    if !available(&[]) {
+        return;
+    }
+    assert_eq!(started_again(false, false), Judgement::Pass);
+    assert_eq!(started_again(true, false), Judgement::Unknown);
+    assert_eq!(started_again(false, true), Judgement::Unknown);
+}

@@ -6,6 +6,7 @@
 
 mod ask;
 mod frames;
+mod front;
 #[cfg(test)]
 mod tests;
 
@@ -195,8 +196,10 @@ impl Watcher {
 
     fn run(mut self, posts: &Receiver<Post>) {
         // As far in front as can be had: the later an event is read, the less is known of its moment.
-        let thread = rustix::thread::gettid();
-        let _ = rustix::process::setpriority_process(Some(thread), -20);
+        if front::to_the_front().is_err() {
+            let thread = rustix::thread::gettid();
+            let _ = rustix::process::setpriority_process(Some(thread), -20);
+        }
         loop {
             match posts.try_recv() {
                 Ok(post) => {

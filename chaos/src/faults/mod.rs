@@ -93,6 +93,8 @@ pub enum Fault {
     JoinLeave,
     /// The VIP is moved to another node.
     Move,
+    /// It is moved to the node that it was moved from last.
+    MoveBack,
     /// The VIP's owner is drained; healed by `--undo`.
     Drain,
 }
@@ -123,6 +125,7 @@ impl Fault {
             Fault::RollingRestart => "rolling-restart",
             Fault::JoinLeave => "join-leave",
             Fault::Move => "move",
+            Fault::MoveBack => "move-back",
             Fault::Drain => "drain",
         }
     }
@@ -159,6 +162,8 @@ pub struct Tools {
     pub random: StdRng,
     /// Numbers the tables and cgroups of a run.
     pub number: u32,
+    /// Where the last move took the VIP from.
+    pub moved_from: Option<usize>,
 }
 
 impl Tools {
@@ -253,7 +258,7 @@ pub fn inject(fault: Fault, env: &mut dyn Env, tools: &mut Tools) -> anyhow::Res
         Fault::BackendDeath | Fault::BrownOut => backend::inject(env, tools, fault),
         Fault::RollingRestart => members::rolling_restart(env, fault),
         Fault::JoinLeave => members::join_leave(env, fault),
-        Fault::Move => members::move_vip(env, tools, fault),
+        Fault::Move | Fault::MoveBack => members::move_vip(env, tools, fault),
         Fault::Drain => members::drain(env, tools, fault),
     }
 }

@@ -201,6 +201,7 @@ fn break_it(
         programs: options.programs.clone(),
         random: StdRng::seed_from_u64(options.seed ^ 0x5eed),
         number: 0,
+        moved_from: None,
     };
     let began = Instant::now();
     pause(WARM_UP, interrupted);

@@ -127,6 +127,7 @@ fn unfit_for_containers(fault: &Fault, layout: &Layout) -> Option<&'static str> 
         | Fault::RollingRestart
         | Fault::CablePull(_)
         | Fault::Move
+        | Fault::MoveBack
         | Fault::Drain => None,
         // A node out of its network; with a VIP that has a scenario of its own.
         Fault::Isolate(_) if layout.vip.is_none() => None,
@@ -156,6 +157,7 @@ fn needs_network(fault: &Fault) -> bool {
             | Fault::Loss { .. }
             | Fault::Delay { .. }
             | Fault::Move
+            | Fault::MoveBack
             | Fault::Drain
     )
 }

@@ -190,6 +190,8 @@ impl Sight {
 pub enum Asked {
     /// An ARP request for it.
     Arp,
+    /// A neighbour solicitation for it.
+    Nd,
     /// A TCP SYN to it, sent to each node's hardware address.
     Syn,
 }

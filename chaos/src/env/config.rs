@@ -6,7 +6,7 @@
 use std::fmt::Write;
 use std::net::SocketAddr;
 
-use super::{Layout, VIP, VIP_ADDRESS};
+use super::{Layout, VIP, VIP_ADDRESSES};
 use crate::load::Ask;
 
 /// The pool whose weight is the register. Nothing is routed to it but by a name of its own.
@@ -38,8 +38,8 @@ pub fn document(layout: &Layout, parts: &Parts, value: u64) -> String {
         None => String::new(),
     };
     if let Some(vip) = layout.vip {
-        let _ =
-            writeln!(text, "vips:\n  {VIP}: {{ addresses: [\"{VIP_ADDRESS}/24\"], ttl: {}ms }}", vip.ttl_ms);
+        let addresses = VIP_ADDRESSES.map(|(address, prefix)| format!("\"{address}/{prefix}\"")).join(", ");
+        let _ = writeln!(text, "vips:\n  {VIP}: {{ addresses: [{addresses}], ttl: {}ms }}", vip.ttl_ms);
     }
     let [web, stream, datagram] = &parts.binds;
     let _ = writeln!(text, "listeners:\n  web: {{ bind: [\"{web}\"{}], protocol: http }}", front(80));

@@ -125,7 +125,7 @@ pub fn build(layout: &Layout, programs: &Programs, ledger: &Ledger) -> anyhow::R
         nodes,
         backends: BACKENDS.map(|name| backend(&root, name)).into_iter().collect::<anyhow::Result<_>>()?,
         clients: vec![Place::Here],
-        vip: None,
+        vip: Vec::new(),
         asks: ASKS.map(ask).to_vec(),
         key_file: key(&root),
         renewals: Renewals::default(),
@@ -136,7 +136,7 @@ pub fn build(layout: &Layout, programs: &Programs, ledger: &Ledger) -> anyhow::R
         let front = status.vips.iter().find(|v| v.vip == VIP);
         let front = front.with_context(|| format!("the containers' config has no VIP {VIP}"))?;
         let addresses = front.addresses.iter().filter_map(|a| a.split('/').next()?.parse::<Ipv4Addr>().ok());
-        map.vip = Some(addresses.map(Into::into).next().context("a VIP with an IPv4 address")?);
+        map.vip = vec![addresses.map(Into::into).next().context("a VIP with an IPv4 address")?];
     }
     settled(&map, SETTLE)?;
     Ok(Docker { map, ledger: ledger.clone(), containers, vip })

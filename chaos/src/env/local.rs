@@ -61,7 +61,7 @@ impl Local {
                 nodes: Vec::new(),
                 backends: Vec::new(),
                 clients: Vec::new(),
-                vip: None,
+                vip: Vec::new(),
                 asks: Vec::new(),
                 key_file,
                 renewals: super::Renewals::default(),
@@ -222,12 +222,12 @@ impl Local {
             ensure!(status.ready, "not ready: {:?}", status.warnings);
             Ok(status)
         })?;
-        let vip = self.map.vip;
+        let vip = &self.map.vip;
         let info = &mut self.map.nodes[index];
         let own = info.cluster.ip();
         let at = |name: &str| {
             let mut found = status.listeners.iter().filter(|l| l.listener == name);
-            let address = found.find_map(|l| l.address.filter(|a| Some(a.ip()) != vip))?;
+            let address = found.find_map(|l| l.address.filter(|a| !vip.contains(&a.ip())))?;
             let anywhere = address.ip().is_unspecified();
             Some(SocketAddr::new(if anywhere { own } else { address.ip() }, address.port()))
         };
@@ -236,7 +236,7 @@ impl Local {
         Ok(())
     }
 
-    pub(super) fn set_vip(&mut self, vip: Option<std::net::IpAddr>) {
+    pub(super) fn set_vip(&mut self, vip: Vec<std::net::IpAddr>) {
         self.map.vip = vip;
     }
 

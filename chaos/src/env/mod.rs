@@ -11,7 +11,7 @@ mod node;
 mod process;
 pub mod switch;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -32,8 +32,11 @@ pub const SETTLE: Duration = Duration::from_secs(45);
 
 /// The VIP that scenarios speak of.
 pub const VIP: &str = "front";
-/// Its address, where nodes are at 198.18.0.11 and up.
-pub const VIP_ADDRESS: &str = "198.18.0.100";
+/// Its addresses, which move together, where nodes are at 198.18.0.11 and up.
+pub const VIP_ADDRESSES: [(IpAddr, u8); 2] = [
+    (IpAddr::V4(Ipv4Addr::new(198, 18, 0, 100)), 24),
+    (IpAddr::V6(Ipv6Addr::new(0xfd00, 0x198, 0x18, 0, 0, 0, 0, 0x100)), 64),
+];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -143,7 +146,8 @@ pub struct Map {
     pub nodes: Vec<NodeInfo>,
     pub backends: Vec<BackendInfo>,
     pub clients: Vec<Place>,
-    pub vip: Option<IpAddr>,
+    /// Addresses of the VIP; empty: there is none.
+    pub vip: Vec<IpAddr>,
     /// What HTTP clients ask for, and who may answer.
     pub asks: Vec<Ask>,
     pub key_file: PathBuf,
@@ -360,7 +364,7 @@ pub fn settled(map: &Map, within: Duration) -> anyhow::Result<()> {
                     other => bail!("{name} sees {}: {other:?}", member.name),
                 }
             }
-            if map.vip.is_some() && status.owner(VIP).is_none() {
+            if !map.vip.is_empty() && status.owner(VIP).is_none() {
                 bail!("{name} knows no owner of {VIP}: {:?}", status.vips);
             }
         }

@@ -1,6 +1,6 @@
 //! Clients: at the VIP, or where there is none, at each node.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -15,6 +15,13 @@ const POLL: Duration = Duration::from_millis(50);
 
 /// Requests a second on kept connections, streams and datagrams.
 const KEPT_RATE: u32 = 20;
+
+/// Of new connections to an address of the VIP that is not its first.
+const SECOND_RATE: u32 = 100;
+
+fn family(address: &IpAddr) -> &'static str {
+    if address.is_ipv6() { "ipv6" } else { "ipv4" }
+}
 
 /// Where a node is the target, there are several probes.
 const NODE_RATE: u32 = 50;
@@ -55,7 +62,7 @@ fn specs(map: &Map) -> Vec<Spec> {
         rate: if kind == LoadKind::Probe && node.is_none() { 200 } else { NODE_RATE },
         ..Spec::probe(&name, target, TIME_MAX, map.asks.clone())
     };
-    let Some(vip) = map.vip else {
+    let Some((&vip, more)) = map.vip.split_first() else {
         let nodes = map.nodes.iter();
         return nodes
             .map(|n| spec(format!("to-{}", n.name), LoadKind::Probe, n.web, Some(&n.name)))
@@ -69,6 +76,11 @@ fn specs(map: &Map) -> Vec<Spec> {
     };
     let mut specs =
         vec![spec("vip".into(), LoadKind::Probe, web, None), kept("vip-kept", LoadKind::Http, web)];
+    // The other addresses move together with the first.
+    specs.extend(more.iter().map(|address| {
+        let target = SocketAddr::new(*address, web.port());
+        Spec { rate: SECOND_RATE, ..spec(format!("vip-{}", family(address)), LoadKind::Probe, target, None) }
+    }));
     // Each by one backend of its own, where there is one.
     let others = [
         ("upgrade", UPGRADE, UPGRADE, kept("vip-upgraded", LoadKind::Stream, web)),

@@ -64,6 +64,8 @@ pub enum Fault {
     Bridge,
     /// What the victim sends to the other nodes is lost; what they send arrives.
     OneWay(Target),
+    /// What the other nodes send to the victim is lost; what it sends arrives.
+    Deaf(Target),
     /// The victim is cut from the other nodes, clients and backends reach it.
     CutFromNodes(Target),
     /// The cable is out: the victim sees its link go.
@@ -113,6 +115,7 @@ impl Fault {
             Fault::Halves => "halves",
             Fault::Bridge => "bridge",
             Fault::OneWay(_) => "one-way",
+            Fault::Deaf(_) => "deaf",
             Fault::CutFromNodes(_) => "cut-from-nodes",
             Fault::CablePull(_) => "cable-pull",
             Fault::Loss { .. } => "loss",
@@ -224,6 +227,7 @@ pub fn prepare(fault: Fault, env: &dyn Env, tools: &mut Tools) -> anyhow::Result
         | Fault::Isolate(target)
         | Fault::CutFromNodes(target)
         | Fault::OneWay(target)
+        | Fault::Deaf(target)
         | Fault::CablePull(target) => match target {
             Target::LeaderOwner => true,
             Target::OwnerNotLeader | Target::LeaderNotOwner => false,
@@ -248,6 +252,7 @@ pub fn inject(fault: Fault, env: &mut dyn Env, tools: &mut Tools) -> anyhow::Res
         | Fault::Halves
         | Fault::Bridge
         | Fault::OneWay(_)
+        | Fault::Deaf(_)
         | Fault::CutFromNodes(_)
         | Fault::CablePull(_)
         | Fault::Loss { .. }

@@ -135,6 +135,7 @@ fn unfit_for_containers(fault: &Fault, layout: &Layout) -> Option<&'static str> 
         | Fault::Halves
         | Fault::Bridge
         | Fault::OneWay(_)
+        | Fault::Deaf(_)
         | Fault::CutFromNodes(_)
         | Fault::Loss { .. }
         | Fault::Delay { .. } => Some("the bridge is docker's: cables can be pulled, links not be cut"),
@@ -152,6 +153,7 @@ fn needs_network(fault: &Fault) -> bool {
             | Fault::Halves
             | Fault::Bridge
             | Fault::OneWay(_)
+            | Fault::Deaf(_)
             | Fault::CutFromNodes(_)
             | Fault::CablePull(_)
             | Fault::Loss { .. }
@@ -212,6 +214,7 @@ mod tests {
             ("guard-only", "process 1"),
             ("partition-owner", "docker's"),
             ("one-way-owner", "docker's"),
+            ("deaf-owner", "docker's"),
             ("quick-cable-pull", "TTL"),
             ("everything-vip", "three nodes"),
         ] {

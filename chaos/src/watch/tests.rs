@@ -227,8 +227,11 @@ fn started_again(running: bool, owned_before: bool) -> Judgement {
     let mut program = running.then(|| std::process::Command::new("ip").args(sleep).spawn().unwrap());
     if running {
         let is_there = || !unused(&anew.path()).unwrap();
-        crate::place::eventually(Duration::from_secs(5), "it runs", || Ok(anyhow::ensure!(is_there(), "no")))
-            .unwrap();
+        crate::place::eventually(Duration::from_secs(5), "it runs", || {
+            anyhow::ensure!(is_there(), "no");
+            Ok(())
+        })
+        .unwrap();
     }
     scene.watch.add(Post { node: "n2".into(), namespace: anew.path(), fresh: true });
     pass_time(Duration::from_millis(100));

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use clap::Parser;
 use trestle_chaos::checkers::{moment, span};
 use trestle_chaos::env::{Kind, Programs};
@@ -40,7 +40,11 @@ enum Command {
     /// One scenario
     Run(Run),
     /// The scenarios, and where they can run
-    List,
+    List {
+        /// Which can run there, and why the others can't
+        #[arg(long, value_enum)]
+        env: Option<Kind>,
+    },
     /// Many scenarios, one after the other
     Suite(Suite),
     #[command(hide = true, name = cleanup::COMMAND)]
@@ -142,7 +146,7 @@ fn main() -> ExitCode {
         Command::Relay(args) => relay::run(args).map(|()| true),
         Command::Load(args) => load::run(args).map(|()| true),
         Command::Backend(args) => load::run_backend(args).map(|()| true),
-        Command::List => list().map(|()| true),
+        Command::List { env } => list(*env).map(|()| true),
         Command::Run(args) => set_up().and_then(|interrupted| run(args, &interrupted)),
         Command::Suite(args) => set_up().and_then(|interrupted| suite(args, &interrupted)),
     };
@@ -184,14 +188,22 @@ fn set_up() -> anyhow::Result<Arc<AtomicBool>> {
     Ok(interrupted)
 }
 
-fn list() -> anyhow::Result<()> {
+fn list(there: Option<Kind>) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     for scenario in SCENARIOS {
-        let environments: Vec<_> =
-            scenario.environments().iter().map(|k| format!("{k:?}").to_lowercase()).collect();
         let short = if scenario.short { "short" } else { "" };
-        let line =
-            format!("{:22} {:5} {:22} {}", scenario.name, short, environments.join(","), scenario.about);
+        let line = match there {
+            None => {
+                let environments = scenario.environments();
+                let environments: Vec<_> =
+                    environments.iter().map(|k| format!("{k:?}").to_lowercase()).collect();
+                format!("{:26} {short:5} {:22} {}", scenario.name, environments.join(","), scenario.about)
+            }
+            Some(kind) => match scenario.unfit(kind) {
+                None => format!("{:26} yes {}", scenario.name, scenario.about),
+                Some(why) => format!("{:26} no  {why}", scenario.name),
+            },
+        };
         // A closed pipe ends the list.
         if writeln!(out, "{line}").is_err() {
             break;
@@ -221,8 +233,12 @@ fn run(args: &Run, interrupted: &AtomicBool) -> anyhow::Result<bool> {
 fn suite(args: &Suite, interrupted: &AtomicBool) -> anyhow::Result<bool> {
     let programs = args.programs.programs()?;
     let seed = args.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
-    let chosen = SCENARIOS.iter().filter(|s| args.long || s.short);
-    let chosen: Vec<_> = chosen.filter(|s| s.environments().contains(&args.env)).collect();
+    let (chosen, unfit): (Vec<_>, Vec<_>) =
+        SCENARIOS.iter().filter(|s| args.long || s.short).partition(|s| s.unfit(args.env).is_none());
+    for scenario in unfit {
+        let why = scenario.unfit(args.env).unwrap_or_default();
+        let _ = writeln!(std::io::stdout(), "skipped {}: {why}", scenario.name);
+    }
     ensure!(!chosen.is_empty(), "no scenario runs there");
     if let Some(folder) = &args.reports {
         std::fs::create_dir_all(folder)?;
@@ -259,8 +275,9 @@ fn suite(args: &Suite, interrupted: &AtomicBool) -> anyhow::Result<bool> {
 }
 
 fn one(options: &Options, interrupted: &AtomicBool) -> anyhow::Result<bool> {
-    let fits = options.scenario.environments().contains(&options.kind);
-    ensure!(fits, "{} does not run in {:?}: see `trestle-chaos list`", options.scenario.name, options.kind);
+    if let Some(why) = options.scenario.unfit(options.kind) {
+        bail!("{} does not run in {:?}: {why}", options.scenario.name, options.kind);
+    }
     let done = runner::run(options, runner::witnesses(&options.programs), interrupted)?;
     // Whatever comes of the files, the verdicts are told.
     print(&done);

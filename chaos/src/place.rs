@@ -6,6 +6,7 @@
 use std::io;
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,14 @@ pub enum Place {
 }
 
 impl Place {
+    /// Its network namespace, as a file.
+    pub fn file(&self) -> PathBuf {
+        match self {
+            Place::Here => PathBuf::from("/proc/self/ns/net"),
+            Place::Namespace(name) => PathBuf::from(format!("/run/netns/{name}")),
+        }
+    }
+
     /// Moves the calling thread there, for the rest of its life; threads that it starts are there
     /// too. For the first line of a thread of one's own.
     ///
@@ -33,8 +42,8 @@ impl Place {
     pub fn enter(&self) -> io::Result<()> {
         match self {
             Place::Here => Ok(()),
-            Place::Namespace(name) => {
-                let file = std::fs::File::open(format!("/run/netns/{name}"))?;
+            Place::Namespace(_) => {
+                let file = std::fs::File::open(self.file())?;
                 Ok(move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?)
             }
         }

@@ -176,12 +176,22 @@ pub struct Sight {
     pub gap: bool,
 }
 
+impl Sight {
+    /// At its moment, and until then as far as is known.
+    #[must_use]
+    pub fn owns(&self) -> bool {
+        self.present && self.open_until > self.at
+    }
+}
+
 /// How a client saw who has the VIP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Asked {
     /// An ARP request for it.
     Arp,
+    /// A neighbour solicitation for it.
+    Nd,
     /// A TCP SYN to it, sent to each node's hardware address.
     Syn,
 }

@@ -64,7 +64,7 @@ fn name(test: &str) -> String {
 }
 
 fn tools() -> Tools {
-    Tools { programs: programs(), random: StdRng::seed_from_u64(7), number: 0 }
+    Tools { programs: programs(), random: StdRng::seed_from_u64(7), number: 0, moved_from: None }
 }
 
 /// Does a fault, heals it, and wants every proof to hold and the cluster to be whole.

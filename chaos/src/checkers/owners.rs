@@ -7,6 +7,7 @@
 //! in which it is possible. Two that overlap for sure are a violation; two that may have, for a moment
 //! that the clocks can't resolve, stay unknown.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::{Inquiry, Verdict, moment, span};
@@ -175,15 +176,17 @@ fn by_events(mut inquiry: Inquiry, trace: &Trace, vips: &[&VipInfo]) -> Verdict 
             inquiry.unknown(last, sight.at, text);
         }
     }
-    let (mut changes, mut widest) = (0, 0);
+    let (mut changes, mut widest) = (0usize, 0);
     for vip in vips {
-        let mut owners = 0;
-        for held in held(trace, vip) {
-            owners += held.possible.len();
-        }
-        changes += owners;
-        if owners == 0 {
-            inquiry.unknown(0, trace.run.length, format!("nobody ever held {}", vip.name));
+        let held = held(trace, vip);
+        for address in &vip.addresses {
+            let of_it = held.iter().filter(|h| h.address == *address);
+            let owners: usize = of_it.map(|h| h.possible.len()).sum();
+            changes += owners;
+            if owners == 0 {
+                let text = format!("nobody ever held {} ({address})", vip.name);
+                inquiry.unknown(0, trace.run.length, text);
+            }
         }
         each_overlap(trace, vip, |sure, (from, until), text| {
             let long = span(until.saturating_sub(from));
@@ -198,9 +201,11 @@ fn by_events(mut inquiry: Inquiry, trace: &Trace, vips: &[&VipInfo]) -> Verdict 
     for sight in &trace.sights {
         widest = widest.max(sight.at.saturating_sub(sight.since));
     }
+    let names: Vec<_> = vips.iter().flat_map(|vip| &vip.addresses).map(IpAddr::to_string).collect();
     inquiry.close(format!(
-        "{} ownerships by {} events, known to within {}",
+        "{} ownerships of {} by {} events, known to within {}",
         changes,
+        names.join(" and "),
         trace.sights.len(),
         span(widest)
     ))
@@ -241,31 +246,38 @@ pub(super) fn seen_by_clients(trace: &Trace) -> Verdict {
     if let Some(why) = trace.run.lack(Part::Answers) {
         return inquiry.skip(why);
     }
-    let (mut arp, mut syn) = (0, 0);
+    let mut asked = BTreeMap::<Asked, u64>::new();
     for vip in vips {
         let held = held(trace, vip);
-        let mut answered = 0;
-        for answers in trace.answers.iter().filter(|a| vip.addresses.contains(&a.address)) {
-            match answers.asked {
-                Asked::Arp => arp += answers.questions,
-                Asked::Syn => syn += answers.questions,
+        for address in &vip.addresses {
+            let mut answered = 0;
+            for answers in trace.answers.iter().filter(|a| a.address == *address) {
+                *asked.entry(answers.asked).or_default() += answers.questions;
+                if !answers.by.is_empty() && answers.asked != Asked::Syn {
+                    answered += answers.questions;
+                }
+                agrees(&mut inquiry, trace, &held, answers);
             }
-            if !answers.by.is_empty() && answers.asked == Asked::Arp {
-                answered += answers.questions;
+            if answered == 0 {
+                let text = format!("nobody ever answered who has {} ({address})", vip.name);
+                inquiry.unknown(0, trace.run.length, text);
             }
-            agrees(&mut inquiry, trace, &held, answers);
-        }
-        if answered == 0 {
-            inquiry.unknown(0, trace.run.length, format!("nobody ever answered ARP for {}", vip.name));
         }
     }
-    inquiry.close(format!("{arp} ARP requests and {syn} rounds of SYNs agree with the events"))
+    let count = |what: Asked| asked.get(&what).copied().unwrap_or(0);
+    inquiry.close(format!(
+        "{} ARP requests, {} neighbour solicitations and {} rounds of SYNs agree with the events",
+        count(Asked::Arp),
+        count(Asked::Nd),
+        count(Asked::Syn)
+    ))
 }
 
 fn agrees(inquiry: &mut Inquiry, trace: &Trace, held: &[Held], answers: &Answers) {
     let (from, until) = (answers.from, answers.until + ANSWER);
     let what = match answers.asked {
         Asked::Arp => "an ARP request",
+        Asked::Nd => "a neighbour solicitation",
         Asked::Syn => "a SYN",
     };
     let of = |node: &String| held.iter().find(|h| h.node == *node && h.address == answers.address);
@@ -400,6 +412,55 @@ mod tests {
         assert_eq!(verdict.judgement, Judgement::Fail);
     }
 
+    /// The same run with an IPv6 address beside the other.
+    fn with_ipv6(trace: &mut Trace) -> IpAddr {
+        let other: IpAddr = "fd00:198:18::100".parse().unwrap();
+        trace.vips[0].addresses.push(other);
+        let sights: Vec<_> =
+            trace.sights.iter().map(|sight| Sight { address: other, ..sight.clone() }).collect();
+        let nd = |asked| if asked == Asked::Arp { Asked::Nd } else { asked };
+        let answers = trace.answers.iter();
+        let answers: Vec<_> =
+            answers.map(|a| Answers { address: other, asked: nd(a.asked), ..a.clone() }).collect();
+        trace.sights.extend(sights);
+        trace.answers.extend(answers);
+        other
+    }
+
+    #[test]
+    fn two_owners_of_the_ipv6_address_alone_are_found() {
+        let early = |t: &mut Trace| {
+            let other = with_ipv6(t);
+            assert_eq!(one_owner(t).judgement, Judgement::Pass, "{:?}", one_owner(t));
+            // Of n1 the IPv4 address goes in time, and the fence of the other stays open.
+            for sight in t.sights.iter_mut().filter(|s| s.node == "n1" && s.address == other) {
+                if sight.open_until == 3_900 * MS {
+                    sight.open_until = 4_500 * MS;
+                }
+            }
+        };
+        let verdict = broken(one_owner, early);
+        assert_eq!(verdict.judgement, Judgement::Fail);
+        let text = "n1 and n2 both held front (fd00:198:18::100) from 4.100 s";
+        assert!(verdict.findings.iter().any(|f| f.text.contains(text)), "{verdict:#?}");
+        assert!(!verdict.findings.iter().any(|f| f.text.contains("(198.18.0.100)")), "{verdict:#?}");
+    }
+
+    #[test]
+    fn an_ipv6_address_that_nobody_held_or_answered_for_stays_unknown() {
+        let unheld = |t: &mut Trace| {
+            let other = with_ipv6(t);
+            t.sights.retain(|s| s.address != other);
+        };
+        assert_eq!(broken(one_owner, unheld).judgement, Judgement::Unknown);
+        let unanswered = |t: &mut Trace| {
+            with_ipv6(t);
+            assert_eq!(seen_by_clients(t).judgement, Judgement::Pass, "{:?}", seen_by_clients(t));
+            t.answers.retain(|a| a.asked != Asked::Nd);
+        };
+        assert_eq!(broken(seen_by_clients, unanswered).judgement, Judgement::Unknown);
+    }
+
     #[test]
     fn a_node_that_was_not_watched_stays_unknown() {
         let breaks: [fn(&mut Trace); 5] = [
@@ -437,7 +498,7 @@ mod tests {
 
     #[test]
     fn two_answers_to_one_question_are_found() {
-        for asked in [Asked::Arp, Asked::Syn] {
+        for asked in [Asked::Arp, Asked::Nd, Asked::Syn] {
             let verdict =
                 broken(seen_by_clients, |t| t.answers.push(answer(asked, 2 * SECOND, &["n1", "n2"])));
             assert_eq!(verdict.judgement, Judgement::Fail, "{asked:?}");

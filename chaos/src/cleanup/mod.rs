@@ -35,6 +35,8 @@ const POLL: Duration = Duration::from_millis(20);
 #[serde(rename_all = "snake_case")]
 pub enum Item {
     Namespace(String),
+    /// A link in the machine's own network.
+    Link(String),
     Mount(PathBuf),
     /// A cgroup of our own; processes in it are moved to its parent.
     Cgroup(PathBuf),
@@ -43,6 +45,11 @@ pub enum Item {
     Compose(PathBuf),
     /// A container that is not ours: it is to run again, unpaused.
     Lent(String),
+    /// A container that is not ours, with the restart policy that it had.
+    Restarts {
+        container: String,
+        policy: String,
+    },
     /// A container that is not ours, which is to be in a docker network with this address.
     Attached {
         container: String,

@@ -46,7 +46,10 @@ pub fn reap(mut orders: impl BufRead) -> bool {
     // A program that the tool had just started when it died may have done its work only now.
     std::thread::sleep(STRAGGLERS);
     items.retain(|item| {
-        matches!(item, Item::Namespace(_) | Item::Mount(_) | Item::Cgroup(_) | Item::Folder(_))
+        matches!(
+            item,
+            Item::Namespace(_) | Item::Link(_) | Item::Mount(_) | Item::Cgroup(_) | Item::Folder(_)
+        )
     });
     clean & undo_all(&run, &items)
 }
@@ -93,6 +96,9 @@ fn undo(item: &Item) -> bool {
         Item::Namespace(name) => {
             !Path::new("/run/netns").join(name).exists() || run("ip", &["netns", "del", name])
         }
+        Item::Link(name) => {
+            !Path::new("/sys/class/net").join(name).exists() || run("ip", &["link", "del", name])
+        }
         Item::Mount(path) => !is_mounted(path) || run("umount", &["-l", &path.to_string_lossy()]),
         Item::Cgroup(path) => !path.exists() || remove_cgroup(path),
         Item::Folder(path) => !path.exists() || std::fs::remove_dir_all(path).is_ok(),
@@ -102,6 +108,7 @@ fn undo(item: &Item) -> bool {
             let _ = run("docker", &["unpause", id]);
             run("docker", &["start", id])
         }
+        Item::Restarts { container, policy } => run("docker", &["update", "--restart", policy, container]),
         Item::Attached { container, network, address } => {
             let _ = run("docker", &["network", "connect", "--ip", address, network, container]);
             attached(container, network)

@@ -6,7 +6,8 @@
 use std::fmt::Write;
 use std::net::SocketAddr;
 
-use super::{Layout, VIP, VIP_ADDRESS};
+use super::{Layout, VIP, VIP_ADDRESSES};
+use crate::load::Ask;
 
 /// The pool whose weight is the register. Nothing is routed to it but by a name of its own.
 pub const REGISTER: &str = "register";
@@ -37,8 +38,8 @@ pub fn document(layout: &Layout, parts: &Parts, value: u64) -> String {
         None => String::new(),
     };
     if let Some(vip) = layout.vip {
-        let _ =
-            writeln!(text, "vips:\n  {VIP}: {{ addresses: [\"{VIP_ADDRESS}/24\"], ttl: {}ms }}", vip.ttl_ms);
+        let addresses = VIP_ADDRESSES.map(|(address, prefix)| format!("\"{address}/{prefix}\"")).join(", ");
+        let _ = writeln!(text, "vips:\n  {VIP}: {{ addresses: [{addresses}], ttl: {}ms }}", vip.ttl_ms);
     }
     let [web, stream, datagram] = &parts.binds;
     let _ = writeln!(text, "listeners:\n  web: {{ bind: [\"{web}\"{}], protocol: http }}", front(80));
@@ -100,6 +101,15 @@ pub fn document(layout: &Layout, parts: &Parts, value: u64) -> String {
         None => text.push_str("cluster: { drain: { deadline: 5s } }\n"),
     }
     text
+}
+
+/// What the routes of [`document`] lead to: one prefix a backend, and one for all.
+pub fn asks<'a>(http: impl Iterator<Item = &'a str>) -> Vec<Ask> {
+    let names: Vec<_> = http.map(str::to_owned).collect();
+    let only = names.iter().map(|name| Ask { prefix: format!("/{name}"), backends: vec![name.clone()] });
+    let only: Vec<_> = only.collect();
+    let all = Ask { prefix: "/all".to_owned(), backends: names };
+    only.into_iter().chain([all]).collect()
 }
 
 /// Where the register's digits are, whatever spelling a node gives the document: no other member has

@@ -61,8 +61,10 @@ impl Local {
                 nodes: Vec::new(),
                 backends: Vec::new(),
                 clients: Vec::new(),
-                vip: None,
+                vip: Vec::new(),
+                asks: Vec::new(),
                 key_file,
+                renewals: super::Renewals::default(),
             },
             ledger: ledger.clone(),
             layout: layout.clone(),
@@ -111,6 +113,7 @@ impl Local {
         process.args = args(address);
         self.backends.push(process);
         self.map.backends.push(BackendInfo { name: name.to_owned(), kind, place, address, port });
+        self.map.asks = config::asks(self.map.backends.iter().filter(|b| b.kind == "http").map(|b| &*b.name));
         Ok(())
     }
 
@@ -183,6 +186,7 @@ impl Local {
         self.map.nodes.push(NodeInfo {
             name,
             place: site.place.clone(),
+            namespace: None,
             admin: Admin::plain(site.place, site.admin),
             cluster: site.cluster,
             web: site.cluster,
@@ -218,12 +222,12 @@ impl Local {
             ensure!(status.ready, "not ready: {:?}", status.warnings);
             Ok(status)
         })?;
-        let vip = self.map.vip;
+        let vip = &self.map.vip;
         let info = &mut self.map.nodes[index];
         let own = info.cluster.ip();
         let at = |name: &str| {
             let mut found = status.listeners.iter().filter(|l| l.listener == name);
-            let address = found.find_map(|l| l.address.filter(|a| Some(a.ip()) != vip))?;
+            let address = found.find_map(|l| l.address.filter(|a| !vip.contains(&a.ip())))?;
             let anywhere = address.ip().is_unspecified();
             Some(SocketAddr::new(if anywhere { own } else { address.ip() }, address.port()))
         };
@@ -232,7 +236,7 @@ impl Local {
         Ok(())
     }
 
-    pub(super) fn set_vip(&mut self, vip: Option<std::net::IpAddr>) {
+    pub(super) fn set_vip(&mut self, vip: Vec<std::net::IpAddr>) {
         self.map.vip = vip;
     }
 

@@ -11,8 +11,9 @@ mod node;
 mod process;
 pub mod switch;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::bail;
@@ -23,6 +24,7 @@ pub use switch::Switch;
 
 use crate::admin::{Admin, Status};
 use crate::cleanup::Ledger;
+use crate::load::Ask;
 use crate::place::{Place, eventually};
 
 /// Within this a cluster starts, or converges again, on a loaded machine of two cores.
@@ -30,8 +32,11 @@ pub const SETTLE: Duration = Duration::from_secs(45);
 
 /// The VIP that scenarios speak of.
 pub const VIP: &str = "front";
-/// Its address, where nodes are at 198.18.0.11 and up.
-pub const VIP_ADDRESS: &str = "198.18.0.100";
+/// Its addresses, which move together, where nodes are at 198.18.0.11 and up.
+pub const VIP_ADDRESSES: [(IpAddr, u8); 2] = [
+    (IpAddr::V4(Ipv4Addr::new(198, 18, 0, 100)), 24),
+    (IpAddr::V6(Ipv6Addr::new(0xfd00, 0x198, 0x18, 0, 0, 0, 0, 0x100)), 64),
+];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -107,7 +112,10 @@ pub enum ProcessState {
 #[derive(Clone, Debug)]
 pub struct NodeInfo {
     pub name: String,
+    /// Where those run who speak for it.
     pub place: Place,
+    /// Its network namespace as a file, where that is not its place: a container's.
+    pub namespace: Option<PathBuf>,
     pub admin: Admin,
     /// The cluster port.
     pub cluster: SocketAddr,
@@ -138,8 +146,41 @@ pub struct Map {
     pub nodes: Vec<NodeInfo>,
     pub backends: Vec<BackendInfo>,
     pub clients: Vec<Place>,
-    pub vip: Option<IpAddr>,
+    /// Addresses of the VIP; empty: there is none.
+    pub vip: Vec<IpAddr>,
+    /// What HTTP clients ask for, and who may answer.
+    pub asks: Vec<Ask>,
     pub key_file: PathBuf,
+    pub renewals: Renewals,
+}
+
+/// What a node has anew since the run began, until it is taken: a container that is started again has
+/// another network namespace than before.
+#[derive(Clone, Debug, Default)]
+pub struct Renewals(Arc<Mutex<Vec<Renewal>>>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Renewal {
+    /// `made`: just now, and nothing was in it.
+    Namespace {
+        node: String,
+        path: PathBuf,
+        made: bool,
+    },
+    Mac {
+        node: String,
+        mac: [u8; 6],
+    },
+}
+
+impl Renewals {
+    pub fn add(&self, renewal: Renewal) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(renewal);
+    }
+
+    pub fn take(&self) -> Vec<Renewal> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 impl Map {
@@ -323,7 +364,7 @@ pub fn settled(map: &Map, within: Duration) -> anyhow::Result<()> {
                     other => bail!("{name} sees {}: {other:?}", member.name),
                 }
             }
-            if map.vip.is_some() && status.owner(VIP).is_none() {
+            if !map.vip.is_empty() && status.owner(VIP).is_none() {
                 bail!("{name} knows no owner of {VIP}: {:?}", status.vips);
             }
         }

@@ -10,7 +10,7 @@ use anyhow::{Context, ensure};
 use super::config::UPGRADE;
 use super::local::Local;
 use super::switch::{Switch, address};
-use super::{Kind, Layout, Programs, VIP_ADDRESS};
+use super::{Kind, Layout, Programs, VIP_ADDRESSES};
 use crate::cleanup::{Item, Ledger};
 use crate::place::succeed;
 
@@ -49,7 +49,7 @@ pub(super) fn build(layout: &Layout, programs: &Programs, ledger: &Ledger) -> an
     let switch = Switch::build(ledger, &programs.chaos)?;
     let mut env = Local::new(Kind::Netns, layout, programs, ledger, folder, Some(switch.clone()))?;
     if layout.vip.is_some() {
-        env.set_vip(Some(VIP_ADDRESS.parse().context("the VIP's address")?));
+        env.set_vip(VIP_ADDRESSES.map(|(address, _)| address).to_vec());
     }
     let http = (1..=layout.backends).map(|n| (format!("b{n}"), "http"));
     let echoes = [("stream", "tcp-echo"), ("datagram", "udp-echo"), (UPGRADE, "upgrade")];

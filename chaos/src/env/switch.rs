@@ -66,7 +66,7 @@ impl Switch {
     }
 
     fn ip(&self, batch: &str) -> anyhow::Result<()> {
-        feed(self.place.command("ip").args(["-batch", "-"]), batch).map(drop)
+        ip(&self.place, batch)
     }
 
     /// A namespace with these addresses, behind the port `port`.
@@ -76,23 +76,10 @@ impl Switch {
         port: &str,
         address: Ipv4Addr,
     ) -> anyhow::Result<(Place, [u8; 6])> {
-        let name = namespace(ledger, port);
-        make_namespace(ledger, &name)?;
-        let mac = hardware(address);
+        let (place, mac) = attach((&self.place, BRIDGE), ledger, port, port, address)?;
         let last = address.octets()[3];
-        let shown = mac.map(|b| format!("{b:02x}")).join(":");
-        self.ip(&format!(
-            "link add name {port} type veth peer name {INTERFACE} netns {name} address {shown}\n\
-             link set {port} master {BRIDGE}\nlink set {port} up\n"
-        ))?;
-        let place = Place::Namespace(name);
-        // Without this a kernel may send ARP requests from a VIP that it is about to lose.
-        place.run(|| std::fs::write(format!("/proc/sys/net/ipv4/conf/{INTERFACE}/arp_announce"), "2"))?;
-        let batch = format!(
-            "link set lo up\nlink set {INTERFACE} up\naddr add {address}/24 dev {INTERFACE}\n\
-             addr add fd00:198:18::{last}/64 dev {INTERFACE} nodad\n"
-        );
-        feed(place.command("ip").args(["-batch", "-"]), &batch)?;
+        let batch = format!("addr add fd00:198:18::{last}/64 dev {INTERFACE} nodad\n");
+        ip(&place, &batch)?;
         Ok((place, mac))
     }
 
@@ -233,6 +220,38 @@ impl Drop for Delay {
             let _ = child.wait();
         }
     }
+}
+
+fn ip(place: &Place, batch: &str) -> anyhow::Result<()> {
+    feed(place.command("ip").args(["-batch", "-"]), batch).map(drop)
+}
+
+/// A namespace of our own for `of`, by a cable whose other end is `port` of a bridge, which is named by
+/// its place and its name.
+pub(super) fn attach(
+    bridge: (&Place, &str),
+    ledger: &Ledger,
+    of: &str,
+    port: &str,
+    address: Ipv4Addr,
+) -> anyhow::Result<(Place, [u8; 6])> {
+    let name = namespace(ledger, of);
+    make_namespace(ledger, &name)?;
+    let mac = hardware(address);
+    let shown = mac.map(|b| format!("{b:02x}")).join(":");
+    let (at, bridge) = bridge;
+    ip(
+        at,
+        &format!(
+            "link add name {port} type veth peer name {INTERFACE} netns {name} address {shown}\n\
+             link set {port} master {bridge}\nlink set {port} up\n"
+        ),
+    )?;
+    let place = Place::Namespace(name);
+    // Without this a kernel may send ARP requests from a VIP that it is about to lose.
+    place.run(|| std::fs::write(format!("/proc/sys/net/ipv4/conf/{INTERFACE}/arp_announce"), "2"))?;
+    ip(&place, &format!("link set lo up\nlink set {INTERFACE} up\naddr add {address}/24 dev {INTERFACE}\n"))?;
+    Ok((place, mac))
 }
 
 fn namespace(ledger: &Ledger, of: &str) -> String {

@@ -72,7 +72,12 @@ pub(super) fn move_vip(env: &mut dyn Env, tools: &mut Tools, fault: Fault) -> an
     let map = env.map();
     let members = map.nodes.iter().enumerate().filter(|(n, i)| *n != owner && i.member);
     let others: Vec<_> = members.map(|(n, _)| n).collect();
-    let to = *others.choose(&mut tools.random).context("nobody to move to")?;
+    let back = tools.moved_from.filter(|n| fault == Fault::MoveBack && others.contains(n));
+    let to = match back {
+        Some(back) => back,
+        None => *others.choose(&mut tools.random).context("nobody to move to")?,
+    };
+    tools.moved_from = Some(owner);
     let name = map.nodes[to].name.clone();
     // Refused where the owner has changed since it was looked up: that is no failure of the move.
     eventually(MOVE_TIMEOUT, "the move is accepted", || {

@@ -64,6 +64,8 @@ pub enum Fault {
     Bridge,
     /// What the victim sends to the other nodes is lost; what they send arrives.
     OneWay(Target),
+    /// What the other nodes send to the victim is lost; what it sends arrives.
+    Deaf(Target),
     /// The victim is cut from the other nodes, clients and backends reach it.
     CutFromNodes(Target),
     /// The cable is out: the victim sees its link go.
@@ -93,6 +95,8 @@ pub enum Fault {
     JoinLeave,
     /// The VIP is moved to another node.
     Move,
+    /// It is moved to the node that it was moved from last.
+    MoveBack,
     /// The VIP's owner is drained; healed by `--undo`.
     Drain,
 }
@@ -111,6 +115,7 @@ impl Fault {
             Fault::Halves => "halves",
             Fault::Bridge => "bridge",
             Fault::OneWay(_) => "one-way",
+            Fault::Deaf(_) => "deaf",
             Fault::CutFromNodes(_) => "cut-from-nodes",
             Fault::CablePull(_) => "cable-pull",
             Fault::Loss { .. } => "loss",
@@ -123,6 +128,7 @@ impl Fault {
             Fault::RollingRestart => "rolling-restart",
             Fault::JoinLeave => "join-leave",
             Fault::Move => "move",
+            Fault::MoveBack => "move-back",
             Fault::Drain => "drain",
         }
     }
@@ -159,6 +165,8 @@ pub struct Tools {
     pub random: StdRng,
     /// Numbers the tables and cgroups of a run.
     pub number: u32,
+    /// Where the last move took the VIP from.
+    pub moved_from: Option<usize>,
 }
 
 impl Tools {
@@ -219,6 +227,7 @@ pub fn prepare(fault: Fault, env: &dyn Env, tools: &mut Tools) -> anyhow::Result
         | Fault::Isolate(target)
         | Fault::CutFromNodes(target)
         | Fault::OneWay(target)
+        | Fault::Deaf(target)
         | Fault::CablePull(target) => match target {
             Target::LeaderOwner => true,
             Target::OwnerNotLeader | Target::LeaderNotOwner => false,
@@ -243,6 +252,7 @@ pub fn inject(fault: Fault, env: &mut dyn Env, tools: &mut Tools) -> anyhow::Res
         | Fault::Halves
         | Fault::Bridge
         | Fault::OneWay(_)
+        | Fault::Deaf(_)
         | Fault::CutFromNodes(_)
         | Fault::CablePull(_)
         | Fault::Loss { .. }
@@ -253,7 +263,7 @@ pub fn inject(fault: Fault, env: &mut dyn Env, tools: &mut Tools) -> anyhow::Res
         Fault::BackendDeath | Fault::BrownOut => backend::inject(env, tools, fault),
         Fault::RollingRestart => members::rolling_restart(env, fault),
         Fault::JoinLeave => members::join_leave(env, fault),
-        Fault::Move => members::move_vip(env, tools, fault),
+        Fault::Move | Fault::MoveBack => members::move_vip(env, tools, fault),
         Fault::Drain => members::drain(env, tools, fault),
     }
 }

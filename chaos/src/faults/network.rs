@@ -108,6 +108,11 @@ fn plan(
             let pairs = others(victim).into_iter().map(|n| (port(victim), port(n))).collect();
             (vec![victim], pairs)
         }
+        Fault::Deaf(target) => {
+            let victim = tools.aim(map, target)?[0];
+            let pairs = others(victim).into_iter().map(|n| (port(n), port(victim))).collect();
+            (vec![victim], pairs)
+        }
         Fault::Halves | Fault::Bridge => {
             let mut shuffled = members.to_vec();
             shuffled.shuffle(&mut tools.random);

@@ -150,7 +150,7 @@ fn lacks(options: &Options, map: &Map) -> Vec<Lack> {
         let why = "the containers' admin API is reached by the command line only";
         lacks.extend([lack(Part::Operations, why), lack(Part::Ends, why)]);
     }
-    if map.vip.is_none() {
+    if map.vip.is_empty() {
         if options.scenario.faults == [Fault::RollingRestart] {
             lacks
                 .push(lack(Part::Loads, "without a VIP there is no node to ask that is not stopped in turn"));
@@ -168,13 +168,14 @@ fn version(options: &Options) -> String {
 }
 
 fn vips(map: &Map, scenario: &Scenario) -> Vec<VipInfo> {
-    let of = |vip: env::VipLayout, address| VipInfo {
+    let vip = scenario.layout.vip.filter(|_| !map.vip.is_empty());
+    let info = |vip: env::VipLayout| VipInfo {
         name: env::VIP.to_owned(),
-        addresses: vec![address],
+        addresses: map.vip.clone(),
         ttl: nanoseconds(vip.ttl()),
         hold: false,
     };
-    scenario.layout.vip.zip(map.vip).map(|(vip, address)| of(vip, address)).into_iter().collect()
+    vip.map(info).into_iter().collect()
 }
 
 fn nanoseconds(time: Duration) -> Time {
@@ -201,6 +202,7 @@ fn break_it(
         programs: options.programs.clone(),
         random: StdRng::seed_from_u64(options.seed ^ 0x5eed),
         number: 0,
+        moved_from: None,
     };
     let began = Instant::now();
     pause(WARM_UP, interrupted);

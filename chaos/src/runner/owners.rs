@@ -1,16 +1,15 @@
 //! Who has the VIP: by the events of every node's kernel, and as a client sees it.
 
-use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::witness::{Stage, Witness};
-use crate::env::Map;
 use crate::env::switch::INTERFACE;
-use crate::place::Place;
+use crate::env::{Map, Renewal};
 use crate::watch::{Asker, Post, Questions, Watch};
 
-const POLL: Duration = Duration::from_millis(50);
+/// A new namespace is to be watched before anything runs in it.
+const POLL: Duration = Duration::from_millis(1);
 
 /// Last parts of addresses that nobody has, from which a client asks.
 const POOL: std::ops::Range<u8> = 224..248;
@@ -23,38 +22,45 @@ pub(super) struct Owners;
 
 impl Witness for Owners {
     fn watch(&mut self, stage: &Stage<'_>) {
-        let Some(vip) = stage.map.vip else { return };
+        if stage.map.vip.is_empty() {
+            return;
+        }
         // What could not be watched is missing in the trace, and its checkers can't pass.
-        let watch = match Watch::start(stage.recorder, &[vip], posts(stage.map)) {
+        let watch = match Watch::start(stage.recorder, &stage.map.vip, posts(stage.map)) {
             Ok(watch) => watch,
             Err(e) => return stage.recorder.note(format!("VIP owners are not watched: {e:#}")),
         };
-        let asker = questions(stage.map, vip).map(|questions| Asker::start(stage.recorder, questions));
-        if let Some(Err(e)) = &asker {
-            stage.recorder.note(format!("no client asks for the VIP: {e:#}"));
+        let mut askers = Vec::new();
+        for vip in &stage.map.vip {
+            let Some(questions) = questions(stage.map, *vip) else { continue };
+            match Asker::start(stage.recorder, questions) {
+                Ok(asker) => askers.push(asker),
+                Err(e) => stage.recorder.note(format!("no client asks for {vip}: {e:#}")),
+            }
         }
         while !stage.over() {
+            for renewal in stage.map.renewals.take() {
+                match renewal {
+                    Renewal::Namespace { node, path, made } => {
+                        watch.add(Post { node, namespace: path, fresh: made });
+                    }
+                    Renewal::Mac { node, mac } => {
+                        askers.iter().for_each(|asker| asker.rename(node.clone(), mac));
+                    }
+                }
+            }
             std::thread::sleep(POLL);
         }
         // Answers are judged by what the watch saw, which has to go on for longer.
-        if let Some(Ok(asker)) = asker {
-            asker.finish();
-        }
+        askers.into_iter().for_each(Asker::finish);
         watch.finish();
-    }
-}
-
-fn file(place: &Place) -> PathBuf {
-    match place {
-        Place::Here => PathBuf::from("/proc/self/ns/net"),
-        Place::Namespace(name) => PathBuf::from(format!("/run/netns/{name}")),
     }
 }
 
 fn posts(map: &Map) -> Vec<Post> {
     let post = |node: &crate::env::NodeInfo| Post {
         node: node.name.clone(),
-        namespace: file(&node.place),
+        namespace: node.namespace.clone().unwrap_or_else(|| node.place.file()),
         fresh: false,
     };
     map.nodes.iter().map(post).collect()
@@ -62,13 +68,22 @@ fn posts(map: &Map) -> Vec<Post> {
 
 /// Asked by the last client, which has no load where there is another.
 fn questions(map: &Map, vip: IpAddr) -> Option<Questions> {
-    let IpAddr::V4(vip) = vip else { return None };
-    let [a, b, c, _] = vip.octets();
+    let pool = POOL.map(|last| match vip {
+        IpAddr::V4(vip) => {
+            let [a, b, c, _] = vip.octets();
+            IpAddr::from([a, b, c, last])
+        }
+        IpAddr::V6(vip) => {
+            let mut octets = vip.octets();
+            octets[14..].copy_from_slice(&[0, last]);
+            IpAddr::from(octets)
+        }
+    });
     Some(Questions {
-        namespace: file(map.clients.last()?),
+        namespace: map.clients.last()?.file(),
         device: INTERFACE.to_owned(),
         vip,
-        pool: POOL.map(|last| Ipv4Addr::new(a, b, c, last)).collect(),
+        pool: pool.collect(),
         nodes: map.nodes.iter().filter_map(|node| Some((node.name.clone(), node.mac?))).collect(),
         port: Some(PORT),
     })

@@ -1,6 +1,6 @@
 //! Clients: at the VIP, or where there is none, at each node.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -15,6 +15,13 @@ const POLL: Duration = Duration::from_millis(50);
 
 /// Requests a second on kept connections, streams and datagrams.
 const KEPT_RATE: u32 = 20;
+
+/// Of new connections to an address of the VIP that is not its first.
+const SECOND_RATE: u32 = 100;
+
+fn family(address: &IpAddr) -> &'static str {
+    if address.is_ipv6() { "ipv6" } else { "ipv4" }
+}
 
 /// Where a node is the target, there are several probes.
 const NODE_RATE: u32 = 50;
@@ -48,38 +55,43 @@ impl Witness for Traffic {
 }
 
 fn specs(map: &Map) -> Vec<Spec> {
-    let http = map.backends.iter().filter(|b| b.kind == "http").map(|b| b.name.clone());
-    let http: Vec<_> = http.collect();
-    // One prefix a backend, and one for all.
-    let only = http.iter().map(|name| Ask { prefix: format!("/{name}"), backends: vec![name.clone()] });
-    let all = Ask { prefix: "/all".to_owned(), backends: http.clone() };
-    let asks: Vec<_> = only.chain([all]).collect();
     let spec = |name: String, kind: LoadKind, target: SocketAddr, node: Option<&str>| Spec {
         node: node.map(str::to_owned),
         kind,
         connections: 4,
         rate: if kind == LoadKind::Probe && node.is_none() { 200 } else { NODE_RATE },
-        ..Spec::probe(&name, target, TIME_MAX, asks.clone())
+        ..Spec::probe(&name, target, TIME_MAX, map.asks.clone())
     };
-    if let Some(vip) = map.vip {
-        let at = |port: u16| SocketAddr::new(vip, port);
-        let [web, stream, datagram] = VIP_PORTS.map(at);
-        let kept = |name: &str, kind: LoadKind, target: SocketAddr| Spec {
-            rate: KEPT_RATE,
-            ..spec(name.into(), kind, target, None)
-        };
-        // Each by one backend of its own.
-        let of = |prefix: &str, backend: &str| {
-            vec![Ask { prefix: format!("/{prefix}"), backends: vec![backend.to_owned()] }]
-        };
-        return vec![
-            spec("vip".into(), LoadKind::Probe, web, None),
-            kept("vip-kept", LoadKind::Http, web),
-            Spec { asks: of(UPGRADE, UPGRADE), ..kept("vip-upgraded", LoadKind::Stream, web) },
-            Spec { asks: of("", "stream"), ..kept("vip-stream", LoadKind::Tcp, stream) },
-            Spec { asks: of("", "datagram"), ..kept("vip-datagrams", LoadKind::Udp, datagram) },
-        ];
+    let Some((&vip, more)) = map.vip.split_first() else {
+        let nodes = map.nodes.iter();
+        return nodes
+            .map(|n| spec(format!("to-{}", n.name), LoadKind::Probe, n.web, Some(&n.name)))
+            .collect();
+    };
+    let at = |port: u16| SocketAddr::new(vip, port);
+    let [web, stream, datagram] = VIP_PORTS.map(at);
+    let kept = |name: &str, kind: LoadKind, target: SocketAddr| Spec {
+        rate: KEPT_RATE,
+        ..spec(name.into(), kind, target, None)
+    };
+    let mut specs =
+        vec![spec("vip".into(), LoadKind::Probe, web, None), kept("vip-kept", LoadKind::Http, web)];
+    // The other addresses move together with the first.
+    specs.extend(more.iter().map(|address| {
+        let target = SocketAddr::new(*address, web.port());
+        Spec { rate: SECOND_RATE, ..spec(format!("vip-{}", family(address)), LoadKind::Probe, target, None) }
+    }));
+    // Each by one backend of its own, where there is one.
+    let others = [
+        ("upgrade", UPGRADE, UPGRADE, kept("vip-upgraded", LoadKind::Stream, web)),
+        ("tcp-echo", "", "stream", kept("vip-stream", LoadKind::Tcp, stream)),
+        ("udp-echo", "", "datagram", kept("vip-datagrams", LoadKind::Udp, datagram)),
+    ];
+    for (kind, prefix, backend, spec) in others {
+        if map.backends.iter().any(|b| b.kind == kind) {
+            let ask = Ask { prefix: format!("/{prefix}"), backends: vec![backend.to_owned()] };
+            specs.push(Spec { asks: vec![ask], ..spec });
+        }
     }
-    let nodes = map.nodes.iter();
-    nodes.map(|n| spec(format!("to-{}", n.name), LoadKind::Probe, n.web, Some(&n.name))).collect()
+    specs
 }

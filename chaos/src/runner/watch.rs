@@ -9,8 +9,11 @@ use crate::admin::Status;
 
 const PERIOD: Duration = Duration::from_millis(100);
 
-/// What a node said longer ago says nothing of now.
-const FRESH: Duration = Duration::from_millis(500);
+/// Where the command line has to ask, which takes a process and a handshake, it would be a load itself.
+const SLOW_PERIOD: Duration = Duration::from_secs(2);
+
+/// What a node said so many periods ago says nothing of now.
+const FRESH: u32 = 5;
 
 pub(super) struct Leaders;
 
@@ -20,6 +23,8 @@ type Said = Mutex<BTreeMap<usize, (Instant, Status)>>;
 impl Witness for Leaders {
     fn watch(&mut self, stage: &Stage<'_>) {
         let said = &Said::default();
+        let by_program = stage.map.nodes.iter().any(|n| n.admin.cli.is_some());
+        let period = if by_program { SLOW_PERIOD } else { PERIOD };
         std::thread::scope(|scope| {
             // A thread each: one that is frozen keeps only its own waiting.
             for (index, node) in stage.map.nodes.iter().enumerate() {
@@ -29,14 +34,17 @@ impl Witness for Leaders {
                             let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
                             said.insert(index, (Instant::now(), status));
                         }
-                        std::thread::sleep(PERIOD);
+                        let next = Instant::now() + period;
+                        while !stage.over() && Instant::now() < next {
+                            std::thread::sleep(PERIOD);
+                        }
                     }
                 });
             }
             while !stage.over() {
                 std::thread::sleep(PERIOD);
                 let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
-                said.retain(|_, (at, _)| at.elapsed() < FRESH);
+                said.retain(|_, (at, _)| at.elapsed() < FRESH * period);
                 let (node, term) = leader(said.values().map(|(_, status)| status));
                 stage.recorder.leader(node, term);
             }

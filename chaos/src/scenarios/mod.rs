@@ -14,7 +14,7 @@ use serde::Serialize;
 
 pub use table::SCENARIOS;
 
-use crate::env::{Kind, Layout};
+use crate::env::{Kind, Layout, Part, VipLayout};
 use crate::faults::Fault;
 
 #[derive(Clone, Debug, PartialEq)]
@@ -82,23 +82,67 @@ impl Scenario {
     /// Where it can run.
     pub fn environments(&self) -> Vec<Kind> {
         let all = [Kind::Process, Kind::Netns, Kind::Docker];
-        all.into_iter().filter(|kind| self.fits(*kind)).collect()
+        all.into_iter().filter(|kind| self.unfit(*kind).is_none()).collect()
     }
 
-    fn fits(&self, kind: Kind) -> bool {
-        let vip = self.layout.vip.is_some();
-        let fits = |fault: &Fault| match (kind, fault) {
-            (Kind::Netns, _) => true,
-            (Kind::Process, fault) => !needs_network(fault),
-            (Kind::Docker, Fault::Isolate(_) | Fault::CablePull(_)) => true,
-            (Kind::Docker, Fault::Kill(..) | Fault::Freeze(..) | Fault::Stop(_) | Fault::RollingRestart) => {
-                true
+    /// Why it can't run there.
+    pub fn unfit(&self, kind: Kind) -> Option<&'static str> {
+        let layout = &self.layout;
+        match kind {
+            Kind::Netns => None,
+            Kind::Process if layout.vip.is_some() => Some("a VIP needs an interface of its own"),
+            Kind::Process if self.faults.iter().any(needs_network) => Some("loopback has no links to hurt"),
+            Kind::Process => None,
+            Kind::Docker if layout.nodes != COMPOSE.nodes => Some("docker-compose.yml has three nodes"),
+            Kind::Docker if layout.small_disks.is_some() => Some("a container's disk is the machine's"),
+            Kind::Docker
+                if layout.vip.is_some()
+                    && (layout.vip, layout.election) != (COMPOSE.vip, COMPOSE.election) =>
+            {
+                Some("the VIP of docker-compose.yml has the TTL and the timers of its config")
             }
-            (Kind::Docker, _) => false,
-        };
-        (kind == Kind::Netns || !vip)
-            && !(kind == Kind::Docker && (self.layout.small_disks.is_some() || self.layout.nodes != 3))
-            && self.faults.iter().all(fits)
+            Kind::Docker => self.faults.iter().find_map(|fault| unfit_for_containers(fault, layout)),
+        }
+    }
+}
+
+/// The cluster of docker-compose.yml.
+const COMPOSE: Layout = Layout {
+    nodes: 3,
+    backends: 2,
+    clients: 2,
+    vip: Some(VipLayout { ttl_ms: 1_000 }),
+    election: None,
+    small_disks: None,
+};
+
+fn unfit_for_containers(fault: &Fault, layout: &Layout) -> Option<&'static str> {
+    match fault {
+        Fault::Kill(_, Part::Guard) | Fault::Freeze(_, Part::Guard) => {
+            Some("the guard is process 1 of its container, and takes the node along")
+        }
+        Fault::Kill(..)
+        | Fault::Freeze(..)
+        | Fault::Stop(_)
+        | Fault::RollingRestart
+        | Fault::CablePull(_)
+        | Fault::Move
+        | Fault::MoveBack
+        | Fault::Drain => None,
+        // A node out of its network; with a VIP that has a scenario of its own.
+        Fault::Isolate(_) if layout.vip.is_none() => None,
+        Fault::Isolate(_)
+        | Fault::Halves
+        | Fault::Bridge
+        | Fault::OneWay(_)
+        | Fault::Deaf(_)
+        | Fault::CutFromNodes(_)
+        | Fault::Loss { .. }
+        | Fault::Delay { .. } => Some("the bridge is docker's: cables can be pulled, links not be cut"),
+        Fault::DiskFull(_) | Fault::SlowDisk(_) => Some("a container's disk is the machine's"),
+        Fault::Clock { .. } => Some("a container's clock is the machine's"),
+        Fault::BackendDeath | Fault::BrownOut => Some("the containers' backends are left alone"),
+        Fault::JoinLeave => Some("nodes are added by docker/up only"),
     }
 }
 
@@ -109,11 +153,13 @@ fn needs_network(fault: &Fault) -> bool {
             | Fault::Halves
             | Fault::Bridge
             | Fault::OneWay(_)
+            | Fault::Deaf(_)
             | Fault::CutFromNodes(_)
             | Fault::CablePull(_)
             | Fault::Loss { .. }
             | Fault::Delay { .. }
             | Fault::Move
+            | Fault::MoveBack
             | Fault::Drain
     )
 }
@@ -153,6 +199,26 @@ mod tests {
             assert!(!scenario.faults.is_empty(), "{}", scenario.name);
             assert!(scenario.environments().contains(&Kind::Netns), "{}", scenario.name);
             assert!(SCENARIOS[..i].iter().all(|other| other.name != scenario.name), "{}", scenario.name);
+        }
+    }
+
+    #[test]
+    fn containers_take_what_can_be_done_to_them_and_say_why_not() {
+        let unfit = |name: &str| Scenario::find(name).unwrap().unfit(Kind::Docker);
+        for name in
+            ["kill-owner", "kill-owner-hard", "freeze-owner", "hang-owner", "cable-pull", "move", "drain"]
+        {
+            assert_eq!(unfit(name), None, "{name}");
+        }
+        for (name, why) in [
+            ("guard-only", "process 1"),
+            ("partition-owner", "docker's"),
+            ("one-way-owner", "docker's"),
+            ("deaf-owner", "docker's"),
+            ("quick-cable-pull", "TTL"),
+            ("everything-vip", "three nodes"),
+        ] {
+            assert!(unfit(name).is_some_and(|text| text.contains(why)), "{name}: {:?}", unfit(name));
         }
     }
 

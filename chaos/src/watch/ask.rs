@@ -1,15 +1,15 @@
-//! Asks for a VIP every 10 ms, as a client does, and writes down who answers: ARP requests to all, and a
-//! SYN to each node's hardware address.
+//! Asks for an address of a VIP every 10 ms, as a client does, and writes down who answers: ARP requests
+//! or neighbour solicitations to all, and a SYN to each node's hardware address.
 //!
 //! Each question comes from another address of a pool, so an answer belongs to one question, however late
 //! it comes. The pool's addresses are nobody's; what is asked for them is answered here.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use anyhow::Context;
@@ -22,7 +22,7 @@ use super::{inside, other};
 use crate::trace::{Asked, MILLISECOND, Recorder, Time, boot_time};
 
 const PERIOD: Time = 10 * MILLISECOND;
-/// A round of SYNs every so many ARP requests.
+/// A round of SYNs every so many questions.
 const SYN_EVERY: u64 = 5;
 /// A question is closed after so many others: 50 ms.
 const OPEN: usize = 5;
@@ -35,12 +35,12 @@ pub struct Questions {
     /// The client's network namespace, as a file, and its interface.
     pub namespace: PathBuf,
     pub device: String,
-    pub vip: Ipv4Addr,
+    pub vip: IpAddr,
     /// Addresses of the VIP's subnet that nobody has; at least twice as many as questions are open.
-    pub pool: Vec<Ipv4Addr>,
+    pub pool: Vec<IpAddr>,
     /// Nodes by hardware address.
     pub nodes: Vec<(String, [u8; 6])>,
-    /// Where SYNs go; `None`: only ARP.
+    /// Where SYNs go; `None`: nowhere.
     pub port: Option<u16>,
 }
 
@@ -49,6 +49,7 @@ pub struct Questions {
 #[derive(Debug)]
 pub struct Asker {
     stop: Arc<AtomicBool>,
+    macs: Macs,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -57,10 +58,15 @@ impl Asker {
     /// No such interface, or no packet socket.
     pub fn start(recorder: &Recorder, questions: Questions) -> anyhow::Result<Self> {
         anyhow::ensure!(questions.pool.len() >= 2 * OPEN, "a pool of {} at least", 2 * OPEN);
+        let family = questions.vip.is_ipv6();
+        anyhow::ensure!(questions.pool.iter().all(|from| from.is_ipv6() == family), "a pool of one family");
         let (socket, mac) = inside(&questions.namespace, || open(&questions.device))?;
         let stop = Arc::new(AtomicBool::new(false));
+        let macs = Macs::default();
         let mut asking = Asking {
             recorder: recorder.clone(),
+            former: Vec::new(),
+            macs: macs.clone(),
             questions,
             socket,
             mac,
@@ -74,7 +80,12 @@ impl Asker {
                 asking.recorder.note(format!("asking for {} ended: {error}", asking.questions.vip));
             }
         })?;
-        Ok(Self { stop, thread: Some(thread) })
+        Ok(Self { stop, macs, thread: Some(thread) })
+    }
+
+    /// A node has another hardware address from now on.
+    pub fn rename(&self, node: String, mac: Mac) {
+        self.macs.lock().unwrap_or_else(PoisonError::into_inner).push((node, mac));
     }
 
     pub fn finish(mut self) {
@@ -109,12 +120,15 @@ fn open(device: &str) -> anyhow::Result<(OwnedFd, Mac)> {
     Ok((socket, mac))
 }
 
+/// What was told since it was looked at.
+type Macs = Arc<Mutex<Vec<(String, Mac)>>>;
+
 /// A question that may still be answered.
 struct Open {
     asked: Asked,
     at: u64,
     /// The address that asked, and for SYNs the first port, one a node.
-    from: Ipv4Addr,
+    from: IpAddr,
     port: u16,
     by: BTreeSet<String>,
     /// The last answer.
@@ -124,6 +138,9 @@ struct Open {
 struct Asking {
     recorder: Recorder,
     questions: Questions,
+    macs: Macs,
+    /// Addresses that nodes had before: an answer may still come from one.
+    former: Vec<(String, Mac)>,
     socket: OwnedFd,
     mac: Mac,
     open: VecDeque<Open>,
@@ -151,20 +168,25 @@ impl Asking {
         Ok(())
     }
 
+    /// Only values change: a question's ports are told by a node's place in the list.
+    fn renew(&mut self) {
+        for (name, mac) in self.macs.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            let known = self.questions.nodes.iter_mut().find(|(node, old)| *node == name && *old != mac);
+            if let Some((_, old)) = known {
+                self.former.push((name, std::mem::replace(old, mac)));
+            }
+        }
+    }
+
     fn ask(&mut self) -> std::io::Result<()> {
+        self.renew();
         let from = self.questions.pool[(self.number % self.questions.pool.len() as u64) as usize];
         self.number += 1;
         let (vip, at) = (self.questions.vip, boot_time());
         let Some(port) = self.questions.port.filter(|_| self.number.is_multiple_of(SYN_EVERY)) else {
-            self.open.push_back(Open {
-                asked: Asked::Arp,
-                at,
-                from,
-                port: 0,
-                by: BTreeSet::new(),
-                heard: at,
-            });
-            return self.send(&frames::who_has(self.mac, from, vip));
+            let asked = if vip.is_ipv6() { Asked::Nd } else { Asked::Arp };
+            self.open.push_back(Open { asked, at, from, port: 0, by: BTreeSet::new(), heard: at });
+            return self.send(frames::who_has(self.mac, from, vip));
         };
         let count = self.questions.nodes.len() as u16;
         if PORTS.end - self.port < count {
@@ -182,15 +204,17 @@ impl Asking {
         });
         for (index, (_, mac)) in self.questions.nodes.iter().enumerate() {
             let own = (from, first + index as u16);
-            self.send(&frames::syn((self.mac, *mac), own, (vip, port), 1))?;
+            self.send(frames::syn((self.mac, *mac), own, (vip, port), 1))?;
         }
         Ok(())
     }
 
     /// A frame that finds no room or no carrier is a question that nobody heard.
-    fn send(&self, frame: &[u8]) -> std::io::Result<()> {
+    fn send(&self, frame: Option<Vec<u8>>) -> std::io::Result<()> {
         use rustix::io::Errno;
-        match send(&self.socket, frame, SendFlags::DONTWAIT) {
+        // None is made of two families, and then there is nobody to ask.
+        let Some(frame) = frame else { return Ok(()) };
+        match send(&self.socket, &frame, SendFlags::DONTWAIT) {
             Ok(_) | Err(Errno::AGAIN | Errno::NOBUFS | Errno::NETDOWN | Errno::INTR) => Ok(()),
             Err(errno) => Err(other(errno)),
         }
@@ -225,7 +249,7 @@ impl Asking {
         match heard {
             Heard::Reply { mac, sender, target } if sender == vip => {
                 let name = self.name(mac);
-                let asked = self.open.iter_mut().find(|o| o.asked == Asked::Arp && o.from == target);
+                let asked = self.open.iter_mut().find(|o| o.asked != Asked::Syn && o.from == target);
                 if let Some(question) = asked {
                     question.by.insert(name);
                     question.heard = boot_time();
@@ -234,7 +258,7 @@ impl Asking {
             Heard::Request { mac, sender, target }
                 if mac != self.mac && self.questions.pool.contains(&target) =>
             {
-                self.send(&frames::is_at(self.mac, target, (mac, sender)))?;
+                self.send(frames::is_at(self.mac, target, (mac, sender)))?;
             }
             Heard::Tcp { mac, from, to, reset, acknowledged } if from.0 == vip => {
                 let name = self.name(mac);
@@ -247,7 +271,7 @@ impl Asking {
                 question.heard = boot_time();
                 if !reset {
                     // Else it would wait for us, and send again.
-                    self.send(&frames::reset((self.mac, mac), to, from, acknowledged))?;
+                    self.send(frames::reset((self.mac, mac), to, from, acknowledged))?;
                 }
             }
             _ => {}
@@ -256,13 +280,14 @@ impl Asking {
     }
 
     fn name(&self, mac: Mac) -> String {
-        let node = self.questions.nodes.iter().find(|(_, of)| *of == mac);
+        let mut all = self.questions.nodes.iter().chain(&self.former);
+        let node = all.find(|(_, of)| *of == mac);
         node.map_or_else(|| mac.map(|byte| format!("{byte:02x}")).join(":"), |(name, _)| name.clone())
     }
 
     fn close(&mut self) {
         if let Some(Open { asked, at, by, heard, .. }) = self.open.pop_front() {
-            let vip = IpAddr::V4(self.questions.vip);
+            let vip = self.questions.vip;
             let (at, heard) = (self.recorder.since(at), self.recorder.since(heard));
             self.recorder.answer(asked, vip, at, heard, by.into_iter().collect());
         }

@@ -6,6 +6,7 @@
 
 mod ask;
 mod frames;
+mod front;
 #[cfg(test)]
 mod tests;
 
@@ -14,6 +15,7 @@ use std::fs::File;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::thread::JoinHandle;
@@ -51,8 +53,26 @@ pub struct Post {
     pub node: String,
     /// Its network namespace, as a file: `/run/netns/NAME` or `/proc/PID/ns/net`.
     pub namespace: PathBuf,
-    /// The namespace was made just now: nobody owned anything there.
+    /// The namespace was made just now: nobody owned anything there. Believed only while nothing of a
+    /// node runs there.
     pub fresh: bool,
+}
+
+/// Whether only the container runtime, or nobody, runs in a namespace: a program that is yet to begin
+/// there has done nothing.
+fn unused(namespace: &Path) -> io::Result<bool> {
+    let id = |path: &Path| std::fs::metadata(path).map(|m| (m.dev(), m.ino()));
+    let wanted = id(namespace)?;
+    for process in std::fs::read_dir("/proc")?.flatten() {
+        // Of one that ends meanwhile there is nothing to see.
+        if id(&process.path().join("ns/net")).is_ok_and(|found| found == wanted) {
+            let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+            if !["runc", "crun"].iter().any(|runtime| name.starts_with(runtime)) {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
 }
 
 /// Watches until it is finished or dropped.
@@ -148,33 +168,48 @@ fn open(post: &Post) -> anyhow::Result<Opened> {
 }
 
 impl Watcher {
-    fn add(&mut self, post: Post) -> anyhow::Result<()> {
-        ensure!(self.stations.len() < POSTS_MAX, "more than {POSTS_MAX} nodes to watch");
+    fn add(&mut self, mut post: Post) -> anyhow::Result<()> {
+        let old = self.stations.iter().position(|s| s.post.node == post.node);
+        ensure!(old.is_some() || self.stations.len() < POSTS_MAX, "more than {POSTS_MAX} nodes to watch");
         let (since, from) = (boot_time(), self.recorder.now());
         let (fence, links, listing, present) =
             open(&post).with_context(|| format!("{} can't be watched", post.node))?;
+        post.fresh = post.fresh && unused(&post.namespace)?;
         // Before the first sight of a new namespace there was nothing to miss; of one that was there
         // already, all that was.
-        let mut station =
-            Station { post, from, fence, links, listing, present, last: HashMap::new(), lost: None };
-        station.tell(&self.recorder, &self.addresses, since, boot_time(), true);
-        if let Some(old) = self.stations.iter().position(|s| s.post.node == station.post.node) {
-            self.stations.swap_remove(old).close(&self.recorder);
+        let mut gap = !post.fresh;
+        if let Some(old) = old {
+            let mut old = self.stations.swap_remove(old);
+            if let Err(error) = old.read(&self.recorder, &self.addresses, self.empty_at) {
+                old.lost = Some(error.to_string());
+            }
+            // Its end is then in nobody's sight.
+            gap |= old.lost.is_some() || old.last.values().any(Sight::owns);
+            old.close(&self.recorder);
         }
+        let last = HashMap::new();
+        let mut station = Station { post, from, fence, links, listing, present, last, lost: None };
+        station.tell(&self.recorder, &self.addresses, since, boot_time(), gap);
         self.stations.push(station);
         Ok(())
     }
 
     fn run(mut self, posts: &Receiver<Post>) {
         // As far in front as can be had: the later an event is read, the less is known of its moment.
-        let thread = rustix::thread::gettid();
-        let _ = rustix::process::setpriority_process(Some(thread), -20);
+        if front::to_the_front().is_err() {
+            let thread = rustix::thread::gettid();
+            let _ = rustix::process::setpriority_process(Some(thread), -20);
+        }
         loop {
             match posts.try_recv() {
                 Ok(post) => {
                     let node = post.node.clone();
                     if let Err(error) = self.add(post) {
                         self.recorder.note(format!("watch: {node}: {error:#}"));
+                        // What it is now is in nobody's sight.
+                        if let Some(old) = self.stations.iter_mut().find(|s| s.post.node == node) {
+                            old.lost.get_or_insert_with(|| error.to_string());
+                        }
                     }
                 }
                 Err(TryRecvError::Empty) => {}

@@ -1,6 +1,6 @@
 //! The kernel's own events and answers, in namespaces.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use trestle_netlink::clock;
@@ -13,8 +13,11 @@ use crate::trace::{Asked, MILLISECOND as MS, Run, SECOND, Trace, VipInfo};
 
 const VIP: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 100);
 
+const VIP6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x198, 0x18, 0, 0, 0, 0, 0x100);
+
 /// Two nodes and a client.
 struct Scene {
+    vip: IpAddr,
     segment: Segment,
     recorder: Recorder,
     watch: Watch,
@@ -22,20 +25,24 @@ struct Scene {
 
 impl Scene {
     fn new() -> Self {
+        Self::of(VIP.into())
+    }
+
+    fn of(vip: IpAddr) -> Self {
         let segment = Segment::new(3);
         for host in &segment.hosts {
             host.sysctl("net.ipv4.conf.all.arp_ignore", "1");
         }
         let run = Run { nodes: vec!["n1".into(), "n2".into()], ..Run::default() };
-        let vip = VipInfo { name: "front".into(), addresses: vec![VIP.into()], ttl: SECOND, hold: false };
-        let recorder = Recorder::new(run, vec![vip]);
+        let info = VipInfo { name: "front".into(), addresses: vec![vip], ttl: SECOND, hold: false };
+        let recorder = Recorder::new(run, vec![info]);
         let post = |index: usize| Post {
             node: format!("n{}", index + 1),
             namespace: segment.hosts[index].path(),
             fresh: false,
         };
-        let watch = Watch::start(&recorder, &[VIP.into()], vec![post(0), post(1)]).unwrap();
-        Self { segment, recorder, watch }
+        let watch = Watch::start(&recorder, &[vip], vec![post(0), post(1)]).unwrap();
+        Self { vip, segment, recorder, watch }
     }
 
     fn node(&self, number: usize) -> &Namespace {
@@ -43,11 +50,25 @@ impl Scene {
     }
 
     fn fenced(&self, number: usize) -> Fence {
-        self.node(number).enter(|| Fence::install(&["eth0"], &[VIP.into()], Ownership::Plain).unwrap())
+        self.node(number).enter(|| Fence::install(&["eth0"], &[self.vip], Ownership::Plain).unwrap())
     }
 
     fn add(&self, number: usize) {
-        self.node(number).ip(&format!("address add {VIP}/24 dev eth0"));
+        let tail = if self.vip.is_ipv6() { "/64 dev eth0 nodad" } else { "/24 dev eth0" };
+        self.node(number).ip(&format!("address add {}{tail}", self.vip));
+    }
+
+    /// An address of the same subnet.
+    fn beside(&self, last: u8) -> IpAddr {
+        match self.vip {
+            IpAddr::V4(_) => Ipv4Addr::new(198, 18, 0, last).into(),
+            IpAddr::V6(_) => Ipv6Addr::new(0xfd00, 0x198, 0x18, 0, 0, 0, 0, last.into()).into(),
+        }
+    }
+
+    /// How one asks who has it.
+    fn who(&self) -> Asked {
+        if self.vip.is_ipv6() { Asked::Nd } else { Asked::Arp }
     }
 
     fn asker(&self) -> Asker {
@@ -59,8 +80,8 @@ impl Scene {
         let questions = Questions {
             namespace: self.node(3).path(),
             device: "eth0".into(),
-            vip: VIP,
-            pool: (224..240).map(|last| Ipv4Addr::new(198, 18, 0, last)).collect(),
+            vip: self.vip,
+            pool: (224..240).map(|last| self.beside(last)).collect(),
             nodes: vec![mac(1), mac(2)],
             port: Some(80),
         };
@@ -123,21 +144,23 @@ fn two_owners_are_seen_by_events_and_by_clients() {
     if !available(&[]) {
         return;
     }
-    let scene = Scene::new();
-    let asker = scene.asker();
-    scene.add(1);
-    pass_time(Duration::from_millis(300));
-    scene.add(2);
-    pass_time(Duration::from_millis(300));
-    asker.finish();
-    let trace = scene.end();
-    for name in ["one VIP owner", "one VIP owner, as clients see it"] {
-        let verdict = verdict(&trace, name);
-        assert_eq!(verdict.judgement, Judgement::Fail, "{verdict:#?}");
-        assert!(verdict.text.contains("n1") && verdict.text.contains("n2"), "{}", verdict.text);
+    for vip in [IpAddr::from(VIP), VIP6.into()] {
+        let scene = Scene::of(vip);
+        let (who, asker) = (scene.who(), scene.asker());
+        scene.add(1);
+        pass_time(Duration::from_millis(300));
+        scene.add(2);
+        pass_time(Duration::from_millis(300));
+        asker.finish();
+        let trace = scene.end();
+        for name in ["one VIP owner", "one VIP owner, as clients see it"] {
+            let verdict = verdict(&trace, name);
+            assert_eq!(verdict.judgement, Judgement::Fail, "{verdict:#?}");
+            assert!(verdict.text.contains("n1") && verdict.text.contains("n2"), "{}", verdict.text);
+        }
+        let both = |asked| trace.answers.iter().any(|a| a.asked == asked && a.by == ["n1", "n2"]);
+        assert!(both(who) && both(Asked::Syn), "{:#?}", trace.answers);
     }
-    let both = |asked| trace.answers.iter().any(|a| a.asked == asked && a.by == ["n1", "n2"]);
-    assert!(both(Asked::Arp) && both(Asked::Syn), "{:#?}", trace.answers);
 }
 
 #[test]
@@ -145,25 +168,27 @@ fn one_owner_after_the_other_passes_and_a_fence_keeps_the_other_silent() {
     if !available(&[]) {
         return;
     }
-    let scene = Scene::new();
-    let (mut one, mut two) = (scene.fenced(1), scene.fenced(2));
-    // Both have the address all the time: only the fences tell them apart.
-    scene.add(1);
-    scene.add(2);
-    let asker = scene.asker();
-    one.open(VIP.into(), in_ms(400)).unwrap();
-    pass_time(Duration::from_millis(600));
-    two.open(VIP.into(), in_ms(10_000)).unwrap();
-    pass_time(Duration::from_millis(400));
-    asker.finish();
-    let trace = scene.end();
-    for name in ["one VIP owner", "one VIP owner, as clients see it"] {
-        let verdict = verdict(&trace, name);
-        assert_eq!(verdict.judgement, Judgement::Pass, "{verdict:#?}\n{:#?}", trace.answers);
-    }
-    let by = |asked, name: &str| trace.answers.iter().any(|a| a.asked == asked && a.by == [name]);
-    for asked in [Asked::Arp, Asked::Syn] {
-        assert!(by(asked, "n1") && by(asked, "n2"), "{:#?}", trace.answers);
+    for vip in [IpAddr::from(VIP), VIP6.into()] {
+        let scene = Scene::of(vip);
+        let (mut one, mut two) = (scene.fenced(1), scene.fenced(2));
+        // Both have the address all the time: only the fences tell them apart.
+        scene.add(1);
+        scene.add(2);
+        let (who, asker) = (scene.who(), scene.asker());
+        one.open(vip, in_ms(400)).unwrap();
+        pass_time(Duration::from_millis(600));
+        two.open(vip, in_ms(10_000)).unwrap();
+        pass_time(Duration::from_millis(400));
+        asker.finish();
+        let trace = scene.end();
+        for name in ["one VIP owner", "one VIP owner, as clients see it"] {
+            let verdict = verdict(&trace, name);
+            assert_eq!(verdict.judgement, Judgement::Pass, "{verdict:#?}\n{:#?}", trace.answers);
+        }
+        let by = |asked, name: &str| trace.answers.iter().any(|a| a.asked == asked && a.by == [name]);
+        for asked in [who, Asked::Syn] {
+            assert!(by(asked, "n1") && by(asked, "n2"), "{:#?}", trace.answers);
+        }
     }
 }
 
@@ -182,4 +207,50 @@ fn a_flushed_fence_is_seen_as_none() {
     pass_time(Duration::from_millis(50));
     let trace = scene.end();
     assert_eq!(verdict(&trace, "one VIP owner").judgement, Judgement::Fail, "{:#?}", trace.sights);
+}
+
+/// A node is started again, in another namespace.
+fn started_again(running: bool, owned_before: bool) -> Judgement {
+    let scene = Scene::new();
+    let mut fence = scene.fenced(2);
+    scene.add(2);
+    fence.open(VIP.into(), in_ms(10_000)).unwrap();
+    if owned_before {
+        // It dies without an end of its ownership that anybody could see.
+        scene.node(2).ip("link set eth0 down");
+    } else {
+        fence.close(VIP.into()).unwrap();
+    }
+    pass_time(Duration::from_millis(50));
+    let anew = Namespace::new("anew");
+    let sleep = ["netns", "exec", anew.name(), "sleep", "60"];
+    let mut program = running.then(|| std::process::Command::new("ip").args(sleep).spawn().unwrap());
+    if running {
+        let is_there = || !unused(&anew.path()).unwrap();
+        crate::place::eventually(Duration::from_secs(5), "it runs", || {
+            anyhow::ensure!(is_there(), "no");
+            Ok(())
+        })
+        .unwrap();
+    }
+    scene.watch.add(Post { node: "n2".into(), namespace: anew.path(), fresh: true });
+    pass_time(Duration::from_millis(100));
+    if let Some(program) = &mut program {
+        program.kill().unwrap();
+        program.wait().unwrap();
+    }
+    let verdict = verdict(&scene.end(), "one VIP owner");
+    assert_ne!(verdict.judgement, Judgement::Fail, "{verdict:?}");
+    assert!(verdict.judgement == Judgement::Pass || verdict.text.contains("events of n2 were lost"));
+    verdict.judgement
+}
+
+#[test]
+fn a_new_namespace_counts_as_watched_only_from_before_anything_ran_in_it() {
+    if !available(&[]) {
+        return;
+    }
+    assert_eq!(started_again(false, false), Judgement::Pass);
+    assert_eq!(started_again(true, false), Judgement::Unknown);
+    assert_eq!(started_again(false, true), Judgement::Unknown);
 }

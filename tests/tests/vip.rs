@@ -122,6 +122,31 @@ fn a_planned_move_cuts_no_connection_and_fails_no_request() {
 }
 
 #[test]
+fn moves_in_a_row_cut_no_connection() {
+    if !peers::have_namespaces() {
+        return;
+    }
+    let lan = Lan::start(3, "1s");
+    let first = lan.owner(None);
+    let mut kept: Vec<_> = Vec::new();
+    for step in 0..3 {
+        // Connections begin at each owner, and go on while it moves on and on.
+        kept.extend((0..3).map(|_| Prober::start(&lan, "keep", &format!("{VIP}:81"))));
+        std::thread::sleep(Duration::from_millis(300));
+        if step < 2 {
+            let to = (first + step + 1) % 3;
+            lan.nodes[first].cli(&["vip", "move", "front", &lan.nodes[to].name]).expect("it moves");
+            assert_eq!(lan.owner(None), to);
+        }
+    }
+    std::thread::sleep(Duration::from_secs(4));
+    for (n, kept) in kept.into_iter().enumerate() {
+        let seen = kept.stop();
+        assert!(seen["lost"].is_null() && seen["answers"].as_u64() > Some(100), "connection {n}: {seen}");
+    }
+}
+
+#[test]
 fn stopping_each_node_in_turn_fails_no_request() {
     if !peers::have_namespaces() {
         return;

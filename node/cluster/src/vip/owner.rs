@@ -25,7 +25,7 @@ use trestle_raft_store::types::{NodeId, State, VipRecord};
 use trestle_vip_guard::protocol::{FromGuard, ToGuard, VipSpec, Why};
 use uuid::Uuid;
 
-use self::vip::{Chance, Phase, Rival, Stood, Stranger, Unseen, Usable, Vip, nanos, release};
+use self::vip::{Chance, Forwards, Phase, Rival, Stood, Stranger, Unseen, Usable, Vip, nanos, release};
 use crate::lease::clock::BootTime;
 use crate::lease::vips::{LetGo, NodeReport, VipLeases, VipName, VipReport, VipWishes};
 
@@ -275,6 +275,7 @@ impl Owner {
             {
                 *succeeded = Some(now);
             }
+            self.comes_round(&name, &record, &mut effects);
             self.moves(&name, &record, now, &mut effects);
             if let Some(vip) = self.vips.get_mut(&name) {
                 vip.note_owner(&record, self.me, now);
@@ -328,6 +329,20 @@ impl Owner {
         }
     }
 
+    /// The VIP is on its way back to where this node forwards to: it would come round to here again.
+    fn comes_round(&mut self, name: &VipName, record: &VipRecord, effects: &mut Vec<Effect>) {
+        let Some(vip) = self.vips.get_mut(name) else { return };
+        let owner = record.owner.as_ref().map(|(_, owner)| owner.node);
+        // While it comes to here, it is from there by intent.
+        if let Some(forwards) = vip.forwards
+            && vip.chance == Chance::None
+            && (record.moving_to == Some(forwards.to) || owner == Some(forwards.to))
+        {
+            vip.forwards = None;
+            effects.push(Effect::Tell(ToGuard::EndChance { vip: name.to_string() }));
+        }
+    }
+
     /// A planned move to here, or one that is off.
     fn moves(&mut self, name: &VipName, record: &VipRecord, now: BootTime, effects: &mut Vec<Effect>) {
         let (me, drain, guard) = (self.me, self.drain, self.guard);
@@ -345,7 +360,9 @@ impl Owner {
                     vip.chance = Chance::Ready(*epoch);
                 } else {
                     vip.chance = Chance::Asked(*epoch);
-                    let until = nanos((now + drain + CHANCE_GRACE).since_boot());
+                    let until = now + drain + CHANCE_GRACE;
+                    vip.forwards = Some(Forwards { to: owner.node, until });
+                    let until = nanos(until.since_boot());
                     let (vip, old) = (name.to_string(), owner.via.clone());
                     effects.push(Effect::Tell(ToGuard::Chance { vip, old, until }));
                 }
@@ -354,6 +371,7 @@ impl Owner {
             (None, _) => {
                 // With the VIP ours the guard goes on forwarding until its time is over.
                 if from.is_some() {
+                    vip.forwards = None;
                     effects.push(Effect::Tell(ToGuard::EndChance { vip: name.to_string() }));
                 }
                 vip.chance = Chance::None;
@@ -389,7 +407,6 @@ impl Owner {
                 vip.phase = Phase::Held { epoch, there, asked: true };
                 if fenced {
                     let until = nanos((now + drain).since_boot());
-                    effects.push(Effect::Tell(ToGuard::EndChance { vip: name.to_string() }));
                     effects.push(Effect::Tell(ToGuard::Silence { vip: name.to_string(), until }));
                 } else {
                     effects.push(Effect::Tell(release(name)));
@@ -420,8 +437,11 @@ impl Owner {
                 vip.unseen = Unseen::No;
             }
             effects.extend(vip.look(name));
+            vip.forwards = vip.forwards.filter(|forwards| now < forwards.until);
+            // What began before it came here still comes by here.
             if let Phase::Quiet { drained: true, succeeded: Some(since), .. } = vip.phase
                 && now.since(since) >= STRAGGLERS
+                && vip.forwards.is_none()
             {
                 effects.push(Effect::Tell(release(name)));
             }
@@ -558,7 +578,8 @@ impl Owner {
         let phase = std::mem::replace(&mut vip.phase, Phase::Idle);
         (vip.granted, vip.without_quorum, vip.unanswered) = (None, false, None);
         let told = vip.changed(name, Change::Released, epoch);
-        vip.stood = None;
+        // The guard has ended what it forwarded, too.
+        (vip.stood, vip.forwards) = (None, None);
         match (phase, guard) {
             (Phase::Held { epoch: held, there, .. }, Some(session)) => {
                 self.let_go(name, LetGo { session, epoch: held });

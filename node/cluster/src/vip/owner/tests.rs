@@ -569,3 +569,50 @@ fn why_a_guard_does_not_start_is_shown() {
     node.guard_starts(GUARD);
     assert_eq!(node.owner.views()["front"].problem, None);
 }
+
+/// A node that got the VIP from node 2 by plan, under epoch 9.
+fn moved_to() -> Node {
+    let mut node = Node::new();
+    node.given(7, 2, Uuid::nil());
+    node.record().moving_to = Some(ME);
+    node.agree();
+    node.says(FromGuard::ChanceReady { vip: "front".to_owned() });
+    node.holding(9);
+    node
+}
+
+#[test]
+fn moved_on_again_it_is_kept_for_what_began_before_it_came_here() {
+    let mut node = moved_to();
+    node.record().moving_to = Some(3);
+    assert_eq!(tells(&node.agree()), [] as [&ToGuard; 0]);
+    let effects = node.lease(9, 200, true);
+    let told = tells(&effects);
+    assert!(
+        matches!(told[..], [ToGuard::Grant { .. }, ToGuard::Silence { .. }]),
+        "it goes on forwarding: {told:?}"
+    );
+    node.says(FromGuard::Silent { vip: "front".to_owned() });
+    node.owner.drained("front");
+    node.given(11, 3, Uuid::nil());
+    assert_eq!(node.owner.tick(at(20_000)), [], "what node 2 serves comes by here");
+    assert_eq!(tells(&node.owner.tick(at(31_000))), [&let_go()], "its time is over");
+}
+
+#[test]
+fn what_is_forwarded_never_comes_round() {
+    let end = ToGuard::EndChance { vip: "front".to_owned() };
+    let mut back = moved_to();
+    back.record().moving_to = Some(2);
+    assert_eq!(tells(&back.agree()), [&end], "straight back");
+
+    let mut round = moved_to();
+    round.record().moving_to = Some(3);
+    round.agree();
+    round.lease(9, 200, true);
+    round.says(FromGuard::Silent { vip: "front".to_owned() });
+    assert_eq!(tells(&round.given(11, 3, Uuid::nil())), [] as [&ToGuard; 0]);
+    round.record().moving_to = Some(2);
+    assert_eq!(tells(&round.agree()), [&end], "by way of another node");
+    assert_eq!(round.agree(), [], "once");
+}

@@ -46,6 +46,13 @@ pub(super) enum Chance {
     Ready(u64),
 }
 
+/// The guard forwards what did not begin here to the node that had the VIP before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Forwards {
+    pub(super) to: NodeId,
+    pub(super) until: BootTime,
+}
+
 /// Whether a stranger may have the address: looked for while nobody of ours has it, so that a
 /// take-over need not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,6 +117,7 @@ pub(super) struct Vip {
     /// Since when a renewal that the guard was told waits for its answer.
     pub(super) unanswered: Option<BootTime>,
     pub(super) chance: Chance,
+    pub(super) forwards: Option<Forwards>,
     pub(super) usable: Option<Usable>,
     pub(super) stranger: Stranger,
     pub(super) unseen: Unseen,
@@ -138,6 +146,7 @@ impl Vip {
             without_quorum: false,
             unanswered: None,
             chance: Chance::None,
+            forwards: None,
             usable: None,
             stranger: Stranger::Unknown,
             unseen: Unseen::No,
@@ -155,7 +164,16 @@ impl Vip {
         }
         // What is known of neighbours is about the old addresses.
         let stranger = Stranger::Unknown;
-        Self { config, stranger, unseen: Unseen::Yes, rival: None, trouble: None, usable: None, ..self }
+        Self {
+            config,
+            stranger,
+            unseen: Unseen::Yes,
+            rival: None,
+            trouble: None,
+            usable: None,
+            forwards: None,
+            ..self
+        }
     }
 
     /// Who owns it as of now.

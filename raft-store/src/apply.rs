@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::types::{
     Command, NodeId, NodeProfile, NodeRecord, Outcome, PutConfig, Refusal, Revision, Role, Seat, State,
-    VipHolder,
+    VipHolder, VipRecord,
 };
 use crate::{HISTORY, HISTORY_BYTES, REMOVED, VIPS};
 
@@ -190,6 +190,14 @@ fn give_vip(
     let actual = state.vips.get(vip).map_or(0, |record| record.epoch());
     if actual != before {
         return Err(Refusal::VipEpoch { vip: vip.to_owned(), expected: before, actual });
+    }
+    // A lease is of a name; an address that has come under another name may be held by that one yet.
+    let shares = |record: &VipRecord| {
+        let held = record.owner.iter().flat_map(|(_, other)| &other.addresses);
+        held.into_iter().any(|address| owner.addresses.contains(address))
+    };
+    if let Some((other, _)) = state.vips.iter().find(|(name, record)| *name != vip && shares(record)) {
+        return Err(Refusal::VipAddress { vip: vip.to_owned(), other: other.clone() });
     }
     if state.vips.len() >= VIPS {
         // Names that no config has any more; those that are held stay.

@@ -73,6 +73,7 @@ pub(crate) fn commands() -> Vec<Command> {
 /// The VIP `front` goes from the owner of the epoch `before` to `node`.
 pub(crate) fn give_vip(before: u64, node: NodeId) -> Command {
     let owner = VipHolder {
+        addresses: vec![[198, 18, 0, 100].into()],
         node,
         session: Uuid::from_u128(78),
         fenced: true,

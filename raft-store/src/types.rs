@@ -94,6 +94,8 @@ pub struct VipHolder {
     /// The node's own addresses beside the VIP, one a family: where a later owner forwards
     /// connections that began here.
     pub via: Vec<IpAddr>,
+    /// What it may hold under this epoch, in order: with other addresses in the config it is given anew.
+    pub addresses: Vec<IpAddr>,
 }
 
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -182,6 +184,8 @@ pub enum Refusal {
     OtherFolder(NodeId),
     #[error("VIP {0:?} has no owner that it could move from")]
     NoVipOwner(String),
+    #[error("VIP {vip} is not given: VIP {other} may still be held with one of its addresses")]
+    VipAddress { vip: String, other: String },
     #[error("VIP {vip:?} is held under epoch {actual}, not {expected}")]
     VipEpoch { vip: String, expected: u64, actual: u64 },
 }

@@ -204,6 +204,11 @@ impl Lan {
         in_namespace(&self.nodes[node].namespace, Path::new(program))
     }
 
+    /// A program at the switch.
+    pub fn in_switch(&self, program: &str) -> Command {
+        in_namespace(&self.ns("sw"), Path::new(program))
+    }
+
     /// A program in the client's namespace.
     pub fn client(&self, program: &str) -> Command {
         in_namespace(&self.ns("cl"), Path::new(program))

@@ -367,3 +367,76 @@ fn a_second_node_in_a_namespace_says_who_has_the_guard() {
     });
     holds_for(Duration::from_secs(2), "the first one is not disturbed", || lan.get(VIP).map(drop));
 }
+
+#[test]
+fn an_address_under_a_new_name_has_one_owner_also_while_the_old_one_is_cut_off() {
+    if !peers::have_namespaces() || !peers::have(&["nft"]) {
+        return;
+    }
+    let lan = Lan::start(3, "5s");
+    let (leader, mut owner) = (lan.leader(), lan.owner(None));
+    if owner == leader {
+        owner = (leader + 1) % 3;
+        lan.nodes[leader].cli(&["vip", "move", "front", &lan.nodes[owner].name]).expect("it moves");
+    }
+    // The others don't hear it, and it doesn't hear them; clients reach all.
+    let name = &lan.nodes[owner].name;
+    let others: Vec<_> = lan.nodes.iter().filter(|n| n.name != *name).map(|n| n.name.as_str()).collect();
+    let others = others.join(", ");
+    let rules = format!(
+        "table bridge cut {{ chain forward {{ type filter hook forward priority 0; iifname {name} oifname {{ {others} }} drop; \
+         oifname {name} iifname {{ {others} }} drop; }}; }}"
+    );
+    let cut = lan.in_switch("nft").arg(&rules).output().expect("nft runs");
+    assert!(cut.status.success(), "{cut:?}");
+    let config = Lan::config(&format!("addresses: [{VIP}/24], ttl: 5s"), "");
+    lan.apply(leader, &config.replace("front:", "main:").replace("@front", "@main")).expect("it is applied");
+    let one = || {
+        let with = lan.with_address();
+        ensure!(with.len() <= 1, "nodes {with:?} have the address");
+        Ok(with)
+    };
+    let deadline = std::time::Instant::now() + SETTLE;
+    loop {
+        let with = one().expect("one owner at a time");
+        if with.first().is_some_and(|with| *with != owner) {
+            break;
+        }
+        assert!(std::time::Instant::now() < deadline, "nobody else takes it");
+    }
+    lan.wait_served();
+    assert!(
+        lan.in_switch("nft").args(["delete", "table", "bridge", "cut"]).status().expect("nft runs").success()
+    );
+    holds_for(Duration::from_secs(3), "one owner, who answers", || {
+        one()?;
+        lan.get(VIP).map(drop)
+    });
+}
+
+#[test]
+fn of_several_owners_one_that_crashes_is_not_given_its_vip_again() {
+    if !peers::have_namespaces() {
+        return;
+    }
+    let vips = "addresses: [198.18.0.100/24], ttl: 8s, prefer: [n2] }, \
+                b: { addresses: [198.18.0.101/24], ttl: 8s }, c: { addresses: [198.18.0.102/24], ttl: 8s";
+    let mut lan = Lan::with_config(3, &Lan::config(vips, ""));
+    let victim = 1;
+    eventually(SETTLE, "n2 owns the VIP that it should", || {
+        let status = lan.nodes[0].status()?;
+        let vips = status["vips"].as_array().cloned().unwrap_or_default();
+        let front = vips.iter().find(|vip| vip["vip"] == "front").cloned().unwrap_or_default();
+        ensure!(front["owner"] == "n2" && front["moving_to"].is_null(), "{front}");
+        Ok(())
+    });
+    let client = Prober::start(&lan, "probe", &format!("{VIP}:80"));
+    std::thread::sleep(Duration::from_millis(300));
+    lan.nodes[victim].kill();
+    lan.wait_served();
+    std::thread::sleep(Duration::from_millis(500));
+    let seen = client.stop();
+    // Far below the lease's life: nobody waited for its end.
+    assert!(seen["outage_ms"].as_u64().is_some_and(|ms| ms < 4_000), "{seen}");
+    println!("crash of one of three owners: {seen}");
+}

@@ -115,7 +115,9 @@ impl From<Refusal> for ApiError {
             Refusal::NoSuchNode(_) => (StatusCode::NOT_FOUND, "no_such_node"),
             Refusal::Removed(_) => (StatusCode::GONE, "removed"),
             Refusal::NotFounded => (StatusCode::SERVICE_UNAVAILABLE, "starting"),
-            Refusal::NoVipOwner(_) | Refusal::VipEpoch { .. } => (StatusCode::CONFLICT, "vip_conflict"),
+            Refusal::NoVipOwner(_) | Refusal::VipEpoch { .. } | Refusal::VipAddress { .. } => {
+                (StatusCode::CONFLICT, "vip_conflict")
+            }
             Refusal::NameTaken { .. }
             | Refusal::Founded(_)
             | Refusal::TooOld { .. }

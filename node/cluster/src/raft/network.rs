@@ -277,7 +277,9 @@ fn command_weight(command: &Command) -> usize {
         | Command::UpdateNode { profile: node, .. } => {
             node.name.len() + node.cluster.len() + node.admin.len() + node.version.len()
         }
-        Command::GiveVip { vip, owner, .. } => vip.len() + 32 + 20 * owner.via.len(),
+        Command::GiveVip { vip, owner, .. } => {
+            vip.len() + 32 + 20 * (owner.via.len() + owner.addresses.len())
+        }
         Command::TakeVip { vip, .. } | Command::MoveVip { vip, .. } => vip.len(),
         Command::DrainNode { .. }
         | Command::Expel { .. }

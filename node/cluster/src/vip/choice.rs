@@ -9,6 +9,7 @@
 //! gets all VIPs, and hands them on as others join.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use trestle_raft_store::types::{NodeId, State, VipRecord};
 use uuid::Uuid;
@@ -19,6 +20,8 @@ use crate::rendezvous::StableHash;
 /// What the config says of who may own a VIP.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VipRules {
+    /// Sorted.
+    pub addresses: Vec<IpAddr>,
     /// Names of nodes that may; none: all.
     pub nodes: Vec<String>,
     /// Names, the first most.
@@ -110,6 +113,9 @@ impl Situation<'_> {
         };
         let assign = |node| Decision::Assign { vip: vip.clone(), node, session: fit[&node] };
         if (self.free)(vip) {
+            if self.taken_elsewhere(vip, rules) {
+                return None;
+            }
             let planned = record.moving_to.filter(|to| fit.contains_key(to));
             let known = record.owner.is_some() || record.previous.is_some();
             return planned.or_else(|| best(None)).filter(|_| known || self.settled).map(assign);
@@ -127,6 +133,14 @@ impl Situation<'_> {
         let spread = record.previous.is_none()
             && (theirs < ours || (theirs == ours && load(better) + 1 < load(owner.node)));
         (must_go || (self.settled && (preempted || spread))).then(|| go(Some(better)))
+    }
+
+    /// Whether another VIP may still be held with one of its addresses: one that was renamed, or has given
+    /// it away. It is taken from its owner first, once its lease has ended.
+    fn taken_elsewhere(&self, vip: &VipName, rules: &VipRules) -> bool {
+        let others = self.state.vips.iter().filter(|(name, _)| *name.as_str() != **vip);
+        let mut held = others.flat_map(|(_, record)| &record.owner).flat_map(|(_, owner)| &owner.addresses);
+        held.any(|address| rules.addresses.contains(address))
     }
 
     /// Nodes that could own it, and the guards that would.
@@ -231,7 +245,8 @@ mod tests {
         }
 
         fn own(&mut self, vip: &'static str, node: NodeId) {
-            let owner = VipHolder { node, session: guard(node), fenced: true, via: Vec::new() };
+            let addresses = self.rules.get(vip).map(|rules| rules.addresses.clone()).unwrap_or_default();
+            let owner = VipHolder { node, session: guard(node), fenced: true, via: Vec::new(), addresses };
             self.state.vips.entry(vip.to_owned()).or_default().owner = Some((10, owner));
             self.free.remove(vip);
         }
@@ -315,8 +330,13 @@ mod tests {
     fn what_is_held_stays_unless_its_owner_should_go() {
         let mut world = World::new(&["a"]);
         world.own("a", 1);
-        world.state.vips.get_mut("a").unwrap().previous =
-            Some(VipHolder { node: 2, session: guard(2), fenced: true, via: Vec::new() });
+        world.state.vips.get_mut("a").unwrap().previous = Some(VipHolder {
+            node: 2,
+            session: guard(2),
+            fenced: true,
+            via: Vec::new(),
+            addresses: Vec::new(),
+        });
         world.rules("a").prefer = vec!["n2".into()];
         assert_eq!(world.choose(), [""; 0], "no fail-back unless asked");
         world.rules("a").preempt = true;
@@ -363,6 +383,21 @@ mod tests {
         let record = world.state.vips.get_mut("a").unwrap();
         record.previous = record.owner.clone().map(|(_, owner)| owner);
         assert_eq!(world.choose(), [""; 0], "after the first change `preempt` decides");
+    }
+
+    #[test]
+    fn an_address_that_came_under_another_name_waits_for_the_lease_of_the_old_one() {
+        let address = IpAddr::from([198, 18, 0, 100]);
+        let mut world = World::new(&["new"]);
+        world.rules("new").addresses = vec![address, IpAddr::from([198, 18, 0, 101])];
+        assert_eq!(world.choose().len(), 1);
+        let owner =
+            VipHolder { node: 1, session: guard(1), fenced: true, via: Vec::new(), addresses: vec![address] };
+        world.state.vips.entry("old".to_owned()).or_default().owner = Some((5, owner));
+        assert_eq!(world.choose(), [""; 0], "node 1 may not know of the new name, and holds it");
+        let record = world.state.vips.get_mut("old").unwrap();
+        record.previous = record.owner.take().map(|(_, owner)| owner);
+        assert_eq!(world.choose().len(), 1, "its lease has ended and it was taken");
     }
 
     #[test]

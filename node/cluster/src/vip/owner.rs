@@ -128,6 +128,8 @@ pub struct Owner {
     ready: bool,
     leaving: bool,
     drain: Duration,
+    /// Of the config.
+    revision: u64,
     vips: BTreeMap<VipName, Vip>,
     gone: BTreeMap<VipName, Vec<LetGo>>,
     /// VIPs that left the config while the guard had them, until it has let go.
@@ -144,6 +146,7 @@ impl Owner {
             ready: false,
             leaving: false,
             drain: Duration::from_secs(30),
+            revision: 0,
             vips: BTreeMap::new(),
             gone: BTreeMap::new(),
             departed: BTreeMap::new(),
@@ -151,8 +154,13 @@ impl Owner {
     }
 
     /// The VIPs that there are, and how long connections may go on where they are left.
-    pub fn configure(&mut self, vips: BTreeMap<VipName, VipConfig>, drain: Duration) -> Vec<Effect> {
-        self.drain = drain;
+    pub fn configure(
+        &mut self,
+        revision: u64,
+        vips: BTreeMap<VipName, VipConfig>,
+        drain: Duration,
+    ) -> Vec<Effect> {
+        (self.revision, self.drain) = (revision, drain);
         let mut before = std::mem::take(&mut self.vips);
         for (name, config) in vips {
             let vip = match before.remove(&name) {
@@ -267,7 +275,7 @@ impl Owner {
         let names: Vec<VipName> = self.vips.keys().cloned().collect();
         for name in names {
             let record = state.vips.get(&*name).cloned().unwrap_or_default();
-            self.owned(&name, &record, &mut effects);
+            self.owned(&name, &record, state.revision_number(), &mut effects);
             if let Some(vip) = self.vips.get_mut(&name)
                 && let Phase::Quiet { epoch, succeeded: succeeded @ None, .. } = &mut vip.phase
                 && record.owner.is_some()
@@ -278,6 +286,7 @@ impl Owner {
             self.comes_round(&name, &record, &mut effects);
             self.moves(&name, &record, now, &mut effects);
             if let Some(vip) = self.vips.get_mut(&name) {
+                vip.ours = vip.is_held(state);
                 vip.note_owner(&record, self.me, now);
                 vip.record = record;
                 effects.extend(vip.look(&name));
@@ -301,7 +310,7 @@ impl Owner {
         }
     }
 
-    fn owned(&mut self, name: &VipName, record: &VipRecord, effects: &mut Vec<Effect>) {
+    fn owned(&mut self, name: &VipName, record: &VipRecord, revision: u64, effects: &mut Vec<Effect>) {
         let Some(vip) = self.vips.get_mut(name) else { return };
         let own = record.owner.as_ref().filter(|(_, owner)| owner.node == self.me);
         match (own, self.guard) {
@@ -309,7 +318,13 @@ impl Owner {
                 let gone = self.gone.get(name).is_some_and(|gone| gone.iter().any(|g| g.epoch == *epoch));
                 let known = matches!(vip.phase, Phase::Held { epoch: held, .. } if held == *epoch);
                 let fenced = vip.usable.as_ref().is_some_and(|usable| usable.fenced);
+                let same = vip.addresses() == owner.addresses;
                 if gone || known {
+                } else if !same && self.revision < revision {
+                    // Our config is behind. What it says may be somebody else's by now.
+                } else if !same {
+                    // It was given before they changed.
+                    self.let_go(name, LetGo { session: guard, epoch: *epoch });
                 } else if (owner.fenced && !fenced) || !self.ready {
                     // What the guarantee was to rest on is not there any more, or nothing would serve.
                     self.let_go(name, LetGo { session: guard, epoch: *epoch });
@@ -329,14 +344,14 @@ impl Owner {
         }
     }
 
-    /// The VIP is on its way back to where this node forwards to: it would come round to here again.
+    /// The VIP is back where this node forwards to: what it passes on would come round to here again.
     fn comes_round(&mut self, name: &VipName, record: &VipRecord, effects: &mut Vec<Effect>) {
         let Some(vip) = self.vips.get_mut(name) else { return };
         let owner = record.owner.as_ref().map(|(_, owner)| owner.node);
         // While it comes to here, it is from there by intent.
         if let Some(forwards) = vip.forwards
             && vip.chance == Chance::None
-            && (record.moving_to == Some(forwards.to) || owner == Some(forwards.to))
+            && owner == Some(forwards.to)
         {
             vip.forwards = None;
             effects.push(Effect::Tell(ToGuard::EndChance { vip: name.to_string() }));
@@ -407,6 +422,13 @@ impl Owner {
                 vip.phase = Phase::Held { epoch, there, asked: true };
                 if fenced {
                     let until = nanos((now + drain).since_boot());
+                    // Straight back: that one has nothing left of before, and passes on to here from now on.
+                    if let Some(forwards) = vip.forwards
+                        && vip.record.moving_to == Some(forwards.to)
+                    {
+                        vip.forwards = None;
+                        effects.push(Effect::Tell(ToGuard::EndChance { vip: name.to_string() }));
+                    }
                     effects.push(Effect::Tell(ToGuard::Silence { vip: name.to_string(), until }));
                 } else {
                     effects.push(Effect::Tell(release(name)));
@@ -509,7 +531,7 @@ impl Owner {
             FromGuard::Probed { vip, taken_by } => {
                 if let Some(vip) = self.vips.get_mut(vip.as_str()) {
                     // One of ours may have taken it meanwhile: that is who answered.
-                    let taken_by = taken_by.filter(|_| vip.record.owner.is_none());
+                    let taken_by = taken_by.filter(|_| !vip.ours);
                     let found = |(_, mac)| Stranger::Found { mac, again: now + TAKEN_PAUSE };
                     vip.stranger = taken_by.map_or(Stranger::None, found);
                 }

@@ -169,7 +169,8 @@ impl Running {
             notify: vip.notify.clone(),
         };
         let vips = config.vips.iter().map(|(name, v)| (VipName::from(name.as_str()), vip(v))).collect();
-        let effects = self.owner.configure(vips, config.cluster.drain.deadline);
+        let revision = self.task.in_force.borrow().revision;
+        let effects = self.owner.configure(revision, vips, config.cluster.drain.deadline);
         self.carry_out(effects);
         self.agreed();
         self.readiness();

@@ -77,6 +77,8 @@ struct Leader {
     rules: watch::Receiver<Arc<(u64, BTreeMap<VipName, VipRules>)>>,
     /// Members only.
     heard: BTreeMap<NodeId, Heard>,
+    /// Guards that have said that their node has died: nothing is given to them any more.
+    dead: BTreeSet<Uuid>,
     leads_since: Option<(u64, BootTime)>,
     vacating: BTreeMap<NodeId, BootTime>,
     moves: BTreeMap<VipName, BootTime>,
@@ -110,6 +112,7 @@ pub(super) fn run(
         groups: BTreeMap::new(),
         rules: settings.rules.clone(),
         heard: BTreeMap::new(),
+        dead: BTreeSet::new(),
         leads_since: None,
         vacating: BTreeMap::new(),
         moves: BTreeMap::new(),
@@ -221,7 +224,9 @@ impl Leader {
             (Resource::Vip(vip), Change::Give { node, session }) => {
                 let report = self.heard.get(&node).and_then(|heard| heard.report.vips.get(vip));
                 let (fenced, via) = report.map_or((false, Vec::new()), |r| (r.fenced, r.via.clone()));
-                let owner = VipHolder { node, session, fenced, via };
+                let rules = self.rules.borrow();
+                let addresses = rules.1.get(vip).map(|rules| rules.addresses.clone()).unwrap_or_default();
+                let owner = VipHolder { node, session, fenced, via, addresses };
                 Command::GiveVip { vip: vip.to_string(), before: self.table.epoch(key), owner }
             }
             (Resource::Vip(vip), Change::Take { epoch, .. }) => {
@@ -289,7 +294,10 @@ impl Leader {
         match order {
             Order::Renew { claims, from, report, reply } => {
                 let at = self.clock.now();
-                self.heard.insert(from, Heard { at, report });
+                // One that was on the way when its node died says nothing of it now.
+                if report.guard.is_none_or(|guard| !self.dead.contains(&guard)) {
+                    self.heard.insert(from, Heard { at, report });
+                }
                 self.renew(claims, reply);
             }
             Order::Vacate { node, until } => {
@@ -309,6 +317,11 @@ impl Leader {
                     self.notices.pop_first();
                 }
                 self.notices.insert((vip.clone(), session, epoch));
+                if self.dead.len() >= NOTICES {
+                    self.dead.pop_first();
+                }
+                self.dead.insert(session);
+                self.heard.retain(|_, heard| heard.report.guard != Some(session));
                 self.let_go(vip, session, epoch);
             }
         }

@@ -24,7 +24,8 @@ fn config() -> VipConfig {
 }
 
 fn holder(node: NodeId, session: Uuid) -> VipHolder {
-    VipHolder { node, session, fenced: true, via: vec![[198, 18, 0, 10 + node as u8].into()] }
+    let (via, addresses) = (vec![[198, 18, 0, 10 + node as u8].into()], vec![[198, 18, 0, 100].into()]);
+    VipHolder { node, session, fenced: true, via, addresses }
 }
 
 /// A node with one VIP, whose guard has started and could hold it.
@@ -43,7 +44,8 @@ impl Node {
     fn with(config: VipConfig) -> Self {
         let mut node =
             Node { owner: Owner::new(ME), state: State::default(), leases: VipLeases::new(), now: 0 };
-        let told = node.owner.configure(BTreeMap::from([("front".into(), config)]), Duration::from_secs(30));
+        let told =
+            node.owner.configure(0, BTreeMap::from([("front".into(), config)]), Duration::from_secs(30));
         assert!(matches!(told[..], [Effect::Tell(ToGuard::Configure { .. })]));
         node.owner.set_ready(true, false);
         node.guard_starts(GUARD);
@@ -89,6 +91,10 @@ impl Node {
         record.previous = record.owner.take().map(|(_, owner)| owner).or(record.previous.take());
         record.owner = Some((epoch, holder(node, session)));
         record.moving_to = None;
+        if let Some(vip) = self.owner.vips.get("front") {
+            let addresses = vip.addresses();
+            self.record().owner.as_mut().expect("it is given").1.addresses = addresses;
+        }
         self.agree()
     }
 
@@ -411,7 +417,7 @@ fn a_short_ttl_needs_the_kernels_fence() {
 fn a_vip_that_left_the_config_is_let_go_of_and_the_leader_hears_it() {
     let mut node = Node::new();
     node.holding(7);
-    let told = node.owner.configure(BTreeMap::new(), Duration::ZERO);
+    let told = node.owner.configure(0, BTreeMap::new(), Duration::ZERO);
     assert_eq!(tells(&told), [&ToGuard::Configure { vips: Vec::new() }]);
     assert!(!node.holds());
     node.released(7, Why::Unconfigured);
@@ -481,15 +487,15 @@ fn a_program_hears_of_the_addresses_that_were_there_and_the_one_that_is_there_no
         node
     };
     let mut node = with_program();
-    node.owner.configure(moved(), Duration::ZERO);
+    node.owner.configure(0, moved(), Duration::ZERO);
     assert_eq!(told(&node.released(7, Why::Unconfigured)), (old.clone(), Some("new".into())));
 
     let mut node = with_program();
-    node.owner.configure(BTreeMap::new(), Duration::ZERO);
+    node.owner.configure(0, BTreeMap::new(), Duration::ZERO);
     assert_eq!(told(&node.released(7, Why::Unconfigured)), (old.clone(), Some("old".into())));
 
     let mut node = with_program();
-    node.owner.configure(BTreeMap::new(), Duration::ZERO);
+    node.owner.configure(0, BTreeMap::new(), Duration::ZERO);
     assert_eq!(told(&node.owner.guard_went("killed".to_owned())), (old, Some("old".into())));
 }
 
@@ -504,7 +510,7 @@ fn for_new_addresses_a_stranger_is_looked_for_until_one_of_ours_has_had_them() {
     let mut node = Node::new();
     node.given(5, 2, Uuid::nil());
     node.holding(7);
-    node.owner.configure(moved(), Duration::ZERO);
+    node.owner.configure(0, moved(), Duration::ZERO);
     node.released(7, Why::Unconfigured);
     usable_again(&mut node);
     node.given(9, ME, GUARD);
@@ -516,7 +522,7 @@ fn for_new_addresses_a_stranger_is_looked_for_until_one_of_ours_has_had_them() {
     for (kept, look) in [(1_000, true), (4_000, false)] {
         let mut node = Node::new();
         node.given(7, 2, Uuid::nil());
-        node.owner.configure(moved(), Duration::ZERO);
+        node.owner.configure(0, moved(), Duration::ZERO);
         usable_again(&mut node);
         node.given(9, 2, Uuid::nil());
         node.now = kept;
@@ -604,7 +610,10 @@ fn what_is_forwarded_never_comes_round() {
     let end = ToGuard::EndChance { vip: "front".to_owned() };
     let mut back = moved_to();
     back.record().moving_to = Some(2);
-    assert_eq!(tells(&back.agree()), [&end], "straight back");
+    assert_eq!(tells(&back.agree()), [] as [&ToGuard; 0], "node 2 may still serve what began there");
+    let effects = back.lease(9, 200, true);
+    let told = tells(&effects);
+    assert!(told.contains(&&end) && matches!(told.last(), Some(ToGuard::Silence { .. })), "{told:?}");
 
     let mut round = moved_to();
     round.record().moving_to = Some(3);
@@ -613,6 +622,53 @@ fn what_is_forwarded_never_comes_round() {
     round.says(FromGuard::Silent { vip: "front".to_owned() });
     assert_eq!(tells(&round.given(11, 3, Uuid::nil())), [] as [&ToGuard; 0]);
     round.record().moving_to = Some(2);
-    assert_eq!(tells(&round.agree()), [&end], "by way of another node");
+    assert_eq!(tells(&round.agree()), [] as [&ToGuard; 0]);
+    assert_eq!(tells(&round.given(13, 2, Uuid::nil())), [&end], "by way of another node");
     assert_eq!(round.agree(), [], "once");
+}
+
+#[test]
+fn what_was_given_for_other_addresses_is_not_held() {
+    // The node's config is behind: what it says may be somebody else's by now.
+    let mut node = Node::new();
+    let put = |number| {
+        std::sync::Arc::new(trestle_raft_store::types::Revision {
+            number,
+            document: std::sync::Arc::from(&b""[..]),
+            author: String::new(),
+            message: String::new(),
+            at_ms: 0,
+        })
+    };
+    node.state.revisions = vec![put(1)];
+    node.record().owner =
+        Some((7, VipHolder { addresses: vec![[198, 18, 0, 101].into()], ..holder(ME, GUARD) }));
+    assert_eq!(node.agree(), []);
+    assert!(!node.holds() && node.gone().is_empty(), "it waits for its config");
+    node.owner.configure(1, moved(), Duration::ZERO);
+    node.usable(true, None);
+    node.agree();
+    assert!(node.holds());
+
+    // It was given before they changed.
+    let mut node = Node::new();
+    node.owner.configure(1, moved(), Duration::ZERO);
+    node.usable(true, None);
+    node.state.revisions = vec![put(1)];
+    node.record().owner = Some((7, holder(ME, GUARD)));
+    node.agree();
+    assert_eq!((node.holds(), node.gone()), (false, vec![(GUARD, 7)]));
+}
+
+#[test]
+fn who_holds_an_address_under_another_name_is_no_stranger() {
+    let mut node = Node::new();
+    node.state.vips.insert(
+        "old".to_owned(),
+        VipRecord { owner: Some((5, holder(2, Uuid::nil()))), ..VipRecord::default() },
+    );
+    node.agree();
+    let (vip, address) = ("front".to_owned(), [198, 18, 0, 100].into());
+    node.says(FromGuard::Probed { vip, taken_by: Some((address, [2, 0, 0, 0, 0, 2])) });
+    assert!(node.owner.wishes().report.vips["front"].usable);
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use trestle_raft_store::types::{NodeId, VipRecord};
+use trestle_raft_store::types::{NodeId, State, VipRecord};
 use trestle_vip_guard::protocol::ToGuard;
 
 use super::{Change, Effect, VipConfig};
@@ -110,6 +110,8 @@ impl Stood {
 pub(super) struct Vip {
     pub(super) config: VipConfig,
     pub(super) record: VipRecord,
+    /// A node of ours may hold one of its addresses, under whatever name.
+    pub(super) ours: bool,
     pub(super) phase: Phase,
     /// What the guard was told last: when the renewal was sent, and until when.
     pub(super) granted: Option<(BootTime, BootTime)>,
@@ -141,6 +143,7 @@ impl Vip {
         Self {
             config,
             record: VipRecord::default(),
+            ours: false,
             phase: Phase::Idle,
             granted: None,
             without_quorum: false,
@@ -176,15 +179,28 @@ impl Vip {
         }
     }
 
+    /// Sorted, as they stand in the record of who was given it.
+    pub(super) fn addresses(&self) -> Vec<IpAddr> {
+        let mut addresses: Vec<_> = self.config.addresses.iter().map(|(address, _)| *address).collect();
+        addresses.sort_unstable();
+        addresses
+    }
+
+    pub(super) fn is_held(&self, state: &State) -> bool {
+        let held =
+            state.vips.values().flat_map(|record| &record.owner).flat_map(|(_, owner)| &owner.addresses);
+        held.into_iter().any(|held| self.config.addresses.iter().any(|(address, _)| address == held))
+    }
+
     /// Who owns it as of now.
     pub(super) fn note_owner(&mut self, record: &VipRecord, me: NodeId, now: BootTime) {
+        if self.ours && matches!(self.stranger, Stranger::Found { .. }) {
+            // It was seen before we knew that one of ours has it.
+            self.stranger = Stranger::None;
+        }
         let Some((epoch, owner)) = &record.owner else { return };
         if owner.node == me {
             return;
-        }
-        if matches!(self.stranger, Stranger::Found { .. }) {
-            // It was seen before we knew that one of ours has it.
-            self.stranger = Stranger::None;
         }
         if self.unseen != Unseen::No && *epoch != self.record.epoch() {
             self.unseen = Unseen::Until(now + SETTLED);
@@ -211,7 +227,7 @@ impl Vip {
         if self.stranger != Stranger::Unknown || self.usable.as_ref()?.problem.is_some() {
             return None;
         }
-        if self.record.owner.is_some() {
+        if self.ours {
             // Who takes new addresses looks at that moment.
             self.stranger = Stranger::None;
             return None;

@@ -87,6 +87,28 @@ fn where_the_machine_has_no_address_the_vip_brings_its_route_for_as_long_as_its_
 }
 
 #[test]
+fn another_interface_on_the_segment_neither_answers_for_it_nor_names_it() {
+    let Some(segment) = segment(&[]) else { return };
+    let host = &segment.hosts[0];
+    let mut guard = Guard::configured(host);
+    guard.hold(1, 60_000);
+    // One that was there, and one that comes.
+    host.ip("link add late type veth peer name late-peer");
+    host.ip("link set late up");
+    // The larger one of all interfaces' value and its own counts.
+    let of = |device: &str, key: &str| -> u8 {
+        let value = |of: &str| -> u8 {
+            let path = format!("/proc/sys/net/ipv4/conf/{of}/{key}");
+            host.enter(move || std::fs::read_to_string(path)).unwrap().trim().parse().unwrap()
+        };
+        value("all").max(value(device))
+    };
+    until("it is kept from answering", PATIENCE, || of("late", "arp_ignore") == 1);
+    until("and from naming it", PATIENCE, || of("late", "arp_announce") == 2);
+    assert_eq!((of("eth0", "arp_ignore"), of("eth0", "arp_announce")), (0, 2));
+}
+
+#[test]
 fn renewals_keep_it() {
     let Some(segment) = segment(&[]) else { return };
     let neighbour = Neighbour::on(&segment.hosts[1]);
@@ -348,6 +370,33 @@ fn a_second_guard_in_the_namespace_is_refused() {
     );
     assert_eq!(second.ended().code(), Some(3));
     assert!(first.has_address());
+}
+
+#[test]
+fn a_second_guard_is_refused_however_often_it_is_tried() {
+    let Some(segment) = segment(&["python3"]) else { return };
+    let host = &segment.hosts[0];
+    let mut first = Guard::configured(host);
+    first.hold(1, 60_000);
+    // As many as would have been refused in a long time, at once.
+    let script = "import socket\nheld = []\ntry:\n  while True:\n    s = socket.socket(socket.AF_UNIX); s.setblocking(False)\n    \
+                  s.connect(chr(0) + 'trestle-vip-guard'); held.append(s)\nexcept BlockingIOError: pass\n\
+                  print('full', flush=True); input()";
+    let mut crowd = host.enter(|| {
+        let mut command = Command::new("python3");
+        command.args(["-c", script]).uid(65534).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
+    });
+    let mut line = String::new();
+    BufReader::new(crowd.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "full\n");
+    let mut second = Guard::start(host);
+    let message = second.wait_for("Problem", |m| matches!(m, FromGuard::Problem { .. }));
+    let FromGuard::Problem { text, .. } = message else { unreachable!() };
+    assert!(text.contains("another guard runs in this network namespace"), "{text}");
+    assert_eq!(second.ended().code(), Some(3));
+    assert!(first.has_address());
+    drop(crowd.stdin.take());
+    harness::wait(&mut crowd);
 }
 
 #[test]

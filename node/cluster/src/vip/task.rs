@@ -266,8 +266,17 @@ impl Running {
             message,
             FromGuard::Started { .. } | FromGuard::Usable { .. } | FromGuard::Released { .. }
         );
+        let probed = match &message {
+            FromGuard::Probed { vip, taken_by: Some((address, mac)) } => Some((vip.clone(), *address, *mac)),
+            _ => None,
+        };
         let effects = self.owner.heard(message, self.clock.now());
         self.carry_out(effects);
+        if let Some((vip, address, mac)) = probed
+            && self.owner.views().get(vip.as_str()).is_some_and(|view| view.problem.is_some())
+        {
+            warn!(vip, %address, ?mac, "another machine uses an address of a VIP that nobody here has");
+        }
         if settles {
             self.agreed();
         }
@@ -310,10 +319,8 @@ impl Running {
                 warn!(vip, %address, ?mac, "another machine announces a VIP that is held here");
             }
             FromGuard::Problem { vip, text } => warn!(vip, text, "guard"),
-            FromGuard::Probed { vip, taken_by: Some((address, mac)) } => {
-                warn!(vip, %address, ?mac, "another machine may use a VIP that nobody here has");
-            }
-            FromGuard::ChanceReady { .. } | FromGuard::Probed { taken_by: None, .. } => {}
+            // Whether it is one of ours, the owner knows: see below.
+            FromGuard::ChanceReady { .. } | FromGuard::Probed { .. } => {}
         }
         self.task.metrics.heard(message);
     }

@@ -1,7 +1,7 @@
 //! The Linux kernel by netlink and packet sockets.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     os::fd::{AsFd, BorrowedFd},
     sync::Arc,
@@ -38,6 +38,10 @@ pub struct Linux {
     chance: Option<Chance>,
     ports: BTreeMap<u32, Port>,
     removals: BTreeMap<(u32, IpAddr), PreparedRemoval>,
+    /// Where VIPs go.
+    attended: Vec<(u32, String)>,
+    /// Other interfaces that were kept from answering for them.
+    calmed: BTreeSet<u32>,
 }
 
 fn text(error: impl ToString) -> String {
@@ -60,6 +64,8 @@ impl Linux {
             chance: None,
             ports: BTreeMap::new(),
             removals: BTreeMap::new(),
+            attended: Vec::new(),
+            calmed: BTreeSet::new(),
         })
     }
 
@@ -76,6 +82,23 @@ impl Linux {
             }
         }
         self.sweep(&fenced, &[])
+    }
+
+    /// See [`keep_vips_from`]; what could not be had.
+    fn calm_others(&mut self) -> Vec<String> {
+        let Ok(links) = self.route.links() else { return Vec::new() };
+        self.calmed.retain(|index| links.iter().any(|link| link.index == *index));
+        if self.attended.is_empty() {
+            return Vec::new();
+        }
+        let mut missing = Vec::new();
+        for link in links.iter().filter(|link| link.mac.is_some() && !link.loopback) {
+            if !self.attended.iter().any(|(index, _)| *index == link.index) && self.calmed.insert(link.index)
+            {
+                missing.extend(keep_vips_from(&link.name));
+            }
+        }
+        missing
     }
 
     fn hold(
@@ -151,6 +174,8 @@ impl Kernel for Linux {
             }
             missing.extend(keep_arp_from_vips(name));
         }
+        self.attended = links.to_vec();
+        missing.extend(self.calm_others());
         missing
     }
 
@@ -326,6 +351,9 @@ impl Kernel for Linux {
             Ok(events) => events.iter().any(|event| !matches!(event, route::Event::AddressChanged(_))),
             Err(_) => true,
         };
+        if network {
+            self.calm_others();
+        }
         let fence = self.nft_watch.as_mut().is_some_and(|watch| match watch.read() {
             Ok(events) => events.iter().any(touches_fence),
             Err(_) => true,
@@ -372,17 +400,32 @@ fn touches_fence(event: &nft::Event) -> bool {
         }
 }
 
-/// `arp_announce=2`: a request of the kernel's own carries an address of the target's subnet that is
-/// primary, not a VIP. What could not be had, in words.
+/// A request of the kernel's own carries an address of the target's subnet that is primary, not a VIP. What
+/// could not be had, in words.
 fn keep_arp_from_vips(device: &str) -> Option<String> {
-    let path = |of: &str| format!("/proc/sys/net/ipv4/conf/{of}/arp_announce");
-    let is_set = |of: &str| std::fs::read_to_string(path(of)).is_ok_and(|value| value.trim() == "2");
+    let why = "this machine's own ARP requests may carry a VIP";
+    at_least(device, "arp_announce", 2, why)
+}
+
+/// Another interface may be on the VIP's segment, where the fence is not: it neither answers for the VIP nor
+/// names it.
+fn keep_vips_from(device: &str) -> Option<String> {
+    let why = "on the segment of a VIP this interface would answer for it, too, without a fence";
+    at_least(device, "arp_ignore", 1, why).or_else(|| keep_arp_from_vips(device))
+}
+
+/// The larger one of `all`'s and the device's counts.
+fn at_least(device: &str, key: &str, wanted: u8, why: &str) -> Option<String> {
+    let path = |of: &str| format!("/proc/sys/net/ipv4/conf/{of}/{key}");
+    let is_set = |of: &str| {
+        std::fs::read_to_string(path(of))
+            .is_ok_and(|value| value.trim().parse().is_ok_and(|n: u8| n >= wanted))
+    };
     if is_set("all") || is_set(device) {
         return None;
     }
-    let error = std::fs::write(path(device), "2").err()?;
+    let error = std::fs::write(path(device), wanted.to_string()).err()?;
     Some(format!(
-        "arp_announce of {device} is not 2 ({error}): this machine's own ARP requests may carry a VIP; set \
-         net.ipv4.conf.{device}.arp_announce=2"
+        "{key} of {device} is not {wanted} ({error}): {why}; set net.ipv4.conf.{device}.{key}={wanted}"
     ))
 }

@@ -2,7 +2,9 @@
 //!
 //! A guard listens on an abstract name for its life; the name goes with the process. Anybody on the machine
 //! can take such a name, so who has it is asked: only root or our own user can be a guard. Where somebody
-//! else has it, the guard goes on without and says so. The fence has one owner by the kernel's word anyway.
+//! else has it, or who it is can't be told (connections that nobody takes fill a queue), the fence decides:
+//! the kernel knows whether its table belongs to a process that lives. If not, the guard goes on without
+//! the name and says so.
 
 use std::{io, os::fd::OwnedFd, time::Duration};
 
@@ -14,7 +16,7 @@ use rustix::{
     },
     process::geteuid,
 };
-use trestle_netlink::clock;
+use trestle_netlink::{clock, fence, nft::Nft};
 
 use crate::protocol::NodeLink;
 
@@ -22,6 +24,8 @@ const NAME: &[u8] = b"trestle-vip-guard";
 /// How long the guard of a node that has just ended is waited for.
 const PATIENCE: Duration = Duration::from_secs(2);
 const PACE: Duration = Duration::from_millis(20);
+/// Connections of guards that were refused stay in it: nobody takes them.
+const QUEUE: i32 = 128;
 
 #[derive(Debug)]
 pub(super) enum Claim {
@@ -37,10 +41,10 @@ pub(super) enum Refused {
     #[error("the node went away")]
     NodeGone,
     #[error(
-        "another guard runs in this network namespace (process {0}): one node with VIPs is all that a namespace \
+        "another guard runs in this network namespace ({0}): one node with VIPs is all that a namespace \
          can have; stop the other, or give this one a namespace of its own"
     )]
-    Another(i32),
+    Another(String),
     #[error("the name of this network namespace's guard can't be taken: {0}")]
     Failed(#[from] io::Error),
 }
@@ -68,10 +72,14 @@ pub(super) fn claim(link: &NodeLink) -> Result<Claim, Refused> {
         }
         if clock::now() >= deadline {
             return match who_has_it()? {
-                Some(by) if by.uid.is_root() || by.uid == geteuid() => {
-                    Err(Refused::Another(by.pid.as_raw_pid()))
+                Holder::Known(by) if by.uid.is_root() || by.uid == geteuid() => {
+                    Err(Refused::Another(format!("process {}", by.pid.as_raw_pid())))
                 }
-                by => Ok(Claim::Squatted(by)),
+                holder if fence_is_guarded(&holder) => {
+                    Err(Refused::Another("the owner of the table netdev trestle_vip".to_owned()))
+                }
+                Holder::Known(by) => Ok(Claim::Squatted(Some(by))),
+                Holder::Busy | Holder::Silent => Ok(Claim::Squatted(None)),
             };
         }
         let mut fds = [PollFd::new(link, PollFlags::empty())];
@@ -98,7 +106,7 @@ fn try_bind() -> io::Result<Option<OwnedFd>> {
     match bind(&socket, &name()?) {
         Ok(()) => {
             // From here on, who connects learns whose it is.
-            listen(&socket, 1)?;
+            listen(&socket, QUEUE)?;
             Ok(Some(socket))
         }
         Err(rustix::io::Errno::ADDRINUSE) => Ok(None),
@@ -106,11 +114,30 @@ fn try_bind() -> io::Result<Option<OwnedFd>> {
     }
 }
 
-/// A guard listens right after it has bound, and never accepts: who can't be connected to is none.
-fn who_has_it() -> io::Result<Option<UCred>> {
+/// Who has the name.
+enum Holder {
+    Known(UCred),
+    /// It listens, and its queue is full.
+    Busy,
+    /// It does not listen, as a guard does right after it has bound.
+    Silent,
+}
+
+fn who_has_it() -> io::Result<Holder> {
     let socket = open()?;
     match connect(&socket, &name()?) {
-        Ok(()) => Ok(Some(socket_peercred(&socket)?)),
-        Err(_) => Ok(None),
+        Ok(()) => Ok(Holder::Known(socket_peercred(&socket)?)),
+        Err(rustix::io::Errno::AGAIN) => Ok(Holder::Busy),
+        Err(_) => Ok(Holder::Silent),
+    }
+}
+
+/// Whether a guard that lives has the fence. A kernel before 5.12 does not know: there a table that is
+/// there counts if whoever has the name may be a guard.
+fn fence_is_guarded(holder: &Holder) -> bool {
+    let table = Nft::open().and_then(|mut nft| nft.table(fence::TABLE));
+    match table {
+        Ok(Some(table)) => table.flags.owner() || (!table.flags.persist() && matches!(holder, Holder::Busy)),
+        _ => false,
     }
 }

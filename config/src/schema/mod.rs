@@ -157,4 +157,11 @@ pub(crate) enum Format {
     HeaderName,
     HeaderValue,
     Status,
+    /// A regular expression.
+    Regex,
+    /// A text with variables.
+    Template,
+    /// The same, as the value of a header field.
+    HeaderTemplate,
+    Network,
 }

@@ -157,6 +157,9 @@ fn text(format: Format) -> String {
         Format::HeaderName => "header name",
         Format::HeaderValue => "text",
         Format::Status => "status",
+        Format::Regex => "regular expression",
+        Format::Template | Format::HeaderTemplate => "text with variables",
+        Format::Network => "network",
     }
     .to_owned()
 }

@@ -16,12 +16,15 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use http_body::Body;
 use hyper::body::Incoming;
 use tokio::time::Instant;
+use trestle_config::model::Scheme;
 
 use super::body::{Answer, Upload, UploadState};
 use super::conn::Conn;
+use super::edits::Edits;
 use super::head::{FIELD_LINES_MAX, Framing};
 use super::record::{Record, RuleAt, rule_at};
 use super::router::Subject;
+use super::text::Scope;
 use super::transfer::{Deadline, Transfer};
 use super::tunnel::Upgrade;
 use super::{forward, page, target};
@@ -42,22 +45,35 @@ pub(crate) async fn serve(
 ) -> Result<Response<Answer>, Infallible> {
     let mut record = Record::begin(&conn, request.method(), request.uri());
     Ok(match exchange(&conn, &mut record, request).await {
-        Ok(reply) => reply.into_response(record),
+        Ok(Outcome::Reply(reply)) => reply.into_response(record),
+        Ok(Outcome::Local(response)) => page::finish(record, response, Reason::Answered),
         Err(reason) => page::answer(record, reason),
     })
 }
 
-async fn exchange(conn: &Conn, record: &mut Record, request: Request<Incoming>) -> Result<Reply, Reason> {
+enum Outcome {
+    Reply(Reply),
+    /// The rule has answered by itself.
+    Local(Response<Answer>),
+}
+
+async fn exchange(conn: &Conn, record: &mut Record, request: Request<Incoming>) -> Result<Outcome, Reason> {
     if let Some(reason) = conn.gate.refusal.take() {
         return Err(reason);
     }
     let (mut parts, body) = request.into_parts();
     record.host = target::normalise(&mut parts.uri, &mut parts.headers)?;
     record.target = parts.uri.clone();
-    record.rule = Some(route(record, &parts.headers).ok_or(Reason::NoRoute)?);
+    route(record, &parts.headers)?;
     let listener = Rc::clone(&record.listener);
     let rule = record.rule.and_then(|at| rule_at(&listener, at)).ok_or(Reason::Internal)?;
     conn.stream_idle.set(rule.timeout.idle);
+    if rule.keeps_header {
+        record.header = Some(Box::new(parts.headers.clone()));
+    }
+    if let Some(answer) = &rule.answer {
+        return answer.answer(record, &parts.headers, record.prefix).map(Outcome::Local);
+    }
     let framing = conn.gate.framing.get();
     let upload = match framing {
         Framing::None => Upload::None,
@@ -71,29 +87,41 @@ async fn exchange(conn: &Conn, record: &mut Record, request: Request<Incoming>) 
         }
     };
     let upgrade = conn.gate.upgrade.get() && forward::is_websocket(&parts.headers);
-    prepare(record, &mut parts.headers, framing, upgrade);
+    prepare(record, rule, &mut parts.uri, &mut parts.headers, framing, upgrade)?;
     let mut outgoing = Request::new(upload);
     *outgoing.method_mut() = parts.method;
     *outgoing.uri_mut() = parts.uri;
     *outgoing.headers_mut() = parts.headers;
     let exchange = Exchange { conn, rule, upgrade };
-    exchange.run(record, outgoing).await
+    exchange.run(record, outgoing).await.map(Outcome::Reply)
 }
 
-fn route(record: &Record, headers: &HeaderMap) -> Option<RuleAt> {
+fn route(record: &mut Record, headers: &HeaderMap) -> Result<(), Reason> {
     let subject = Subject {
         host: &target::route_host(record.host.as_ref()),
         path: record.target.path(),
+        query: record.target.query(),
         method: &record.method,
         headers,
+        client: record.conn.peer.ip(),
+        scheme: Scheme::Http,
     };
-    match record.listener.router().find(subject) {
-        Some(index) => Some(RuleAt::Index(index)),
-        None => record.listener.fallback().map(|_| RuleAt::Fallback),
-    }
+    let found = record.listener.router().find(subject);
+    let fallback = record.listener.fallback().map(|_| RuleAt::Fallback);
+    record.rule = found.map(|found| RuleAt::Index(found.rule)).or(fallback);
+    record.prefix = found.map_or(0, |found| found.prefix);
+    record.rule.map(drop).ok_or(Reason::NoRoute)
 }
 
-fn prepare(record: &Record, headers: &mut HeaderMap, framing: Framing, upgrade: bool) {
+/// Makes of what the client asked what the member is asked, but for what its pool changes.
+fn prepare(
+    record: &Record,
+    rule: &Rule,
+    uri: &mut Uri,
+    headers: &mut HeaderMap,
+    framing: Framing,
+    upgrade: bool,
+) -> Result<(), Reason> {
     let origin = forward::Origin {
         client: &record.conn.client,
         port: &record.conn.port,
@@ -104,6 +132,16 @@ fn prepare(record: &Record, headers: &mut HeaderMap, framing: Framing, upgrade: 
         upgrade,
     };
     forward::prepare(headers, origin);
+    rule.rewrite.apply(record, uri, headers, record.prefix)?;
+    edit(record, headers, rule.request_edits.as_deref());
+    Ok(())
+}
+
+fn edit(record: &Record, headers: &mut HeaderMap, edits: Option<&Edits>) {
+    if let Some(edits) = edits {
+        let values = edits.values(Scope { record, headers });
+        edits.apply(headers, &values);
+    }
 }
 
 struct Exchange<'a> {
@@ -133,6 +171,7 @@ impl Exchange<'_> {
         let pool = self.rule.split.pool(at).ok_or(Reason::Internal)?;
         record.pool = Some(at);
         record.picked = Some(first);
+        self.edit_for_pool(record, outgoing.headers_mut());
         let mut tried: Vec<usize> = Vec::new();
         let mut now = record.started;
         // Held while the further attempt runs.
@@ -158,6 +197,11 @@ impl Exchange<'_> {
             outgoing = again.request;
             record.picked = Some(next);
         }
+    }
+
+    fn edit_for_pool(&self, record: &Record, headers: &mut HeaderMap) {
+        let edits = record.pool.and_then(|at| self.rule.split.edits(at)?.request.as_deref());
+        edit(record, headers, edits);
     }
 
     /// The rule's pools share its requests by weight; one that has nobody gives way to the others.
@@ -194,7 +238,8 @@ impl Exchange<'_> {
         std::mem::swap(&mut uri, request.uri_mut());
         std::mem::swap(&mut headers, request.headers_mut());
         target::normalise(&mut uri, &mut headers).ok()?;
-        prepare(record, &mut headers, Framing::None, self.upgrade);
+        prepare(record, self.rule, &mut uri, &mut headers, Framing::None, self.upgrade).ok()?;
+        self.edit_for_pool(record, &mut headers);
         *request.uri_mut() = uri;
         *request.headers_mut() = headers;
         Some(request)
@@ -421,6 +466,7 @@ impl Reply {
         }
         let (mut parts, body) = self.response.into_parts();
         forward::clean(&mut parts.headers);
+        record.edit_response(&mut parts.headers);
         parts.version = Version::HTTP_11;
         if record.conn.handle.is_closing() {
             parts.headers.insert(http::header::CONNECTION, HeaderValue::from_static("close"));

@@ -153,6 +153,41 @@ fn rules(
     route.rules.iter().map(rule).collect()
 }
 
+/// Whether the listener's requests go by this route.
+fn sees(route: &model::Route, listener: &str, settings: &model::Listener) -> bool {
+    let named = |names: &Vec<String>| names.iter().any(|name| name == listener);
+    settings.protocol == Protocol::Http && route.listeners.as_ref().is_none_or(named)
+}
+
+/// All matches of a listener. Their rules are numbered through, route by route.
+pub(crate) fn entries<'a>(
+    config: &'a Config,
+    listener: &str,
+    settings: &model::Listener,
+    births: &BTreeMap<String, u64>,
+) -> Vec<Entry<'a>> {
+    let mut entries = Vec::new();
+    let mut rule_at = 0;
+    for (name, route) in config.routes.iter().filter(|(_, route)| sees(route, listener, settings)) {
+        let birth = births.get(name).copied().unwrap_or(u64::MAX);
+        for (index, rule) in route.rules.iter().enumerate() {
+            for host in &route.hosts {
+                let matches = rule.matches.iter().map(|condition| Entry {
+                    host,
+                    condition,
+                    route: name.as_str(),
+                    birth,
+                    index,
+                    rule: rule_at,
+                });
+                entries.extend(matches);
+            }
+            rule_at += 1;
+        }
+    }
+    entries
+}
+
 impl Listener {
     fn compile(
         name: &str,
@@ -163,35 +198,15 @@ impl Listener {
         pools: &Pools,
         metrics: &Metrics,
     ) -> Self {
-        let mut entries = Vec::new();
-        let mut taken = Vec::new();
-        let ours = |route: &model::Route| match &route.listeners {
-            Some(names) => names.iter().any(|listener| listener == name),
-            None => true,
-        };
         let http = settings.protocol == Protocol::Http;
-        for (route_name, route) in config.routes.iter().filter(|(_, route)| http && ours(route)) {
+        let mut taken = Vec::new();
+        for (route_name, route) in config.routes.iter().filter(|(_, route)| sees(route, name, settings)) {
             let own = (settings.policies != model::Policies::default())
                 .then(|| rules(route_name, route, &settings.policies, pools, metrics));
-            let compiled_rules = own.as_ref().or_else(|| routes.get(route_name.as_str()));
-            for (index, rule) in route.rules.iter().enumerate() {
-                let compiled = compiled_rules.and_then(|rules| rules.get(index));
-                let Some(compiled) = compiled else { continue };
-                taken.push(Arc::clone(compiled));
-                let birth = births.get(route_name).copied().unwrap_or(u64::MAX);
-                entries.extend(route.hosts.iter().flat_map(|host| {
-                    let rule_at = taken.len() - 1;
-                    rule.matches.iter().map(move |condition| Entry {
-                        host,
-                        condition,
-                        route: route_name,
-                        birth,
-                        index,
-                        rule: rule_at,
-                    })
-                }));
-            }
+            let compiled = own.as_ref().or_else(|| routes.get(route_name.as_str()));
+            taken.extend(compiled.into_iter().flatten().map(Arc::clone));
         }
+        let entries = entries(config, name, settings, births);
         let pool = settings.pool.as_ref().and_then(|name| pools.get(name));
         Self {
             name: name.into(),

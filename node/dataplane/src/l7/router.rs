@@ -290,10 +290,11 @@ pub(crate) fn header_conditions(condition: &Match) -> usize {
         + usize::from(condition.scheme.is_some())
 }
 
-type Rank<'a> = (Reverse<usize>, Reverse<bool>, Reverse<usize>, Reverse<usize>, u64, &'a str, usize);
+pub(crate) type Rank<'a> =
+    (Reverse<usize>, Reverse<bool>, Reverse<usize>, Reverse<usize>, u64, &'a str, usize);
 
 /// Smaller goes first. Host, and exact against prefix, are decided by where a candidate is kept.
-fn rank<'a>(entry: &Entry<'a>) -> Rank<'a> {
+pub(crate) fn rank<'a>(entry: &Entry<'a>) -> Rank<'a> {
     let length = match &entry.condition.path {
         Some(PathMatch::Exact(path) | PathMatch::Prefix(path)) => path.len(),
         Some(PathMatch::Regex(pattern)) => pattern.as_str().len(),

@@ -335,9 +335,8 @@ fn rewrite(fields: &Fields, matches: &[Match], sink: &mut Sink) -> Rewrite {
 fn new_path(fields: &Fields, matches: &[Match], sink: &mut Sink) -> Option<NewPath> {
     let fields = fields.object("path")?;
     let mut begins = |key: &str, text: &str| {
-        if !text.starts_with('/')
-            && !(key == "prefix" && text.is_empty())
-            && !text.starts_with("${")
+        let cut_off = key == "prefix" && text.is_empty();
+        if !(cut_off || text.starts_with('/') || text.starts_with("${"))
             && let Some(value) = fields.at(key)
         {
             let fault = Fault::new("a path begins with `/`").near(Some(&format!("/{text}")));

@@ -384,6 +384,7 @@ fn typed_text(text: &str, format: Format) -> Result<Kind, Fault> {
         Format::Template => Kind::Template(Template::parse(text)?),
         Format::HeaderTemplate => Kind::Template(Template::parse(&scalar::header_value(text)?)?),
         Format::Network => Kind::Network(network(text)?),
+        Format::Origin => Kind::Origin(scalar::origin(text)?),
         Format::Status => {
             let (low, high) = scalar::status_range(text)?;
             Kind::Status(low, high)

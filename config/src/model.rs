@@ -244,6 +244,7 @@ pub struct Rewrite {
 pub struct Policies {
     pub request_headers: Option<HeaderEdits>,
     pub response_headers: Option<HeaderEdits>,
+    pub cors: Option<Cors>,
 }
 
 impl Policies {
@@ -253,6 +254,46 @@ impl Policies {
         Policies {
             request_headers: self.request_headers.clone().or_else(|| outer.request_headers.clone()),
             response_headers: self.response_headers.clone().or_else(|| outer.response_headers.clone()),
+            cors: self.cors.clone().or_else(|| outer.cors.clone()),
+        }
+    }
+}
+
+/// Which pages of other origins may use the rule (Fetch standard, section 3.2).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Cors {
+    /// Empty: none, and no preflight is answered.
+    pub origins: Vec<OriginPattern>,
+    /// Beside GET, HEAD and POST.
+    pub methods: Vec<String>,
+    /// Lower case; `*` is any.
+    pub headers: Vec<String>,
+    pub expose: Vec<String>,
+    /// Not with [`OriginPattern::Any`].
+    pub credentials: bool,
+    /// Default 5 s.
+    pub max_age: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OriginPattern {
+    Any,
+    At {
+        scheme: Scheme,
+        host: HostPattern,
+        /// `None`: the scheme's.
+        port: Option<u16>,
+    },
+}
+
+impl fmt::Display for OriginPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            OriginPattern::Any => f.write_str("*"),
+            OriginPattern::At { scheme, host, port: None } => write!(f, "{}://{host}", scheme.as_str()),
+            OriginPattern::At { scheme, host, port: Some(port) } => {
+                write!(f, "{}://{host}:{port}", scheme.as_str())
+            }
         }
     }
 }
@@ -552,6 +593,19 @@ impl Default for RouteTimeouts {
             attempt: Duration::ZERO,
             idle: Duration::from_secs(300),
             first_byte: None,
+        }
+    }
+}
+
+impl Default for Cors {
+    fn default() -> Self {
+        Cors {
+            origins: Vec::new(),
+            methods: Vec::new(),
+            headers: Vec::new(),
+            expose: Vec::new(),
+            credentials: false,
+            max_age: Duration::from_secs(5),
         }
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde_json::{Map, Number, Value as Json};
 
-use crate::model::{Bind, HostPattern, VipAddress};
+use crate::model::{Bind, HostPattern, OriginPattern, VipAddress};
 use crate::scalar;
 use crate::schema::{Key, Object};
 use crate::text::{Pattern, Template};
@@ -41,6 +41,7 @@ pub(crate) enum Kind {
     Pattern(Pattern),
     Template(Template),
     Network(IpNet),
+    Origin(OriginPattern),
     List(Vec<Value>),
     /// Prints as its only item if there is just one.
     OneOrList(Vec<Value>),
@@ -247,6 +248,7 @@ impl Value {
             Kind::Pattern(pattern) => pattern.as_str().into(),
             Kind::Template(template) => template.to_string().into(),
             Kind::Network(network) => network_text(*network).into(),
+            Kind::Origin(origin) => origin.to_string().into(),
             Kind::Status(low, high) if low == high => (*low).into(),
             Kind::Status(low, high) => scalar::status_text((*low, *high)).into(),
             Kind::OneOrList(items) if items.len() == 1 => items[0].to_json(),

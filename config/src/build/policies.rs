@@ -1,14 +1,14 @@
 //! Policy keys: those of bundles that are pulled in, and those that stand there themselves.
 
 use crate::check::Sink;
-use crate::model::{HeaderEdits, Policies};
+use crate::model::{Cors, HeaderEdits, OriginPattern, Policies};
 use crate::problem::{Fault, shown};
 use crate::text::Template;
 use crate::tree::Place;
 use crate::value::{Fields, Kind, Value};
 
 /// Keys that are about requests, and mean nothing for a connection.
-pub(crate) const OF_REQUESTS: [&str; 2] = ["request_headers", "response_headers"];
+pub(crate) const OF_REQUESTS: [&str; 3] = ["request_headers", "response_headers", "cors"];
 
 /// Of a listener, a route or a rule: what is inline beats what `use` pulls in.
 pub(super) fn of(root: &Fields, fields: &Fields, sink: &mut Sink) -> Policies {
@@ -36,7 +36,40 @@ pub(super) fn of(root: &Fields, fields: &Fields, sink: &mut Sink) -> Policies {
 
 fn own(fields: &Fields, sink: &mut Sink) -> Policies {
     let mut get = |key: &str| fields.object(key).map(|fields| edits(fields, sink));
-    Policies { request_headers: get("request_headers"), response_headers: get("response_headers") }
+    let (request_headers, response_headers) = (get("request_headers"), get("response_headers"));
+    Policies {
+        request_headers,
+        response_headers,
+        cors: fields.object("cors").map(|cors| self::cors(cors, sink)),
+    }
+}
+
+fn cors(fields: &Fields, sink: &mut Sink) -> Cors {
+    let texts = |key: &str| -> Vec<String> {
+        let items = fields.list(key).unwrap_or_default().iter();
+        items.filter_map(Value::as_text).map(str::to_owned).collect()
+    };
+    let origins = fields.list("origins").unwrap_or_default().iter().filter_map(|value| match &value.kind {
+        Kind::Origin(origin) => Some(origin.clone()),
+        _ => None,
+    });
+    let mut cors = Cors {
+        origins: origins.collect(),
+        methods: texts("methods"),
+        headers: texts("headers"),
+        expose: texts("expose"),
+        ..Cors::default()
+    };
+    cors.credentials = fields.bool("credentials").unwrap_or(cors.credentials);
+    cors.max_age = fields.duration("max_age").unwrap_or(cors.max_age);
+    if cors.credentials
+        && cors.origins.contains(&OriginPattern::Any)
+        && let Some(value) = fields.at("credentials")
+    {
+        let fault = Fault::new("with origin `*` every site could act in a user's name");
+        sink.report(Place::Value(value.node), fault.help("name the origins, or leave credentials out"));
+    }
+    cors
 }
 
 /// Reports what is wrong in the bundles themselves.
@@ -48,9 +81,14 @@ pub(super) fn bundles(root: &Fields, sink: &mut Sink) {
     }
 }
 
-/// Edits that change nothing.
+/// Whether the value of one of [`OF_REQUESTS`] changes nothing.
 pub(crate) fn is_empty(fields: &Fields) -> bool {
-    edits(fields, &mut Sink::default()) == HeaderEdits::default()
+    fields.set.iter().all(|(_, value)| match &value.kind {
+        Kind::Map(entries) => entries.is_empty(),
+        Kind::List(items) => items.is_empty(),
+        Kind::Word(word) => *word == "none",
+        _ => true,
+    })
 }
 
 pub(super) fn edits(fields: &Fields, sink: &mut Sink) -> HeaderEdits {

@@ -15,7 +15,7 @@ use crate::value::WrittenBind;
 
 use http::hostname;
 pub(crate) use http::{
-    header_name, header_value, host_pattern, method, request_path, status_range, status_text,
+    header_name, header_value, host_pattern, method, origin, request_path, status_range, status_text,
 };
 pub(crate) use vip::{interface, program, vip_address};
 

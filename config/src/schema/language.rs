@@ -249,7 +249,7 @@ static POLICY_KEYS: &[Key] = &[
     key("rate_limits", OPEN_LIST, Yaml("[]"), "`{ by, rate, burst, of, headers }`: requests or connections in a time, over the whole cluster").later(),
     key("ban", Type::Object(&BAN), Words("none"), "Shuts out a client that was refused too often").later(),
     key("auth", Type::Object(&AUTH), Words("none"), "Who may send requests").later(),
-    key("cors", Type::Object(&CORS), Yaml("{}"), "Requests from other origins").later(),
+    key("cors", Type::Object(&CORS), Words("what stands further out"), "Requests of browsers from pages of other origins; preflights are answered here"),
     key("waf", Type::Object(&WAF), Yaml("{}"), "Web application firewall").later(),
     key("cache", Type::Object(&CACHE), Yaml("{}"), "Keeps responses").later(),
     key("compression", Type::Object(&COMPRESSION), Yaml("{}"), "Compresses responses").later(),
@@ -289,12 +289,12 @@ static BASIC_AUTH: Object = Object::new("policy.auth.basic", &[
 ]);
 
 static CORS: Object = Object::new("policy.cors", &[
-    key("origins", TEXTS, Yaml("[]"), "`*`, `https://*.example.com`"),
-    key("methods", TEXTS, Yaml("[]"), "Methods allowed"),
-    key("headers", TEXTS, Yaml("[]"), "Request headers allowed"),
-    key("expose", TEXTS, Yaml("[]"), "Response headers shown"),
-    key("credentials", BOOL, Yaml("false"), "Cookies and authentication allowed"),
-    key("max_age", TIME, Yaml("5s"), "How long a browser keeps the answer"),
+    key("origins", Type::List { of: &Type::Text(Format::Origin), min: 0 }, Yaml("[]"), "`https://shop.example.com`, `https://*.example.com` (any name below) or `*`; empty: off"),
+    key("methods", Type::List { of: &Type::Text(Format::Method), min: 0 }, Yaml("[]"), "Methods allowed beside GET, HEAD and POST"),
+    key("headers", Type::List { of: &Type::Text(Format::HeaderName), min: 0 }, Yaml("[]"), "Request headers allowed; `*`: whichever is asked for"),
+    key("expose", Type::List { of: &Type::Text(Format::HeaderName), min: 0 }, Yaml("[]"), "Response headers that scripts may read"),
+    key("credentials", BOOL, Yaml("false"), "Cookies and authentication allowed; not with origin `*`"),
+    key("max_age", TIME, Yaml("5s"), "How long a browser keeps the answer to a preflight"),
 ]);
 
 static WAF: Object = Object::new("policy.waf", &[

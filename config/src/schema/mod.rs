@@ -164,4 +164,6 @@ pub(crate) enum Format {
     /// The same, as the value of a header field.
     HeaderTemplate,
     Network,
+    /// An origin of the web, `*`, or with `*.` before its host.
+    Origin,
 }

@@ -160,6 +160,7 @@ fn text(format: Format) -> String {
         Format::Regex => "regular expression",
         Format::Template | Format::HeaderTemplate => "text with variables",
         Format::Network => "network",
+        Format::Origin => "origin",
     }
     .to_owned()
 }

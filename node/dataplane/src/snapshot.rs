@@ -13,6 +13,7 @@ use std::time::Duration;
 use trestle_config::Config;
 use trestle_config::model::{self, AccessLogFormat, Protocol, WeightedPool};
 
+use crate::l7::cors::Cors;
 use crate::l7::edits::Edits;
 use crate::l7::local::{LocalAnswer, Rewrite};
 use crate::l7::router::{Entry, Router};
@@ -63,6 +64,7 @@ pub(crate) struct Rule {
     pub(crate) rewrite: Rewrite,
     pub(crate) request_edits: Option<Box<Edits>>,
     pub(crate) response_edits: Option<Box<Edits>>,
+    pub(crate) cors: Option<Box<Cors>>,
     /// Some response edit reads the request's header.
     pub(crate) keeps_header: bool,
     pub(crate) split: Split,
@@ -144,6 +146,7 @@ fn rules(
                 rewrite: Rewrite::compile(&rule.rewrite),
                 request_edits: None,
                 response_edits: None,
+                cors: None,
                 keeps_header: false,
                 split,
             }
@@ -249,6 +252,7 @@ impl Rule {
             rewrite: Rewrite::default(),
             request_edits: None,
             response_edits: None,
+            cors: None,
             keeps_header: false,
             split: Split::of(vec![(Arc::clone(pool), 1, PoolEdits::default())]),
         }
@@ -257,6 +261,7 @@ impl Rule {
     fn with(mut self, policies: &model::Policies) -> Self {
         self.request_edits = policies.request_headers.as_ref().and_then(Edits::compile);
         self.response_edits = policies.response_headers.as_ref().and_then(Edits::compile);
+        self.cors = policies.cors.as_ref().and_then(Cors::compile);
         let mut all =
             self.response_edits.iter().chain(self.split.edits.iter().filter_map(|e| e.response.as_ref()));
         self.keeps_header = all.any(|edits| edits.reads_header());

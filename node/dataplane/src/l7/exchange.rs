@@ -11,7 +11,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
-use http::header::CONTENT_LENGTH;
+use http::header::{CONTENT_LENGTH, ORIGIN};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body;
 use hyper::body::Incoming;
@@ -27,7 +27,7 @@ use super::router::Subject;
 use super::text::Scope;
 use super::transfer::{Deadline, Transfer};
 use super::tunnel::Upgrade;
-use super::{forward, page, target};
+use super::{cors, forward, page, target};
 use crate::alarm::Elapsed;
 use crate::metrics::{Reason, RetrySafe};
 use crate::pool::{FailureKind, Picked, Pool};
@@ -64,10 +64,18 @@ async fn exchange(conn: &Conn, record: &mut Record, request: Request<Incoming>) 
     let (mut parts, body) = request.into_parts();
     record.host = target::normalise(&mut parts.uri, &mut parts.headers)?;
     record.target = parts.uri.clone();
+    if let Some(method) = cors::preflight(&record.method, &parts.headers)
+        && let Some(answer) = answer_preflight(record, &parts.headers, &method)
+    {
+        return Ok(Outcome::Local(answer));
+    }
     route(record, &parts.headers)?;
     let listener = Rc::clone(&record.listener);
     let rule = record.rule.and_then(|at| rule_at(&listener, at)).ok_or(Reason::Internal)?;
     conn.stream_idle.set(rule.timeout.idle);
+    if rule.cors.is_some() {
+        record.origin = parts.headers.get(ORIGIN).cloned();
+    }
     if rule.keeps_header {
         record.header = Some(Box::new(parts.headers.clone()));
     }
@@ -96,16 +104,34 @@ async fn exchange(conn: &Conn, record: &mut Record, request: Request<Incoming>) 
     exchange.run(record, outgoing).await.map(Outcome::Reply)
 }
 
-fn route(record: &mut Record, headers: &HeaderMap) -> Result<(), Reason> {
-    let subject = Subject {
-        host: &target::route_host(record.host.as_ref()),
+/// By the rule that would take the request that the browser wants to send.
+fn answer_preflight(record: &mut Record, headers: &HeaderMap, method: &Method) -> Option<Response<Answer>> {
+    let host = target::route_host(record.host.as_ref());
+    let found = record.listener.router().find(subject(record, &host, headers, method));
+    let fallback = record.listener.fallback().map(|_| RuleAt::Fallback);
+    let at = found.map(|found| RuleAt::Index(found.rule)).or(fallback)?;
+    let listener = Rc::clone(&record.listener);
+    let cors = rule_at(&listener, at)?.cors.as_ref()?;
+    record.rule = Some(at);
+    record.origin = headers.get(ORIGIN).cloned();
+    Some(cors.answer(headers))
+}
+
+fn subject<'a>(record: &'a Record, host: &'a str, headers: &'a HeaderMap, method: &'a Method) -> Subject<'a> {
+    Subject {
+        host,
         path: record.target.path(),
         query: record.target.query(),
-        method: &record.method,
+        method,
         headers,
         client: record.conn.peer.ip(),
         scheme: Scheme::Http,
-    };
+    }
+}
+
+fn route(record: &mut Record, headers: &HeaderMap) -> Result<(), Reason> {
+    let host = target::route_host(record.host.as_ref());
+    let subject = subject(record, &host, headers, &record.method);
     let found = record.listener.router().find(subject);
     let fallback = record.listener.fallback().map(|_| RuleAt::Fallback);
     record.rule = found.map(|found| RuleAt::Index(found.rule)).or(fallback);

@@ -12,6 +12,7 @@
 pub(crate) mod body;
 mod chunked;
 mod conn;
+pub(crate) mod cors;
 pub(crate) mod edits;
 mod exchange;
 mod forward;

@@ -42,6 +42,8 @@ pub(crate) struct Record {
     pub(crate) prefix: usize,
     /// The request's header, if an edit of the response reads it.
     pub(crate) header: Option<Box<HeaderMap>>,
+    /// The page that a browser's request comes from, if that matters.
+    pub(crate) origin: Option<HeaderValue>,
     /// In the rule's split.
     pub(crate) pool: Option<usize>,
     pub(crate) picked: Option<Picked>,
@@ -68,6 +70,7 @@ impl Record {
             rule: None,
             prefix: 0,
             header: None,
+            origin: None,
             pool: None,
             picked: None,
             attempts: 0,
@@ -85,6 +88,9 @@ impl Record {
     /// What the rule, and then its pool, change in a response.
     pub(crate) fn edit_response(&self, headers: &mut HeaderMap) {
         let Some(rule) = self.rule() else { return };
+        if let Some(cors) = &rule.cors {
+            cors.mark(self.origin.as_ref(), headers);
+        }
         let of_pool = self.pool.and_then(|at| rule.split.edits(at)?.response.as_ref());
         if rule.response_edits.is_none() && of_pool.is_none() {
             return;

@@ -226,3 +226,68 @@ routes:
     assert_eq!((reply.status, reply.header("x-q")), (503, Some("abX-Evil: 1")));
     assert_eq!(reply.header("x-evil"), None);
 }
+
+#[tokio::test]
+async fn browsers_of_other_origins_are_told_what_they_may() {
+    let backend = Backend::answering(|_| {
+        http::Response::builder()
+            .header("access-control-allow-origin", "https://from-the-member")
+            .header("vary", "accept")
+            .body("data".into())
+            .expect("a response")
+    })
+    .await;
+    let config = written(&format!(
+        r#"
+pools: {{ app: {{ members: ["{}"] }} }}
+routes:
+  all:
+    cors: {{ origins: ["https://*.example.com", "http://localhost:3000"], methods: [PUT], headers: [x-token], expose: [x-total], credentials: true, max_age: 10m }}
+    rules:
+      - {{ match: [{{ method: [GET, PUT] }}], pools: [app] }}
+      - {{ match: [{{ path: {{ prefix: /open }} }}], pools: [app], cors: {{ origins: ["*"], headers: ["*"] }} }}
+      - {{ match: [{{ path: {{ prefix: /off }} }}], pools: [app], cors: {{}} }}
+"#,
+        backend.address
+    ));
+    let (_proxy, address) = Proxy::serving(config).await;
+    let mut client = Client::connect(address).await;
+    let preflight = |origin: &str| {
+        format!(
+            "Origin: {origin}\r\nAccess-Control-Request-Method: PUT\r\nAccess-Control-Request-Headers: X-Token\r\n"
+        )
+    };
+    let reply = ask(&mut client, "OPTIONS /a", &preflight("https://shop.example.com")).await;
+    assert_eq!(reply.status, 204);
+    for (name, expected) in [
+        ("access-control-allow-origin", Some("https://shop.example.com")),
+        ("access-control-allow-methods", Some("GET, HEAD, POST, PUT")),
+        ("access-control-allow-headers", Some("x-token")),
+        ("access-control-allow-credentials", Some("true")),
+        ("access-control-max-age", Some("600")),
+    ] {
+        assert_eq!(reply.header(name), expected, "{name}");
+    }
+    assert!(backend.seen().is_empty(), "preflights are answered here");
+    for origin in
+        ["https://example.com", "http://shop.example.com", "https://shop.example.com:8443", "null", "x"]
+    {
+        let reply = ask(&mut client, "OPTIONS /a", &preflight(origin)).await;
+        assert_eq!((reply.status, reply.header("access-control-allow-origin")), (204, None), "{origin}");
+        assert_eq!(reply.header("access-control-allow-methods"), None, "{origin}");
+    }
+    let reply = ask(&mut client, "GET /a", "Origin: http://localhost:3000\r\n").await;
+    assert_eq!(reply.header("access-control-allow-origin"), Some("http://localhost:3000"));
+    assert_eq!(reply.header("access-control-expose-headers"), Some("x-total"));
+    assert!(reply.head.to_lowercase().contains("vary: origin"), "{}", reply.head);
+    let reply = ask(&mut client, "GET /a", "Origin: https://evil\r\n").await;
+    assert_eq!((reply.text(), reply.header("access-control-allow-origin")), ("data", None));
+
+    let reply = ask(&mut client, "OPTIONS /open", &preflight("https://any")).await;
+    assert_eq!(reply.header("access-control-allow-origin"), Some("*"));
+    assert_eq!(reply.header("access-control-allow-headers"), Some("X-Token"));
+    let reply = ask(&mut client, "OPTIONS /off", &preflight("https://shop.example.com")).await;
+    assert_eq!((reply.status, backend.last().line.as_str()), (200, "OPTIONS /off"), "it is the member's");
+    let reply = ask(&mut client, "GET /off", "Origin: https://x\r\n").await;
+    assert_eq!(reply.header("access-control-allow-origin"), Some("https://from-the-member"));
+}

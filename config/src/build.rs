@@ -381,6 +381,8 @@ fn pool(fields: &Fields, sink: &mut Sink) -> Pool {
             "random" => Balance::Random,
             "random_two" => Balance::RandomTwo,
             "least_request" => Balance::LeastRequest,
+            "hash" => Balance::Hash,
+            "maglev" => Balance::Maglev,
             _ => Balance::RoundRobin,
         }),
     );
@@ -389,6 +391,14 @@ fn pool(fields: &Fields, sink: &mut Sink) -> Pool {
         set(connect, fields.duration("connect"));
         set(first_byte, fields.duration("first_byte"));
         set(pool_idle, fields.duration("pool_idle"));
+    }
+    if let Some(fields) = fields.object("hash") {
+        if let Some(Kind::HashOn(on)) = fields.at("on").map(|value| &value.kind) {
+            pool.hash.on = on.clone();
+        }
+        if let Some(Kind::Factor(bound)) = fields.at("bound").map(|value| &value.kind) {
+            pool.hash.bound = *bound;
+        }
     }
     if let Some(fields) = fields.object("outlier") {
         let Outlier { failures, eject, max_share } = &mut pool.outlier;

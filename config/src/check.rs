@@ -385,6 +385,8 @@ fn typed_text(text: &str, format: Format) -> Result<Kind, Fault> {
         Format::HeaderTemplate => Kind::Template(Template::parse(&scalar::header_value(text)?)?),
         Format::Network => Kind::Network(network(text)?),
         Format::Origin => Kind::Origin(scalar::origin(text)?),
+        Format::HashOn => Kind::HashOn(scalar::hash_on(text)?),
+        Format::Factor => Kind::Factor(scalar::factor(text)?),
         Format::Status => {
             let (low, high) = scalar::status_range(text)?;
             Kind::Status(low, high)

@@ -395,6 +395,7 @@ pub struct Pool {
     /// May be empty.
     pub members: Vec<Member>,
     pub balance: Balance,
+    pub hash: Hash,
     pub timeout: PoolTimeouts,
     pub outlier: Outlier,
     /// Above this share of members down, all are used; 0: never. Default 0.5.
@@ -419,6 +420,39 @@ pub enum Balance {
     Random,
     RandomTwo,
     LeastRequest,
+    /// Consistent hashing with bounded loads.
+    Hash,
+    Maglev,
+}
+
+/// What `hash` and `maglev` go by.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Hash {
+    pub on: HashOn,
+    /// A member has at most this much of its share of what is under way, 1 or more. Default 1.25.
+    pub bound: f64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HashOn {
+    Client,
+    ClientPort,
+    /// Lower case.
+    Header(String),
+    Cookie(String),
+    Path,
+}
+
+impl fmt::Display for HashOn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            HashOn::Client => f.write_str("client"),
+            HashOn::ClientPort => f.write_str("client-port"),
+            HashOn::Header(name) => write!(f, "header:{name}"),
+            HashOn::Cookie(name) => write!(f, "cookie:{name}"),
+            HashOn::Path => f.write_str("path"),
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -658,11 +692,18 @@ impl Default for HttpCheck {
     }
 }
 
+impl Default for Hash {
+    fn default() -> Self {
+        Hash { on: HashOn::Client, bound: 1.25 }
+    }
+}
+
 impl Default for Pool {
     fn default() -> Self {
         Self {
             members: Vec::new(),
             balance: Balance::RoundRobin,
+            hash: Hash::default(),
             timeout: PoolTimeouts::default(),
             outlier: Outlier::default(),
             panic: 0.5,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde_json::{Map, Number, Value as Json};
 
-use crate::model::{Bind, HostPattern, OriginPattern, VipAddress};
+use crate::model::{Bind, HashOn, HostPattern, OriginPattern, VipAddress};
 use crate::scalar;
 use crate::schema::{Key, Object};
 use crate::text::{Pattern, Template};
@@ -42,6 +42,8 @@ pub(crate) enum Kind {
     Template(Template),
     Network(IpNet),
     Origin(OriginPattern),
+    HashOn(HashOn),
+    Factor(f64),
     List(Vec<Value>),
     /// Prints as its only item if there is just one.
     OneOrList(Vec<Value>),
@@ -248,6 +250,9 @@ impl Value {
             Kind::Pattern(pattern) => pattern.as_str().into(),
             Kind::Template(template) => template.to_string().into(),
             Kind::Network(network) => network_text(*network).into(),
+            Kind::HashOn(on) => on.to_string().into(),
+            Kind::Factor(x) if x.fract() == 0.0 => (*x as u64).into(),
+            Kind::Factor(x) => Number::from_f64(*x).map_or(Json::Null, Json::Number),
             Kind::Origin(origin) => origin.to_string().into(),
             Kind::Status(low, high) if low == high => (*low).into(),
             Kind::Status(low, high) => scalar::status_text((*low, *high)).into(),

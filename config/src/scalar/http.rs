@@ -3,7 +3,7 @@
 use std::net::Ipv6Addr;
 
 use super::Parsed;
-use crate::model::{HostPattern, OriginPattern, Scheme};
+use crate::model::{HashOn, HostPattern, OriginPattern, Scheme};
 use crate::problem::{Fault, near_miss, shown};
 
 pub(crate) fn host_pattern(text: &str) -> Parsed<HostPattern> {
@@ -37,6 +37,28 @@ pub(crate) fn host_pattern(text: &str) -> Parsed<HostPattern> {
     Ok(HostPattern::Exact(lower))
 }
 
+pub(crate) fn hash_on(text: &str) -> Parsed<HashOn> {
+    match text.split_once(':') {
+        Some(("header", name)) => Ok(HashOn::Header(header_name(name)?)),
+        Some(("cookie", name)) if !name.is_empty() && name.chars().all(is_token) => {
+            Ok(HashOn::Cookie(name.to_owned()))
+        }
+        _ => match text {
+            "client" => Ok(HashOn::Client),
+            "client-port" => Ok(HashOn::ClientPort),
+            "path" => Ok(HashOn::Path),
+            _ => {
+                let fault = Fault::new(format!("{} is nothing to hash by", shown(text)));
+                let known = ["client", "client-port", "path", "header:NAME", "cookie:NAME"];
+                Err(match near_miss(text, known[..3].iter().copied()) {
+                    Some(near) => fault.near(Some(near)),
+                    None => fault.help(format!("known are `{}`", known.join("`, `"))),
+                })
+            }
+        },
+    }
+}
+
 /// An origin as browsers send it (RFC 6454, section 6.2): lower case, without a default port or a path.
 pub(crate) fn origin(text: &str) -> Parsed<OriginPattern> {
     if text == "*" {
@@ -46,7 +68,8 @@ pub(crate) fn origin(text: &str) -> Parsed<OriginPattern> {
     let (scheme, rest) = match lower.split_once("://") {
         Some(("http", rest)) => (Scheme::Http, rest),
         Some(("https", rest)) => (Scheme::Https, rest),
-        _ => {
+        Some(_) => return Err(Fault::new("an origin's scheme is `http` or `https`")),
+        None => {
             let near = format!("https://{lower}");
             return Err(Fault::new("an origin is a scheme and a host").near(Some(&near)));
         }

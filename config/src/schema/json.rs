@@ -155,6 +155,10 @@ fn text(format: Format) -> Json {
         Format::HeaderName => json!({ "type": "string", "pattern": "^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,256}$" }),
         Format::Regex => json!({ "type": ["string", "number", "boolean"] }),
         Format::Network => json!({ "type": "string", "pattern": "^[0-9A-Fa-f:.]+(/[0-9]{1,3})?$" }),
+        Format::HashOn => {
+            json!({ "type": "string", "pattern": "^(client|client-port|path|header:.+|cookie:.+)$" })
+        }
+        Format::Factor => json!({ "type": "number", "minimum": 1, "maximum": 100 }),
         Format::Origin => json!({ "type": "string", "pattern": "^(\\*|https?://[^/ ]+)$" }),
         Format::Status => {
             json!({ "type": ["integer", "string"], "minimum": 100, "maximum": 599,

@@ -344,8 +344,8 @@ static RESPONSE_HEADER_EDITS: Object = Object::new("policy.response_headers", &[
 
 static POOL_OBJECT: Object = Object::new("pool", &[
     key("members", Type::List { of: &Type::Short("address", &MEMBER), min: 0 }, Required, "`ADDRESS:PORT` or an object; may be empty"),
-    key("balance", one_of(&["round_robin", "random", "random_two", "least_request"], &["peak_ewma", "hash", "maglev"]), Yaml("round_robin"), "How a member is chosen; `random_two` takes the less busy of two"),
-    key("hash", Type::Object(&HASH), Yaml("{}"), "What `hash` and `maglev` go by").later(),
+    key("balance", one_of(&["round_robin", "random", "random_two", "least_request", "hash", "maglev"], &["peak_ewma"]), Yaml("round_robin"), "How a member is chosen; `random_two` takes the less busy of two, `hash` and `maglev` the same for what is alike"),
+    key("hash", Type::Object(&HASH), Yaml("{}"), "What `hash` and `maglev` go by"),
     key("count", one_of(&["node", "cluster"], &[]), Yaml("node"), "What \"least\" counts").later(),
     key("sticky", Type::OrOff(&Type::Object(&STICKY)), Yaml("off"), "Keeps a client at its member").later(),
     key("protocol", one_of(&["auto", "http1", "h2c", "h2"], &[]), Yaml("auto"), "What members speak").later(),
@@ -373,8 +373,8 @@ static MEMBER: Object = Object::new("pool.member", &[
 ]);
 
 static HASH: Object = Object::new("pool.hash", &[
-    key("on", TEXT, Yaml("client"), "`client`, `client-port`, `header:NAME`, `cookie:NAME` or `path`"),
-    key("bound", TEXT, Yaml("1.25"), "Load of a member against the mean"),
+    key("on", Type::Text(Format::HashOn), Yaml("client"), "`client`, `client-port`, `header:NAME`, `cookie:NAME` or `path`; tcp and udp know clients only"),
+    key("bound", Type::Text(Format::Factor), Yaml("1.25"), "A member takes at most this much of its share of what is under way, then the next one does; not for `maglev`"),
 ]);
 
 static STICKY: Object = Object::new("pool.sticky", &[

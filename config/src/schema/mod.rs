@@ -166,4 +166,8 @@ pub(crate) enum Format {
     Network,
     /// An origin of the web, `*`, or with `*.` before its host.
     Origin,
+    /// What a request is hashed by.
+    HashOn,
+    /// A number from 1 to 100.
+    Factor,
 }

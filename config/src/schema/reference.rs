@@ -161,6 +161,8 @@ fn text(format: Format) -> String {
         Format::Template | Format::HeaderTemplate => "text with variables",
         Format::Network => "network",
         Format::Origin => "origin",
+        Format::HashOn => "word",
+        Format::Factor => "1 to 100",
     }
     .to_owned()
 }

@@ -16,7 +16,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use http_body::Body;
 use hyper::body::Incoming;
 use tokio::time::Instant;
-use trestle_config::model::Scheme;
+use trestle_config::model::{HashOn, Scheme};
 
 use super::body::{Answer, Upload, UploadState};
 use super::conn::Conn;
@@ -27,8 +27,9 @@ use super::router::Subject;
 use super::text::Scope;
 use super::transfer::{Deadline, Transfer};
 use super::tunnel::Upgrade;
-use super::{cors, forward, page, target};
+use super::{cors, forward, page, target, values};
 use crate::alarm::Elapsed;
+use crate::balance::hashed;
 use crate::metrics::{Reason, RetrySafe};
 use crate::pool::{FailureKind, Picked, Pool};
 use crate::snapshot::Rule;
@@ -193,12 +194,13 @@ impl Failed {
 impl Exchange<'_> {
     async fn run(&self, record: &mut Record, mut outgoing: Request<Upload>) -> Result<Reply, Reason> {
         let total = after(record.started, self.rule.timeout.request, Reason::RequestTimeout);
-        let (at, first) = self.pick(record.started).ok_or(Reason::NoMember)?;
+        let (at, first) = self.pick(record, outgoing.headers()).ok_or(Reason::NoMember)?;
         let pool = self.rule.split.pool(at).ok_or(Reason::Internal)?;
         record.pool = Some(at);
         record.picked = Some(first);
         self.edit_for_pool(record, outgoing.headers_mut());
         let mut tried: Vec<usize> = Vec::new();
+        let key = key(pool, record, outgoing.headers());
         let mut now = record.started;
         // Held while the further attempt runs.
         let mut _permit = None;
@@ -214,7 +216,7 @@ impl Exchange<'_> {
             tried.push(picked.index());
             let again = self.again(record, failed)?;
             now = Instant::now();
-            let next = pool.pick(&tried, now).ok_or(Reason::NoMember)?;
+            let next = pool.pick(&tried, key, now).ok_or(Reason::NoMember)?;
             if again.refused && tried.contains(&next.index()) {
                 // Nobody else is left, and this one has just refused.
                 return Err(again.reason);
@@ -231,8 +233,11 @@ impl Exchange<'_> {
     }
 
     /// The rule's pools share its requests by weight; one that has nobody gives way to the others.
-    fn pick(&self, now: Instant) -> Option<(usize, Picked)> {
-        self.rule.split.next().find_map(|at| Some((at, self.rule.split.pool(at)?.pick(&[], now)?)))
+    fn pick(&self, record: &Record, headers: &HeaderMap) -> Option<(usize, Picked)> {
+        self.rule.split.next().find_map(|at| {
+            let pool = self.rule.split.pool(at)?;
+            Some((at, pool.pick(&[], key(pool, record, headers), record.started)?))
+        })
     }
 
     /// Whether to try again, and with what.
@@ -406,6 +411,20 @@ impl Exchange<'_> {
             keep: pool.settings().timeout.pool_idle,
             idle: self.rule.timeout.idle,
             upgrade: self.upgrade,
+        }
+    }
+}
+
+/// What a pool that hashes goes by; a request without it goes to whoever's turn it is.
+fn key(pool: &Pool, record: &Record, headers: &HeaderMap) -> Option<u64> {
+    let of = |value: std::borrow::Cow<'_, [u8]>| hashed(0, &value);
+    match pool.hash_on()? {
+        HashOn::Client | HashOn::ClientPort => pool.key_of_client(record.conn.peer),
+        HashOn::Path => Some(hashed(0, record.target.path().as_bytes())),
+        HashOn::Cookie(name) => values::cookie(headers, name).next().map(of),
+        HashOn::Header(name) => {
+            let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
+            values::header(headers, &name).next().map(of)
         }
     }
 }

@@ -291,3 +291,33 @@ routes:
     let reply = ask(&mut client, "GET /off", "Origin: https://x\r\n").await;
     assert_eq!(reply.header("access-control-allow-origin"), Some("https://from-the-member"));
 }
+
+#[tokio::test]
+async fn what_is_alike_goes_to_one_member() {
+    for (on, alike, other) in [
+        ("header:x-user", ("GET /", "X-User: a\r\n"), "X-User: u"),
+        ("cookie:sid", ("GET /", "Cookie: x=y; sid=a\r\n"), "Cookie: sid=u"),
+        ("path", ("GET /a?1", ""), ""),
+    ] {
+        for balance in ["hash", "maglev"] {
+            let backends = [Backend::named("a").await, Backend::named("b").await];
+            let config = written(&format!(
+                "pools: {{ app: {{ balance: {balance}, hash: {{ on: \"{on}\" }}, members: [\"{}\", \"{}\"] }} }}\n\
+                 routes: {{ all: {{ rules: [{{ pools: [app] }}] }} }}\n",
+                backends[0].address, backends[1].address
+            ));
+            let (_proxy, address) = Proxy::serving(config).await;
+            let mut client = Client::connect(address).await;
+            let mut seen = std::collections::BTreeSet::new();
+            for _ in 0..12 {
+                seen.insert(ask(&mut client, alike.0, alike.1).await.text().to_owned());
+            }
+            assert_eq!(seen.len(), 1, "{on} by {balance}");
+            for n in 0..60 {
+                let fields = if other.is_empty() { String::new() } else { format!("{other}{n}\r\n") };
+                seen.insert(ask(&mut client, &format!("GET /{n}"), &fields).await.text().to_owned());
+            }
+            assert_eq!(seen.len(), 2, "{on} by {balance}: others go elsewhere");
+        }
+    }
+}

@@ -1,6 +1,7 @@
 //! A connection to some member of a pool: the next one is tried when one can't be reached.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use rustix::io::Errno;
@@ -19,7 +20,12 @@ type Failed = (Reason, Option<Arc<MemberState>>);
 
 /// Connects to a member that the pool picks, each at most once. Fails with the reason of the last
 /// attempt; attempts after the first need leave of the pool's retry budget.
-pub(super) async fn connect(pool: &Pool, closing: &CancellationToken) -> Result<(TcpStream, Picked), Failed> {
+pub(super) async fn connect(
+    pool: &Pool,
+    client: SocketAddr,
+    closing: &CancellationToken,
+) -> Result<(TcpStream, Picked), Failed> {
+    let key = pool.key_of_client(client);
     let mut tried = [usize::MAX; ATTEMPTS_MAX];
     let mut failed = (Reason::NoMember, None);
     for attempt in 0..ATTEMPTS_MAX {
@@ -30,7 +36,7 @@ pub(super) async fn connect(pool: &Pool, closing: &CancellationToken) -> Result<
                 None => return Err(failed),
             },
         };
-        let Some(picked) = pool.pick(&tried[..attempt], Instant::now()) else { return Err(failed) };
+        let Some(picked) = pool.pick(&tried[..attempt], key, Instant::now()) else { return Err(failed) };
         if tried[..attempt].contains(&picked.index()) {
             return Err(failed);
         }

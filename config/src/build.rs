@@ -383,6 +383,7 @@ fn pool(fields: &Fields, sink: &mut Sink) -> Pool {
             "least_request" => Balance::LeastRequest,
             "hash" => Balance::Hash,
             "maglev" => Balance::Maglev,
+            "peak_ewma" => Balance::PeakEwma,
             _ => Balance::RoundRobin,
         }),
     );

@@ -423,6 +423,8 @@ pub enum Balance {
     /// Consistent hashing with bounded loads.
     Hash,
     Maglev,
+    /// Of two members drawn by weight the one that answers sooner, as far as is known.
+    PeakEwma,
 }
 
 /// What `hash` and `maglev` go by.

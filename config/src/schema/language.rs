@@ -344,7 +344,7 @@ static RESPONSE_HEADER_EDITS: Object = Object::new("policy.response_headers", &[
 
 static POOL_OBJECT: Object = Object::new("pool", &[
     key("members", Type::List { of: &Type::Short("address", &MEMBER), min: 0 }, Required, "`ADDRESS:PORT` or an object; may be empty"),
-    key("balance", one_of(&["round_robin", "random", "random_two", "least_request", "hash", "maglev"], &["peak_ewma"]), Yaml("round_robin"), "How a member is chosen; `random_two` takes the less busy of two, `hash` and `maglev` the same for what is alike"),
+    key("balance", one_of(&["round_robin", "random", "random_two", "least_request", "peak_ewma", "hash", "maglev"], &[]), Yaml("round_robin"), "How a member is chosen; `random_two` takes the less busy of two, `peak_ewma` the one of two that answers sooner, `hash` and `maglev` the same for what is alike"),
     key("hash", Type::Object(&HASH), Yaml("{}"), "What `hash` and `maglev` go by"),
     key("count", one_of(&["node", "cluster"], &[]), Yaml("node"), "What \"least\" counts").later(),
     key("sticky", Type::OrOff(&Type::Object(&STICKY)), Yaml("off"), "Keeps a client at its member").later(),

@@ -38,6 +38,8 @@ pub(crate) enum Picker {
         bound: f64,
     },
     Maglev,
+    /// The load is what one more request would cost.
+    PeakEwma,
 }
 
 /// What a picker makes of the shares, once.
@@ -53,7 +55,7 @@ pub(crate) enum Places {
 pub(crate) struct Context<'a, L> {
     /// Shared by the workers; carried over from snapshot to snapshot.
     pub(crate) cursor: &'a AtomicU64,
-    /// Requests under way at the member with this index in the pool.
+    /// Requests under way at the member with this index in the pool, or what they cost.
     pub(crate) load: L,
     /// Requests under way at all of them.
     pub(crate) live: u32,
@@ -72,6 +74,7 @@ impl Picker {
             Balance::LeastRequest => Picker::LeastRequest,
             Balance::Hash => Picker::Hash { bound },
             Balance::Maglev => Picker::Maglev,
+            Balance::PeakEwma => Picker::PeakEwma,
         }
     }
 
@@ -100,7 +103,7 @@ impl Picker {
         let position = match self {
             Picker::RoundRobin => round_robin::pick(shares, context),
             Picker::Random => random::pick(shares, context, rng),
-            Picker::RandomTwo => random_two::pick(shares, context, rng),
+            Picker::RandomTwo | Picker::PeakEwma => random_two::pick(shares, context, rng),
             Picker::LeastRequest => least_request::pick(shares, context),
             Picker::Hash { .. } | Picker::Maglev => match (places, context.key) {
                 (Places::Ring(ring), Some(key)) => ring.pick(key, shares, context),

@@ -6,7 +6,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-const ALL: [Picker; 6] = [
+const ALL: [Picker; 7] = [
+    Picker::PeakEwma,
     Picker::RoundRobin,
     Picker::Random,
     Picker::RandomTwo,

@@ -16,6 +16,7 @@
 //! Left to others: verdicts (the cluster), connections (l4, upstream), what counts as a failure of the
 //! member and not of the client (those who call [`Picked::failed`]).
 
+mod latency;
 mod lineup;
 mod member;
 mod outlier;
@@ -158,7 +159,13 @@ impl Pool {
         let lineup = self.lineup(now);
         let context = Context {
             cursor: &self.shared.hot.cursor,
-            load: |index: usize| self.members[index].in_flight(),
+            load: |index: usize| {
+                let member = &self.members[index];
+                match self.picker {
+                    Picker::PeakEwma => member.latency.cost(member.in_flight(), now),
+                    _ => member.in_flight(),
+                }
+            },
             live: self.shared.hot.live.load(Ordering::Relaxed),
             key,
             avoid,
@@ -168,7 +175,8 @@ impl Pool {
             self.shared.counters.no_member.inc();
             return None;
         };
-        Some(Picked::new(index, Arc::clone(&self.members[index])))
+        let timed = (self.picker == Picker::PeakEwma).then_some(now);
+        Some(Picked::new(index, Arc::clone(&self.members[index]), timed))
     }
 
     /// What of a request its member is chosen by.

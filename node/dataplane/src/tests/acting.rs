@@ -321,3 +321,29 @@ async fn what_is_alike_goes_to_one_member() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_member_that_answers_slowly_gets_less_by_peak_ewma() {
+    let quick = Backend::named("quick").await;
+    let slow = Backend::raw(|mut stream| async move {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut buffer = [0; 4096];
+        while matches!(stream.read(&mut buffer).await, Ok(1..)) {
+            tokio::time::sleep(std::time::Duration::from_millis(30)).await;
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nslow").await;
+        }
+    })
+    .await;
+    let config = written(&format!(
+        "pools: {{ app: {{ balance: peak_ewma, members: [\"{}\", \"{}\"] }} }}\n\
+         routes: {{ all: {{ rules: [{{ pools: [app] }}] }} }}\n",
+        quick.address, slow.address
+    ));
+    let (_proxy, address) = Proxy::serving(config).await;
+    let mut client = Client::connect(address).await;
+    let mut slow = 0;
+    for _ in 0..100 {
+        slow += usize::from(client.get("/").await.text() == "slow");
+    }
+    assert!((1..10).contains(&slow), "{slow} of 100 went to the slow one");
+}

@@ -1,7 +1,6 @@
 //! A connection to some member of a pool: the next one is tried when one can't be reached.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use rustix::io::Errno;
@@ -22,10 +21,9 @@ type Failed = (Reason, Option<Arc<MemberState>>);
 /// attempt; attempts after the first need leave of the pool's retry budget.
 pub(super) async fn connect(
     pool: &Pool,
-    client: SocketAddr,
+    key: Option<u64>,
     closing: &CancellationToken,
 ) -> Result<(TcpStream, Picked), Failed> {
-    let key = pool.key_of_client(client);
     let mut tried = [usize::MAX; ATTEMPTS_MAX];
     let mut failed = (Reason::NoMember, None);
     for attempt in 0..ATTEMPTS_MAX {
@@ -60,7 +58,7 @@ async fn once(pool: &Pool, picked: &Picked) -> Result<TcpStream, Reason> {
     let begun = Instant::now();
     match timeout(pool.settings().timeout.connect, TcpStream::connect(picked.address())).await {
         Ok(Ok(stream)) => {
-            picked.connected(begun.elapsed());
+            picked.accepted(begun.elapsed());
             Ok(stream)
         }
         Ok(Err(error)) if is_ours(&error) => {

@@ -3,30 +3,35 @@
 //! Runs also on a document with problems, so that [`crate::validate`] and the local rules here find
 //! theirs in the same run; the result is then thrown away.
 
+pub(crate) mod policies;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 
 use crate::check::Sink;
 use crate::model::{
     AccessLog, AccessLogFormat, AccessLogTarget, Balance, Bind, CheckKind, ClusterSettings, Config, Drain,
-    HeaderMatch, HealthCheck, HostPattern, HttpCheck, HttpSettings, Listener, Match, Member, OnQuorumLoss,
-    Outlier, PathMatch, Pool, PoolTimeouts, Protocol, Retry, Route, RouteTimeouts, Rule, TcpSettings,
-    UdpSettings, ValueMatch, Vip, WeightedPool,
+    HeaderMatch, HealthCheck, HostPattern, HttpCheck, HttpSettings, Listener, LocalAnswer, Match, Member,
+    NewPath, OnQuorumLoss, Outlier, PathMatch, Policies, Pool, PoolTimeouts, Protocol, Redirect, Respond,
+    Retry, Rewrite, Route, RouteTimeouts, Rule, Scheme, TcpSettings, UdpSettings, ValueMatch, ValueOf, Vip,
+    WeightedPool,
 };
 use crate::problem::{Fault, shown};
+use crate::text::{Replacement, Template};
 use crate::tree::Place;
 use crate::value::{Fields, Kind, Value, WrittenBind};
 
 pub(crate) fn config(root: &Fields, sink: &mut Sink) -> Config {
     let vips = named(root, "vips", vip);
     let mut config = Config {
-        listeners: named(root, "listeners", |fields| listener(fields, &vips)),
-        routes: named(root, "routes", |fields| route(fields, sink)),
+        listeners: named(root, "listeners", |fields| listener(root, fields, &vips, sink)),
+        routes: named(root, "routes", |fields| route(root, fields, sink)),
         pools: BTreeMap::new(),
         vips,
         access_log: root.object("access_log").map(access_log).unwrap_or_default(),
         cluster: root.object("cluster").map(cluster).unwrap_or_default(),
     };
+    policies::bundles(root, sink);
     config.pools = named(root, "pools", |fields| pool(fields, sink));
     let udp_only = pools_of_udp_alone(&config);
     for (name, value) in root.map("pools") {
@@ -88,7 +93,7 @@ pub(crate) fn resolve(bind: &WrittenBind, vips: &BTreeMap<String, Vip>) -> Vec<B
     }
 }
 
-fn listener(fields: &Fields, vips: &BTreeMap<String, Vip>) -> Listener {
+fn listener(root: &Fields, fields: &Fields, vips: &BTreeMap<String, Vip>, sink: &mut Sink) -> Listener {
     let written = fields.list("bind").unwrap_or_default().iter().filter_map(|value| match &value.kind {
         Kind::Bind(bind) => Some(bind),
         _ => None,
@@ -121,6 +126,7 @@ fn listener(fields: &Fields, vips: &BTreeMap<String, Vip>) -> Listener {
         udp,
         tcp,
         http,
+        policies: policies::of(root, fields, sink),
     }
 }
 
@@ -130,7 +136,7 @@ fn bytes(fields: &Fields, key: &str) -> Option<usize> {
 
 // === routes ===
 
-fn route(fields: &Fields, sink: &mut Sink) -> Route {
+fn route(root: &Fields, fields: &Fields, sink: &mut Sink) -> Route {
     let listeners = fields
         .list("listeners")
         .map(|names| names.iter().filter_map(Value::as_text).map(str::to_owned).collect());
@@ -144,6 +150,7 @@ fn route(fields: &Fields, sink: &mut Sink) -> Route {
             .collect(),
         None => vec![HostPattern::Any],
     };
+    let outer = policies::of(root, fields, sink);
     let rules = fields.list("rules").unwrap_or_default();
     let mut names: HashMap<String, usize> = HashMap::new();
     let rules = rules
@@ -151,7 +158,7 @@ fn route(fields: &Fields, sink: &mut Sink) -> Route {
         .enumerate()
         .filter_map(|(index, value)| {
             let fields = value.as_object()?;
-            let rule = rule(index, fields, sink);
+            let rule = rule(root, index, fields, &outer, sink);
             if let Some(first) = names.insert(rule.name.clone(), index) {
                 let place = fields.at("name").map_or(value.node, |name| name.node);
                 let message =
@@ -167,8 +174,8 @@ fn route(fields: &Fields, sink: &mut Sink) -> Route {
     Route { listeners, hosts, rules }
 }
 
-fn rule(index: usize, fields: &Fields, sink: &mut Sink) -> Rule {
-    let matches = match fields.list("match") {
+fn rule(root: &Fields, index: usize, fields: &Fields, outer: &Policies, sink: &mut Sink) -> Rule {
+    let matches: Vec<_> = match fields.list("match") {
         Some(list) => list.iter().filter_map(Value::as_object).map(matcher).collect(),
         None => vec![Match::default()],
     };
@@ -190,11 +197,14 @@ fn rule(index: usize, fields: &Fields, sink: &mut Sink) -> Rule {
     }
     Rule {
         name: fields.text("name").map_or_else(|| index.to_string(), str::to_owned),
+        answer: local_answer(fields, &matches, sink),
+        rewrite: rewrite(fields, &matches, sink),
         matches,
         pools,
         timeout,
         retry,
         max_body: fields.size("max_body").unwrap_or(0),
+        policies: policies::of(root, fields, sink).or(outer),
     }
 }
 
@@ -210,7 +220,15 @@ fn weighted_pools(fields: &Fields, sink: &mut Sink) -> Vec<WeightedPool> {
             let message = format!("the rule names {} twice", shown(pool));
             sink.report(Place::Value(name.node), Fault::new(message).help("add the weights up"));
         }
-        pools.push(WeightedPool { pool: pool.to_owned(), weight: fields.int32("weight").unwrap_or(1) });
+        let edits = |key, sink: &mut Sink| {
+            fields.object(key).map(|edits| policies::edits(edits, sink)).unwrap_or_default()
+        };
+        pools.push(WeightedPool {
+            pool: pool.to_owned(),
+            weight: fields.int32("weight").unwrap_or(1),
+            request_headers: edits("request_headers", sink),
+            response_headers: edits("response_headers", sink),
+        });
     }
     if pools.len() == items.len()
         && pools.iter().all(|pool| pool.weight == 0)
@@ -226,13 +244,30 @@ fn weighted_pools(fields: &Fields, sink: &mut Sink) -> Vec<WeightedPool> {
 fn matcher(fields: &Fields) -> Match {
     let path = fields.object("path").and_then(|path| {
         let exact = path.text("exact").map(|text| PathMatch::Exact(text.to_owned()));
-        exact.or_else(|| path.text("prefix").map(|text| PathMatch::Prefix(text.to_owned())))
+        let prefix = || path.text("prefix").map(|text| PathMatch::Prefix(text.to_owned()));
+        exact.or_else(prefix).or_else(|| path.pattern("regex").cloned().map(PathMatch::Regex))
     });
     let methods = fields.list("method").unwrap_or_default();
     let headers = fields.map("headers").iter().filter_map(|(name, value)| {
         Some(HeaderMatch { name: name.clone(), value: value_match(value.as_object()?)? })
     });
+    let values = |key: &str| -> Vec<ValueOf> {
+        let entries = fields.map(key).iter();
+        entries
+            .filter_map(|(name, value)| {
+                Some(ValueOf { name: name.clone(), value: value_match(value.as_object()?)? })
+            })
+            .collect()
+    };
+    let clients = fields.list("clients").unwrap_or_default().iter().filter_map(|value| match value.kind {
+        Kind::Network(network) => Some(network),
+        _ => None,
+    });
     Match {
+        query: values("query"),
+        cookies: values("cookies"),
+        clients: clients.collect(),
+        scheme: fields.word("scheme").map(scheme),
         path,
         methods: methods.iter().filter_map(Value::as_text).map(str::to_owned).collect(),
         headers: headers.collect(),
@@ -246,7 +281,94 @@ fn value_match(fields: &Fields) -> Option<ValueMatch> {
     if let Some(prefix) = fields.text("prefix") {
         return Some(ValueMatch::Prefix(prefix.to_owned()));
     }
-    fields.bool("present").map(ValueMatch::Present)
+    let regex = || fields.pattern("regex").cloned().map(ValueMatch::Regex);
+    fields.bool("present").map(ValueMatch::Present).or_else(regex)
+}
+
+fn scheme(word: &str) -> Scheme {
+    if word == "https" { Scheme::Https } else { Scheme::Http }
+}
+
+fn local_answer(fields: &Fields, matches: &[Match], sink: &mut Sink) -> Option<LocalAnswer> {
+    if let Some(fields) = fields.object("redirect") {
+        let code = fields.int("code").unwrap_or(302);
+        if ![301, 302, 303, 307, 308].contains(&code)
+            && let Some(value) = fields.at("code")
+        {
+            let fault = Fault::new(format!("{code} is no redirect")).help("301, 302, 303, 307 or 308");
+            sink.report(Place::Value(value.node), fault);
+        }
+        return Some(LocalAnswer::Redirect(Redirect {
+            scheme: fields.word("scheme").map(scheme),
+            host: fields.template("host").cloned(),
+            port: fields.int("port").and_then(|port| u16::try_from(port).ok()),
+            path: new_path(fields, matches, sink),
+            code: u16::try_from(code).unwrap_or(302),
+        }));
+    }
+    let fields = fields.object("respond")?;
+    Some(LocalAnswer::Respond(Respond {
+        code: fields.int("code").and_then(|code| u16::try_from(code).ok()).unwrap_or(200),
+        body: fields.template("body").cloned().unwrap_or_default(),
+        headers: policies::lines(fields, "headers", sink),
+    }))
+}
+
+fn rewrite(fields: &Fields, matches: &[Match], sink: &mut Sink) -> Rewrite {
+    let Some(written) = fields.object("rewrite") else { return Rewrite::default() };
+    if let (Some(value), true) = (fields.at("rewrite"), !fields.has("pools")) {
+        let fault = Fault::new("there is nothing to rewrite, since no pool is asked");
+        sink.report(Place::Key(value.node), fault);
+    }
+    if let Some(host) = written.at("host")
+        && let Some(fixed) = host.as_template().and_then(Template::fixed)
+        && (fixed.is_empty() || fixed.contains([' ', '\t', '/', '@']))
+    {
+        let fault =
+            Fault::new(format!("{} is no host", shown(fixed))).help("a name, with `:PORT` if need be");
+        sink.report(Place::Value(host.node), fault);
+    }
+    Rewrite { host: written.template("host").cloned(), path: new_path(written, matches, sink) }
+}
+
+/// `path` of a redirect or a rewrite.
+fn new_path(fields: &Fields, matches: &[Match], sink: &mut Sink) -> Option<NewPath> {
+    let fields = fields.object("path")?;
+    let mut begins = |key: &str, text: &str| {
+        let cut_off = key == "prefix" && text.is_empty();
+        if !(cut_off || text.starts_with('/') || text.starts_with("${"))
+            && let Some(value) = fields.at(key)
+        {
+            let fault = Fault::new("a path begins with `/`").near(Some(&format!("/{text}")));
+            sink.report(Place::Value(value.node), fault);
+        }
+    };
+    if let Some(full) = fields.template("full") {
+        begins("full", &full.to_string());
+        return Some(NewPath::Full(full.clone()));
+    }
+    if let Some(prefix) = fields.text("prefix") {
+        begins("prefix", prefix);
+        let prefixed = |one: &Match| matches!(one.path, None | Some(PathMatch::Prefix(_)));
+        if let (false, Some(value)) = (matches.iter().all(prefixed), fields.at("prefix")) {
+            let fault = Fault::new("a match of this rule has no path prefix that could be replaced")
+                .help("`full` or `regex`, or a rule of its own for what matches by prefix");
+            sink.report(Place::Key(value.node), fault);
+        }
+        return Some(NewPath::Prefix(prefix.to_owned()));
+    }
+    let (find, value) = (fields.text("regex")?, fields.at("regex")?);
+    if !fields.has("with") {
+        let fault = Fault::new("`with` is missing").help("what stands instead of what matches, may be \"\"");
+        sink.report(Place::Key(value.node), fault);
+    }
+    match Replacement::parse(find, fields.text("with").unwrap_or_default()) {
+        Ok(replacement) => Some(NewPath::Regex(replacement)),
+        Err(fault) => {
+            sink.report(Place::Value(value.node), fault);
+            None
+        }
+    }
 }
 
 // === pools ===
@@ -259,6 +381,9 @@ fn pool(fields: &Fields, sink: &mut Sink) -> Pool {
             "random" => Balance::Random,
             "random_two" => Balance::RandomTwo,
             "least_request" => Balance::LeastRequest,
+            "hash" => Balance::Hash,
+            "maglev" => Balance::Maglev,
+            "peak_ewma" => Balance::PeakEwma,
             _ => Balance::RoundRobin,
         }),
     );
@@ -267,6 +392,14 @@ fn pool(fields: &Fields, sink: &mut Sink) -> Pool {
         set(connect, fields.duration("connect"));
         set(first_byte, fields.duration("first_byte"));
         set(pool_idle, fields.duration("pool_idle"));
+    }
+    if let Some(fields) = fields.object("hash") {
+        if let Some(Kind::HashOn(on)) = fields.at("on").map(|value| &value.kind) {
+            pool.hash.on = on.clone();
+        }
+        if let Some(Kind::Factor(bound)) = fields.at("bound").map(|value| &value.kind) {
+            pool.hash.bound = *bound;
+        }
     }
     if let Some(fields) = fields.object("outlier") {
         let Outlier { failures, eject, max_share } = &mut pool.outlier;

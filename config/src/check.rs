@@ -9,6 +9,7 @@ use serde_json::Value as Json;
 use crate::problem::{Fault, PROBLEMS_MAX, near_miss, shown};
 use crate::scalar;
 use crate::schema::{Choose, Default, Format, Key, Object, Type};
+use crate::text::{Pattern, Template, network};
 use crate::tree::{NodeId, NodeKind, Place, Tree};
 use crate::value::{Fields, Kind, Value};
 
@@ -269,10 +270,7 @@ impl Checker<'_> {
         }
         for key in fields.object.all_keys() {
             if key.default == Default::Required && !fields.has(key.name) {
-                let mut fault = Fault::new(format!("`{}` is missing", key.name));
-                if key.name == "pools" {
-                    fault = Fault::new("the rule names no pool").help("give `pools`");
-                }
+                let fault = Fault::new(format!("`{}` is missing", key.name));
                 self.sink.report(Place::Key(node), fault);
             }
         }
@@ -382,6 +380,13 @@ fn typed_text(text: &str, format: Format) -> Result<Kind, Fault> {
         Format::Method => Kind::Text(scalar::method(text)?),
         Format::HeaderName => Kind::Text(scalar::header_name(text)?),
         Format::HeaderValue => Kind::Text(scalar::header_value(text)?),
+        Format::Regex => Kind::Pattern(Pattern::parse(text)?),
+        Format::Template => Kind::Template(Template::parse(text)?),
+        Format::HeaderTemplate => Kind::Template(Template::parse(&scalar::header_value(text)?)?),
+        Format::Network => Kind::Network(network(text)?),
+        Format::Origin => Kind::Origin(scalar::origin(text)?),
+        Format::HashOn => Kind::HashOn(scalar::hash_on(text)?),
+        Format::Factor => Kind::Factor(scalar::factor(text)?),
         Format::Status => {
             let (low, high) = scalar::status_range(text)?;
             Kind::Status(low, high)

@@ -15,6 +15,7 @@ pub mod model;
 
 mod document;
 mod problem;
+pub mod text;
 mod tree;
 
 mod check;

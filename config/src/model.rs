@@ -9,6 +9,10 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
+use crate::text::{Pattern, Replacement, Template};
+
 /// A whole document. Maps are keyed by resource name.
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct Config {
@@ -47,6 +51,8 @@ pub struct Listener {
     pub udp: UdpSettings,
     pub tcp: TcpSettings,
     pub http: HttpSettings,
+    /// For requests whose route and rule say nothing.
+    pub policies: Policies,
 }
 
 /// Where a listener accepts: an address (none: all, IPv6 and IPv4) and a port (0: the system's choice).
@@ -156,11 +162,151 @@ pub struct Rule {
     pub name: String,
     /// Any of; at least one ([`Match::default`] matches everything).
     pub matches: Vec<Match>,
+    /// None where the rule answers by itself.
     pub pools: Vec<WeightedPool>,
+    pub answer: Option<LocalAnswer>,
+    pub rewrite: Rewrite,
     pub timeout: RouteTimeouts,
     pub retry: Retry,
     /// Request body, bytes; 0: no limit.
     pub max_body: u64,
+    /// Its own and the route's; what is not in them is the listener's.
+    pub policies: Policies,
+}
+
+/// What a rule does instead of asking a pool.
+#[derive(Clone, Debug, PartialEq)]
+pub enum LocalAnswer {
+    Redirect(Redirect),
+    Respond(Respond),
+}
+
+/// What is not set is the request's.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Redirect {
+    pub scheme: Option<Scheme>,
+    pub host: Option<Template>,
+    pub port: Option<u16>,
+    pub path: Option<NewPath>,
+    /// 301, 302, 303, 307 or 308. Default 302.
+    pub code: u16,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Scheme {
+    Http,
+    Https,
+}
+
+impl Scheme {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Scheme::Http => "http",
+            Scheme::Https => "https",
+        }
+    }
+
+    /// The port of a URL that names none.
+    pub fn port(self) -> u16 {
+        match self {
+            Scheme::Http => 80,
+            Scheme::Https => 443,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum NewPath {
+    Full(Template),
+    /// Instead of the prefix that matched: every match of the rule has one.
+    Prefix(String),
+    Regex(Replacement),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Respond {
+    /// 200 to 599. Default 200.
+    pub code: u16,
+    pub body: Template,
+    pub headers: Vec<(String, Template)>,
+}
+
+/// What the member sees instead of what the client asked for.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Rewrite {
+    pub host: Option<Template>,
+    pub path: Option<NewPath>,
+}
+
+/// Keys that may stand on a listener, a route, a rule or in a named bundle; the nearest to the rule
+/// counts, as a whole.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Policies {
+    pub request_headers: Option<HeaderEdits>,
+    pub response_headers: Option<HeaderEdits>,
+    pub cors: Option<Cors>,
+}
+
+impl Policies {
+    /// What is not set here is taken from there.
+    #[must_use]
+    pub fn or(&self, outer: &Policies) -> Policies {
+        Policies {
+            request_headers: self.request_headers.clone().or_else(|| outer.request_headers.clone()),
+            response_headers: self.response_headers.clone().or_else(|| outer.response_headers.clone()),
+            cors: self.cors.clone().or_else(|| outer.cors.clone()),
+        }
+    }
+}
+
+/// Which pages of other origins may use the rule (Fetch standard, section 3.2).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Cors {
+    /// Empty: none, and no preflight is answered.
+    pub origins: Vec<OriginPattern>,
+    /// Beside GET, HEAD and POST.
+    pub methods: Vec<String>,
+    /// Lower case; `*` is any.
+    pub headers: Vec<String>,
+    pub expose: Vec<String>,
+    /// Not with [`OriginPattern::Any`].
+    pub credentials: bool,
+    /// Default 5 s.
+    pub max_age: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OriginPattern {
+    Any,
+    At {
+        scheme: Scheme,
+        host: HostPattern,
+        /// `None`: the scheme's.
+        port: Option<u16>,
+    },
+}
+
+impl fmt::Display for OriginPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            OriginPattern::Any => f.write_str("*"),
+            OriginPattern::At { scheme, host, port: None } => write!(f, "{}://{host}", scheme.as_str()),
+            OriginPattern::At { scheme, host, port: Some(port) } => {
+                write!(f, "{}://{host}:{port}", scheme.as_str())
+            }
+        }
+    }
+}
+
+/// In this order: removed, set, added.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct HeaderEdits {
+    /// Names are lower case.
+    pub remove: Vec<String>,
+    pub set: Vec<(String, Template)>,
+    pub add: Vec<(String, Template)>,
+    /// Of responses: fields that make browsers careful, where the member set none.
+    pub security: bool,
 }
 
 /// All of its conditions must hold.
@@ -170,6 +316,11 @@ pub struct Match {
     /// Empty: any.
     pub methods: Vec<String>,
     pub headers: Vec<HeaderMatch>,
+    pub query: Vec<ValueOf>,
+    pub cookies: Vec<ValueOf>,
+    /// Any of; empty: everybody.
+    pub clients: Vec<IpNet>,
+    pub scheme: Option<Scheme>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -177,6 +328,15 @@ pub enum PathMatch {
     Exact(String),
     /// By path element: `/foo` matches `/foo`, `/foo/`, `/foo/bar`, not `/foobar`.
     Prefix(String),
+    /// The whole path.
+    Regex(Pattern),
+}
+
+/// A condition on the query parameter or cookie of this name, as it is (case counts).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ValueOf {
+    pub name: String,
+    pub value: ValueMatch,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -191,13 +351,18 @@ pub enum ValueMatch {
     Exact(String),
     Prefix(String),
     Present(bool),
+    /// The whole value.
+    Regex(Pattern),
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct WeightedPool {
     pub pool: String,
     /// 0: gets no traffic. Not all pools of a rule may be 0.
     pub weight: u32,
+    /// After the rule's.
+    pub request_headers: HeaderEdits,
+    pub response_headers: HeaderEdits,
 }
 
 /// Zero means none. What is not set (`None`) is taken from the pool.
@@ -230,6 +395,7 @@ pub struct Pool {
     /// May be empty.
     pub members: Vec<Member>,
     pub balance: Balance,
+    pub hash: Hash,
     pub timeout: PoolTimeouts,
     pub outlier: Outlier,
     /// Above this share of members down, all are used; 0: never. Default 0.5.
@@ -254,6 +420,41 @@ pub enum Balance {
     Random,
     RandomTwo,
     LeastRequest,
+    /// Consistent hashing with bounded loads.
+    Hash,
+    Maglev,
+    /// Of two members drawn by weight the one that answers sooner, as far as is known.
+    PeakEwma,
+}
+
+/// What `hash` and `maglev` go by.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Hash {
+    pub on: HashOn,
+    /// A member has at most this much of its share of what is under way, 1 or more. Default 1.25.
+    pub bound: f64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HashOn {
+    Client,
+    ClientPort,
+    /// Lower case.
+    Header(String),
+    Cookie(String),
+    Path,
+}
+
+impl fmt::Display for HashOn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            HashOn::Client => f.write_str("client"),
+            HashOn::ClientPort => f.write_str("client-port"),
+            HashOn::Header(name) => write!(f, "header:{name}"),
+            HashOn::Cookie(name) => write!(f, "cookie:{name}"),
+            HashOn::Path => f.write_str("path"),
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -432,6 +633,19 @@ impl Default for RouteTimeouts {
     }
 }
 
+impl Default for Cors {
+    fn default() -> Self {
+        Cors {
+            origins: Vec::new(),
+            methods: Vec::new(),
+            headers: Vec::new(),
+            expose: Vec::new(),
+            credentials: false,
+            max_age: Duration::from_secs(5),
+        }
+    }
+}
+
 impl Default for Retry {
     fn default() -> Self {
         Self { attempts: 1, on_connect: true, on_reused: true }
@@ -480,11 +694,18 @@ impl Default for HttpCheck {
     }
 }
 
+impl Default for Hash {
+    fn default() -> Self {
+        Hash { on: HashOn::Client, bound: 1.25 }
+    }
+}
+
 impl Default for Pool {
     fn default() -> Self {
         Self {
             members: Vec::new(),
             balance: Balance::RoundRobin,
+            hash: Hash::default(),
             timeout: PoolTimeouts::default(),
             outlier: Outlier::default(),
             panic: 0.5,

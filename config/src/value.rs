@@ -7,11 +7,13 @@
 use std::fmt;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use serde_json::{Map, Number, Value as Json};
 
-use crate::model::{Bind, HostPattern, VipAddress};
+use crate::model::{Bind, HashOn, HostPattern, OriginPattern, VipAddress};
 use crate::scalar;
 use crate::schema::{Key, Object};
+use crate::text::{Pattern, Template};
 use crate::tree::NodeId;
 
 pub(crate) struct Value {
@@ -36,6 +38,12 @@ pub(crate) enum Kind {
     Host(HostPattern),
     Member(std::net::SocketAddr),
     Status(u16, u16),
+    Pattern(Pattern),
+    Template(Template),
+    Network(IpNet),
+    Origin(OriginPattern),
+    HashOn(HashOn),
+    Factor(f64),
     List(Vec<Value>),
     /// Prints as its only item if there is just one.
     OneOrList(Vec<Value>),
@@ -151,6 +159,17 @@ impl Fields {
         self.at(key)?.as_word()
     }
 
+    pub(crate) fn pattern(&self, key: &str) -> Option<&Pattern> {
+        match &self.at(key)?.kind {
+            Kind::Pattern(pattern) => Some(pattern),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn template(&self, key: &str) -> Option<&Template> {
+        self.at(key)?.as_template()
+    }
+
     pub(crate) fn list(&self, key: &str) -> Option<&[Value]> {
         match &self.at(key)?.kind {
             Kind::List(items) | Kind::OneOrList(items) => Some(items),
@@ -181,6 +200,13 @@ impl Value {
     pub(crate) fn as_text(&self) -> Option<&str> {
         match &self.kind {
             Kind::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn as_template(&self) -> Option<&Template> {
+        match &self.kind {
+            Kind::Template(template) => Some(template),
             _ => None,
         }
     }
@@ -221,6 +247,13 @@ impl Value {
             Kind::VipAddress(address) => address.to_string().into(),
             Kind::Host(host) => host.to_string().into(),
             Kind::Member(address) => address.to_string().into(),
+            Kind::Pattern(pattern) => pattern.as_str().into(),
+            Kind::Template(template) => template.to_string().into(),
+            Kind::Network(network) => network_text(*network).into(),
+            Kind::HashOn(on) => on.to_string().into(),
+            Kind::Factor(x) if x.fract() == 0.0 => (*x as u64).into(),
+            Kind::Factor(x) => Number::from_f64(*x).map_or(Json::Null, Json::Number),
+            Kind::Origin(origin) => origin.to_string().into(),
             Kind::Status(low, high) if low == high => (*low).into(),
             Kind::Status(low, high) => scalar::status_text((*low, *high)).into(),
             Kind::OneOrList(items) if items.len() == 1 => items[0].to_json(),
@@ -235,5 +268,13 @@ impl Value {
             },
             Kind::Open(json) => json.clone(),
         }
+    }
+}
+
+/// A single address without its prefix.
+fn network_text(network: IpNet) -> String {
+    match network.prefix_len() == network.max_prefix_len() {
+        true => network.addr().to_string(),
+        false => network.to_string(),
     }
 }

@@ -3,7 +3,7 @@
 use std::net::Ipv6Addr;
 
 use super::Parsed;
-use crate::model::HostPattern;
+use crate::model::{HashOn, HostPattern, OriginPattern, Scheme};
 use crate::problem::{Fault, near_miss, shown};
 
 pub(crate) fn host_pattern(text: &str) -> Parsed<HostPattern> {
@@ -35,6 +35,59 @@ pub(crate) fn host_pattern(text: &str) -> Parsed<HostPattern> {
     }
     hostname(&lower)?;
     Ok(HostPattern::Exact(lower))
+}
+
+pub(crate) fn hash_on(text: &str) -> Parsed<HashOn> {
+    match text.split_once(':') {
+        Some(("header", name)) => Ok(HashOn::Header(header_name(name)?)),
+        Some(("cookie", name)) if !name.is_empty() && name.chars().all(is_token) => {
+            Ok(HashOn::Cookie(name.to_owned()))
+        }
+        _ => match text {
+            "client" => Ok(HashOn::Client),
+            "client-port" => Ok(HashOn::ClientPort),
+            "path" => Ok(HashOn::Path),
+            _ => {
+                let fault = Fault::new(format!("{} is nothing to hash by", shown(text)));
+                let known = ["client", "client-port", "path", "header:NAME", "cookie:NAME"];
+                Err(match near_miss(text, known[..3].iter().copied()) {
+                    Some(near) => fault.near(Some(near)),
+                    None => fault.help(format!("known are `{}`", known.join("`, `"))),
+                })
+            }
+        },
+    }
+}
+
+/// An origin as browsers send it (RFC 6454, section 6.2): lower case, without a default port or a path.
+pub(crate) fn origin(text: &str) -> Parsed<OriginPattern> {
+    if text == "*" {
+        return Ok(OriginPattern::Any);
+    }
+    let lower = text.to_ascii_lowercase();
+    let (scheme, rest) = match lower.split_once("://") {
+        Some(("http", rest)) => (Scheme::Http, rest),
+        Some(("https", rest)) => (Scheme::Https, rest),
+        Some(_) => return Err(Fault::new("an origin's scheme is `http` or `https`")),
+        None => {
+            let near = format!("https://{lower}");
+            return Err(Fault::new("an origin is a scheme and a host").near(Some(&near)));
+        }
+    };
+    if let Some((bare, _)) = rest.split_once('/') {
+        let near = format!("{}://{bare}", scheme.as_str());
+        return Err(Fault::new("an origin has no path").near(Some(&near)));
+    }
+    let (host, port) = match rest.rsplit_once(':') {
+        Some((host, port)) if !port.contains(']') => (host, Some(port)),
+        _ => (rest, None),
+    };
+    let port = port.map(|port| super::int(port, 1, 65_535)).transpose()?;
+    let port = port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != scheme.port());
+    match host_pattern(host)? {
+        HostPattern::Any => Err(Fault::new("`*` stands alone, for any origin").near(Some("*"))),
+        host => Ok(OriginPattern::At { scheme, host, port }),
+    }
 }
 
 pub(super) fn hostname(text: &str) -> Parsed<()> {

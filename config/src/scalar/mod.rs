@@ -15,7 +15,7 @@ use crate::value::WrittenBind;
 
 use http::hostname;
 pub(crate) use http::{
-    header_name, header_value, host_pattern, method, request_path, status_range, status_text,
+    hash_on, header_name, header_value, host_pattern, method, origin, request_path, status_range, status_text,
 };
 pub(crate) use vip::{interface, program, vip_address};
 
@@ -43,6 +43,16 @@ pub(crate) fn int(text: &str, min: u64, max: u64) -> Parsed<u64> {
         Ok(n) if (min..=max).contains(&n) => Ok(n),
         _ if max == u64::MAX => Err(Fault::new(format!("{text} is too small, at least {min} is allowed"))),
         _ => Err(Fault::new(format!("{} is out of range, {min} to {max} is allowed", shown(text)))),
+    }
+}
+
+/// A number from 1 to 100.
+pub(crate) fn factor(text: &str) -> Parsed<f64> {
+    let digits =
+        !text.is_empty() && text.len() <= 20 && text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    match text.parse::<f64>() {
+        Ok(n) if digits && (1.0..=100.0).contains(&n) => Ok(n),
+        _ => Err(Fault::new(format!("expected a number from 1 to 100, not {}", shown(text)))),
     }
 }
 

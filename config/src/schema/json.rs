@@ -134,7 +134,9 @@ fn choice(now: &[&str], later: &[&str]) -> Json {
 fn text(format: Format) -> Json {
     match format {
         // Plain words that YAML editors read as numbers or booleans are text to us.
-        Format::Any | Format::HeaderValue => json!({ "type": ["string", "number", "boolean"] }),
+        Format::Any | Format::HeaderValue | Format::Template | Format::HeaderTemplate => {
+            json!({ "type": ["string", "number", "boolean"] })
+        }
         Format::Name | Format::Ref(_) => {
             json!({ "type": ["string", "number", "boolean"], "pattern": "^[A-Za-z0-9._-]{1,63}$" })
         }
@@ -151,6 +153,13 @@ fn text(format: Format) -> Json {
         Format::Path => json!({ "type": "string", "pattern": "^/[^?# *]*$" }),
         Format::Method => json!({ "type": "string", "pattern": "^[A-Z0-9!#$%&'*+.^_`|~-]{1,32}$" }),
         Format::HeaderName => json!({ "type": "string", "pattern": "^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,256}$" }),
+        Format::Regex => json!({ "type": ["string", "number", "boolean"] }),
+        Format::Network => json!({ "type": "string", "pattern": "^[0-9A-Fa-f:.]+(/[0-9]{1,3})?$" }),
+        Format::HashOn => {
+            json!({ "type": "string", "pattern": "^(client|client-port|path|header:.+|cookie:.+)$" })
+        }
+        Format::Factor => json!({ "type": "number", "minimum": 1, "maximum": 100 }),
+        Format::Origin => json!({ "type": "string", "pattern": "^(\\*|https?://[^/ ]+)$" }),
         Format::Status => {
             json!({ "type": ["integer", "string"], "minimum": 100, "maximum": 599,
                     "pattern": "^[1-5][0-9]{2}( *- *[1-5][0-9]{2})?$" })

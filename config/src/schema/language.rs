@@ -31,6 +31,10 @@ const STRING_MAP: Type = Type::Map { key: Format::Any, of: &TEXT };
 const OPEN_LIST: Type = Type::List { of: &Type::Open, min: 0 };
 const HEADER_MAP: Type = Type::Map { key: Format::HeaderName, of: &HEADER_VALUE };
 const HEADER_VALUE: Type = Type::Text(Format::HeaderValue);
+const USE: Type = Type::List { of: &Type::Text(Format::Ref("policies")), min: 0 };
+const TEMPLATE: Type = Type::Text(Format::Template);
+const HEADER_TEMPLATES: Type = Type::Map { key: Format::HeaderName, of: &Type::Text(Format::HeaderTemplate) };
+const HEADER_NAMES: Type = Type::List { of: &Type::Text(Format::HeaderName), min: 0 };
 const POOL: Type = Type::Text(Format::Ref("pools"));
 
 const fn one_of(now: &'static [&'static str], later: &'static [&'static str]) -> Type {
@@ -47,8 +51,7 @@ pub(crate) static DOCUMENT: Object = Object::new("document", DOCUMENT_KEYS);
 static DOCUMENT_KEYS: &[Key] = &[
     key("listeners", named(&Type::Object(&LISTENER)), Yaml("{}"), "Where nodes accept traffic"),
     key("routes", named(&Type::Object(&ROUTE)), Yaml("{}"), "Which pool gets an HTTP request"),
-    key("policies", named(&Type::Object(&POLICY)), Yaml("{}"), "Bundles of policy keys, pulled in by `use`")
-        .later(),
+    key("policies", named(&Type::Object(&POLICY)), Yaml("{}"), "Bundles of policy keys, pulled in by `use`"),
     key("pools", named(&Type::Object(&POOL_OBJECT)), Yaml("{}"), "Backends that stand in for one another"),
     key("certificates", named(&Type::Object(&CERTIFICATE)), Yaml("{}"), "Certificates with their keys")
         .later(),
@@ -80,7 +83,7 @@ static LISTENER_KEYS: &[Key] = &[
     key("ftp", Type::OrOff(&Type::Object(&FTP)), Yaml("off"), "Follows FTP's data connections").later(),
     key("http", Type::Object(&HTTP), Yaml("{}"), "Connections of http"),
     key("on_limit", one_of(&["reset", "close"], &[]), Yaml("reset"), "How a connection above a limit ends").later(),
-    key("use", TEXTS, Yaml("[]"), "Policies that apply").later(),
+    key("use", USE, Yaml("[]"), "Policies that apply"),
 ];
 
 static KERNEL: Object = Object::new("listener.kernel", &[
@@ -136,41 +139,42 @@ static ROUTE: Object = Object::new("route", ROUTE_KEYS).with(POLICY_KEYS);
 static ROUTE_KEYS: &[Key] = &[
     key("listeners", Type::List { of: &Type::Text(Format::Ref("listeners")), min: 1 }, Words("all http listeners"), "Listeners whose requests it sees"),
     key("hosts", Type::List { of: &Type::Text(Format::Host), min: 1 }, Yaml("[\"*\"]"), "`www.example.com`, `*.example.com` (any name below, not the bare one) or `*`"),
-    key("use", TEXTS, Yaml("[]"), "Policies that apply").later(),
+    key("use", USE, Yaml("[]"), "Policies that apply"),
     key("rules", Type::List { of: &Type::Object(&RULE), min: 1 }, Required, "The most specific match wins, not the first"),
 ];
 
-static RULE: Object = Object::new("rule", RULE_KEYS).with(POLICY_KEYS);
+const ACTIONS: &[&str] = &["pools", "redirect", "respond"];
+static RULE: Object = Object::new("rule", RULE_KEYS).with(POLICY_KEYS).choose(Choose::ExactlyOne(ACTIONS));
 static RULE_KEYS: &[Key] = &[
     key("name", Type::Text(Format::Name), Words("its index"), "Name in logs and metrics, unique in the route"),
     key("match", Type::List { of: &Type::Object(&MATCH), min: 1 }, Words("everything"), "Any of these must fit; inside one, all conditions"),
-    key("pools", Type::List { of: &Type::Short("pool", &WEIGHTED_POOL), min: 1 }, Required, "Who gets the request, by weight; a bare name has weight 1"),
+    key("pools", Type::List { of: &Type::Short("pool", &WEIGHTED_POOL), min: 1 }, Words("none"), "Who gets the request, by weight; a bare name has weight 1"),
     key("timeout", Type::Object(&ROUTE_TIMEOUT), Yaml("{}"), "Limits on time; what is set here beats the pool's"),
     key("retry", Type::Object(&RETRY), Yaml("{}"), "When another member is tried"),
-    key("redirect", Type::Object(&REDIRECT), Words("none"), "Answers with a redirect").later(),
-    key("respond", Type::Object(&RESPOND), Words("none"), "Answers by itself").later(),
-    key("rewrite", Type::Object(&REWRITE), Words("none"), "Changes host and path before they are forwarded").later(),
+    key("redirect", Type::Object(&REDIRECT), Words("none"), "Answers with a redirect"),
+    key("respond", Type::Object(&RESPOND), Words("none"), "Answers by itself"),
+    key("rewrite", Type::Object(&REWRITE), Words("none"), "Changes host and path before they are forwarded"),
     key("mirror", Type::List { of: &Type::Object(&MIRROR), min: 0 }, Yaml("[]"), "Pools that get a copy").later(),
     key("max_body", SIZE, Yaml("0"), "Longest request body; 0: no limit"),
     key("upgrade", TEXTS, Yaml("[websocket]"), "Protocols that a connection may change to").later(),
-    key("use", TEXTS, Yaml("[]"), "Policies that apply").later(),
+    key("use", USE, Yaml("[]"), "Policies that apply"),
 ];
 
 static MATCH: Object = Object::new("rule.match", &[
     key("path", Type::Object(&PATH), Words("any"), "The path, in its normal form"),
     key("method", Type::OneOrList(&Type::Text(Format::Method)), Words("any"), "One method or a list"),
     key("headers", Type::Map { key: Format::HeaderName, of: &Type::Short("exact", &VALUE) }, Yaml("{}"), "Conditions by header name; a bare value must be equal"),
-    key("query", Type::Map { key: Format::Any, of: &Type::Short("exact", &VALUE) }, Yaml("{}"), "Conditions by query parameter, as `headers`").later(),
-    key("cookies", Type::Map { key: Format::Any, of: &Type::Short("exact", &VALUE) }, Yaml("{}"), "Conditions by cookie, as `headers`").later(),
-    key("clients", TEXTS, Yaml("[]"), "Networks of the client").later(),
-    key("scheme", one_of(&["http", "https"], &[]), Words("any"), "How the client came").later(),
+    key("query", Type::Map { key: Format::Any, of: &Type::Short("exact", &VALUE) }, Yaml("{}"), "Conditions by query parameter, as `headers`"),
+    key("cookies", Type::Map { key: Format::Any, of: &Type::Short("exact", &VALUE) }, Yaml("{}"), "Conditions by cookie, as `headers`"),
+    key("clients", Type::List { of: &Type::Text(Format::Network), min: 0 }, Yaml("[]"), "Networks of the client"),
+    key("scheme", one_of(&["http", "https"], &[]), Words("any"), "How the client came"),
 ]);
 
 const PATH_KINDS: &[&str] = &["exact", "prefix", "regex"];
 static PATH: Object = Object::new("rule.match.path", &[
     key("exact", Type::Text(Format::Path), Words("none"), "The whole path"),
     key("prefix", Type::Text(Format::Path), Words("none"), "By path element: `/a` fits `/a`, `/a/` and `/a/b`, not `/ab`"),
-    key("regex", TEXT, Words("none"), "The whole path, by a regular expression").later(),
+    key("regex", Type::Text(Format::Regex), Words("none"), "The whole path, by a regular expression"),
 ])
 .choose(Choose::ExactlyOne(PATH_KINDS));
 
@@ -179,15 +183,15 @@ static VALUE: Object = Object::new("rule.match.value", &[
     key("exact", HEADER_VALUE, Words("none"), "Equal; the same as a bare value"),
     key("prefix", HEADER_VALUE, Words("none"), "Begins with this"),
     key("present", BOOL, Words("none"), "Whether it is there at all"),
-    key("regex", TEXT, Words("none"), "The whole value, by a regular expression").later(),
+    key("regex", Type::Text(Format::Regex), Words("none"), "The whole value, by a regular expression"),
 ])
 .choose(Choose::ExactlyOne(VALUE_KINDS));
 
 static WEIGHTED_POOL: Object = Object::new("rule.pool", &[
     key("pool", POOL, Required, "Name of the pool"),
     key("weight", POOL_WEIGHT, Yaml("1"), "Share of the requests, against the sum of the rule's weights; 0: none"),
-    key("request_headers", Type::Object(&HEADER_EDITS), Yaml("{}"), "Edits for requests to this pool").later(),
-    key("response_headers", Type::Object(&HEADER_EDITS), Yaml("{}"), "Edits for its responses").later(),
+    key("request_headers", Type::Object(&HEADER_EDITS), Yaml("{}"), "Edits for requests to this pool, after the rule's"),
+    key("response_headers", Type::Object(&HEADER_EDITS), Yaml("{}"), "Edits for its responses, after the rule's"),
 ]);
 
 static ROUTE_TIMEOUT: Object = Object::new("rule.timeout", &[
@@ -206,27 +210,28 @@ static RETRY: Object = Object::new("rule.retry", &[
 
 static REDIRECT: Object = Object::new("rule.redirect", &[
     key("scheme", one_of(&["http", "https"], &[]), Words("the request's"), "Scheme of the target"),
-    key("host", TEXT, Words("the request's"), "Host of the target"),
+    key("host", TEMPLATE, Words("the request's"), "Host of the target"),
     key("port", Type::Int { min: 1, max: 65_535 }, Words("the scheme's"), "Port of the target"),
     key("path", Type::Object(&NEW_PATH), Words("the request's"), "Path of the target"),
-    key("code", Type::Int { min: 300, max: 399 }, Yaml("302"), "Status"),
+    key("code", Type::Int { min: 300, max: 399 }, Yaml("302"), "Status: 301, 302, 303, 307 or 308"),
 ]);
 
 static NEW_PATH: Object = Object::new("rule.path", &[
-    key("full", TEXT, Words("none"), "The whole path"),
+    key("full", TEMPLATE, Words("none"), "The whole path"),
     key("prefix", TEXT, Words("none"), "Instead of the prefix that matched"),
-    key("regex", TEXT, Words("none"), "What is replaced, with `with`"),
-    key("with", TEXT, Words("none"), "What stands instead"),
-]);
+    key("regex", TEXT, Words("none"), "What is replaced wherever it occurs, with `with`"),
+    key("with", TEXT, Words("none"), "What stands instead; `$1` and `$name` are what the groups matched"),
+])
+.choose(Choose::ExactlyOne(&["full", "prefix", "regex"]));
 
 static RESPOND: Object = Object::new("rule.respond", &[
     key("code", Type::Int { min: 200, max: 599 }, Yaml("200"), "Status"),
-    key("body", TEXT, Yaml("\"\""), "Body"),
-    key("headers", HEADER_MAP, Yaml("{}"), "Header fields"),
+    key("body", TEMPLATE, Yaml("\"\""), "Body"),
+    key("headers", HEADER_TEMPLATES, Yaml("{}"), "Header fields"),
 ]);
 
 static REWRITE: Object = Object::new("rule.rewrite", &[
-    key("host", TEXT, Words("none"), "Host that the member sees"),
+    key("host", TEMPLATE, Words("none"), "Host that the member sees"),
     key("path", Type::Object(&NEW_PATH), Words("none"), "Path that the member sees"),
 ]);
 
@@ -244,12 +249,12 @@ static POLICY_KEYS: &[Key] = &[
     key("rate_limits", OPEN_LIST, Yaml("[]"), "`{ by, rate, burst, of, headers }`: requests or connections in a time, over the whole cluster").later(),
     key("ban", Type::Object(&BAN), Words("none"), "Shuts out a client that was refused too often").later(),
     key("auth", Type::Object(&AUTH), Words("none"), "Who may send requests").later(),
-    key("cors", Type::Object(&CORS), Yaml("{}"), "Requests from other origins").later(),
+    key("cors", Type::Object(&CORS), Words("what stands further out"), "Requests of browsers from pages of other origins; preflights are answered here"),
     key("waf", Type::Object(&WAF), Yaml("{}"), "Web application firewall").later(),
     key("cache", Type::Object(&CACHE), Yaml("{}"), "Keeps responses").later(),
     key("compression", Type::Object(&COMPRESSION), Yaml("{}"), "Compresses responses").later(),
-    key("request_headers", Type::Object(&HEADER_EDITS), Yaml("{}"), "Edits of the request's header").later(),
-    key("response_headers", Type::Object(&RESPONSE_HEADER_EDITS), Yaml("{}"), "Edits of the response's header").later(),
+    key("request_headers", Type::Object(&HEADER_EDITS), Words("what stands further out"), "Edits of the request's header"),
+    key("response_headers", Type::Object(&RESPONSE_HEADER_EDITS), Words("what stands further out"), "Edits of the response's header, also of answers of our own"),
     key("substitute", OPEN_LIST, Yaml("[]"), "`{ find, regex, with, types, max }`: edits of the response's body").later(),
     key("error_pages", STRING_MAP, Yaml("{}"), "Files for answers of our own, by status or class").later(),
 ];
@@ -284,12 +289,12 @@ static BASIC_AUTH: Object = Object::new("policy.auth.basic", &[
 ]);
 
 static CORS: Object = Object::new("policy.cors", &[
-    key("origins", TEXTS, Yaml("[]"), "`*`, `https://*.example.com`"),
-    key("methods", TEXTS, Yaml("[]"), "Methods allowed"),
-    key("headers", TEXTS, Yaml("[]"), "Request headers allowed"),
-    key("expose", TEXTS, Yaml("[]"), "Response headers shown"),
-    key("credentials", BOOL, Yaml("false"), "Cookies and authentication allowed"),
-    key("max_age", TIME, Yaml("5s"), "How long a browser keeps the answer"),
+    key("origins", Type::List { of: &Type::Text(Format::Origin), min: 0 }, Yaml("[]"), "`https://shop.example.com`, `https://*.example.com` (any name below) or `*`; empty: off"),
+    key("methods", Type::List { of: &Type::Text(Format::Method), min: 0 }, Yaml("[]"), "Methods allowed beside GET, HEAD and POST"),
+    key("headers", Type::List { of: &Type::Text(Format::HeaderName), min: 0 }, Yaml("[]"), "Request headers allowed; `*`: whichever is asked for"),
+    key("expose", Type::List { of: &Type::Text(Format::HeaderName), min: 0 }, Yaml("[]"), "Response headers that scripts may read"),
+    key("credentials", BOOL, Yaml("false"), "Cookies and authentication allowed; not with origin `*`"),
+    key("max_age", TIME, Yaml("5s"), "How long a browser keeps the answer to a preflight"),
 ]);
 
 static WAF: Object = Object::new("policy.waf", &[
@@ -323,24 +328,24 @@ static COMPRESSION: Object = Object::new("policy.compression", &[
 ]);
 
 static HEADER_EDITS: Object = Object::new("policy.request_headers", &[
-    key("set", HEADER_MAP, Yaml("{}"), "Fields that are replaced"),
-    key("add", HEADER_MAP, Yaml("{}"), "Fields that are added"),
-    key("remove", TEXTS, Yaml("[]"), "Fields that are taken away"),
+    key("set", HEADER_TEMPLATES, Yaml("{}"), "Fields that are replaced"),
+    key("add", HEADER_TEMPLATES, Yaml("{}"), "Fields that are added"),
+    key("remove", HEADER_NAMES, Yaml("[]"), "Fields that are taken away"),
 ]);
 
 static RESPONSE_HEADER_EDITS: Object = Object::new("policy.response_headers", &[
-    key("set", HEADER_MAP, Yaml("{}"), "Fields that are replaced"),
-    key("add", HEADER_MAP, Yaml("{}"), "Fields that are added"),
-    key("remove", TEXTS, Yaml("[]"), "Fields that are taken away"),
-    key("preset", one_of(&["none", "security"], &[]), Yaml("none"), "A set of fields"),
+    key("set", HEADER_TEMPLATES, Yaml("{}"), "Fields that are replaced"),
+    key("add", HEADER_TEMPLATES, Yaml("{}"), "Fields that are added"),
+    key("remove", HEADER_NAMES, Yaml("[]"), "Fields that are taken away"),
+    key("preset", one_of(&["none", "security"], &[]), Yaml("none"), "`security`: `X-Content-Type-Options`, `X-Frame-Options`, `Referrer-Policy` and over TLS `Strict-Transport-Security`, where the member set none"),
 ]);
 
 // === pools ===
 
 static POOL_OBJECT: Object = Object::new("pool", &[
     key("members", Type::List { of: &Type::Short("address", &MEMBER), min: 0 }, Required, "`ADDRESS:PORT` or an object; may be empty"),
-    key("balance", one_of(&["round_robin", "random", "random_two", "least_request"], &["peak_ewma", "hash", "maglev"]), Yaml("round_robin"), "How a member is chosen; `random_two` takes the less busy of two"),
-    key("hash", Type::Object(&HASH), Yaml("{}"), "What `hash` and `maglev` go by").later(),
+    key("balance", one_of(&["round_robin", "random", "random_two", "least_request", "peak_ewma", "hash", "maglev"], &[]), Yaml("round_robin"), "How a member is chosen; `random_two` takes the less busy of two, `peak_ewma` the one of two that answers sooner, `hash` and `maglev` the same for what is alike"),
+    key("hash", Type::Object(&HASH), Yaml("{}"), "What `hash` and `maglev` go by"),
     key("count", one_of(&["node", "cluster"], &[]), Yaml("node"), "What \"least\" counts").later(),
     key("sticky", Type::OrOff(&Type::Object(&STICKY)), Yaml("off"), "Keeps a client at its member").later(),
     key("protocol", one_of(&["auto", "http1", "h2c", "h2"], &[]), Yaml("auto"), "What members speak").later(),
@@ -368,8 +373,8 @@ static MEMBER: Object = Object::new("pool.member", &[
 ]);
 
 static HASH: Object = Object::new("pool.hash", &[
-    key("on", TEXT, Yaml("client"), "`client`, `client-port`, `header:NAME`, `cookie:NAME` or `path`"),
-    key("bound", TEXT, Yaml("1.25"), "Load of a member against the mean"),
+    key("on", Type::Text(Format::HashOn), Yaml("client"), "`client`, `client-port`, `header:NAME`, `cookie:NAME` or `path`; tcp and udp know clients only"),
+    key("bound", Type::Text(Format::Factor), Yaml("1.25"), "A member takes at most this much of its share of what is under way, then the next one does; not for `maglev`"),
 ]);
 
 static STICKY: Object = Object::new("pool.sticky", &[

@@ -157,4 +157,17 @@ pub(crate) enum Format {
     HeaderName,
     HeaderValue,
     Status,
+    /// A regular expression.
+    Regex,
+    /// A text with variables.
+    Template,
+    /// The same, as the value of a header field.
+    HeaderTemplate,
+    Network,
+    /// An origin of the web, `*`, or with `*.` before its host.
+    Origin,
+    /// What a request is hashed by.
+    HashOn,
+    /// A number from 1 to 100.
+    Factor,
 }

@@ -157,6 +157,12 @@ fn text(format: Format) -> String {
         Format::HeaderName => "header name",
         Format::HeaderValue => "text",
         Format::Status => "status",
+        Format::Regex => "regular expression",
+        Format::Template | Format::HeaderTemplate => "text with variables",
+        Format::Network => "network",
+        Format::Origin => "origin",
+        Format::HashOn => "word",
+        Format::Factor => "1 to 100",
     }
     .to_owned()
 }

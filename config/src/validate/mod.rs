@@ -7,6 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use crate::build::policies::{self, OF_REQUESTS};
 use crate::build::{pools_of_udp_alone, protocol, resolve};
 use crate::check::Sink;
 use crate::model::{CheckKind, Config, Protocol};
@@ -42,6 +43,21 @@ pub(crate) fn warnings(root: &Fields, config: &Config, sink: &mut Sink) {
 // === errors ===
 
 fn listener(root: &Fields, value: &Value, fields: &Fields, sink: &mut Sink) {
+    used(root, fields, sink);
+    if protocol(fields).is_some_and(|protocol| protocol != Protocol::Http) {
+        let word = fields.word("protocol").unwrap_or_default();
+        for key in OF_REQUESTS {
+            if let Some(value) = fields.at(key)
+                && value.as_object().is_some_and(|edits| !policies::is_empty(edits))
+            {
+                let fault = Fault::new(format!("a listener of protocol {} has no requests", shown(word)));
+                sink.report(
+                    Place::Key(value.node),
+                    fault.help("it stands on http listeners, routes and rules"),
+                );
+            }
+        }
+    }
     for value in fields.list("bind").unwrap_or_default() {
         if let Kind::Bind(WrittenBind::Vip { vip, port }) = &value.kind {
             let suggested = |near: &str| format!("@{near}:{port}");
@@ -78,7 +94,9 @@ fn route(root: &Fields, fields: &Fields, sink: &mut Sink) {
         }
     }
     hosts(fields, sink);
+    used(root, fields, sink);
     for rule in fields.list("rules").unwrap_or_default().iter().filter_map(Value::as_object) {
+        used(root, rule, sink);
         for pool in rule.list("pools").unwrap_or_default().iter().filter_map(Value::as_object) {
             if let Some(name) = pool.at("pool") {
                 reference(root, "pools", name, sink);
@@ -96,6 +114,13 @@ fn hosts(fields: &Fields, sink: &mut Sink) {
             let fault = Fault::new(format!("{} is named twice", shown(&host.to_string())));
             sink.report(Place::Value(value.node), fault);
         }
+    }
+}
+
+/// Bundles that are pulled in must be there.
+fn used(root: &Fields, fields: &Fields, sink: &mut Sink) {
+    for value in fields.list("use").unwrap_or_default() {
+        reference(root, "policies", value, sink);
     }
 }
 
@@ -122,7 +147,11 @@ fn named(
     if entry(root, map, name).is_some() {
         return;
     }
-    let what = if map == "vips" { "VIP" } else { map.trim_end_matches('s') };
+    let what = match map {
+        "vips" => "VIP",
+        "policies" => "policy",
+        _ => map.trim_end_matches('s'),
+    };
     let fault = Fault::new(format!("there is no {what} {}", shown(name)));
     if sink.full() {
         return sink.report(Place::Value(node), fault);

@@ -8,6 +8,7 @@
 //! The seam to the rest of the program is [`Plane`].
 #![deny(unsafe_code)]
 
+pub mod explain;
 mod plane;
 mod snapshot;
 mod worker;

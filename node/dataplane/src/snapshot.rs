@@ -13,6 +13,9 @@ use std::time::Duration;
 use trestle_config::Config;
 use trestle_config::model::{self, AccessLogFormat, Protocol, WeightedPool};
 
+use crate::l7::cors::Cors;
+use crate::l7::edits::Edits;
+use crate::l7::local::{LocalAnswer, Rewrite};
 use crate::l7::router::{Entry, Router};
 use crate::metrics::{ListenerCounters, Metrics, RouteCounters};
 use crate::pool::Pool;
@@ -56,6 +59,14 @@ pub(crate) struct Rule {
     pub(crate) timeout: model::RouteTimeouts,
     pub(crate) retry: model::Retry,
     pub(crate) max_body: u64,
+    /// Instead of asking a pool.
+    pub(crate) answer: Option<LocalAnswer>,
+    pub(crate) rewrite: Rewrite,
+    pub(crate) request_edits: Option<Box<Edits>>,
+    pub(crate) response_edits: Option<Box<Edits>>,
+    pub(crate) cors: Option<Box<Cors>>,
+    /// Some response edit reads the request's header.
+    pub(crate) keeps_header: bool,
     pub(crate) split: Split,
 }
 
@@ -65,10 +76,18 @@ pub(crate) struct Rule {
 #[derive(Debug)]
 pub(crate) struct Split {
     pools: Box<[Arc<Pool>]>,
+    /// Of each pool: for its requests, and for its responses.
+    edits: Box<[PoolEdits]>,
     /// Running sums of weights.
     ends: Box<[u64]>,
     stride: u64,
     cursor: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct PoolEdits {
+    pub(crate) request: Option<Box<Edits>>,
+    pub(crate) response: Option<Box<Edits>>,
 }
 
 impl Snapshot {
@@ -85,10 +104,12 @@ impl Snapshot {
             (name.clone(), Arc::new(Pool::compile(name, settings, previous)))
         };
         let pools: Pools = config.pools.iter().map(pool).collect();
+        // Rules are shared by all listeners that say nothing of their own.
+        let outer = model::Policies::default();
         let routes: BTreeMap<&str, Vec<Arc<Rule>>> = config
             .routes
             .iter()
-            .map(|(name, route)| (name.as_str(), rules(name, route, &pools, metrics)))
+            .map(|(name, route)| (name.as_str(), rules(name, route, &outer, &pools, metrics)))
             .collect();
         let listener = |(name, settings): (&String, &model::Listener)| {
             let listener = Listener::compile(name, settings, config, births, &routes, &pools, metrics);
@@ -101,21 +122,73 @@ impl Snapshot {
     }
 }
 
-fn rules(name: &str, route: &model::Route, pools: &Pools, metrics: &Metrics) -> Vec<Arc<Rule>> {
+fn rules(
+    name: &str,
+    route: &model::Route,
+    outer: &model::Policies,
+    pools: &Pools,
+    metrics: &Metrics,
+) -> Vec<Arc<Rule>> {
     let counters = metrics.route(name);
     let route_name: Arc<str> = name.into();
     let rule = |rule: &model::Rule| {
-        Arc::new(Rule {
-            route: Arc::clone(&route_name),
-            name: rule.name.as_str().into(),
-            counters: Some(Arc::clone(&counters)),
-            timeout: rule.timeout.clone(),
-            retry: rule.retry.clone(),
-            max_body: rule.max_body,
-            split: Split::new(&rule.pools, pools),
-        })
+        let policies = rule.policies.or(outer);
+        let split = Split::new(&rule.pools, pools);
+        Arc::new(
+            Rule {
+                route: Arc::clone(&route_name),
+                name: rule.name.as_str().into(),
+                counters: Some(Arc::clone(&counters)),
+                timeout: rule.timeout.clone(),
+                retry: rule.retry.clone(),
+                max_body: rule.max_body,
+                answer: rule.answer.as_ref().map(LocalAnswer::compile),
+                rewrite: Rewrite::compile(&rule.rewrite),
+                request_edits: None,
+                response_edits: None,
+                cors: None,
+                keeps_header: false,
+                split,
+            }
+            .with(&policies),
+        )
     };
     route.rules.iter().map(rule).collect()
+}
+
+/// Whether the listener's requests go by this route.
+fn sees(route: &model::Route, listener: &str, settings: &model::Listener) -> bool {
+    let named = |names: &Vec<String>| names.iter().any(|name| name == listener);
+    settings.protocol == Protocol::Http && route.listeners.as_ref().is_none_or(named)
+}
+
+/// All matches of a listener. Their rules are numbered through, route by route.
+pub(crate) fn entries<'a>(
+    config: &'a Config,
+    listener: &str,
+    settings: &model::Listener,
+    births: &BTreeMap<String, u64>,
+) -> Vec<Entry<'a>> {
+    let mut entries = Vec::new();
+    let mut rule_at = 0;
+    for (name, route) in config.routes.iter().filter(|(_, route)| sees(route, listener, settings)) {
+        let birth = births.get(name).copied().unwrap_or(u64::MAX);
+        for (index, rule) in route.rules.iter().enumerate() {
+            for host in &route.hosts {
+                let matches = rule.matches.iter().map(|condition| Entry {
+                    host,
+                    condition,
+                    route: name.as_str(),
+                    birth,
+                    index,
+                    rule: rule_at,
+                });
+                entries.extend(matches);
+            }
+            rule_at += 1;
+        }
+    }
+    entries
 }
 
 impl Listener {
@@ -128,32 +201,15 @@ impl Listener {
         pools: &Pools,
         metrics: &Metrics,
     ) -> Self {
-        let mut entries = Vec::new();
-        let mut taken = Vec::new();
-        let ours = |route: &model::Route| match &route.listeners {
-            Some(names) => names.iter().any(|listener| listener == name),
-            None => true,
-        };
         let http = settings.protocol == Protocol::Http;
-        for (route_name, route) in config.routes.iter().filter(|(_, route)| http && ours(route)) {
-            for (index, rule) in route.rules.iter().enumerate() {
-                let compiled = routes.get(route_name.as_str()).and_then(|rules| rules.get(index));
-                let Some(compiled) = compiled else { continue };
-                taken.push(Arc::clone(compiled));
-                let birth = births.get(route_name).copied().unwrap_or(u64::MAX);
-                entries.extend(route.hosts.iter().flat_map(|host| {
-                    let rule_at = taken.len() - 1;
-                    rule.matches.iter().map(move |condition| Entry {
-                        host,
-                        condition,
-                        route: route_name,
-                        birth,
-                        index,
-                        rule: rule_at,
-                    })
-                }));
-            }
+        let mut taken = Vec::new();
+        for (route_name, route) in config.routes.iter().filter(|(_, route)| sees(route, name, settings)) {
+            let own = (settings.policies != model::Policies::default())
+                .then(|| rules(route_name, route, &settings.policies, pools, metrics));
+            let compiled = own.as_ref().or_else(|| routes.get(route_name.as_str()));
+            taken.extend(compiled.into_iter().flatten().map(Arc::clone));
         }
+        let entries = entries(config, name, settings, births);
         let pool = settings.pool.as_ref().and_then(|name| pools.get(name));
         Self {
             name: name.into(),
@@ -163,7 +219,9 @@ impl Listener {
             access_log: config.access_log.format != AccessLogFormat::Off,
             router: Router::compile(entries),
             rules: taken.into(),
-            fallback: pool.filter(|_| http).map(|pool| Arc::new(Rule::of_pool(pool))),
+            fallback: pool
+                .filter(|_| http)
+                .map(|pool| Arc::new(Rule::of_pool(pool).with(&settings.policies))),
         }
     }
 
@@ -190,8 +248,24 @@ impl Rule {
             timeout: model::RouteTimeouts::default(),
             retry: model::Retry::default(),
             max_body: 0,
-            split: Split::of(vec![(Arc::clone(pool), 1)]),
+            answer: None,
+            rewrite: Rewrite::default(),
+            request_edits: None,
+            response_edits: None,
+            cors: None,
+            keeps_header: false,
+            split: Split::of(vec![(Arc::clone(pool), 1, PoolEdits::default())]),
         }
+    }
+
+    fn with(mut self, policies: &model::Policies) -> Self {
+        self.request_edits = policies.request_headers.as_ref().and_then(Edits::compile);
+        self.response_edits = policies.response_headers.as_ref().and_then(Edits::compile);
+        self.cors = policies.cors.as_ref().and_then(Cors::compile);
+        let mut all =
+            self.response_edits.iter().chain(self.split.edits.iter().filter_map(|e| e.response.as_ref()));
+        self.keeps_header = all.any(|edits| edits.reads_header());
+        self
     }
 }
 
@@ -199,21 +273,32 @@ impl Split {
     fn new(weighted: &[WeightedPool], pools: &Pools) -> Self {
         let pool = |weighted: &WeightedPool| {
             let pool = pools.get(&weighted.pool).filter(|_| weighted.weight > 0)?;
-            Some((Arc::clone(pool), u64::from(weighted.weight)))
+            let edits = PoolEdits {
+                request: Edits::compile(&weighted.request_headers),
+                response: Edits::compile(&weighted.response_headers),
+            };
+            Some((Arc::clone(pool), u64::from(weighted.weight), edits))
         };
         Self::of(weighted.iter().filter_map(pool).collect())
     }
 
-    fn of(weighted: Vec<(Arc<Pool>, u64)>) -> Self {
-        let divisor = weighted.iter().fold(0, |divisor, (_, weight)| gcd(divisor, *weight)).max(1);
+    fn of(weighted: Vec<(Arc<Pool>, u64, PoolEdits)>) -> Self {
+        let divisor = weighted.iter().fold(0, |divisor, (_, weight, _)| gcd(divisor, *weight)).max(1);
         let mut total = 0;
-        let ends = weighted.iter().map(|(_, weight)| {
+        let ends = weighted.iter().map(|(_, weight, _)| {
             total += weight / divisor;
             total
         });
         let ends: Box<[u64]> = ends.collect();
-        let pools = weighted.into_iter().map(|(pool, _)| pool).collect();
-        Self { pools, ends, stride: stride(total), cursor: AtomicU64::new(0) }
+        let (pools, edits): (Vec<_>, Vec<_>) =
+            weighted.into_iter().map(|(pool, _, edits)| (pool, edits)).unzip();
+        Self {
+            pools: pools.into(),
+            edits: edits.into(),
+            ends,
+            stride: stride(total),
+            cursor: AtomicU64::new(0),
+        }
     }
 
     /// The pools for one request: the one whose turn it is, then the others, for the case that it has
@@ -225,6 +310,10 @@ impl Split {
 
     pub(crate) fn pool(&self, at: usize) -> Option<&Arc<Pool>> {
         self.pools.get(at)
+    }
+
+    pub(crate) fn edits(&self, at: usize) -> Option<&PoolEdits> {
+        self.edits.get(at)
     }
 
     fn turn(&self) -> usize {
@@ -259,7 +348,7 @@ mod tests {
     fn split(weights: &[u32]) -> Split {
         let pool = |(at, weight): (usize, &u32)| {
             let pool = Pool::compile(&at.to_string(), &model::Pool::default(), None);
-            (Arc::new(pool), u64::from(*weight))
+            (Arc::new(pool), u64::from(*weight), PoolEdits::default())
         };
         Split::of(weights.iter().enumerate().map(pool).collect())
     }

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use trestle_config::Config;
-use trestle_config::model::{Bind, HttpSettings, Listener, Member, Pool, Protocol, TcpSettings, UdpSettings};
+use trestle_config::model::{
+    Bind, HttpSettings, Listener, Member, Policies, Pool, Protocol, TcpSettings, UdpSettings,
+};
 use trestle_dataplane::{Install, Options, Plane};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -23,6 +25,7 @@ fn config(member: SocketAddr) -> Config {
         udp: UdpSettings::default(),
         tcp: TcpSettings::default(),
         http: HttpSettings::default(),
+        policies: Policies::default(),
     };
     let members = vec![Member { address: member, name: "a".into(), weight: 1 }];
     let mut config = Config::default();

@@ -12,6 +12,7 @@ mod error;
 mod health;
 mod metrics;
 mod openapi;
+mod routes;
 mod server;
 
 use std::sync::Arc;
@@ -89,6 +90,7 @@ fn routes() -> Vec<Route> {
         route("post", "/v1/vips/{vip}/move", post(cluster::move_vip)),
         route("get", "/v1/members", get(cluster::members)),
         route("get", "/v1/clients", get(cluster::clients)),
+        route("post", "/v1/routes/explain", post(routes::explain)),
         route("get", "/v1/openapi.json", get(openapi::document)),
     ]
 }

@@ -272,6 +272,15 @@ fn read(file: &PathBuf) -> Result<(String, String), Failure> {
     Ok((name, text))
 }
 
+/// A valid document, or what is wrong with it on stderr.
+pub(super) fn document(file: &PathBuf) -> Result<Document, Failure> {
+    let (name, text) = read(file)?;
+    trestle_config::parse(Source { name: &name, text: &text }).map_err(|problems| {
+        complain(&problems.to_string());
+        Failure::Told
+    })
+}
+
 fn read_valid(file: &PathBuf) -> Result<(String, String), Failure> {
     let (name, text) = read(file)?;
     match trestle_config::parse(Source { name: &name, text: &text }) {

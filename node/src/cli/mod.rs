@@ -5,6 +5,7 @@
 mod cluster;
 mod config;
 mod output;
+mod route;
 mod run;
 mod views;
 
@@ -83,6 +84,9 @@ enum Command {
     /// The addresses that one node at a time holds
     #[command(subcommand, after_help = "Example:\n  trestle vip list")]
     Vip(cluster::VipCommand),
+    /// Where requests go
+    #[command(subcommand, after_help = "Example:\n  trestle route explain GET http://shop.example.com/api")]
+    Route(route::RouteCommand),
     /// The pools' members
     #[command(subcommand, after_help = "Example:\n  trestle member list")]
     Member(cluster::MemberCommand),
@@ -219,6 +223,7 @@ fn dispatch(command: &Command) -> Outcome {
         Command::Status(args) => cluster::status(args),
         Command::Node(command) => cluster::node(command),
         Command::Vip(command) => cluster::vip(command),
+        Command::Route(command) => route::route(command),
         Command::Member(command) => cluster::member(command),
         Command::Clients(args) => cluster::clients(args),
         Command::Completions(args) => completions(args),

@@ -89,7 +89,7 @@ impl Shares {
         self.at(rng.random_range(0..self.total()))
     }
 
-    fn total(&self) -> u64 {
+    pub(super) fn total(&self) -> u64 {
         self.ends.last().copied().unwrap_or(0)
     }
 

@@ -6,7 +6,21 @@ use proptest::prelude::*;
 
 use super::*;
 
-const ALL: [Picker; 4] = [Picker::RoundRobin, Picker::Random, Picker::RandomTwo, Picker::LeastRequest];
+const ALL: [Picker; 7] = [
+    Picker::PeakEwma,
+    Picker::RoundRobin,
+    Picker::Random,
+    Picker::RandomTwo,
+    Picker::LeastRequest,
+    Picker::Hash { bound: 1.25 },
+    Picker::Maglev,
+];
+
+const NAMES: [&str; 12] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l"];
+
+fn places(picker: Picker, shares: &Shares) -> Places {
+    picker.places(shares, |index| NAMES[index % NAMES.len()])
+}
 
 fn shares(weights: &[u32]) -> Shares {
     Shares::new(weights.iter().copied().enumerate())
@@ -15,9 +29,10 @@ fn shares(weights: &[u32]) -> Shares {
 /// Picks `n` times with nothing under way and returns who was picked.
 fn idle_picks(picker: Picker, weights: &[u32], n: usize) -> Vec<usize> {
     let (shares, cursor) = (shares(weights), AtomicU64::new(0));
-    let context = Context { cursor: &cursor, load: |_| 0, avoid: &[] };
+    let context = Context { cursor: &cursor, load: |_| 0, avoid: &[], live: 0, key: None };
     let mut rng = SmallRng::seed_from_u64(7);
-    (0..n).filter_map(|_| picker.pick(&shares, &context, &mut rng)).collect()
+    let places = places(picker, &shares);
+    (0..n).filter_map(|_| picker.pick(&shares, &places, &context, &mut rng)).collect()
 }
 
 fn counts(picks: &[usize], members: usize) -> Vec<usize> {
@@ -57,8 +72,10 @@ fn least_request_takes_the_least_for_its_weight() {
         let (shares, cursor) = (shares(&weights), AtomicU64::new(0));
         for start in 0..4 {
             cursor.store(start, Relaxed);
-            let context = Context { cursor: &cursor, load: |i: usize| loads[i], avoid: &[] };
-            let picked = Picker::LeastRequest.pick(&shares, &context, &mut SmallRng::seed_from_u64(1));
+            let context =
+                Context { cursor: &cursor, load: |i: usize| loads[i], avoid: &[], live: 0, key: None };
+            let picked =
+                Picker::LeastRequest.pick(&shares, &Places::None, &context, &mut SmallRng::seed_from_u64(1));
             assert_eq!(picked, Some(expected), "{weights:?} {loads:?}");
         }
     }
@@ -67,10 +84,11 @@ fn least_request_takes_the_least_for_its_weight() {
 #[test]
 fn random_two_never_takes_the_busiest_of_a_pool() {
     let (shares, cursor) = (shares(&[1, 1, 1, 1]), AtomicU64::new(0));
-    let context = Context { cursor: &cursor, load: |i| if i == 2 { 9 } else { 1 }, avoid: &[] };
+    let context =
+        Context { cursor: &cursor, load: |i| if i == 2 { 9 } else { 1 }, avoid: &[], live: 0, key: None };
     let mut rng = SmallRng::seed_from_u64(3);
     for _ in 0..1_000 {
-        assert_ne!(Picker::RandomTwo.pick(&shares, &context, &mut rng), Some(2));
+        assert_ne!(Picker::RandomTwo.pick(&shares, &Places::None, &context, &mut rng), Some(2));
     }
 }
 
@@ -80,9 +98,9 @@ fn threads_share_the_turns() {
     let mut totals = vec![0; 3];
     std::thread::scope(|scope| {
         let run = || {
-            let context = Context { cursor: &cursor, load: |_| 0, avoid: &[] };
+            let context = Context { cursor: &cursor, load: |_| 0, avoid: &[], live: 0, key: None };
             let mut rng = SmallRng::seed_from_u64(1);
-            let pick = |_| Picker::RoundRobin.pick(&shares, &context, &mut rng);
+            let pick = |_| Picker::RoundRobin.pick(&shares, &Places::None, &context, &mut rng);
             counts(&(0..6_000).filter_map(pick).collect::<Vec<_>>(), 3)
         };
         let threads: Vec<_> = (0..4).map(|_| scope.spawn(run)).collect();
@@ -137,18 +155,89 @@ proptest! {
         loads in prop::collection::vec(0u32..5, 12),
         avoid in prop::collection::vec(0usize..12, 0..6),
         seed in any::<u64>(),
+        key in any::<Option<u64>>(),
     ) {
         let (shares, cursor) = (shares(&weights), AtomicU64::new(seed));
-        let context = Context { cursor: &cursor, load: |i: usize| loads[i], avoid: &avoid };
+        let context = Context { cursor: &cursor, load: |i: usize| loads[i], avoid: &avoid, live: loads.iter().sum(), key };
         let usable = |i: &usize| weights[*i] > 0;
         let untried = (0..weights.len()).filter(usable).any(|i| !avoid.contains(&i));
         for picker in ALL {
-            let picked = picker.pick(&shares, &context, &mut SmallRng::seed_from_u64(seed));
+            let places = places(picker, &shares);
+            let picked = picker.pick(&shares, &places, &context, &mut SmallRng::seed_from_u64(seed));
             prop_assert_eq!(picked.is_some(), (0..weights.len()).any(|i| usable(&i)));
             if let Some(picked) = picked {
                 prop_assert!(usable(&picked));
                 prop_assert!(!untried || !avoid.contains(&picked), "{picker:?} took a tried member");
             }
+        }
+    }
+}
+
+/// Where the keys 0 to `keys` go, with nothing under way.
+fn owners(picker: Picker, weights: &[u32], keys: u64) -> Vec<usize> {
+    let (shares, cursor) = (shares(weights), AtomicU64::new(0));
+    let places = places(picker, &shares);
+    let mut rng = SmallRng::seed_from_u64(1);
+    let owner = |key: u64| {
+        let key = Some(hashed(9, &key.to_be_bytes()));
+        let context = Context { cursor: &cursor, load: |_| 0, avoid: &[], live: 0, key };
+        picker.pick(&shares, &places, &context, &mut rng).expect("somebody is usable")
+    };
+    (0..keys).map(owner).collect()
+}
+
+const HASHES: [(Picker, f64); 2] = [(Picker::Hash { bound: 1.25 }, 0.35), (Picker::Maglev, 0.05)];
+
+#[test]
+fn keys_are_shared_by_weight_and_stay_where_they_are() {
+    let weights = [1, 1, 2, 0, 4];
+    for (picker, tolerance) in HASHES {
+        let owned = owners(picker, &weights, 40_000);
+        assert_eq!(owned, owners(picker, &weights, 40_000), "{picker:?}: the same again");
+        for (count, weight) in counts(&owned, weights.len()).into_iter().zip(weights) {
+            let due = 40_000.0 * f64::from(weight) / 8.0;
+            assert!((count as f64 - due).abs() <= due * tolerance, "{picker:?}: {count} for {due}");
+        }
+    }
+}
+
+#[test]
+fn a_member_that_goes_takes_only_its_own_keys() {
+    for (picker, moved_most) in [(Picker::Hash { bound: 1.25 }, 0.0), (Picker::Maglev, 0.03)] {
+        let before = owners(picker, &[1; 10], 20_000);
+        let mut weights = [1; 10];
+        weights[3] = 0;
+        let after = owners(picker, &weights, 20_000);
+        let stayed = before.iter().zip(&after).filter(|(before, _)| **before != 3);
+        let moved = stayed.filter(|(before, after)| before != after).count() as f64;
+        assert!(moved <= moved_most * 20_000.0, "{picker:?} moved {moved} keys of others");
+    }
+}
+
+#[test]
+fn the_places_of_names_are_for_ever() {
+    // Nodes of different versions serve one cluster: these must never change.
+    assert_eq!(hashed(0, b"192.0.2.1:80"), 16_811_505_137_890_526_547);
+    assert_eq!(owners(Picker::Hash { bound: 1.25 }, &[1, 1, 1], 12), [1, 2, 2, 2, 1, 2, 2, 2, 2, 0, 2, 0]);
+    assert_eq!(owners(Picker::Maglev, &[1, 1, 1], 12), [2, 2, 0, 0, 1, 2, 2, 0, 2, 1, 2, 1]);
+}
+
+#[test]
+fn no_member_has_more_than_the_bound_of_what_is_under_way() {
+    let (picker, weights) = (Picker::Hash { bound: 1.25 }, [1u32, 1, 2]);
+    let (shares, cursor) = (shares(&weights), AtomicU64::new(0));
+    let places = places(picker, &shares);
+    let mut rng = SmallRng::seed_from_u64(1);
+    let mut loads = [0u32; 3];
+    // All the same key, as of one client behind which there are many.
+    for live in 0..400u32 {
+        let now = loads;
+        let context = Context { cursor: &cursor, load: |i: usize| now[i], avoid: &[], live, key: Some(7) };
+        let picked = picker.pick(&shares, &places, &context, &mut rng).expect("one");
+        loads[picked] += 1;
+        for (load, weight) in loads.iter().zip(weights) {
+            let most = (1.25 * f64::from(weight) / 4.0 * f64::from(live + 1)).ceil();
+            assert!(f64::from(*load) <= most, "{load} of {live} for weight {weight}");
         }
     }
 }

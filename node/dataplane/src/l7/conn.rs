@@ -21,6 +21,7 @@ pub(crate) struct Conn {
     pub(crate) alarm: Alarm,
     /// The client's address, as `X-Forwarded-For` and log name it.
     pub(crate) client: HeaderValue,
+    pub(crate) peer: SocketAddr,
     /// The port that it connected to.
     pub(crate) port: HeaderValue,
     /// What becomes of the connection after a 101.
@@ -52,6 +53,7 @@ impl Conn {
             gate: Rc::new(GateState::new(listener.settings.http.max_headers)),
             alarm: Alarm::default(),
             client: text(client.ip().to_canonical().to_string()),
+            peer: SocketAddr::new(client.ip().to_canonical(), client.port()),
             port: text(local.port().to_string()),
             upgrade: RefCell::default(),
             linger: Cell::new(false),

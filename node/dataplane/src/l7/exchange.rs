@@ -11,21 +11,25 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
-use http::header::CONTENT_LENGTH;
+use http::header::{CONTENT_LENGTH, ORIGIN};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body;
 use hyper::body::Incoming;
 use tokio::time::Instant;
+use trestle_config::model::{HashOn, Scheme};
 
 use super::body::{Answer, Upload, UploadState};
 use super::conn::Conn;
+use super::edits::Edits;
 use super::head::{FIELD_LINES_MAX, Framing};
 use super::record::{Record, RuleAt, rule_at};
 use super::router::Subject;
+use super::text::Scope;
 use super::transfer::{Deadline, Transfer};
 use super::tunnel::Upgrade;
-use super::{forward, page, target};
+use super::{cors, forward, page, target, values};
 use crate::alarm::Elapsed;
+use crate::balance::hashed;
 use crate::metrics::{Reason, RetrySafe};
 use crate::pool::{FailureKind, Picked, Pool};
 use crate::snapshot::Rule;
@@ -42,22 +46,43 @@ pub(crate) async fn serve(
 ) -> Result<Response<Answer>, Infallible> {
     let mut record = Record::begin(&conn, request.method(), request.uri());
     Ok(match exchange(&conn, &mut record, request).await {
-        Ok(reply) => reply.into_response(record),
+        Ok(Outcome::Reply(reply)) => reply.into_response(record),
+        Ok(Outcome::Local(response)) => page::finish(record, response, Reason::Answered),
         Err(reason) => page::answer(record, reason),
     })
 }
 
-async fn exchange(conn: &Conn, record: &mut Record, request: Request<Incoming>) -> Result<Reply, Reason> {
+enum Outcome {
+    Reply(Reply),
+    /// The rule has answered by itself.
+    Local(Response<Answer>),
+}
+
+async fn exchange(conn: &Conn, record: &mut Record, request: Request<Incoming>) -> Result<Outcome, Reason> {
     if let Some(reason) = conn.gate.refusal.take() {
         return Err(reason);
     }
     let (mut parts, body) = request.into_parts();
     record.host = target::normalise(&mut parts.uri, &mut parts.headers)?;
     record.target = parts.uri.clone();
-    record.rule = Some(route(record, &parts.headers).ok_or(Reason::NoRoute)?);
+    if let Some(method) = cors::preflight(&record.method, &parts.headers)
+        && let Some(answer) = answer_preflight(record, &parts.headers, &method)
+    {
+        return Ok(Outcome::Local(answer));
+    }
+    route(record, &parts.headers)?;
     let listener = Rc::clone(&record.listener);
     let rule = record.rule.and_then(|at| rule_at(&listener, at)).ok_or(Reason::Internal)?;
     conn.stream_idle.set(rule.timeout.idle);
+    if rule.cors.is_some() {
+        record.origin = parts.headers.get(ORIGIN).cloned();
+    }
+    if rule.keeps_header {
+        record.header = Some(Box::new(parts.headers.clone()));
+    }
+    if let Some(answer) = &rule.answer {
+        return answer.answer(record, &parts.headers, record.prefix).map(Outcome::Local);
+    }
     let framing = conn.gate.framing.get();
     let upload = match framing {
         Framing::None => Upload::None,
@@ -71,29 +96,59 @@ async fn exchange(conn: &Conn, record: &mut Record, request: Request<Incoming>) 
         }
     };
     let upgrade = conn.gate.upgrade.get() && forward::is_websocket(&parts.headers);
-    prepare(record, &mut parts.headers, framing, upgrade);
+    prepare(record, rule, &mut parts.uri, &mut parts.headers, framing, upgrade)?;
     let mut outgoing = Request::new(upload);
     *outgoing.method_mut() = parts.method;
     *outgoing.uri_mut() = parts.uri;
     *outgoing.headers_mut() = parts.headers;
     let exchange = Exchange { conn, rule, upgrade };
-    exchange.run(record, outgoing).await
+    exchange.run(record, outgoing).await.map(Outcome::Reply)
 }
 
-fn route(record: &Record, headers: &HeaderMap) -> Option<RuleAt> {
-    let subject = Subject {
-        host: &target::route_host(record.host.as_ref()),
+/// By the rule that would take the request that the browser wants to send.
+fn answer_preflight(record: &mut Record, headers: &HeaderMap, method: &Method) -> Option<Response<Answer>> {
+    let host = target::route_host(record.host.as_ref());
+    let found = record.listener.router().find(subject(record, &host, headers, method));
+    let fallback = record.listener.fallback().map(|_| RuleAt::Fallback);
+    let at = found.map(|found| RuleAt::Index(found.rule)).or(fallback)?;
+    let listener = Rc::clone(&record.listener);
+    let cors = rule_at(&listener, at)?.cors.as_ref()?;
+    record.rule = Some(at);
+    record.origin = headers.get(ORIGIN).cloned();
+    Some(cors.answer(headers))
+}
+
+fn subject<'a>(record: &'a Record, host: &'a str, headers: &'a HeaderMap, method: &'a Method) -> Subject<'a> {
+    Subject {
+        host,
         path: record.target.path(),
-        method: &record.method,
+        query: record.target.query(),
+        method,
         headers,
-    };
-    match record.listener.router().find(subject) {
-        Some(index) => Some(RuleAt::Index(index)),
-        None => record.listener.fallback().map(|_| RuleAt::Fallback),
+        client: record.conn.peer.ip(),
+        scheme: Scheme::Http,
     }
 }
 
-fn prepare(record: &Record, headers: &mut HeaderMap, framing: Framing, upgrade: bool) {
+fn route(record: &mut Record, headers: &HeaderMap) -> Result<(), Reason> {
+    let host = target::route_host(record.host.as_ref());
+    let subject = subject(record, &host, headers, &record.method);
+    let found = record.listener.router().find(subject);
+    let fallback = record.listener.fallback().map(|_| RuleAt::Fallback);
+    record.rule = found.map(|found| RuleAt::Index(found.rule)).or(fallback);
+    record.prefix = found.map_or(0, |found| found.prefix);
+    record.rule.map(drop).ok_or(Reason::NoRoute)
+}
+
+/// Makes of what the client asked what the member is asked, but for what its pool changes.
+fn prepare(
+    record: &Record,
+    rule: &Rule,
+    uri: &mut Uri,
+    headers: &mut HeaderMap,
+    framing: Framing,
+    upgrade: bool,
+) -> Result<(), Reason> {
     let origin = forward::Origin {
         client: &record.conn.client,
         port: &record.conn.port,
@@ -104,6 +159,16 @@ fn prepare(record: &Record, headers: &mut HeaderMap, framing: Framing, upgrade: 
         upgrade,
     };
     forward::prepare(headers, origin);
+    rule.rewrite.apply(record, uri, headers, record.prefix)?;
+    edit(record, headers, rule.request_edits.as_deref());
+    Ok(())
+}
+
+fn edit(record: &Record, headers: &mut HeaderMap, edits: Option<&Edits>) {
+    if let Some(edits) = edits {
+        let values = edits.values(Scope { record, headers });
+        edits.apply(headers, &values);
+    }
 }
 
 struct Exchange<'a> {
@@ -129,11 +194,13 @@ impl Failed {
 impl Exchange<'_> {
     async fn run(&self, record: &mut Record, mut outgoing: Request<Upload>) -> Result<Reply, Reason> {
         let total = after(record.started, self.rule.timeout.request, Reason::RequestTimeout);
-        let (at, first) = self.pick(record.started).ok_or(Reason::NoMember)?;
+        let (at, first) = self.pick(record, outgoing.headers()).ok_or(Reason::NoMember)?;
         let pool = self.rule.split.pool(at).ok_or(Reason::Internal)?;
         record.pool = Some(at);
         record.picked = Some(first);
+        self.edit_for_pool(record, outgoing.headers_mut());
         let mut tried: Vec<usize> = Vec::new();
+        let key = key(pool, record, outgoing.headers());
         let mut now = record.started;
         // Held while the further attempt runs.
         let mut _permit = None;
@@ -149,7 +216,7 @@ impl Exchange<'_> {
             tried.push(picked.index());
             let again = self.again(record, failed)?;
             now = Instant::now();
-            let next = pool.pick(&tried, now).ok_or(Reason::NoMember)?;
+            let next = pool.pick(&tried, key, now).ok_or(Reason::NoMember)?;
             if again.refused && tried.contains(&next.index()) {
                 // Nobody else is left, and this one has just refused.
                 return Err(again.reason);
@@ -160,9 +227,17 @@ impl Exchange<'_> {
         }
     }
 
+    fn edit_for_pool(&self, record: &Record, headers: &mut HeaderMap) {
+        let edits = record.pool.and_then(|at| self.rule.split.edits(at)?.request.as_deref());
+        edit(record, headers, edits);
+    }
+
     /// The rule's pools share its requests by weight; one that has nobody gives way to the others.
-    fn pick(&self, now: Instant) -> Option<(usize, Picked)> {
-        self.rule.split.next().find_map(|at| Some((at, self.rule.split.pool(at)?.pick(&[], now)?)))
+    fn pick(&self, record: &Record, headers: &HeaderMap) -> Option<(usize, Picked)> {
+        self.rule.split.next().find_map(|at| {
+            let pool = self.rule.split.pool(at)?;
+            Some((at, pool.pick(&[], key(pool, record, headers), record.started)?))
+        })
     }
 
     /// Whether to try again, and with what.
@@ -194,7 +269,8 @@ impl Exchange<'_> {
         std::mem::swap(&mut uri, request.uri_mut());
         std::mem::swap(&mut headers, request.headers_mut());
         target::normalise(&mut uri, &mut headers).ok()?;
-        prepare(record, &mut headers, Framing::None, self.upgrade);
+        prepare(record, self.rule, &mut uri, &mut headers, Framing::None, self.upgrade).ok()?;
+        self.edit_for_pool(record, &mut headers);
         *request.uri_mut() = uri;
         *request.headers_mut() = headers;
         Some(request)
@@ -339,6 +415,20 @@ impl Exchange<'_> {
     }
 }
 
+/// What a pool that hashes goes by; a request without it goes to whoever's turn it is.
+fn key(pool: &Pool, record: &Record, headers: &HeaderMap) -> Option<u64> {
+    let of = |value: std::borrow::Cow<'_, [u8]>| hashed(0, &value);
+    match pool.hash_on()? {
+        HashOn::Client | HashOn::ClientPort => pool.key_of_client(record.conn.peer),
+        HashOn::Path => Some(hashed(0, record.target.path().as_bytes())),
+        HashOn::Cookie(name) => values::cookie(headers, name).next().map(of),
+        HashOn::Header(name) => {
+            let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
+            values::header(headers, &name).next().map(of)
+        }
+    }
+}
+
 struct Again {
     reason: Reason,
     /// The member did not take a connection.
@@ -421,6 +511,7 @@ impl Reply {
         }
         let (mut parts, body) = self.response.into_parts();
         forward::clean(&mut parts.headers);
+        record.edit_response(&mut parts.headers);
         parts.version = Version::HTTP_11;
         if record.conn.handle.is_closing() {
             parts.headers.insert(http::header::CONNECTION, HeaderValue::from_static("close"));

@@ -2,9 +2,9 @@
 //!
 //! Life of a request: the [`gate`] reads its head strictly and hands it to hyper ([`server`] drives both);
 //! [`exchange`] brings its [`target`] into one form, asks the [`router`] of the listener's present revision for a
-//! rule, prepares the headers ([`forward`]), picks a member and sends, again where that is safe; the
+//! rule, prepares the headers ([`forward`]; a config's own [`edits`]), picks a member and sends, again where that is safe; the
 //! answer streams back as a [`transfer`], or the connection becomes a [`tunnel`]; a [`page`] says what went
-//! wrong; the [`record`] counts and logs it all, once.
+//! wrong, a rule may answer by itself ([`local`]); the [`record`] counts and logs it all, once.
 //!
 //! Invariant: a request sees one revision, from routing to its log line, and has one record, which ends
 //! exactly once whatever happens to the request.
@@ -12,15 +12,20 @@
 pub(crate) mod body;
 mod chunked;
 mod conn;
+pub(crate) mod cors;
+pub(crate) mod edits;
 mod exchange;
 mod forward;
 mod gate;
 mod head;
+pub(crate) mod local;
 mod page;
-mod path;
+pub(crate) mod path;
 mod record;
 pub(crate) mod router;
 pub(crate) mod server;
-mod target;
+pub(crate) mod target;
+mod text;
 mod transfer;
 mod tunnel;
+pub(crate) mod values;

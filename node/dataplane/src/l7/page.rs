@@ -9,20 +9,27 @@ use super::forward::REQUEST_ID;
 use super::record::Record;
 use crate::metrics::Reason;
 
+pub(super) const PLAIN: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+
 /// Ends the request with this reason.
-pub(crate) fn answer(mut record: Record, reason: Reason) -> Response<Answer> {
+pub(crate) fn answer(record: Record, reason: Reason) -> Response<Answer> {
     let status = reason.status().and_then(|code| StatusCode::from_u16(code).ok());
     let status = status.unwrap_or(StatusCode::BAD_GATEWAY);
-    let page = page(status, &record);
-    record.status = status.as_u16();
-    if record.method != Method::HEAD {
+    let mut response = Response::new(Answer::Page(page(status, &record)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, PLAIN);
+    finish(record, response, reason)
+}
+
+/// Sends an answer of our own, with what the config wants in each.
+pub(super) fn finish(mut record: Record, mut response: Response<Answer>, reason: Reason) -> Response<Answer> {
+    record.status = response.status().as_u16();
+    if let (Answer::Page(page), true) = (response.body(), record.method != Method::HEAD) {
         record.bytes_out = page.len() as u64;
     }
-    let mut response = Response::new(Answer::Page(page));
-    *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     headers.insert(REQUEST_ID, record.id.value());
+    record.edit_response(headers);
     if closes(reason) || record.conn.handle.is_closing() {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
         record.conn.linger.set(true);
@@ -32,7 +39,7 @@ pub(crate) fn answer(mut record: Record, reason: Reason) -> Response<Answer> {
 }
 
 /// Says nothing of why: that is in the log, under the id.
-fn page(status: StatusCode, record: &Record) -> Bytes {
+pub(super) fn page(status: StatusCode, record: &Record) -> Bytes {
     let phrase = status.canonical_reason().unwrap_or_default();
     let id = record.id.as_str();
     format!("{} {phrase}\nrequest {id}\n", status.as_u16()).into()

@@ -6,11 +6,12 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use http::{HeaderValue, Method, Uri};
+use http::{HeaderMap, HeaderValue, Method, Uri};
 use tokio::time::Instant;
 
 use super::body::UploadState;
 use super::conn::Conn;
+use super::text::Scope;
 use crate::access_log::{Object, timestamp};
 use crate::metrics::Reason;
 use crate::pool::Picked;
@@ -37,6 +38,12 @@ pub(crate) struct Record {
     pub(crate) target: Uri,
     pub(crate) host: Option<HeaderValue>,
     pub(crate) rule: Option<RuleAt>,
+    /// Bytes of the path that are the prefix by which the rule was found.
+    pub(crate) prefix: usize,
+    /// The request's header, if an edit of the response reads it.
+    pub(crate) header: Option<Box<HeaderMap>>,
+    /// The page that a browser's request comes from, if that matters.
+    pub(crate) origin: Option<HeaderValue>,
     /// In the rule's split.
     pub(crate) pool: Option<usize>,
     pub(crate) picked: Option<Picked>,
@@ -61,6 +68,9 @@ impl Record {
             target: target.clone(),
             host: None,
             rule: None,
+            prefix: 0,
+            header: None,
+            origin: None,
             pool: None,
             picked: None,
             attempts: 0,
@@ -73,6 +83,24 @@ impl Record {
 
     pub(crate) fn rule(&self) -> Option<&Rule> {
         rule_at(&self.listener, self.rule?)
+    }
+
+    /// What the rule, and then its pool, change in a response.
+    pub(crate) fn edit_response(&self, headers: &mut HeaderMap) {
+        let Some(rule) = self.rule() else { return };
+        if let Some(cors) = &rule.cors {
+            cors.mark(self.origin.as_ref(), headers);
+        }
+        let of_pool = self.pool.and_then(|at| rule.split.edits(at)?.response.as_ref());
+        if rule.response_edits.is_none() && of_pool.is_none() {
+            return;
+        }
+        let none = HeaderMap::new();
+        let scope = Scope { record: self, headers: self.header.as_deref().unwrap_or(&none) };
+        for edits in rule.response_edits.iter().chain(of_pool) {
+            let values = edits.values(scope);
+            edits.apply(headers, &values);
+        }
     }
 
     /// Counts and logs the request, and lets the next one pass.

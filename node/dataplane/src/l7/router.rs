@@ -1,8 +1,9 @@
 //! Which rule takes a request: Gateway API precedence, compiled.
 //!
 //! Of all matches that fit a request the winner is the one with the longest host, then an exact path,
-//! then the longest prefix, a method, most headers, then the older route, the route's name, the rule's
-//! place in its route. [`Router::compile`] sorts by that once, so that a look-up takes the first that
+//! then a regular expression, then the longest prefix, a method, most headers (cookies, client networks
+//! and the scheme count as such), most query parameters, then the older route, the route's name, the
+//! rule's place in its route. [`Router::compile`] sorts by that once, so that a look-up takes the first that
 //! fits: hosts by hash (a wildcard's suffix too, from the longest), exact paths by hash, prefixes in
 //! a tree of path elements that is walked down and then up again. A test holds it against a scan of
 //! all matches.
@@ -12,10 +13,14 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 
-use http::{HeaderMap, HeaderName, Method};
-use trestle_config::model::{HeaderMatch, HostPattern, Match, PathMatch, ValueMatch};
+use std::net::IpAddr;
 
-use super::path;
+use http::{HeaderMap, HeaderName, Method};
+use ipnet::IpNet;
+use trestle_config::model::{HeaderMatch, HostPattern, Match, PathMatch, Scheme, ValueMatch, ValueOf};
+use trestle_config::text::Pattern;
+
+use super::{path, values};
 
 type Map<V> = HashMap<Box<str>, V, ahash::RandomState>;
 
@@ -40,8 +45,20 @@ pub(crate) struct Subject<'a> {
     pub(crate) host: &'a str,
     /// Normalised.
     pub(crate) path: &'a str,
+    pub(crate) query: Option<&'a str>,
     pub(crate) method: &'a Method,
     pub(crate) headers: &'a HeaderMap,
+    pub(crate) client: IpAddr,
+    pub(crate) scheme: Scheme,
+}
+
+/// Which rule takes a request, and by which prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Found {
+    /// As the entry said.
+    pub(crate) rule: usize,
+    /// Bytes of the path that are the prefix, without its final slash.
+    pub(crate) prefix: usize,
 }
 
 #[derive(Debug, Default)]
@@ -55,6 +72,8 @@ pub(crate) struct Router {
 #[derive(Debug)]
 struct Paths {
     exact: Map<Vec<Candidate>>,
+    /// In order of precedence.
+    regexes: Vec<(Pattern, Candidate)>,
     /// The first is the root, `/`.
     prefixes: Vec<Node>,
 }
@@ -71,12 +90,22 @@ struct Node {
 struct Candidate {
     methods: Box<[Method]>,
     headers: Box<[(HeaderName, ValueMatch)]>,
-    rule: usize,
+    more: Option<Box<More>>,
+    found: Found,
+}
+
+/// Conditions that few matches have.
+#[derive(Debug)]
+struct More {
+    query: Box<[ValueOf]>,
+    cookies: Box<[ValueOf]>,
+    clients: Box<[IpNet]>,
+    scheme: Option<Scheme>,
 }
 
 impl Default for Paths {
     fn default() -> Self {
-        Self { exact: Map::default(), prefixes: vec![Node::default()] }
+        Self { exact: Map::default(), regexes: Vec::new(), prefixes: vec![Node::default()] }
     }
 }
 
@@ -99,7 +128,7 @@ impl Router {
     }
 
     /// The rule that takes this request.
-    pub(crate) fn find(&self, subject: Subject<'_>) -> Option<usize> {
+    pub(crate) fn find(&self, subject: Subject<'_>) -> Option<Found> {
         if let Some(paths) = self.exact.get(subject.host)
             && let Some(rule) = paths.find(subject)
         {
@@ -128,6 +157,7 @@ impl Paths {
             Some(PathMatch::Exact(exact)) => {
                 self.exact.entry(normal(exact).into()).or_default().push(candidate);
             }
+            Some(PathMatch::Regex(pattern)) => self.regexes.push((pattern.clone(), candidate)),
             Some(PathMatch::Prefix(prefix)) => {
                 let node = self.node(&normal(prefix));
                 self.prefixes[node].candidates.push(candidate);
@@ -148,12 +178,18 @@ impl Paths {
         })
     }
 
-    fn find(&self, subject: Subject<'_>) -> Option<usize> {
+    fn find(&self, subject: Subject<'_>) -> Option<Found> {
         if !self.exact.is_empty()
             && let Some(candidates) = self.exact.get(subject.path)
             && let Some(rule) = first_fit(candidates, subject)
         {
             return Some(rule);
+        }
+        let matches = |(pattern, candidate): &&(Pattern, Candidate)| {
+            candidate.fits(subject) && pattern.is_match(subject.path.as_bytes())
+        };
+        if let Some((_, candidate)) = self.regexes.iter().find(matches) {
+            return Some(candidate.found);
         }
         let mut node = self.deepest(subject.path);
         loop {
@@ -192,41 +228,83 @@ impl Candidate {
         Some(Self {
             methods: entry.condition.methods.iter().map(method).collect::<Option<_>>()?,
             headers: entry.condition.headers.iter().map(header).collect::<Option<_>>()?,
-            rule: entry.rule,
+            more: More::compile(entry.condition),
+            found: Found { rule: entry.rule, prefix: prefix_length(entry.condition) },
         })
     }
 
     fn fits(&self, subject: Subject<'_>) -> bool {
         (self.methods.is_empty() || self.methods.contains(subject.method))
-            && self.headers.iter().all(|(name, value)| header_fits(subject.headers, name, value))
+            && self
+                .headers
+                .iter()
+                .all(|(name, value)| values::fits(values::header(subject.headers, name), value))
+            && self.more.as_ref().is_none_or(|more| more.fits(subject))
     }
 }
 
-fn first_fit(candidates: &[Candidate], subject: Subject<'_>) -> Option<usize> {
-    candidates.iter().find(|candidate| candidate.fits(subject)).map(|candidate| candidate.rule)
+impl More {
+    fn compile(condition: &Match) -> Option<Box<Self>> {
+        let Match { query, cookies, clients, scheme, .. } = condition;
+        let none = query.is_empty() && cookies.is_empty() && clients.is_empty() && scheme.is_none();
+        (!none).then(|| {
+            Box::new(Self {
+                query: query.clone().into(),
+                cookies: cookies.clone().into(),
+                clients: clients.clone().into(),
+                scheme: *scheme,
+            })
+        })
+    }
+
+    fn fits(&self, subject: Subject<'_>) -> bool {
+        self.scheme.is_none_or(|scheme| scheme == subject.scheme)
+            && (self.clients.is_empty() || self.clients.iter().any(|net| net.contains(&subject.client)))
+            && self
+                .cookies
+                .iter()
+                .all(|of| values::fits(values::cookie(subject.headers, &of.name), &of.value))
+            && self.query.iter().all(|of| values::fits(values::query(subject.query, &of.name), &of.value))
+    }
 }
 
-/// A field that came several times fits if one of its lines does.
-fn header_fits(headers: &HeaderMap, name: &HeaderName, value: &ValueMatch) -> bool {
-    match value {
-        ValueMatch::Present(present) => headers.contains_key(name) == *present,
-        ValueMatch::Exact(exact) => headers.get_all(name).iter().any(|v| v.as_bytes() == exact.as_bytes()),
-        ValueMatch::Prefix(prefix) => {
-            headers.get_all(name).iter().any(|v| v.as_bytes().starts_with(prefix.as_bytes()))
+fn first_fit(candidates: &[Candidate], subject: Subject<'_>) -> Option<Found> {
+    candidates.iter().find(|candidate| candidate.fits(subject)).map(|candidate| candidate.found)
+}
+
+fn prefix_length(condition: &Match) -> usize {
+    match &condition.path {
+        Some(PathMatch::Prefix(prefix)) => {
+            let normal = normal(prefix);
+            normal.strip_suffix('/').unwrap_or(&normal).len()
         }
+        _ => 0,
     }
 }
+
+/// What counts as a header.
+pub(crate) fn header_conditions(condition: &Match) -> usize {
+    condition.headers.len()
+        + condition.cookies.len()
+        + usize::from(!condition.clients.is_empty())
+        + usize::from(condition.scheme.is_some())
+}
+
+pub(crate) type Rank<'a> =
+    (Reverse<usize>, Reverse<bool>, Reverse<usize>, Reverse<usize>, u64, &'a str, usize);
 
 /// Smaller goes first. Host, and exact against prefix, are decided by where a candidate is kept.
-fn rank<'a>(entry: &Entry<'a>) -> (Reverse<usize>, Reverse<bool>, Reverse<usize>, u64, &'a str, usize) {
+pub(crate) fn rank<'a>(entry: &Entry<'a>) -> Rank<'a> {
     let length = match &entry.condition.path {
         Some(PathMatch::Exact(path) | PathMatch::Prefix(path)) => path.len(),
+        Some(PathMatch::Regex(pattern)) => pattern.as_str().len(),
         None => 1,
     };
     (
         Reverse(length),
         Reverse(!entry.condition.methods.is_empty()),
-        Reverse(entry.condition.headers.len()),
+        Reverse(header_conditions(entry.condition)),
+        Reverse(entry.condition.query.len()),
         entry.birth,
         entry.route,
         entry.index,
@@ -282,7 +360,10 @@ mod tests {
             HostPattern::Any => Some((0, 0)),
         };
         let path_rank = |path: &Option<PathMatch>| match path {
-            Some(PathMatch::Exact(exact)) => (exact == subject.path).then_some((1, exact.len())),
+            Some(PathMatch::Exact(exact)) => (exact == subject.path).then_some((2, exact.len())),
+            Some(PathMatch::Regex(pattern)) => {
+                pattern.is_match(subject.path.as_bytes()).then_some((1, pattern.as_str().len()))
+            }
             Some(PathMatch::Prefix(prefix)) => {
                 let bare = prefix.strip_suffix('/').unwrap_or(prefix);
                 let rest = subject.path.strip_prefix(bare)?;
@@ -294,17 +375,35 @@ mod tests {
             let condition = &line.condition;
             let method = condition.methods.is_empty()
                 || condition.methods.iter().any(|m| m.as_str() == subject.method.as_str());
-            let headers = condition.headers.iter().all(|header| {
-                let value = subject.headers.get(header.name.as_str()).and_then(|v| v.to_str().ok());
-                match &header.value {
-                    ValueMatch::Exact(exact) => value == Some(exact),
-                    ValueMatch::Prefix(prefix) => value.is_some_and(|v| v.starts_with(prefix)),
-                    ValueMatch::Present(present) => value.is_some() == *present,
-                }
-            });
+            let fits = |value: Option<&str>, condition: &ValueMatch| match condition {
+                ValueMatch::Exact(exact) => value == Some(exact),
+                ValueMatch::Prefix(prefix) => value.is_some_and(|v| v.starts_with(prefix)),
+                ValueMatch::Present(present) => value.is_some() == *present,
+                ValueMatch::Regex(pattern) => value.is_some_and(|v| pattern.is_match(v.as_bytes())),
+            };
+            let header = |name: &str| subject.headers.get(name).and_then(|v| v.to_str().ok());
+            let pair = |text: Option<&'static str>, name: &str| {
+                let pairs =
+                    text.unwrap_or_default().split(['&', ';']).filter_map(|pair| pair.split_once('='));
+                pairs.map(|(key, value)| (key.to_owned(), value)).find(|(key, _)| key == name).map(|(_, v)| v)
+            };
+            let leaked = |text: Option<&str>| text.map(|text| &*Box::leak(text.to_owned().into_boxed_str()));
+            let (query, cookie) = (leaked(subject.query), leaked(header("cookie")));
+            let headers = condition.headers.iter().all(|h| fits(header(&h.name), &h.value))
+                && condition.query.iter().all(|of| fits(pair(query, &of.name), &of.value))
+                && condition.cookies.iter().all(|of| fits(pair(cookie, &of.name), &of.value))
+                && condition.scheme.is_none_or(|scheme| scheme == subject.scheme)
+                && (condition.clients.is_empty()
+                    || condition.clients.iter().any(|net| net.contains(&subject.client)));
             let (host, path) = (host_rank(&line.host)?, path_rank(&condition.path)?);
             let key = (
-                (host, path, !condition.methods.is_empty(), condition.headers.len()),
+                (
+                    host,
+                    path,
+                    !condition.methods.is_empty(),
+                    header_conditions(condition),
+                    condition.query.len(),
+                ),
                 (Reverse(line.birth), Reverse(line.route.clone()), Reverse(line.index)),
             );
             (method && headers).then_some((key, rule))
@@ -317,8 +416,14 @@ mod tests {
         Line { host, condition, route: "r".into(), birth: 1, index: 0 }
     }
 
+    fn subject<'a>(host: &'a str, path: &'a str, method: &'a Method, headers: &'a HeaderMap) -> Subject<'a> {
+        let client = IpAddr::from([192, 0, 2, 1]);
+        Subject { host, path, query: None, method, headers, client, scheme: Scheme::Http }
+    }
+
     fn find(router: &Router, host: &str, path: &str) -> Option<usize> {
-        router.find(Subject { host, path, method: &Method::GET, headers: &HeaderMap::new() })
+        let headers = HeaderMap::new();
+        router.find(subject(host, path, &Method::GET, &headers)).map(|found| found.rule)
     }
 
     fn prefix(path: &str) -> Line {
@@ -393,6 +498,7 @@ mod tests {
             Just(None),
             "/|(/[ab]{1,2}){1,3}/?".prop_map(|p| Some(PathMatch::Exact(p))),
             "/|(/[ab]{1,2}){1,3}/?".prop_map(|p| Some(PathMatch::Prefix(p))),
+            "/[ab](\\.|[ab])\\*".prop_map(|p| Some(PathMatch::Regex(p.parse().expect("a pattern")))),
         ];
         let methods = prop_oneof![
             Just(vec![]),
@@ -402,11 +508,33 @@ mod tests {
         let value = prop_oneof![
             "[pq]{1,2}".prop_map(ValueMatch::Exact),
             "[pq]".prop_map(ValueMatch::Prefix),
-            any::<bool>().prop_map(ValueMatch::Present)
+            any::<bool>().prop_map(ValueMatch::Present),
+            "[pq]\\+".prop_map(|p| ValueMatch::Regex(p.parse().expect("a pattern"))),
         ];
-        let header = ("(m|n)", value).prop_map(|(name, value)| HeaderMatch { name, value });
-        let condition = (path, methods, prop::collection::vec(header, 0..3))
-            .prop_map(|(path, methods, headers)| Match { path, methods, headers });
+        let header = ("(m|n)", value.clone()).prop_map(|(name, value)| HeaderMatch { name, value });
+        let of = ("(m|n)", value).prop_map(|(name, value)| ValueOf { name, value });
+        let few = || prop_oneof![3 => Just(0usize..1), 1 => Just(0..3)];
+        let list =
+            move |of| few().prop_flat_map(move |count| prop::collection::vec(Clone::clone(&of), count));
+        let client = prop_oneof![
+            4 => Just(vec![]),
+            1 => Just(vec!["192.0.2.0/25".parse().expect("a network")]),
+            1 => Just(vec!["192.0.2.128/25".parse().expect("one"), "2001:db8::/32".parse().expect("one")]),
+        ];
+        let scheme =
+            prop_oneof![5 => Just(None), 1 => Just(Some(Scheme::Http)), 1 => Just(Some(Scheme::Https))];
+        let headers = prop::collection::vec(header, 0..3);
+        let condition = (path, methods, headers, list(of.clone()), list(of), client, scheme).prop_map(
+            |(path, methods, headers, query, cookies, clients, scheme)| Match {
+                path,
+                methods,
+                headers,
+                query,
+                cookies,
+                clients,
+                scheme,
+            },
+        );
         (host, condition, "[rs]", 1u64..3, 0usize..3)
             .prop_map(|(host, condition, route, birth, index)| Line { host, condition, route, birth, index })
     }
@@ -418,21 +546,34 @@ mod tests {
         fn the_compiled_router_agrees_with_a_scan_of_all_matches(
             lines in prop::collection::vec(arb_line(), 0..14),
             requests in prop::collection::vec(
-                ("((a|b|c)\\.)?(y\\.)?(x|z)", "/|(/[ab]{1,2}){1,4}/?", 0usize..3, "([pq]{0,3})", "([pq]{0,3})"),
+                (
+                    "((a|b|c)\\.)?(y\\.)?(x|z)",
+                    "/|(/[ab]{1,2}){1,4}/?",
+                    0usize..3,
+                    ("([pq]{0,3})", "([pq]{0,3})"),
+                    ("(|m=[pq]{0,2}|n=[pq]{0,2}|n=q&m=[pq])", "(|m=[pq]{0,2}|n=[pq]{0,2}|n=q;m=[pq])"),
+                    (any::<u8>(), any::<bool>()),
+                ),
                 1..12,
             ),
         ) {
             let router = router(&lines);
-            for (host, path, method, m, n) in requests {
+            for (host, path, method, (m, n), (query, cookie), (last, tls)) in requests {
                 let mut headers = HeaderMap::new();
-                for (name, value) in [("m", m), ("n", n)] {
+                for (name, value) in [("m", m), ("n", n), ("cookie", cookie)] {
                     if !value.is_empty() {
                         headers.insert(name, value.parse().expect("a header value"));
                     }
                 }
                 let method = [Method::GET, Method::POST, Method::PUT][method].clone();
-                let subject = Subject { host: &host, path: &path, method: &method, headers: &headers };
-                let (found, expected) = (router.find(subject), scan(&lines, subject));
+                let subject = Subject {
+                    query: Some(query.as_str()).filter(|query| !query.is_empty()),
+                    client: IpAddr::from([192, 0, 2, last]),
+                    scheme: if tls { Scheme::Https } else { Scheme::Http },
+                    ..subject(&host, &path, &method, &headers)
+                };
+                let found = router.find(subject).map(|found| found.rule);
+                let expected = scan(&lines, subject);
                 // Two lines of one route and place can tie in everything: either is right.
                 let same = |a: usize, b: usize| {
                     let key = |l: &Line| (l.route.clone(), l.birth, l.index);

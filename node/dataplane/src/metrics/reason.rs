@@ -45,6 +45,9 @@ reasons! {
     /// Both sides ended in order.
     Done => ("done", 0, No);
 
+    /// The rule answers by itself.
+    Answered => ("answered", 0, No);
+
     /// The client broke its connection off.
     ClientGone => ("client_gone", 0, No);
     /// The request's header did not arrive in time.

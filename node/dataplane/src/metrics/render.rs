@@ -276,7 +276,7 @@ mod tests {
             model::Member { address: "192.0.2.1:80".parse().expect("address"), name: "m".into(), weight: 1 };
         let config = model::Pool { members: vec![member], ..model::Pool::default() };
         let pool = Pool::compile("app", &config, None);
-        let picked = pool.pick(&[], Instant::now()).expect("one member");
+        let picked = pool.pick(&[], None, Instant::now()).expect("one member");
         picked.failed(FailureKind::ConnectTimeout);
         let mut out = String::new();
         metrics.render([&pool].into_iter(), &mut out);

@@ -3,7 +3,7 @@
 
 use tokio::time::Instant;
 
-use crate::balance::Shares;
+use crate::balance::{Picker, Places, Shares};
 
 /// A member as the lineup sees it.
 #[derive(Clone, Copy, Debug)]
@@ -18,6 +18,7 @@ pub(super) struct Candidate {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Lineup {
     pub(super) shares: Shares,
+    pub(super) places: Places,
     /// So many are down that all are used.
     pub(super) panic: bool,
     /// From then on it is out of date: an ejection ends.
@@ -47,7 +48,13 @@ impl Lineup {
             if shares.len() > 0 { shares } else { of(&|c| c.up) }
         };
         let valid_until = weighted().filter(|c| ejected(c)).filter_map(|c| c.ejected_until).min();
-        Self { shares, panic, valid_until, generation }
+        Self { shares, places: Places::None, panic, valid_until, generation }
+    }
+
+    /// With what the picker makes of it.
+    pub(super) fn placed<'n>(mut self, picker: Picker, name: impl Fn(usize) -> &'n str) -> Self {
+        self.places = picker.places(&self.shares, name);
+        self
     }
 
     pub(super) fn is_fresh(&self, generation: u64, now: Instant) -> bool {

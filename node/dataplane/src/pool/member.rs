@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::Shared;
+use super::latency::Latency;
 use super::outlier::Ejection;
 use crate::metrics::MemberCounters;
 
@@ -50,6 +51,8 @@ pub(crate) struct MemberState {
     /// In a row. Only ever compared with the pool's threshold.
     pub(super) failures: AtomicU32,
     pub(super) up: AtomicBool,
+    /// Of pools that balance by it.
+    pub(super) latency: Latency,
     pub(super) counters: MemberCounters,
     /// Written on ejection, read when a lineup is made. The roster's lock is taken before this one.
     pub(super) ejection: Mutex<Ejection>,
@@ -65,6 +68,7 @@ impl MemberState {
             failures: AtomicU32::new(0),
             // Optimistic: without a verdict (a node that just started, no quorum) traffic must flow.
             up: AtomicBool::new(true),
+            latency: Latency::default(),
             counters: MemberCounters::default(),
             ejection: Mutex::default(),
             pool,

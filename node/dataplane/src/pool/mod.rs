@@ -16,6 +16,7 @@
 //! Left to others: verdicts (the cluster), connections (l4, upstream), what counts as a failure of the
 //! member and not of the client (those who call [`Picked::failed`]).
 
+mod latency;
 mod lineup;
 mod member;
 mod outlier;
@@ -25,6 +26,7 @@ mod picked;
 mod tests;
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -35,7 +37,7 @@ use tokio::time::Instant;
 use trestle_config::model;
 
 use crate::MemberView;
-use crate::balance::{Context, Picker, with_rng};
+use crate::balance::{Context, Picker, hashed, with_rng};
 use crate::metrics::{Padded, PoolCounters};
 use lineup::{Candidate, Lineup};
 use outlier::{Around, Ejection};
@@ -117,12 +119,14 @@ impl Pool {
         shared.enrol(config, &members);
         let now = Instant::now();
         let generation = shared.generation.load(Ordering::Acquire);
+        let picker = Picker::of(config.balance, config.hash.bound);
         let lineup = Lineup::new(&candidates(config, &members), config.panic, now, generation);
+        let lineup = lineup.placed(picker, |index| members[index].name());
         Pool {
             name: name.into(),
             settings: config.clone(),
             members,
-            picker: Picker::of(config.balance),
+            picker,
             lineup: ArcSwap::from_pointee(lineup),
             remaking: Mutex::new(()),
             shared,
@@ -150,18 +154,49 @@ impl Pool {
     ///
     /// `avoid` holds the indexes of members tried already. One of them is returned only when nobody else
     /// is usable, so a caller for whom trying again makes no sense compares.
-    pub(crate) fn pick(&self, avoid: &[usize], now: Instant) -> Option<Picked> {
+    /// `key`: see [`Pool::hash_on`].
+    pub(crate) fn pick(&self, avoid: &[usize], key: Option<u64>, now: Instant) -> Option<Picked> {
         let lineup = self.lineup(now);
         let context = Context {
             cursor: &self.shared.hot.cursor,
-            load: |index: usize| self.members[index].in_flight(),
+            load: |index: usize| {
+                let member = &self.members[index];
+                match self.picker {
+                    Picker::PeakEwma => member.latency.cost(member.in_flight(), now),
+                    _ => member.in_flight(),
+                }
+            },
+            live: self.shared.hot.live.load(Ordering::Relaxed),
+            key,
             avoid,
         };
-        let Some(index) = with_rng(|rng| self.picker.pick(&lineup.shares, &context, rng)) else {
+        let Some(index) = with_rng(|rng| self.picker.pick(&lineup.shares, &lineup.places, &context, rng))
+        else {
             self.shared.counters.no_member.inc();
             return None;
         };
-        Some(Picked::new(index, Arc::clone(&self.members[index])))
+        let timed = (self.picker == Picker::PeakEwma).then_some(now);
+        Some(Picked::new(index, Arc::clone(&self.members[index]), timed))
+    }
+
+    /// What of a request its member is chosen by.
+    pub(crate) fn hash_on(&self) -> Option<&model::HashOn> {
+        matches!(self.picker, Picker::Hash { .. } | Picker::Maglev).then_some(&self.settings.hash.on)
+    }
+
+    /// As [`Pool::hash_on`] says, of a connection or session; what only a request has is its client.
+    pub(crate) fn key_of_client(&self, client: std::net::SocketAddr) -> Option<u64> {
+        let on = self.hash_on()?;
+        let mut bytes = [0; 18];
+        // An IPv4 client is the same at an IPv6 socket.
+        match client.ip().to_canonical() {
+            IpAddr::V4(ip) => bytes[..4].copy_from_slice(&ip.octets()),
+            IpAddr::V6(ip) => bytes[..16].copy_from_slice(&ip.octets()),
+        }
+        if *on == model::HashOn::ClientPort {
+            bytes[16..].copy_from_slice(&client.port().to_be_bytes());
+        }
+        Some(hashed(0, &bytes))
     }
 
     /// Leave to send a request once more; the permit is held while the further attempt runs. `None`: retries
@@ -236,7 +271,9 @@ impl Pool {
         let Some(_remaking) = self.remaking.try_lock() else { return lineup };
         let generation = self.shared.generation.load(Ordering::Acquire);
         let candidates = candidates(&self.settings, &self.members);
-        self.lineup.store(Arc::new(Lineup::new(&candidates, self.settings.panic, now, generation)));
+        let lineup = Lineup::new(&candidates, self.settings.panic, now, generation);
+        let lineup = lineup.placed(self.picker, |index| self.members[index].name());
+        self.lineup.store(Arc::new(lineup));
         self.lineup.load()
     }
 }

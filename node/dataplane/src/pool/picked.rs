@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::{FailureKind, MemberState, Shared};
 
 /// A member in use by one request, connection or session: counted as in flight until this drops.
@@ -13,14 +15,16 @@ use super::{FailureKind, MemberState, Shared};
 pub(crate) struct Picked {
     index: usize,
     member: Arc<MemberState>,
+    /// When, if how long it takes is of interest.
+    timed: Option<Instant>,
 }
 
 impl Picked {
-    pub(super) fn new(index: usize, member: Arc<MemberState>) -> Self {
+    pub(super) fn new(index: usize, member: Arc<MemberState>, timed: Option<Instant>) -> Self {
         member.in_flight.fetch_add(1, Relaxed);
         member.pool.hot.live.fetch_add(1, Relaxed);
         member.counters.picked.inc();
-        Self { index, member }
+        Self { index, member, timed }
     }
 
     /// In the pool that it was picked from; for `avoid`.
@@ -45,6 +49,19 @@ impl Picked {
         self.member.counters.connects.record(took);
     }
 
+    /// As [`Picked::connected`], where nothing more is seen of how long it takes to answer.
+    pub(crate) fn accepted(&self, took: Duration) {
+        self.connected(took);
+        self.observe();
+    }
+
+    fn observe(&self) {
+        if let Some(since) = self.timed {
+            let now = Instant::now();
+            self.member.latency.observe(now - since, now);
+        }
+    }
+
     /// It did what was asked of it: failures are no longer "in a row".
     pub(crate) fn succeeded(&self) {
         // Read first: in the good case nobody's cache line is dirtied.
@@ -55,11 +72,13 @@ impl Picked {
 
     /// It failed. Enough in a row, and it is ejected.
     pub(crate) fn failed(&self, kind: FailureKind) {
+        self.observe();
         self.member.failed(kind);
     }
 
     /// It answered over HTTP. A 5xx counts as a failure, everything else as success.
     pub(crate) fn answered(&self, status: u16) {
+        self.observe();
         if (500..600).contains(&status) {
             self.member.counters.server_errors.inc();
             self.member.one_more_failure();

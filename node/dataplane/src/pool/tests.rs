@@ -27,7 +27,7 @@ fn verdicts(verdicts: &[(&str, bool)]) -> BTreeMap<String, bool> {
 
 /// Names that 100 picks return.
 fn used(pool: &Pool) -> BTreeSet<String> {
-    (0..100).filter_map(|_| pool.pick(&[], Instant::now())).map(|p| p.name().to_owned()).collect()
+    (0..100).filter_map(|_| pool.pick(&[], None, Instant::now())).map(|p| p.name().to_owned()).collect()
 }
 
 fn names(names: &[&str]) -> BTreeSet<String> {
@@ -37,7 +37,7 @@ fn names(names: &[&str]) -> BTreeSet<String> {
 fn fail(pool: &Pool, member: &str, times: usize) {
     let mut failed = 0;
     while failed < times {
-        let picked = pool.pick(&[], Instant::now()).expect("somebody is usable");
+        let picked = pool.pick(&[], None, Instant::now()).expect("somebody is usable");
         if picked.name() == member {
             picked.failed(FailureKind::Connect);
             failed += 1;
@@ -85,13 +85,14 @@ async fn a_success_between_failures_keeps_a_member_in() {
     let pool = pool(&config(2));
     for _ in 0..10 {
         fail(&pool, "m0", 4);
-        while pool.pick(&[], Instant::now()).is_none_or(|p| {
+        while pool.pick(&[], None, Instant::now()).is_none_or(|p| {
             p.answered(200);
             p.name() != "m0"
         }) {}
     }
     assert_eq!(used(&pool), names(&["m0", "m1"]));
-    let server_errors = |n| (0..n).for_each(|_| pool.pick(&[1], Instant::now()).expect("m0").answered(503));
+    let server_errors =
+        |n| (0..n).for_each(|_| pool.pick(&[1], None, Instant::now()).expect("m0").answered(503));
     server_errors(5);
     assert_eq!(used(&pool), names(&["m1"]), "5xx count");
 }
@@ -119,7 +120,7 @@ async fn a_new_revision_keeps_the_state_of_members_that_stay() {
     let old = pool(&config(3));
     old.set_verdicts(&verdicts(&[("m2", false)]));
     fail(&old, "m0", 5);
-    let in_flight = old.pick(&[], Instant::now()).expect("m1");
+    let in_flight = old.pick(&[], None, Instant::now()).expect("m1");
     assert_eq!(in_flight.name(), "m1");
     let mut changed = config(4);
     changed.members.remove(1);
@@ -137,7 +138,8 @@ async fn a_new_revision_keeps_the_state_of_members_that_stay() {
 #[tokio::test(start_paused = true)]
 async fn what_an_old_revisions_connection_reports_counts_in_the_new_one() {
     let old = pool(&config(2));
-    let connections: Vec<Picked> = (0..5).map(|_| old.pick(&[1], Instant::now()).expect("m0")).collect();
+    let connections: Vec<Picked> =
+        (0..5).map(|_| old.pick(&[1], None, Instant::now()).expect("m0")).collect();
     let new = Pool::compile("p", &config(2), Some(&old));
     connections.iter().for_each(|connection| connection.failed(FailureKind::Broken));
     assert_eq!(used(&new), names(&["m1"]));
@@ -159,7 +161,7 @@ fn without_a_health_check_members_are_up() {
 #[test]
 fn an_empty_pool_has_nobody_and_counts_it() {
     let pool = pool(&config(0));
-    assert!(pool.pick(&[], Instant::now()).is_none());
+    assert!(pool.pick(&[], None, Instant::now()).is_none());
     assert_eq!(pool.counters().no_member.value(), 1);
 }
 
@@ -171,7 +173,7 @@ fn retries_are_a_share_of_what_is_live_and_ten_at_least() {
         permits.len()
     };
     assert_eq!(permits(&pool), 10);
-    let live: Vec<_> = (0..200).map(|_| pool.pick(&[], Instant::now())).collect();
+    let live: Vec<_> = (0..200).map(|_| pool.pick(&[], None, Instant::now())).collect();
     assert_eq!(permits(&pool), 40);
     drop(live);
     assert_eq!(permits(&pool), 10, "permits and requests are given back");
@@ -222,7 +224,7 @@ proptest! {
                     let views = pool.views();
                     let down = views.iter().filter(|v| !v.up).count();
                     let panic = views.len() >= 2 && down * 2 > views.len();
-                    let picked = pool.pick(&[], Instant::now());
+                    let picked = pool.pick(&[], None, Instant::now());
                     let usable = views.iter().any(|v| v.up) || panic;
                     prop_assert_eq!(picked.is_some(), usable);
                     if let Some(picked) = picked {

@@ -12,14 +12,14 @@ use std::time::Duration;
 
 use trestle_config::Config;
 use trestle_config::model::{
-    Bind, HostPattern, HttpSettings, Listener, Match, Member, PathMatch, Pool, Protocol, Retry, Route,
-    RouteTimeouts, Rule, TcpSettings, UdpSettings, WeightedPool,
+    Bind, HeaderEdits, HostPattern, HttpSettings, Listener, Match, Member, PathMatch, Policies, Pool,
+    Protocol, Retry, Rewrite, Route, RouteTimeouts, Rule, TcpSettings, UdpSettings, WeightedPool,
 };
 
 use crate::{BoundListener, Install, Options, Plane};
 
 pub(crate) use backend::Backend;
-pub(crate) use client::{Client, get, send};
+pub(crate) use client::{Client, Reply, get, send};
 
 /// How long a test waits for what must come.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -128,6 +128,7 @@ pub(crate) fn listener(protocol: Protocol, bind: Bind, pool: Option<&str>) -> Li
         udp: UdpSettings::default(),
         tcp: TcpSettings::default(),
         http: HttpSettings::default(),
+        policies: Policies::default(),
     }
 }
 
@@ -145,19 +146,38 @@ pub(crate) fn config(members: &[SocketAddr]) -> Config {
     config
 }
 
+/// A document as an operator writes it, with one http listener `web` on loopback beside it.
+pub(crate) fn written(text: &str) -> Config {
+    let text = format!("listeners: {{ web: {{ bind: \"127.0.0.1:0\", protocol: http }} }}\n{text}");
+    let source = trestle_config::Source { name: "test", text: &text };
+    let document = trestle_config::parse(source).unwrap_or_else(|problems| panic!("{problems}"));
+    Config::clone(document.config())
+}
+
+pub(crate) fn weighted(pool: &str, weight: u32) -> WeightedPool {
+    WeightedPool {
+        pool: pool.to_owned(),
+        weight,
+        request_headers: HeaderEdits::default(),
+        response_headers: HeaderEdits::default(),
+    }
+}
+
 pub(crate) fn route(rules: Vec<Rule>) -> Route {
     Route { listeners: None, hosts: vec![HostPattern::Any], rules }
 }
 
 pub(crate) fn rule(pools: &[&str]) -> Rule {
-    let weighted = |pool: &&str| WeightedPool { pool: (*pool).to_owned(), weight: 1 };
     Rule {
         name: "0".into(),
         matches: vec![Match::default()],
-        pools: pools.iter().map(weighted).collect(),
+        pools: pools.iter().map(|pool| weighted(pool, 1)).collect(),
         timeout: RouteTimeouts::default(),
         retry: Retry::default(),
         max_body: 0,
+        answer: None,
+        rewrite: Rewrite::default(),
+        policies: Policies::default(),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The plane as its users see it: real sockets, real backends.
 
+mod acting;
 mod forwarding;
 mod leaving;
 mod listening;

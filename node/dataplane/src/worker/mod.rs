@@ -360,6 +360,12 @@ impl Worker {
         &self.via
     }
 
+    /// The node's name, as `Via` gives it.
+    pub(crate) fn node(&self) -> &str {
+        let via = self.via.to_str().unwrap_or_default();
+        via.split_once(' ').map_or(via, |(_, node)| node)
+    }
+
     pub(crate) fn request_id(&self, now: Instant) -> RequestId {
         let (then, wall) = self.clock.get();
         let unix_ms = wall + u64::try_from(now.saturating_duration_since(then).as_millis()).unwrap_or(0);

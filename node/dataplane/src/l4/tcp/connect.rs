@@ -19,7 +19,11 @@ type Failed = (Reason, Option<Arc<MemberState>>);
 
 /// Connects to a member that the pool picks, each at most once. Fails with the reason of the last
 /// attempt; attempts after the first need leave of the pool's retry budget.
-pub(super) async fn connect(pool: &Pool, closing: &CancellationToken) -> Result<(TcpStream, Picked), Failed> {
+pub(super) async fn connect(
+    pool: &Pool,
+    key: Option<u64>,
+    closing: &CancellationToken,
+) -> Result<(TcpStream, Picked), Failed> {
     let mut tried = [usize::MAX; ATTEMPTS_MAX];
     let mut failed = (Reason::NoMember, None);
     for attempt in 0..ATTEMPTS_MAX {
@@ -30,7 +34,7 @@ pub(super) async fn connect(pool: &Pool, closing: &CancellationToken) -> Result<
                 None => return Err(failed),
             },
         };
-        let Some(picked) = pool.pick(&tried[..attempt], Instant::now()) else { return Err(failed) };
+        let Some(picked) = pool.pick(&tried[..attempt], key, Instant::now()) else { return Err(failed) };
         if tried[..attempt].contains(&picked.index()) {
             return Err(failed);
         }
@@ -54,7 +58,7 @@ async fn once(pool: &Pool, picked: &Picked) -> Result<TcpStream, Reason> {
     let begun = Instant::now();
     match timeout(pool.settings().timeout.connect, TcpStream::connect(picked.address())).await {
         Ok(Ok(stream)) => {
-            picked.connected(begun.elapsed());
+            picked.accepted(begun.elapsed());
             Ok(stream)
         }
         Ok(Err(error)) if is_ours(&error) => {

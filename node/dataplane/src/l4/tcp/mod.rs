@@ -55,7 +55,7 @@ pub(crate) async fn proxy(
     let part = cx.listener.at(cx.worker);
     let _open = Open::count(part);
     let client = Socket::new(client, settings.nodelay);
-    let connected = connect::connect(&pool, &cx.closing).await;
+    let connected = connect::connect(&pool, pool.key_of_client(peer), &cx.closing).await;
     drop(pool);
     let ended = match connected {
         Ok((upstream, picked)) => {

@@ -217,7 +217,8 @@ impl Bound {
         let of = |address| pool.members().iter().position(|member| member.address() == address);
         let mut tried: Vec<usize> = avoid.and_then(of).into_iter().collect();
         for _ in 0..ATTEMPTS_MAX {
-            let picked = pool.pick(&tried, Instant::now()).ok_or(Reason::NoMember)?;
+            let picked =
+                pool.pick(&tried, pool.key_of_client(key.client), Instant::now()).ok_or(Reason::NoMember)?;
             let (index, member) = (picked.index(), Arc::clone(picked.member()));
             let admission = self.cx.ledger.open(self.cx.worker, key.client.ip());
             match Session::new(key, picked, settings.clone(), admission) {

@@ -1,0 +1,142 @@
+//! Texts with variables (`"${client.ip}"`), made for one request.
+
+use std::borrow::Cow;
+
+use http::{HeaderMap, HeaderName, HeaderValue, Uri};
+use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
+use trestle_config::text::{Part, Template, Variable};
+
+use super::record::Record;
+use super::{target, values};
+
+/// What can't stand in a path as it is (RFC 3986, section 3.3).
+const NOT_IN_PATH: &AsciiSet =
+    &CONTROLS.add(b' ').add(b'"').add(b'#').add(b'<').add(b'>').add(b'?').add(b'`').add(b'{').add(b'}');
+
+/// A template whose texts without variables were made when it was compiled.
+#[derive(Clone, Debug)]
+pub(crate) enum Text {
+    Fixed(HeaderValue),
+    Made(Template),
+}
+
+/// What variables are read from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Scope<'a> {
+    pub(crate) record: &'a Record,
+    /// The request's, as far as they are known.
+    pub(crate) headers: &'a HeaderMap,
+}
+
+impl Text {
+    pub(crate) fn compile(template: &Template) -> Self {
+        match template.fixed().map(HeaderValue::from_str) {
+            Some(Ok(fixed)) => Text::Fixed(fixed),
+            _ => Text::Made(template.clone()),
+        }
+    }
+
+    /// Whether it names something that only the request's header knows.
+    pub(crate) fn reads_header(&self) -> bool {
+        let reads = |part: &Part| matches!(part, Part::Variable(Variable::Header(_) | Variable::Cookie(_)));
+        matches!(self, Text::Made(template) if template.parts.iter().any(reads))
+    }
+
+    /// As a field value: what can't stand in one is left out.
+    pub(crate) fn value(&self, scope: Scope<'_>) -> HeaderValue {
+        match self {
+            Text::Fixed(fixed) => fixed.clone(),
+            Text::Made(template) => {
+                let mut bytes = Vec::new();
+                write(template, scope, &mut bytes, |bytes, out| {
+                    out.extend(bytes.iter().filter(|byte| !byte.is_ascii_control()));
+                });
+                // Left out above: what remains is allowed.
+                HeaderValue::from_bytes(bytes.trim_ascii()).unwrap_or(HeaderValue::from_static(""))
+            }
+        }
+    }
+
+    /// As part of a path or a target: what variables bring is encoded.
+    pub(crate) fn path(&self, scope: Scope<'_>) -> String {
+        match self {
+            Text::Fixed(fixed) => String::from_utf8_lossy(fixed.as_bytes()).into_owned(),
+            Text::Made(template) => {
+                let mut bytes = Vec::new();
+                write(template, scope, &mut bytes, |bytes, out| {
+                    out.extend_from_slice(encoded(bytes).as_bytes())
+                });
+                String::from_utf8_lossy(&bytes).into_owned()
+            }
+        }
+    }
+
+    /// As it comes.
+    pub(crate) fn bytes(&self, scope: Scope<'_>) -> Vec<u8> {
+        match self {
+            Text::Fixed(fixed) => fixed.as_bytes().to_vec(),
+            Text::Made(template) => {
+                let mut bytes = Vec::new();
+                write(template, scope, &mut bytes, |bytes, out| out.extend_from_slice(bytes));
+                bytes
+            }
+        }
+    }
+}
+
+/// With what can't stand in a path percent-encoded; a percent sign is taken for an encoding's.
+pub(crate) fn encoded(bytes: &[u8]) -> String {
+    percent_encode(bytes, NOT_IN_PATH).to_string()
+}
+
+fn write(template: &Template, scope: Scope<'_>, out: &mut Vec<u8>, put: impl Fn(&[u8], &mut Vec<u8>)) {
+    for part in &template.parts {
+        match part {
+            Part::Text(text) => out.extend_from_slice(text.as_bytes()),
+            Part::Variable(variable) => put(&scope.read(variable), out),
+        }
+    }
+}
+
+impl<'a> Scope<'a> {
+    fn read(&self, variable: &'a Variable) -> Cow<'a, [u8]> {
+        let record = self.record;
+        let owned = |text: String| Cow::Owned(text.into_bytes());
+        match variable {
+            Variable::ClientIp => Cow::Borrowed(record.conn.client.as_bytes()),
+            Variable::ClientPort => owned(record.conn.peer.port().to_string()),
+            Variable::Host => owned(target::route_host(record.host.as_ref()).into_owned()),
+            Variable::Path => Cow::Borrowed(record.target.path().as_bytes()),
+            Variable::Method => Cow::Borrowed(record.method.as_str().as_bytes()),
+            Variable::Scheme => Cow::Borrowed(b"http"),
+            Variable::RequestId => Cow::Borrowed(&record.id.text),
+            Variable::Node => Cow::Borrowed(record.conn.worker.node().as_bytes()),
+            Variable::Listener => Cow::Borrowed(record.listener.name.as_bytes()),
+            Variable::Route => record
+                .rule()
+                .map_or(Cow::Borrowed(b"".as_slice()), |rule| Cow::Borrowed(rule.route.as_bytes())),
+            Variable::Pool => {
+                let pool = record.rule().zip(record.pool).and_then(|(rule, at)| rule.split.pool(at));
+                pool.map_or(Cow::Borrowed(b"".as_slice()), |pool| Cow::Borrowed(pool.name().as_bytes()))
+            }
+            Variable::Member => match &record.picked {
+                Some(picked) => Cow::Borrowed(picked.name().as_bytes()),
+                None => Cow::Borrowed(b""),
+            },
+            Variable::Header(name) => match HeaderName::from_bytes(name.as_bytes()) {
+                Ok(name) => {
+                    Cow::Owned(values::header(self.headers, &name).collect::<Vec<_>>().join(&b", "[..]))
+                }
+                Err(_) => Cow::Borrowed(b""),
+            },
+            Variable::Cookie(name) => values::cookie(self.headers, name).next().unwrap_or_default(),
+            Variable::Query(name) => values::query(query(&record.target), name).next().unwrap_or_default(),
+            // Listeners of HTTP have none of these.
+            Variable::TlsVersion | Variable::TlsSni | Variable::TlsClientSubject => Cow::Borrowed(b""),
+        }
+    }
+}
+
+fn query(target: &Uri) -> Option<&str> {
+    target.query()
+}

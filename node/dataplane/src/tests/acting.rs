@@ -1,0 +1,349 @@
+//! What a rule does with a request beside passing it on: other matches, redirects, answers of its own,
+//! rewrites, header edits.
+
+use crate::testing::{Backend, Client, Proxy, Reply, send, written};
+
+async fn ask(client: &mut Client, line: &str, fields: &str) -> Reply {
+    client.write(format!("{line} HTTP/1.1\r\nHost: Shop.example.com:8080\r\n{fields}\r\n")).await;
+    client.reply().await
+}
+
+#[tokio::test]
+async fn requests_are_told_apart_by_regex_query_cookie_client_and_scheme() {
+    let backend = Backend::named("app").await;
+    let config = written(&format!(
+        r#"
+pools: {{ app: {{ members: ["{}"] }} }}
+routes:
+  all:
+    rules:
+      - {{ name: rest, pools: [app], response_headers: {{ set: {{ x-rule: rest }} }} }}
+      - name: regex
+        match: [{{ path: {{ regex: "/v[0-9]+/.*" }} }}]
+        pools: [app]
+        response_headers: {{ set: {{ x-rule: regex }} }}
+      - name: query
+        match: [{{ query: {{ "a b": {{ regex: "x+" }} }} }}]
+        pools: [app]
+        response_headers: {{ set: {{ x-rule: query }} }}
+      - name: cookie
+        match: [{{ cookies: {{ canary: always }} }}]
+        pools: [app]
+        response_headers: {{ set: {{ x-rule: cookie }} }}
+      - name: client
+        match: [{{ path: {{ prefix: /near }}, clients: [127.0.0.0/8] }}]
+        pools: [app]
+        response_headers: {{ set: {{ x-rule: client }} }}
+      - name: far
+        match: [{{ path: {{ prefix: /near }}, clients: [192.0.2.0/24], headers: {{ a: {{ present: true }} }} }}]
+        pools: [app]
+        response_headers: {{ set: {{ x-rule: far }} }}
+      - name: secure
+        match: [{{ path: {{ prefix: /near }}, scheme: https, headers: {{ a: {{ present: true }} }} }}]
+        pools: [app]
+        response_headers: {{ set: {{ x-rule: secure }} }}
+"#,
+        backend.address
+    ));
+    let (_proxy, address) = Proxy::serving(config).await;
+    let mut client = Client::connect(address).await;
+    for (line, fields, expected) in [
+        ("GET /", "", "rest"),
+        ("GET /v12/x", "", "regex"),
+        ("GET /v/x", "", "rest"),
+        ("GET /v1", "", "rest"),
+        ("GET /?a%20b=xx", "", "query"),
+        ("GET /?a+b=xy", "", "rest"),
+        ("GET /", "Cookie: a=b; canary=always\r\n", "cookie"),
+        ("GET /", "Cookie: canary=never\r\n", "rest"),
+        ("GET /near", "", "client"),
+        ("GET /near", "A: 1\r\n", "client"),
+    ] {
+        let reply = ask(&mut client, line, fields).await;
+        assert_eq!(reply.header("x-rule"), Some(expected), "{line} {fields:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_redirect_names_what_the_config_changes_and_keeps_the_rest() {
+    let config = written(
+        r#"
+routes:
+  all:
+    rules:
+      - { match: [{ path: { prefix: /tls } }], redirect: { scheme: https, code: 301 } }
+      - { match: [{ path: { prefix: /port } }], redirect: { scheme: https, port: 8443 } }
+      - { match: [{ path: { prefix: /host } }], redirect: { host: "${query.to}.example.org" } }
+      - { match: [{ path: { prefix: /full } }], redirect: { path: { full: "/n/${header.x-name}?own" }, code: 307 } }
+      - { match: [{ path: { prefix: /old/ } }], redirect: { path: { prefix: /new } } }
+      - { match: [{ path: { prefix: /cut } }], redirect: { path: { prefix: / } } }
+      - { match: [{ path: { regex: "/users/.*" } }], redirect: { path: { regex: "^/users/([^/]+)", with: "/u/$1" }, code: 308 } }
+"#,
+    );
+    let (proxy, address) = Proxy::serving(config).await;
+    let mut client = Client::connect(address).await;
+    for (line, status, expected) in [
+        ("GET /tls/a?b=c", 301, "https://Shop.example.com/tls/a?b=c"),
+        ("GET /port", 302, "https://Shop.example.com:8443/port"),
+        ("GET /host?to=a", 302, "http://a.example.org:8080/host?to=a"),
+        ("GET /full/x?y", 307, "http://Shop.example.com:8080/n/a%20b%3F?own"),
+        ("GET /old/a/b?c", 302, "http://Shop.example.com:8080/new/a/b?c"),
+        ("GET /old", 302, "http://Shop.example.com:8080/new"),
+        ("GET /cut/a", 302, "http://Shop.example.com:8080/a"),
+        ("GET /cut", 302, "http://Shop.example.com:8080/"),
+        ("GET /users/bob/x", 308, "http://Shop.example.com:8080/u/bob/x"),
+    ] {
+        let reply = ask(&mut client, line, "X-Name: a b?\r\n").await;
+        assert_eq!((reply.status, reply.header("location")), (status, Some(expected)), "{line}");
+        assert!(reply.text().contains(&status.to_string()) && reply.header("x-request-id").is_some());
+    }
+    let reply = send(address, "GET /tls HTTP/1.0\r\n\r\n").await;
+    assert_eq!(reply.header("location"), Some("/tls"), "no host was asked for");
+    proxy.log.line(&["\"status\":308", "\"reason\":\"answered\""]).await;
+}
+
+#[tokio::test]
+async fn a_rule_answers_by_itself() {
+    let config = written(
+        r#"
+routes:
+  all:
+    rules:
+      - match: [{ path: { exact: /hello } }]
+        respond: { code: 418, body: "${client.ip} asks ${method} ${path} at ${host}\n", headers: { content-type: text/x, x-id: "${request.id}" } }
+      - { match: [{ path: { exact: /none } }], respond: { code: 204 } }
+"#,
+    );
+    let (_proxy, address) = Proxy::serving(config).await;
+    let mut client = Client::connect(address).await;
+    let reply = ask(&mut client, "POST /hello", "Content-Length: 3\r\n\r\nabc").await;
+    assert_eq!((reply.status, reply.text()), (418, "127.0.0.1 asks POST /hello at shop.example.com\n"));
+    assert_eq!(reply.header("content-type"), Some("text/x"));
+    assert_eq!(reply.header("x-id"), reply.header("x-request-id"));
+    let reply = send(address, "GET /none HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    assert_eq!((reply.status, reply.text(), reply.header("content-type")), (204, "", None));
+    client.write("HEAD /hello HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    let head = client.head_reply().await;
+    assert_eq!((head.status, head.header("content-length")), (418, Some("32")));
+}
+
+#[tokio::test]
+async fn the_member_sees_what_was_rewritten_and_the_log_what_was_asked() {
+    let backend = Backend::named("app").await;
+    let config = written(&format!(
+        r#"
+pools: {{ app: {{ members: ["{}"] }} }}
+routes:
+  all:
+    rules:
+      - match: [{{ path: {{ prefix: /api/v1 }} }}]
+        pools: [app]
+        rewrite: {{ host: "${{header.x-tenant}}.internal", path: {{ prefix: /v1/ }} }}
+      - {{ match: [{{ path: {{ prefix: /full }} }}], pools: [app], rewrite: {{ path: {{ full: /x }} }} }}
+      - match: [{{ path: {{ prefix: /up }} }}]
+        pools: [app]
+        rewrite: {{ path: {{ regex: "/up/(.*)", with: "/a/./$1/%62 c" }} }}
+"#,
+        backend.address
+    ));
+    let (proxy, address) = Proxy::serving(config).await;
+    let mut client = Client::connect(address).await;
+    for (line, expected) in [
+        ("GET /api/v1/a/b?c", "GET /v1/a/b?c"),
+        ("GET /api/v1", "GET /v1"),
+        ("GET /full/a?b", "GET /x?b"),
+        ("GET /up/%7Ex", "GET /a/~x/b%20c"),
+    ] {
+        ask(&mut client, line, "X-Tenant: acme\r\n").await;
+        assert_eq!(backend.last().line, expected);
+    }
+    ask(&mut client, "GET /api/v1/z", "X-Tenant: acme\r\n").await;
+    assert_eq!(backend.last().header("host"), Some("acme.internal"));
+    assert_eq!(backend.last().header("x-forwarded-host"), Some("Shop.example.com:8080"));
+    proxy.log.line(&["\"path\":\"/api/v1/z\"", "\"host\":\"Shop.example.com:8080\""]).await;
+}
+
+#[tokio::test]
+async fn header_edits_go_from_the_nearest_place_and_a_pools_come_last() {
+    let backend = Backend::named("app").await;
+    let config = written(&format!(
+        r#"
+policies:
+  edge: {{ response_headers: {{ preset: security, set: {{ x-from: edge }} }} }}
+pools: {{ app: {{ members: ["{}"] }} }}
+routes:
+  all:
+    use: [edge]
+    request_headers:
+      remove: [x-gone]
+      set: {{ x-client: "${{client.ip}}", x-was: "${{header.x-gone}}", x-node: "${{node}}/${{listener}}/${{route}}" }}
+      add: {{ x-more: "2" }}
+    rules:
+      - pools: [{{ pool: app, request_headers: {{ set: {{ x-pool: "${{pool}}" }} }}, response_headers: {{ set: {{ x-member: "${{member}} ${{header.x-asked}}" }}, remove: [server] }} }}]
+      - {{ match: [{{ path: {{ prefix: /own }} }}], pools: [app], response_headers: {{ set: {{ x-from: rule }} }} }}
+"#,
+        backend.address
+    ));
+    let (_proxy, address) = Proxy::serving(config).await;
+    let mut client = Client::connect(address).await;
+    let reply =
+        ask(&mut client, "GET /", "X-Gone: 1\r\nX-More: 1\r\nX-Client: fake\r\nX-Asked: me\r\n").await;
+    let seen = backend.last();
+    for (name, expected) in [
+        ("x-gone", None),
+        ("x-client", Some("127.0.0.1")),
+        ("x-was", Some("1")),
+        ("x-node", Some("n1/web/all")),
+        ("x-pool", Some("app")),
+    ] {
+        assert_eq!(seen.header(name), expected, "{name}");
+    }
+    let member = format!("{} me", backend.address);
+    for (name, expected) in [
+        ("x-from", Some("edge")),
+        ("x-content-type-options", Some("nosniff")),
+        ("strict-transport-security", None),
+        ("x-member", Some(member.as_str())),
+    ] {
+        assert_eq!(reply.header(name), expected, "{name}");
+    }
+    let reply = ask(&mut client, "GET /own", "").await;
+    assert_eq!((reply.header("x-from"), reply.header("x-frame-options")), (Some("rule"), None));
+}
+
+#[tokio::test]
+async fn answers_of_our_own_carry_the_edits_too_and_nothing_can_be_injected() {
+    let config = written(
+        r#"
+pools: { none: { members: [] } }
+routes:
+  all:
+    rules: [{ pools: [none], response_headers: { set: { x-q: "a${query.q}" } } }]
+"#,
+    );
+    let (_proxy, address) = Proxy::serving(config).await;
+    let reply = send(address, "GET /?q=b%0d%0aX-Evil:%201 HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    assert_eq!((reply.status, reply.header("x-q")), (503, Some("abX-Evil: 1")));
+    assert_eq!(reply.header("x-evil"), None);
+}
+
+#[tokio::test]
+async fn browsers_of_other_origins_are_told_what_they_may() {
+    let backend = Backend::answering(|_| {
+        http::Response::builder()
+            .header("access-control-allow-origin", "https://from-the-member")
+            .header("vary", "accept")
+            .body("data".into())
+            .expect("a response")
+    })
+    .await;
+    let config = written(&format!(
+        r#"
+pools: {{ app: {{ members: ["{}"] }} }}
+routes:
+  all:
+    cors: {{ origins: ["https://*.example.com", "http://localhost:3000"], methods: [PUT], headers: [x-token], expose: [x-total], credentials: true, max_age: 10m }}
+    rules:
+      - {{ match: [{{ method: [GET, PUT] }}], pools: [app] }}
+      - {{ match: [{{ path: {{ prefix: /open }} }}], pools: [app], cors: {{ origins: ["*"], headers: ["*"] }} }}
+      - {{ match: [{{ path: {{ prefix: /off }} }}], pools: [app], cors: {{}} }}
+"#,
+        backend.address
+    ));
+    let (_proxy, address) = Proxy::serving(config).await;
+    let mut client = Client::connect(address).await;
+    let preflight = |origin: &str| {
+        format!(
+            "Origin: {origin}\r\nAccess-Control-Request-Method: PUT\r\nAccess-Control-Request-Headers: X-Token\r\n"
+        )
+    };
+    let reply = ask(&mut client, "OPTIONS /a", &preflight("https://shop.example.com")).await;
+    assert_eq!(reply.status, 204);
+    for (name, expected) in [
+        ("access-control-allow-origin", Some("https://shop.example.com")),
+        ("access-control-allow-methods", Some("GET, HEAD, POST, PUT")),
+        ("access-control-allow-headers", Some("x-token")),
+        ("access-control-allow-credentials", Some("true")),
+        ("access-control-max-age", Some("600")),
+    ] {
+        assert_eq!(reply.header(name), expected, "{name}");
+    }
+    assert!(backend.seen().is_empty(), "preflights are answered here");
+    for origin in
+        ["https://example.com", "http://shop.example.com", "https://shop.example.com:8443", "null", "x"]
+    {
+        let reply = ask(&mut client, "OPTIONS /a", &preflight(origin)).await;
+        assert_eq!((reply.status, reply.header("access-control-allow-origin")), (204, None), "{origin}");
+        assert_eq!(reply.header("access-control-allow-methods"), None, "{origin}");
+    }
+    let reply = ask(&mut client, "GET /a", "Origin: http://localhost:3000\r\n").await;
+    assert_eq!(reply.header("access-control-allow-origin"), Some("http://localhost:3000"));
+    assert_eq!(reply.header("access-control-expose-headers"), Some("x-total"));
+    assert!(reply.head.to_lowercase().contains("vary: origin"), "{}", reply.head);
+    let reply = ask(&mut client, "GET /a", "Origin: https://evil\r\n").await;
+    assert_eq!((reply.text(), reply.header("access-control-allow-origin")), ("data", None));
+
+    let reply = ask(&mut client, "OPTIONS /open", &preflight("https://any")).await;
+    assert_eq!(reply.header("access-control-allow-origin"), Some("*"));
+    assert_eq!(reply.header("access-control-allow-headers"), Some("X-Token"));
+    let reply = ask(&mut client, "OPTIONS /off", &preflight("https://shop.example.com")).await;
+    assert_eq!((reply.status, backend.last().line.as_str()), (200, "OPTIONS /off"), "it is the member's");
+    let reply = ask(&mut client, "GET /off", "Origin: https://x\r\n").await;
+    assert_eq!(reply.header("access-control-allow-origin"), Some("https://from-the-member"));
+}
+
+#[tokio::test]
+async fn what_is_alike_goes_to_one_member() {
+    for (on, alike, other) in [
+        ("header:x-user", ("GET /", "X-User: a\r\n"), "X-User: u"),
+        ("cookie:sid", ("GET /", "Cookie: x=y; sid=a\r\n"), "Cookie: sid=u"),
+        ("path", ("GET /a?1", ""), ""),
+    ] {
+        for balance in ["hash", "maglev"] {
+            let backends = [Backend::named("a").await, Backend::named("b").await];
+            let config = written(&format!(
+                "pools: {{ app: {{ balance: {balance}, hash: {{ on: \"{on}\" }}, members: [\"{}\", \"{}\"] }} }}\n\
+                 routes: {{ all: {{ rules: [{{ pools: [app] }}] }} }}\n",
+                backends[0].address, backends[1].address
+            ));
+            let (_proxy, address) = Proxy::serving(config).await;
+            let mut client = Client::connect(address).await;
+            let mut seen = std::collections::BTreeSet::new();
+            for _ in 0..12 {
+                seen.insert(ask(&mut client, alike.0, alike.1).await.text().to_owned());
+            }
+            assert_eq!(seen.len(), 1, "{on} by {balance}");
+            for n in 0..60 {
+                let fields = if other.is_empty() { String::new() } else { format!("{other}{n}\r\n") };
+                seen.insert(ask(&mut client, &format!("GET /{n}"), &fields).await.text().to_owned());
+            }
+            assert_eq!(seen.len(), 2, "{on} by {balance}: others go elsewhere");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_member_that_answers_slowly_gets_less_by_peak_ewma() {
+    let quick = Backend::named("quick").await;
+    let slow = Backend::raw(|mut stream| async move {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut buffer = [0; 4096];
+        while matches!(stream.read(&mut buffer).await, Ok(1..)) {
+            tokio::time::sleep(std::time::Duration::from_millis(30)).await;
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nslow").await;
+        }
+    })
+    .await;
+    let config = written(&format!(
+        "pools: {{ app: {{ balance: peak_ewma, members: [\"{}\", \"{}\"] }} }}\n\
+         routes: {{ all: {{ rules: [{{ pools: [app] }}] }} }}\n",
+        quick.address, slow.address
+    ));
+    let (_proxy, address) = Proxy::serving(config).await;
+    let mut client = Client::connect(address).await;
+    let mut slow = 0;
+    for _ in 0..100 {
+        slow += usize::from(client.get("/").await.text() == "slow");
+    }
+    assert!((1..10).contains(&slow), "{slow} of 100 went to the slow one");
+}

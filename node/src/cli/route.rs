@@ -1,0 +1,100 @@
+//! `trestle route explain`: which rule takes a request, and why the others do not.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use http::Method;
+use trestle_dataplane::explain::{Asked, Explanation, explain as think};
+
+use super::output::Output;
+use super::{Outcome, Target, config, run_async};
+use crate::client::Call;
+
+/// Rules shown beside the winner.
+const SHOWN: usize = 20;
+
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum RouteCommand {
+    /// Which rule takes a request, and why the others do not
+    #[command(
+        after_help = "Examples:\n  trestle route explain GET http://shop.example.com/api -H 'x-tenant: acme'\n  trestle route explain POST http://shop.example.com/ -f web.yaml\n\n\
+                      A node answers by the revision that it serves. With a file all routes are equally old."
+    )]
+    Explain(Explain),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Explain {
+    method: String,
+    /// http://HOST[:PORT]/PATH[?QUERY]
+    url: String,
+    /// A header of the request, `name: value`; may be given again
+    #[arg(short = 'H', long = "header", value_name = "LINE")]
+    headers: Vec<String>,
+    /// The client's address
+    #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
+    client: IpAddr,
+    /// The listener that the request comes to; else those at the URL's port, else all
+    #[arg(long, value_name = "NAME")]
+    listener: Option<String>,
+    /// Ask this document rather than a node; - is standard input
+    #[arg(short, long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    #[command(flatten)]
+    target: Target,
+    #[command(flatten)]
+    output: Output,
+}
+
+pub(crate) fn route(command: &RouteCommand) -> Outcome {
+    let RouteCommand::Explain(args) = command;
+    let asked = Asked {
+        method: args.method.clone(),
+        url: args.url.clone(),
+        headers: args.headers.clone(),
+        client: Some(args.client),
+        listener: args.listener.clone(),
+    };
+    let explained = match &args.file {
+        Some(file) => {
+            let document = config::document(file)?;
+            let question = asked.question().map_err(anyhow::Error::from)?;
+            args.output.note("note: by a file all routes are equally old; a node knows which came first");
+            think(document.config(), &BTreeMap::new(), &question).map_err(anyhow::Error::from)?
+        }
+        None => {
+            let body = serde_json::to_vec(&asked)?;
+            let call = Call::new(Method::POST, "/v1/routes/explain").body(body);
+            run_async(args.target.client()?.send(&call))?.json::<Explanation>()?
+        }
+    };
+    if args.output.json() {
+        return args.output.value(&serde_json::to_value(&explained)?);
+    }
+    args.output.text(&render(&explained))
+}
+
+fn render(explained: &Explanation) -> String {
+    // Writing to a String can't fail.
+    let mut out = format!("{} http://{}{}\n", explained.method, explained.host, explained.path);
+    for at in &explained.listeners {
+        let _ = match &at.winner {
+            Some(winner) => {
+                writeln!(out, "at {}: {}/{} takes it; it {}", at.listener, winner.route, winner.rule, at.does)
+            }
+            None => writeln!(out, "at {}: it {}", at.listener, at.does),
+        };
+        for other in at.others.iter().take(SHOWN) {
+            let name = format!("{}/{}", other.name.route, other.name.rule);
+            let fits = if other.fits { "fits, but " } else { "" };
+            let _ = writeln!(out, "  not {name}: {fits}{}", other.why);
+        }
+        if at.others.len() > SHOWN {
+            let _ = writeln!(out, "  and {} more (-o json has all)", at.others.len() - SHOWN);
+        }
+    }
+    out.truncate(out.trim_end().len());
+    out
+}

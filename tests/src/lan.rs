@@ -204,6 +204,18 @@ impl Lan {
         in_namespace(&self.nodes[node].namespace, Path::new(program))
     }
 
+    /// Each node gets an `eth1` on the same segment, with an address of another subnet.
+    pub fn second_interfaces(&self) {
+        let switch = self.ns("sw");
+        for (number, node) in self.nodes.iter().enumerate() {
+            let (name, namespace) = (&node.name, &node.namespace);
+            ip(&format!("-n {switch} link add {name}b type veth peer name eth1 netns {namespace}"));
+            ip(&format!("-n {switch} link set {name}b master br0 up"));
+            ip(&format!("-n {namespace} addr add 198.19.9.{}/24 dev eth1", 11 + number));
+            ip(&format!("-n {namespace} link set eth1 up"));
+        }
+    }
+
     /// A program at the switch.
     pub fn in_switch(&self, program: &str) -> Command {
         in_namespace(&self.ns("sw"), Path::new(program))

@@ -440,3 +440,35 @@ fn of_several_owners_one_that_crashes_is_not_given_its_vip_again() {
     assert!(seen["outage_ms"].as_u64().is_some_and(|ms| ms < 4_000), "{seen}");
     println!("crash of one of three owners: {seen}");
 }
+
+#[test]
+fn a_second_interface_on_the_segment_does_not_answer_for_it() {
+    if !peers::have_namespaces() {
+        return;
+    }
+    let lan = Lan::start(3, "1s");
+    lan.second_interfaces();
+    let owner = lan.owner(None);
+    let to = (owner + 1) % 3;
+    // Each has to ask by ARP who has it.
+    let forget = || lan.client("ip").args(["neigh", "flush", "all"]).status().expect("ip runs").success();
+    let mut kept = Vec::new();
+    for _ in 0..6 {
+        assert!(forget());
+        kept.push(Prober::start(&lan, "keep", &format!("{VIP}:81")));
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    lan.nodes[owner].cli(&["vip", "move", "front", &lan.nodes[to].name]).expect("it moves");
+    for _ in 0..10 {
+        assert!(forget());
+        std::thread::sleep(Duration::from_millis(150));
+    }
+    for kept in kept {
+        let seen = kept.stop();
+        assert!(seen["lost"].is_null(), "{seen}");
+    }
+    holds_for(Duration::from_secs(1), "new ones are served", || {
+        forget();
+        lan.get(VIP).map(drop)
+    });
+}

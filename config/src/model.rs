@@ -146,6 +146,20 @@ pub enum HostPattern {
     Suffix(String),
 }
 
+impl HostPattern {
+    /// `host`: lower case, without port.
+    pub fn matches(&self, host: &str) -> bool {
+        match self {
+            HostPattern::Any => true,
+            HostPattern::Exact(exact) => exact == host,
+            HostPattern::Suffix(suffix) => {
+                let labels = host.strip_suffix(suffix.as_str()).and_then(|labels| labels.strip_suffix('.'));
+                labels.is_some_and(|labels| !labels.is_empty())
+            }
+        }
+    }
+}
+
 impl fmt::Display for HostPattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

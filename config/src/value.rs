@@ -185,6 +185,13 @@ impl Fields {
         }
     }
 
+    /// The entry of a map that has this name.
+    pub(crate) fn entry(&self, map: &str, name: &str) -> Option<&Value> {
+        let entries = self.map(map);
+        let index = entries.binary_search_by(|(key, _)| key.as_str().cmp(name)).ok()?;
+        Some(&entries[index].1)
+    }
+
     pub(crate) fn object(&self, key: &str) -> Option<&Fields> {
         self.at(key)?.as_object()
     }

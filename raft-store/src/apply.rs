@@ -192,11 +192,8 @@ fn give_vip(
         return Err(Refusal::VipEpoch { vip: vip.to_owned(), expected: before, actual });
     }
     // A lease is of a name; an address that has come under another name may be held by that one yet.
-    let shares = |record: &VipRecord| {
-        let held = record.owner.iter().flat_map(|(_, other)| &other.addresses);
-        held.into_iter().any(|address| owner.addresses.contains(address))
-    };
-    if let Some((other, _)) = state.vips.iter().find(|(name, record)| *name != vip && shares(record)) {
+    let holds = |(name, record): &(&String, &VipRecord)| *name != vip && record.holds_any(&owner.addresses);
+    if let Some((other, _)) = state.vips.iter().find(holds) {
         return Err(Refusal::VipAddress { vip: vip.to_owned(), other: other.clone() });
     }
     if state.vips.len() >= VIPS {

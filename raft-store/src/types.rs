@@ -267,6 +267,12 @@ pub struct VipRecord {
 }
 
 impl VipRecord {
+    /// Its owner may hold one of these.
+    pub fn holds_any(&self, addresses: &[IpAddr]) -> bool {
+        let held = self.owner.as_ref().map_or(&[][..], |(_, owner)| &owner.addresses);
+        held.iter().any(|address| addresses.contains(address))
+    }
+
     /// 0: nobody holds it.
     pub fn epoch(&self) -> u64 {
         self.owner.as_ref().map_or(0, |(epoch, _)| *epoch)

@@ -431,6 +431,15 @@ impl LanNode {
         assert!(status.success(), "{} ended with {status}", self.name);
     }
 
+    /// Waits until it takes part again.
+    pub fn wait_back(&self) {
+        eventually(SETTLE, &format!("{} is back", self.name), || {
+            let status = self.status()?;
+            ensure!(status["ready"] == true && status["seat"]["seated"] == true, "{status}");
+            Ok(())
+        });
+    }
+
     /// Starts it again in the same folder.
     pub fn restart(&mut self) {
         assert!(self.child.is_none(), "stop or kill {} first", self.name);

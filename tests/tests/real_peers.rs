@@ -1,66 +1,33 @@
 //! Programs that everybody has: curl in front, nginx behind.
 
 use std::io::Write;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::ensure;
-use trestle_tests::{Cluster, eventually, http, peers};
+use trestle_tests::{Cluster, Nginx, eventually, http, peers};
 
-/// An nginx of its own, ended by its guard.
-struct Nginx {
-    child: Child,
-    port: u16,
-    _dir: tempfile::TempDir,
-}
-
-impl Nginx {
-    fn start() -> Self {
-        let dir = tempfile::tempdir().expect("folder");
-        let port = std::net::TcpListener::bind("127.0.0.1:0")
-            .and_then(|l| l.local_addr())
-            .expect("a free port")
-            .port();
-        let d = dir.path().display();
-        let config = format!(
-            "daemon off; master_process off; pid {d}/pid; error_log {d}/error.log;\n\
-             events {{ worker_connections 512; }}\n\
-             http {{ access_log off; client_body_temp_path {d}/b; proxy_temp_path {d}/p; fastcgi_temp_path {d}/f;\n\
-             uwsgi_temp_path {d}/u; scgi_temp_path {d}/s; client_max_body_size 0;\n\
-             server {{ listen 127.0.0.1:{port}; root {d}/www; location /upload {{ dav_methods PUT; }}\n\
-             location /seen {{ return 200 \"$http_x_forwarded_for|$http_x_forwarded_proto|$http_connection|$http_x_secret|$request_uri\"; }} }} }}\n"
-        );
-        let file = dir.path().join("nginx.conf");
-        std::fs::write(&file, config).expect("write");
-        std::fs::create_dir(dir.path().join("www")).expect("folder");
-        let mut big = std::fs::File::create(dir.path().join("www/big")).expect("file");
+/// Files, uploads, and what it was asked; and where it listens.
+fn nginx() -> (Nginx, u16) {
+    let port =
+        std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
+    let nginx = Nginx::start(|dir| {
+        std::fs::create_dir(dir.join("www")).expect("folder");
+        let mut big = std::fs::File::create(dir.join("www/big")).expect("file");
         let block: Vec<u8> = (0..65_536u32).map(|i| (i % 253) as u8).collect();
         for _ in 0..160 {
             big.write_all(&block).expect("write");
         }
-        let child = Command::new("nginx")
-            .env("PATH", format!("{}:/usr/sbin", std::env::var("PATH").unwrap_or_default()))
-            .args(["-p"])
-            .arg(dir.path())
-            .arg("-c")
-            .arg(&file)
-            .stdin(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("nginx starts");
-        let nginx = Self { child, port, _dir: dir };
-        eventually(Duration::from_secs(10), "nginx answers", || {
-            http::get(([127, 0, 0, 1], port).into(), "x", "/seen")
-        });
-        nginx
-    }
-}
-
-impl Drop for Nginx {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+        format!(
+            "server {{ listen 127.0.0.1:{port}; root {}/www; location /upload {{ dav_methods PUT; }}\n\
+             location /seen {{ return 200 \"$http_x_forwarded_for|$http_x_forwarded_proto|$http_connection|$http_x_secret|$request_uri\"; }} }}",
+            dir.display()
+        )
+    });
+    eventually(Duration::from_secs(10), "nginx answers", || {
+        http::get(([127, 0, 0, 1], port).into(), "x", "/seen")
+    });
+    (nginx, port)
 }
 
 #[test]
@@ -68,10 +35,10 @@ fn curl_through_us_to_nginx() {
     if !peers::have(&["curl", "nginx"]) {
         return;
     }
-    let nginx = Nginx::start();
+    let (server, port) = nginx();
     let config = format!(
         "listeners: {{ web: {{ bind: \"127.0.0.1:0\", protocol: http, pool: p }} }}\npools: {{ p: {{ members: [\"127.0.0.1:{}\"] }} }}\n",
-        nginx.port
+        port
     );
     let cluster = Cluster::start(1, &config);
     let web = cluster.nodes[0].listener("web").expect("bound");
@@ -126,7 +93,7 @@ fn curl_through_us_to_nginx() {
     assert_eq!(String::from_utf8_lossy(&code), "404");
 
     // nginx goes away for good: 503 or 502 with a request id, nothing else.
-    drop(nginx);
+    drop(server);
     eventually(Duration::from_secs(10), "an error page", || {
         let answer = http::get(web, "x", "/seen")?;
         ensure!(matches!(answer.status, 502 | 503), "{}", answer.status);

@@ -3,16 +3,15 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
-use trestle_tests::{Cluster, eventually, http, peers};
+use trestle_tests::{Cluster, Nginx, eventually, http, peers};
 
 /// One nginx that answers at a port for each of the example's backends, and says what it was asked.
 struct Backends {
-    child: Child,
+    _nginx: Nginx,
     ports: BTreeMap<&'static str, u16>,
-    _dir: tempfile::TempDir,
 }
 
 const BACKENDS: [(&str, &[&str]); 5] = [
@@ -25,7 +24,6 @@ const BACKENDS: [(&str, &[&str]); 5] = [
 
 impl Backends {
     fn start() -> Self {
-        let dir = tempfile::tempdir().expect("folder");
         // Held until all are known, so that no two are the same.
         let free: Vec<_> = BACKENDS
             .iter()
@@ -36,7 +34,6 @@ impl Backends {
         };
         let ports: BTreeMap<_, _> = free.iter().map(port).collect();
         drop(free);
-        let d = dir.path().display();
         let servers: String = ports
             .iter()
             .map(|(name, port)| {
@@ -46,38 +43,13 @@ impl Backends {
                 )
             })
             .collect();
-        let config = format!(
-            "daemon off; master_process off; pid {d}/pid; error_log {d}/error.log;\n\
-             events {{ worker_connections 512; }}\n\
-             http {{ access_log off; client_body_temp_path {d}/b; proxy_temp_path {d}/p; fastcgi_temp_path {d}/f;\n\
-             uwsgi_temp_path {d}/u; scgi_temp_path {d}/s;\n{servers} }}\n"
-        );
-        let file = dir.path().join("nginx.conf");
-        std::fs::write(&file, config).expect("write");
-        let child = Command::new("nginx")
-            .env("PATH", format!("{}:/usr/sbin", std::env::var("PATH").unwrap_or_default()))
-            .arg("-p")
-            .arg(dir.path())
-            .arg("-c")
-            .arg(&file)
-            .stdin(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("nginx starts");
-        let backends = Self { child, ports, _dir: dir };
+        let backends = Self { _nginx: Nginx::start(|_| servers), ports };
         for port in backends.ports.values() {
             eventually(Duration::from_secs(10), "nginx answers", || {
                 http::get(([127, 0, 0, 1], *port).into(), "x", "/")
             });
         }
         backends
-    }
-}
-
-impl Drop for Backends {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

@@ -158,11 +158,7 @@ fn stopping_each_node_in_turn_fails_no_request() {
     for node in 0..3 {
         lan.nodes[node].stop();
         lan.nodes[node].restart();
-        eventually(SETTLE, "the node is back", || {
-            let status = lan.nodes[node].status()?;
-            ensure!(status["ready"] == true && status["seat"]["seated"] == true, "{status}");
-            Ok(())
-        });
+        lan.nodes[node].wait_back();
     }
     let seen = client.stop();
     assert_eq!(seen["failed"], 0, "{seen}");

@@ -54,11 +54,7 @@ fn vips_are_spread_over_the_nodes_also_of_a_cluster_that_has_just_begun() {
         Ok(())
     });
     lan.nodes[2].restart();
-    eventually(SETTLE, "it is back", || {
-        let status = lan.nodes[2].status()?;
-        ensure!(status["ready"] == true && status["seat"]["seated"] == true, "{status}");
-        Ok(())
-    });
+    lan.nodes[2].wait_back();
     holds_for(Duration::from_secs(3), "what has changed hands stays", || {
         let owners = owners(&lan, 0)?;
         ensure!(!owners.contains(&"n3".to_owned()), "{owners:?}");
@@ -76,11 +72,7 @@ fn a_preferred_node_gets_it_first_and_gets_it_back_only_if_asked() {
     lan.nodes[1].kill_all();
     owned_by(&lan, 0, "n3");
     lan.nodes[1].restart();
-    eventually(SETTLE, "n2 is back", || {
-        let status = lan.nodes[1].status()?;
-        ensure!(status["ready"] == true && status["seat"]["seated"] == true, "{status}");
-        Ok(())
-    });
+    lan.nodes[1].wait_back();
     holds_for(Duration::from_secs(3), "it stays where it is", || {
         let owners = owners(&lan, 0)?;
         ensure!(owners == ["n3"], "{owners:?}");

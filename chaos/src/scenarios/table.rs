@@ -284,7 +284,7 @@ pub static SCENARIOS: &[Scenario] = &[
         faults: &[Fault::Move],
         hold: NO_HOLD,
         rest: Span(ms(300), s(1)),
-        // What the owner before the last still served is cut (docs/vip.md, 9); new connections are not.
+        // A move to a node that still serves or passes on what it had waits, and is tried again.
         expect: Expect { outage: Some(ms(500)), heal: s(20) },
         ..BASE
     },

@@ -16,8 +16,7 @@ pub(super) fn of(root: &Fields, fields: &Fields, sink: &mut Sink) -> Policies {
     let mut from: Vec<(&str, &str)> = Vec::new();
     for value in fields.list("use").unwrap_or_default() {
         let Some(name) = value.as_text() else { continue };
-        let bundle = root.map("policies").iter().find(|(known, _)| known == name);
-        let Some(bundle) = bundle.and_then(|(_, bundle)| bundle.as_object()) else { continue };
+        let Some(bundle) = root.entry("policies", name).and_then(Value::as_object) else { continue };
         for (key, _) in &bundle.set {
             if let Some((_, first)) = from.iter().find(|(known, _)| *known == key.name)
                 && !fields.has(key.name)

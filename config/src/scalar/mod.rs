@@ -46,12 +46,16 @@ pub(crate) fn int(text: &str, min: u64, max: u64) -> Parsed<u64> {
     }
 }
 
+/// Digits with a point, nothing else that a float may be written as.
+fn decimal(text: &str) -> Option<f64> {
+    let digits = text.len() <= 20 && text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    text.parse().ok().filter(|_| digits)
+}
+
 /// A number from 1 to 100.
 pub(crate) fn factor(text: &str) -> Parsed<f64> {
-    let digits =
-        !text.is_empty() && text.len() <= 20 && text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
-    match text.parse::<f64>() {
-        Ok(n) if digits && (1.0..=100.0).contains(&n) => Ok(n),
+    match decimal(text) {
+        Some(n) if (1.0..=100.0).contains(&n) => Ok(n),
         _ => Err(Fault::new(format!("expected a number from 1 to 100, not {}", shown(text)))),
     }
 }
@@ -64,14 +68,10 @@ pub(crate) fn share(text: &str) -> Parsed<f64> {
         let share = (percent / 100.0).to_string();
         return Err(Fault::new("a share is written as a number from 0 to 1").near(Some(&share)));
     }
-    let digits =
-        !text.is_empty() && text.len() <= 20 && text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
-    match text.parse::<f64>() {
-        Ok(n) if digits && (0.0..=1.0).contains(&n) => Ok(n),
-        Ok(n) if digits && n <= 100.0 => {
-            Err(Fault::new(format!("{text} is out of range, 0 to 1 is allowed"))
-                .help(format!("{text} % is `{}`", n / 100.0)))
-        }
+    match decimal(text) {
+        Some(n) if (0.0..=1.0).contains(&n) => Ok(n),
+        Some(n) if n <= 100.0 => Err(Fault::new(format!("{text} is out of range, 0 to 1 is allowed"))
+            .help(format!("{text} % is `{}`", n / 100.0))),
         _ => Err(Fault::new(format!("expected a number from 0 to 1, not {}", shown(text)))),
     }
 }

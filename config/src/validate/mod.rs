@@ -84,7 +84,7 @@ fn route(root: &Fields, fields: &Fields, sink: &mut Sink) {
         if !seen.insert(name) {
             sink.report(Place::Value(value.node), Fault::new(format!("{} is named twice", shown(name))));
         }
-        let target = entry(root, "listeners", name).and_then(Value::as_object);
+        let target = root.entry("listeners", name).and_then(Value::as_object);
         if let Some(target) = target
             && protocol(target).is_some_and(|protocol| protocol != Protocol::Http)
         {
@@ -144,7 +144,7 @@ fn named(
         // The whole map is bad, and that was said.
         return;
     }
-    if entry(root, map, name).is_some() {
+    if root.entry(map, name).is_some() {
         return;
     }
     let what = match map {
@@ -160,12 +160,6 @@ fn named(
     const CANDIDATES_MAX: usize = 1_000;
     let near = near_miss(name, root.map(map).iter().take(CANDIDATES_MAX).map(|(name, _)| name.as_str()));
     sink.report(Place::Value(node), fault.near(near.map(suggested).as_deref()));
-}
-
-fn entry<'f>(root: &'f Fields, map: &str, name: &str) -> Option<&'f Value> {
-    let entries = root.map(map);
-    let index = entries.binary_search_by(|(key, _)| key.as_str().cmp(name)).ok()?;
-    Some(&entries[index].1)
 }
 
 /// Addresses seen at one port of one transport, each with who has it.

@@ -215,7 +215,7 @@ pub(crate) fn ttls(document: Result<&Document, &String>) -> Ttls {
 
 pub(crate) fn rules(config: &Config) -> BTreeMap<VipName, VipRules> {
     let rules = |vip: &trestle_config::model::Vip| VipRules {
-        addresses: BTreeSet::from_iter(vip.addresses.iter().map(|address| address.ip)).into_iter().collect(),
+        addresses: crate::vip::in_order(vip.addresses.iter().map(|address| address.ip)),
         nodes: vip.nodes.clone(),
         prefer: vip.prefer.clone(),
         preempt: vip.preempt,

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use trestle_config::Config;
 use trestle_config::model::{self, HostPattern, LocalAnswer, Match, PathMatch, Protocol, Scheme, ValueMatch};
 
-use crate::l7::router::{Entry, Router, Subject, header_conditions};
+use crate::l7::router::{Closeness, Entry, Router, Subject};
 use crate::l7::{target, values};
 use crate::snapshot::entries;
 
@@ -180,9 +180,9 @@ fn at_listener(
     let entries = entries(config, name, settings, births);
     let found = Router::compile(entries.clone()).find(subject).map(|found| found.rule);
     let fitting = |entry: &&Entry<'_>| misfit(entry, subject).is_none();
-    let order = |entry: &Entry<'_>| std::cmp::Reverse(precedence(entry));
     // Of the winner's matches the one that wins.
-    let winner = entries.iter().filter(|e| Some(e.rule) == found).filter(fitting).min_by_key(|e| order(e));
+    let winner =
+        entries.iter().filter(|e| Some(e.rule) == found).filter(fitting).max_by_key(|e| precedence(e));
     let mut rules: BTreeMap<usize, Vec<&Entry<'_>>> = BTreeMap::new();
     for entry in entries.iter().filter(|entry| Some(entry.rule) != found) {
         rules.entry(entry.rule).or_default().push(entry);
@@ -235,7 +235,7 @@ fn other(config: &Config, matches: &[&Entry<'_>], winner: Option<&Entry<'_>>, su
         return Other { name, fits: true, why };
     }
     // Where a host of it fits, the others say nothing.
-    let at_host: Vec<_> = matches.iter().filter(|entry| host_fits(entry.host, subject.host)).collect();
+    let at_host: Vec<_> = matches.iter().filter(|entry| entry.host.matches(subject.host)).collect();
     let told = if at_host.is_empty() { matches.iter().collect() } else { at_host };
     let mut reasons: Vec<String> = Vec::new();
     for reason in told.into_iter().filter_map(|entry| misfit(entry, subject)) {
@@ -246,41 +246,38 @@ fn other(config: &Config, matches: &[&Entry<'_>], winner: Option<&Entry<'_>>, su
     Other { name, fits: false, why: reasons.join("; or ") }
 }
 
-/// More is earlier: the order of Gateway API, but for what breaks ties.
-fn precedence(entry: &Entry<'_>) -> (usize, usize, u8, usize, bool, usize, usize) {
-    let (exact, length) = match entry.host {
+/// The order of Gateway API, but for what breaks ties: host, kind of path, and the rest. More goes first.
+fn precedence(entry: &Entry<'_>) -> ((u8, usize), u8, Closeness) {
+    let host = match entry.host {
         HostPattern::Exact(host) => (2, host.len()),
         HostPattern::Suffix(suffix) => (1, suffix.len()),
         HostPattern::Any => (0, 0),
     };
-    let condition = entry.condition;
-    let (kind, path) = match &condition.path {
-        Some(PathMatch::Exact(path)) => (2, path.len()),
-        Some(PathMatch::Regex(pattern)) => (1, pattern.as_str().len()),
-        Some(PathMatch::Prefix(path)) => (0, path.len()),
-        None => (0, 1),
+    let kind = match &entry.condition.path {
+        Some(PathMatch::Exact(_)) => 2,
+        Some(PathMatch::Regex(_)) => 1,
+        Some(PathMatch::Prefix(_)) | None => 0,
     };
-    let (method, headers) = (!condition.methods.is_empty(), header_conditions(condition));
-    (exact, length, kind, path, method, headers, condition.query.len())
+    (host, kind, Closeness::of(entry.condition))
 }
 
 /// What decides between two that fit.
 fn goes_before(winner: &Entry<'_>, loser: &Entry<'_>) -> String {
-    let (w, l) = (precedence(winner), precedence(loser));
-    let text = if (w.0, w.1) != (l.0, l.1) {
+    let ((w_host, w_kind, w), (l_host, l_kind, l)) = (precedence(winner), precedence(loser));
+    let text = if w_host != l_host {
         "names the host more closely"
-    } else if w.2 != l.2 {
-        match w.2 {
+    } else if w_kind != l_kind {
+        match w_kind {
             2 => "names the whole path",
             _ => "has a regular expression, which goes before a prefix",
         }
-    } else if w.3 != l.3 {
+    } else if w.path != l.path {
         "has the longer path"
-    } else if w.4 != l.4 {
+    } else if w.method != l.method {
         "names a method"
-    } else if w.5 != l.5 {
+    } else if w.headers != l.headers {
         "has more conditions on headers, cookies, clients or the scheme"
-    } else if w.6 != l.6 {
+    } else if w.query != l.query {
         "has more conditions on the query"
     } else if winner.birth != loser.birth {
         return format!("is of an older route (revision {}, not {})", winner.birth, loser.birth);
@@ -295,7 +292,7 @@ fn goes_before(winner: &Entry<'_>, loser: &Entry<'_>) -> String {
 /// The first condition that does not hold.
 fn misfit(entry: &Entry<'_>, subject: Subject<'_>) -> Option<String> {
     let Match { path, methods, headers, query, cookies, clients, scheme } = entry.condition;
-    if !host_fits(entry.host, subject.host) {
+    if !entry.host.matches(subject.host) {
         return Some(format!("the host is not {}", entry.host));
     }
     match path {
@@ -340,17 +337,6 @@ fn misfit(entry: &Entry<'_>, subject: Subject<'_>) -> Option<String> {
         }
     }
     None
-}
-
-fn host_fits(pattern: &HostPattern, host: &str) -> bool {
-    match pattern {
-        HostPattern::Any => true,
-        HostPattern::Exact(exact) => exact == host,
-        HostPattern::Suffix(suffix) => {
-            let labels = host.strip_suffix(suffix.as_str()).and_then(|labels| labels.strip_suffix('.'));
-            labels.is_some_and(|labels| !labels.is_empty())
-        }
-    }
 }
 
 fn below(path: &str, prefix: &str) -> bool {

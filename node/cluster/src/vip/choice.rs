@@ -138,9 +138,8 @@ impl Situation<'_> {
     /// Whether another VIP may still be held with one of its addresses: one that was renamed, or has given
     /// it away. It is taken from its owner first, once its lease has ended.
     fn taken_elsewhere(&self, vip: &VipName, rules: &VipRules) -> bool {
-        let others = self.state.vips.iter().filter(|(name, _)| *name.as_str() != **vip);
-        let mut held = others.flat_map(|(_, record)| &record.owner).flat_map(|(_, owner)| &owner.addresses);
-        held.any(|address| rules.addresses.contains(address))
+        let mut others = self.state.vips.iter().filter(|(name, _)| *name.as_str() != **vip);
+        others.any(|(_, record)| record.holds_any(&rules.addresses))
     }
 
     /// Nodes that could own it, and the guards that would.

@@ -23,7 +23,8 @@ mod port;
 mod task;
 mod watchdog;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,6 +52,11 @@ const HAND_OVER_WITHIN: Duration = Duration::from_secs(5);
 const LET_GO_WITHIN: Duration = Duration::from_secs(1);
 /// How long a node that ends waits for the programs that are told so (`notify`).
 const TELL_WITHIN: Duration = Duration::from_secs(3);
+
+/// A VIP's addresses as records of who was given it have them.
+pub(crate) fn in_order(addresses: impl Iterator<Item = IpAddr>) -> Vec<IpAddr> {
+    BTreeSet::from_iter(addresses).into_iter().collect()
+}
 
 /// This node's VIPs, as it shows them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -286,7 +286,8 @@ impl Owner {
             self.comes_round(&name, &record, &mut effects);
             self.moves(&name, &record, now, &mut effects);
             if let Some(vip) = self.vips.get_mut(&name) {
-                vip.ours = vip.is_held(state);
+                let addresses = vip.addresses();
+                vip.ours = state.vips.values().any(|record| record.holds_any(&addresses));
                 vip.note_owner(&record, self.me, now);
                 vip.record = record;
                 effects.extend(vip.look(&name));
@@ -353,8 +354,7 @@ impl Owner {
             && vip.chance == Chance::None
             && owner == Some(forwards.to)
         {
-            vip.forwards = None;
-            effects.push(Effect::Tell(ToGuard::EndChance { vip: name.to_string() }));
+            effects.push(vip.end_chance(name));
         }
     }
 
@@ -386,8 +386,7 @@ impl Owner {
             (None, _) => {
                 // With the VIP ours the guard goes on forwarding until its time is over.
                 if from.is_some() {
-                    vip.forwards = None;
-                    effects.push(Effect::Tell(ToGuard::EndChance { vip: name.to_string() }));
+                    effects.push(vip.end_chance(name));
                 }
                 vip.chance = Chance::None;
             }
@@ -426,8 +425,7 @@ impl Owner {
                     if let Some(forwards) = vip.forwards
                         && vip.record.moving_to == Some(forwards.to)
                     {
-                        vip.forwards = None;
-                        effects.push(Effect::Tell(ToGuard::EndChance { vip: name.to_string() }));
+                        effects.push(vip.end_chance(name));
                     }
                     effects.push(Effect::Tell(ToGuard::Silence { vip: name.to_string(), until }));
                 } else {

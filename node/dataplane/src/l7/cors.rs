@@ -9,9 +9,10 @@ use http::header::{
     ORIGIN, VARY,
 };
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
-use trestle_config::model::{self, HostPattern, OriginPattern};
+use trestle_config::model::{self, OriginPattern};
 
 use super::body::Answer;
+use super::target;
 
 /// Compiled once.
 #[derive(Debug)]
@@ -107,23 +108,16 @@ impl Cors {
         let Some((scheme, rest)) = origin.to_str().ok().and_then(|origin| origin.split_once("://")) else {
             return false;
         };
-        let (host, port) = match rest.rsplit_once(':') {
-            Some((host, port)) if !port.contains(']') => (host, Some(port)),
-            _ => (rest, None),
-        };
+        let (host, port) = target::split_port(rest);
         self.origins.iter().any(|pattern| match pattern {
             OriginPattern::Any => true,
             OriginPattern::At { scheme: s, host: h, port: p } => {
-                s.as_str() == scheme
-                    && p.map(|p| p.to_string()).as_deref() == port
-                    && match h {
-                        HostPattern::Any => true,
-                        HostPattern::Exact(exact) => exact == host,
-                        HostPattern::Suffix(suffix) => {
-                            let labels = host.strip_suffix(suffix.as_str()).and_then(|l| l.strip_suffix('.'));
-                            labels.is_some_and(|labels| !labels.is_empty())
-                        }
-                    }
+                let same_port = match (p, port) {
+                    (Some(p), Some(port)) => itoa::Buffer::new().format(*p) == port,
+                    (None, None) => true,
+                    _ => false,
+                };
+                s.as_str() == scheme && same_port && h.matches(host)
             }
         })
     }

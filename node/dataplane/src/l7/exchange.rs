@@ -194,13 +194,12 @@ impl Failed {
 impl Exchange<'_> {
     async fn run(&self, record: &mut Record, mut outgoing: Request<Upload>) -> Result<Reply, Reason> {
         let total = after(record.started, self.rule.timeout.request, Reason::RequestTimeout);
-        let (at, first) = self.pick(record, outgoing.headers()).ok_or(Reason::NoMember)?;
+        let (at, key, first) = self.pick(record, outgoing.headers()).ok_or(Reason::NoMember)?;
         let pool = self.rule.split.pool(at).ok_or(Reason::Internal)?;
         record.pool = Some(at);
         record.picked = Some(first);
         self.edit_for_pool(record, outgoing.headers_mut());
         let mut tried: Vec<usize> = Vec::new();
-        let key = key(pool, record, outgoing.headers());
         let mut now = record.started;
         // Held while the further attempt runs.
         let mut _permit = None;
@@ -233,10 +232,11 @@ impl Exchange<'_> {
     }
 
     /// The rule's pools share its requests by weight; one that has nobody gives way to the others.
-    fn pick(&self, record: &Record, headers: &HeaderMap) -> Option<(usize, Picked)> {
+    fn pick(&self, record: &Record, headers: &HeaderMap) -> Option<(usize, Option<u64>, Picked)> {
         self.rule.split.next().find_map(|at| {
             let pool = self.rule.split.pool(at)?;
-            Some((at, pool.pick(&[], key(pool, record, headers), record.started)?))
+            let key = key(pool, record, headers);
+            Some((at, key, pool.pick(&[], key, record.started)?))
         })
     }
 

@@ -13,7 +13,7 @@ use super::body::Answer;
 use super::edits::lines;
 use super::record::Record;
 use super::text::{Scope, Text, encoded};
-use super::{page, path};
+use super::{page, path, target};
 use crate::metrics::Reason;
 
 /// A redirect or a fixed response.
@@ -116,7 +116,8 @@ impl Redirect {
             None => record.target.path_and_query().map_or("/", PathAndQuery::as_str).to_owned(),
         };
         let asked = record.host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or_default();
-        let (name, port) = split_port(asked);
+        let (name, port) = target::split_port(asked);
+        let port = port.and_then(|port| port.parse().ok());
         let host = match &self.host {
             Some(host) => Cow::Owned(host.path(scope)),
             None => Cow::Borrowed(name),
@@ -137,14 +138,6 @@ impl Redirect {
             None => format!("{}://{host}{target}", scheme.as_str()),
         };
         HeaderValue::from_str(&location).map_err(|_| Reason::Internal)
-    }
-}
-
-/// Of `host:port` or `[v6]:port`.
-fn split_port(host: &str) -> (&str, Option<u16>) {
-    match host.rsplit_once(':') {
-        Some((name, port)) if !port.contains(']') => (name, port.parse().ok()),
-        _ => (host, None),
     }
 }
 

@@ -282,33 +282,34 @@ fn prefix_length(condition: &Match) -> usize {
     }
 }
 
-/// What counts as a header.
-pub(crate) fn header_conditions(condition: &Match) -> usize {
-    condition.headers.len()
-        + condition.cookies.len()
-        + usize::from(!condition.clients.is_empty())
-        + usize::from(condition.scheme.is_some())
+/// How closely a match asks, beside its host and the kind of its path; more goes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Closeness {
+    pub(crate) path: usize,
+    pub(crate) method: bool,
+    /// Conditions on headers; those on cookies, clients and the scheme count as such.
+    pub(crate) headers: usize,
+    pub(crate) query: usize,
 }
 
-pub(crate) type Rank<'a> =
-    (Reverse<usize>, Reverse<bool>, Reverse<usize>, Reverse<usize>, u64, &'a str, usize);
+impl Closeness {
+    pub(crate) fn of(condition: &Match) -> Self {
+        let path = match &condition.path {
+            Some(PathMatch::Exact(path) | PathMatch::Prefix(path)) => path.len(),
+            Some(PathMatch::Regex(pattern)) => pattern.as_str().len(),
+            None => 1,
+        };
+        let headers = condition.headers.len()
+            + condition.cookies.len()
+            + usize::from(!condition.clients.is_empty())
+            + usize::from(condition.scheme.is_some());
+        Self { path, method: !condition.methods.is_empty(), headers, query: condition.query.len() }
+    }
+}
 
-/// Smaller goes first. Host, and exact against prefix, are decided by where a candidate is kept.
-pub(crate) fn rank<'a>(entry: &Entry<'a>) -> Rank<'a> {
-    let length = match &entry.condition.path {
-        Some(PathMatch::Exact(path) | PathMatch::Prefix(path)) => path.len(),
-        Some(PathMatch::Regex(pattern)) => pattern.as_str().len(),
-        None => 1,
-    };
-    (
-        Reverse(length),
-        Reverse(!entry.condition.methods.is_empty()),
-        Reverse(header_conditions(entry.condition)),
-        Reverse(entry.condition.query.len()),
-        entry.birth,
-        entry.route,
-        entry.index,
-    )
+/// Smaller goes first. Host, and the kind of path, are decided by where a candidate is kept.
+fn rank<'a>(entry: &Entry<'a>) -> (Reverse<Closeness>, u64, &'a str, usize) {
+    (Reverse(Closeness::of(entry.condition)), entry.birth, entry.route, entry.index)
 }
 
 /// A configured path in the form in which requests are looked up.
@@ -347,6 +348,11 @@ mod tests {
         };
         let lines: &'static [Line] = Box::leak(lines.to_vec().into_boxed_slice());
         Router::compile(lines.iter().enumerate().map(entry).collect())
+    }
+
+    fn header_count(condition: &Match) -> usize {
+        let Match { headers, cookies, clients, scheme, .. } = condition;
+        headers.len() + cookies.len() + usize::from(!clients.is_empty()) + usize::from(scheme.is_some())
     }
 
     /// The dumb twin: every line is held against the request, the best is kept.
@@ -397,13 +403,7 @@ mod tests {
                     || condition.clients.iter().any(|net| net.contains(&subject.client)));
             let (host, path) = (host_rank(&line.host)?, path_rank(&condition.path)?);
             let key = (
-                (
-                    host,
-                    path,
-                    !condition.methods.is_empty(),
-                    header_conditions(condition),
-                    condition.query.len(),
-                ),
+                (host, path, !condition.methods.is_empty(), header_count(condition), condition.query.len()),
                 (Reverse(line.birth), Reverse(line.route.clone()), Reverse(line.index)),
             );
             (method && headers).then_some((key, rule))

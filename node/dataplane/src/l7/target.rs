@@ -47,6 +47,14 @@ fn origin(target: PathAndQuery) -> Uri {
     Uri::from_parts(parts).unwrap_or_default()
 }
 
+/// Of `host:port` or `[v6]:port`.
+pub(crate) fn split_port(host: &str) -> (&str, Option<&str>) {
+    match host.rsplit_once(':') {
+        Some((name, port)) if !port.contains(']') => (name, Some(port)),
+        _ => (host, None),
+    }
+}
+
 /// The host by which routes are looked up: lower case, without port and without the dot of a fully
 /// qualified name.
 pub(crate) fn route_host(host: Option<&HeaderValue>) -> Cow<'_, str> {

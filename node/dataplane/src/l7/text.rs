@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use http::{HeaderMap, HeaderName, HeaderValue, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
 use trestle_config::text::{Part, Template, Variable};
 
@@ -130,13 +130,9 @@ impl<'a> Scope<'a> {
                 Err(_) => Cow::Borrowed(b""),
             },
             Variable::Cookie(name) => values::cookie(self.headers, name).next().unwrap_or_default(),
-            Variable::Query(name) => values::query(query(&record.target), name).next().unwrap_or_default(),
+            Variable::Query(name) => values::query(record.target.query(), name).next().unwrap_or_default(),
             // Listeners of HTTP have none of these.
             Variable::TlsVersion | Variable::TlsSni | Variable::TlsClientSubject => Cow::Borrowed(b""),
         }
     }
-}
-
-fn query(target: &Uri) -> Option<&str> {
-    target.query()
 }

@@ -93,7 +93,8 @@ pub enum Refused {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
     Send(FromGuard),
-    /// Removes what a guard added, and `configured`, from all interfaces, but for `keep`: [`Done::Swept`].
+    /// Removes what a guard added from all interfaces, and of `configured` what one may have added, but for
+    /// `keep`: [`Done::Swept`].
     Sweep {
         configured: Vec<IpAddr>,
         keep: Vec<IpAddr>,

@@ -5,9 +5,10 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use trestle_raft_store::types::{NodeId, State, VipRecord};
+use trestle_raft_store::types::{NodeId, VipRecord};
 use trestle_vip_guard::protocol::ToGuard;
 
+use super::super::in_order;
 use super::{Change, Effect, VipConfig};
 use crate::lease::clock::BootTime;
 use crate::lease::vips::VipName;
@@ -179,17 +180,15 @@ impl Vip {
         }
     }
 
-    /// Sorted, as they stand in the record of who was given it.
+    /// As they stand in the record of who was given it.
     pub(super) fn addresses(&self) -> Vec<IpAddr> {
-        let mut addresses: Vec<_> = self.config.addresses.iter().map(|(address, _)| *address).collect();
-        addresses.sort_unstable();
-        addresses
+        in_order(self.config.addresses.iter().map(|(address, _)| *address))
     }
 
-    pub(super) fn is_held(&self, state: &State) -> bool {
-        let held =
-            state.vips.values().flat_map(|record| &record.owner).flat_map(|(_, owner)| &owner.addresses);
-        held.into_iter().any(|held| self.config.addresses.iter().any(|(address, _)| address == held))
+    /// The guard no longer passes on what began at the owner before.
+    pub(super) fn end_chance(&mut self, name: &VipName) -> Effect {
+        self.forwards = None;
+        Effect::Tell(ToGuard::EndChance { vip: name.to_string() })
     }
 
     /// Who owns it as of now.

@@ -6,7 +6,7 @@
 //! node does not cost a leader and an owner at once), then rendezvous hashing, so that the choice
 //! does not hang on the order of anything. Nobody who owns a VIP loses it to somebody better unless
 //! the config says `preempt`, or the VIP is still where it was put first: the first node of a cluster
-//! gets all VIPs, and hands them on as others join.
+//! gets all VIPs, and hands them on once others have joined.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -42,6 +42,8 @@ pub struct Situation<'a> {
     pub free: &'a dyn Fn(&VipName) -> bool,
     /// Nodes have had time to say what they can: what nobody owns is given away.
     pub settled: bool,
+    /// No node has come or gone for a while: what the first ones got is spread now, once for all.
+    pub gathered: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,7 +132,8 @@ impl Situation<'_> {
         let (theirs, ours) = (self.preference(rules, better), self.preference(rules, owner.node));
         let load = |node| loads.get(&node).copied().unwrap_or(0);
         let preempted = rules.preempt && theirs < ours;
-        let spread = record.previous.is_none()
+        let spread = self.gathered
+            && record.previous.is_none()
             && (theirs < ours || (theirs == ours && load(better) + 1 < load(owner.node)));
         (must_go || (self.settled && (preempted || spread))).then(|| go(Some(better)))
     }
@@ -198,6 +201,7 @@ mod tests {
         vacating: BTreeSet<NodeId>,
         free: BTreeSet<&'static str>,
         settled: bool,
+        gathered: bool,
     }
 
     fn guard(node: NodeId) -> Uuid {
@@ -240,6 +244,7 @@ mod tests {
                 vacating: BTreeSet::new(),
                 free: vips.iter().copied().collect(),
                 settled: true,
+                gathered: true,
             }
         }
 
@@ -263,6 +268,7 @@ mod tests {
                 vacating: &self.vacating,
                 free: &|vip| self.free.contains(&**vip),
                 settled: self.settled,
+                gathered: self.gathered,
             })
         }
 
@@ -360,7 +366,9 @@ mod tests {
         world.settled = false;
         world.reports.extend([1, 2].into_iter().zip(others.iter().cloned()));
         assert_eq!(world.choose(), [""; 0], "more may be heard in a moment");
-        world.settled = true;
+        (world.settled, world.gathered) = (true, false);
+        assert_eq!(world.choose(), [""; 0], "a third one may join in a moment");
+        world.gathered = true;
         let spread: BTreeSet<_> = world.choose().into_iter().collect();
         assert_eq!(spread.len(), 2, "two stay: {spread:?}");
         let to: BTreeSet<_> = spread.iter().map(|text| text[text.len() - 1..].to_owned()).collect();

@@ -32,6 +32,8 @@ const LATE: Duration = Duration::from_millis(100);
 /// A new leader listens this long, or until all seated nodes have spoken, before it gives away what
 /// nobody had.
 const LISTEN: Duration = Duration::from_secs(1);
+/// So long after the last node came or went, those of a cluster that is starting are all there.
+const GATHER: Duration = Duration::from_secs(5);
 /// A planned move that was proposed is not proposed again before.
 const MOVE_AGAIN: Duration = Duration::from_secs(1);
 /// Without nf_tables the kernel removes an address by its life time, in whole seconds and up to
@@ -80,6 +82,8 @@ struct Leader {
     /// Guards that have said that their node has died: nothing is given to them any more.
     dead: BTreeSet<Uuid>,
     leads_since: Option<(u64, BootTime)>,
+    /// The nodes, and since when these.
+    gathered: (BTreeSet<NodeId>, BootTime),
     vacating: BTreeMap<NodeId, BootTime>,
     moves: BTreeMap<VipName, BootTime>,
     /// Since when somebody else should rather lead.
@@ -114,6 +118,7 @@ pub(super) fn run(
         heard: BTreeMap::new(),
         dead: BTreeSet::new(),
         leads_since: None,
+        gathered: (BTreeSet::new(), BootTime::default()),
         vacating: BTreeMap::new(),
         moves: BTreeMap::new(),
         burdened: None,
@@ -425,6 +430,10 @@ impl Leader {
         let now = self.clock.now();
         self.vacating.retain(|_, until| *until > now);
         self.moves.retain(|_, until| *until > now);
+        let nodes: BTreeSet<_> = state.nodes.keys().copied().collect();
+        if self.gathered.0 != nodes {
+            self.gathered = (nodes, now);
+        }
         let heard: BTreeMap<_, _> =
             state.nodes.keys().filter_map(|node| Some((*node, self.in_touch(*node)?))).collect();
         let settled = now.since(since) >= LISTEN || state.seats.keys().all(|node| heard.contains_key(node));
@@ -438,6 +447,7 @@ impl Leader {
             vacating: &vacating,
             free: &|vip| table.is_free(now, &Resource::Vip(vip.clone())),
             settled,
+            gathered: now.since(self.gathered.1) >= GATHER,
         };
         let decisions = choose(&situation);
         let others = should_lead(&situation);

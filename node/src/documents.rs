@@ -44,7 +44,8 @@ mod tests {
     fn a_revision_is_found_by_its_number_also_when_older_ones_are_gone() {
         let revision = |number| {
             let document = Arc::from(Vec::new());
-            Arc::new(Revision { number, document, author: String::new(), message: String::new(), at_ms: 0 })
+            let (author, message) = (String::new(), String::new());
+            Arc::new(Revision { number, document, uses: Vec::new(), author, message, at_ms: 0 })
         };
         let state = State { revisions: (41..=140).map(revision).collect(), ..State::default() };
         for number in [41, 77, 140] {

@@ -295,6 +295,8 @@ impl Cluster {
         let command = Command::PutConfig(PutConfig {
             document: Arc::from(document.canonical().as_bytes()),
             routes: document.config().routes.keys().cloned().collect(),
+            uses: Vec::new(),
+            contents: Vec::new(),
             expected,
             author,
             message,

@@ -112,6 +112,7 @@ impl From<Refusal> for ApiError {
     fn from(refusal: Refusal) -> Self {
         let (status, code) = match refusal {
             Refusal::RevisionMismatch { .. } => (StatusCode::CONFLICT, "revision_conflict"),
+            Refusal::NoSuchContent(_) | Refusal::TooLarge { .. } => (StatusCode::BAD_REQUEST, "invalid"),
             Refusal::NoSuchNode(_) => (StatusCode::NOT_FOUND, "no_such_node"),
             Refusal::Removed(_) => (StatusCode::GONE, "removed"),
             Refusal::NotFounded => (StatusCode::SERVICE_UNAVAILABLE, "starting"),

@@ -4,6 +4,7 @@
 //! theirs in the same run; the result is then thrown away.
 
 pub(crate) mod policies;
+mod tls;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
@@ -27,6 +28,7 @@ pub(crate) fn config(root: &Fields, sink: &mut Sink) -> Config {
         listeners: named(root, "listeners", |fields| listener(root, fields, &vips, sink)),
         routes: named(root, "routes", |fields| route(root, fields, sink)),
         pools: BTreeMap::new(),
+        certificates: named(root, "certificates", tls::certificate),
         vips,
         access_log: root.object("access_log").map(access_log).unwrap_or_default(),
         cluster: root.object("cluster").map(cluster).unwrap_or_default(),
@@ -75,6 +77,7 @@ fn set<T>(slot: &mut T, value: Option<T>) {
 
 pub(crate) fn protocol(fields: &Fields) -> Option<Protocol> {
     Some(match fields.word("protocol")? {
+        "https" => Protocol::Https,
         "tcp" => Protocol::Tcp,
         "udp" => Protocol::Udp,
         "tcp+udp" => Protocol::TcpUdp,
@@ -117,12 +120,15 @@ fn listener(root: &Fields, fields: &Fields, vips: &BTreeMap<String, Vip>, sink: 
         set(&mut http.header_timeout, fields.duration("header_timeout"));
         set(&mut http.idle, fields.duration("idle"));
         set(&mut http.max_headers, bytes(fields, "max_headers"));
+        set(&mut http.h2_streams, fields.int32("h2_streams"));
+        set(&mut http.merge_slashes, fields.bool("merge_slashes"));
     }
     Listener {
         bind: binds.collect(),
         // Anything but a good one was reported, and the listener goes no further.
         protocol: protocol(fields).unwrap_or(Protocol::Http),
         pool: fields.text("pool").map(str::to_owned),
+        tls: fields.object("tls").map(tls::listener),
         udp,
         tcp,
         http,
@@ -204,6 +210,7 @@ fn rule(root: &Fields, index: usize, fields: &Fields, outer: &Policies, sink: &m
         timeout,
         retry,
         max_body: fields.size("max_body").unwrap_or(0),
+        websocket: fields.list("upgrade").is_none_or(|protocols| !protocols.is_empty()),
         policies: policies::of(root, fields, sink).or(outer),
     }
 }
@@ -387,6 +394,8 @@ fn pool(fields: &Fields, sink: &mut Sink) -> Pool {
             _ => Balance::RoundRobin,
         }),
     );
+    set(&mut pool.protocol, fields.word("protocol").map(tls::pool_protocol));
+    pool.tls = fields.object("tls").map(tls::pool);
     if let Some(fields) = fields.object("timeout") {
         let PoolTimeouts { connect, first_byte, pool_idle } = &mut pool.timeout;
         set(connect, fields.duration("connect"));
@@ -542,6 +551,7 @@ fn cluster(fields: &Fields) -> ClusterSettings {
     }
     set(&mut cluster.seat, fields.duration("seat"));
     set(&mut cluster.gossip, fields.duration("gossip"));
+    set(&mut cluster.ticket_rotation, fields.duration("ticket_rotation"));
     if let Some(fields) = fields.object("drain") {
         let Drain { announce, deadline } = &mut cluster.drain;
         set(announce, fields.duration("announce"));

@@ -7,10 +7,12 @@ use serde_json::Value as Json;
 
 use crate::canonical;
 use crate::check::{Sink, check};
-use crate::model::Config;
+use crate::contents::{self, NamedContent};
+use crate::model::{Config, Digest};
 use crate::problem::{Fault, Problem, Problems, excerpt};
 use crate::schema::language::DOCUMENT;
-use crate::tree::{DOCUMENT_MAX, Mark, Tree, step_name};
+use crate::tree::{DOCUMENT_MAX, Mark, Place, Tree, step_name};
+use crate::value::Fields;
 use crate::{build, validate};
 
 /// A text to parse.
@@ -30,6 +32,7 @@ struct Inner {
     config: Arc<Config>,
     canonical: String,
     json: Json,
+    contents: Vec<NamedContent>,
     warnings: Vec<Problem>,
 }
 
@@ -72,8 +75,9 @@ pub fn parse(source: Source<'_>) -> Result<Document, Problems> {
     let mut doubts = Sink::default();
     validate::warnings(&root, &config, &mut doubts);
     report.add_all(tree, doubts);
+    let contents = report.contents(tree, &root);
     let warnings = report.problems().0;
-    Ok(Document(Arc::new(Inner { config: Arc::new(config), canonical, json, warnings })))
+    Ok(Document(Arc::new(Inner { config: Arc::new(config), canonical, json, contents, warnings })))
 }
 
 impl Document {
@@ -82,7 +86,8 @@ impl Document {
         let json = Json::Object(serde_json::Map::new());
         let canonical = canonical::yaml(&json);
         let config = Arc::new(Config::default());
-        Document(Arc::new(Inner { config, canonical, json, warnings: Vec::new() }))
+        let (contents, warnings) = (Vec::new(), Vec::new());
+        Document(Arc::new(Inner { config, canonical, json, contents, warnings }))
     }
 
     pub fn config(&self) -> &Arc<Config> {
@@ -104,6 +109,24 @@ impl Document {
         &self.0.json
     }
 
+    /// What it takes from files, what is stored beside it, and what of that stands in it.
+    pub fn contents(&self) -> &[NamedContent] {
+        &self.0.contents
+    }
+
+    /// The same with every file, and every key that stands in it, named by a digest under which that is
+    /// stored: what the cluster agrees on.
+    ///
+    /// # Errors
+    /// If it has become too large, which takes one of almost [`DOCUMENT_MAX`] bytes.
+    pub fn stored(&self, digest_of: impl FnMut(&NamedContent) -> Digest) -> Result<Document, Problems> {
+        if !self.contents().iter().any(NamedContent::is_stored_beside) {
+            return Ok(self.clone());
+        }
+        let json = contents::stored(&self.0.json, self.contents(), digest_of);
+        parse(Source { name: "-", text: &json.to_string() })
+    }
+
     /// What is allowed and yet probably not meant, sorted by place.
     pub fn warnings(&self) -> &[Problem] {
         &self.0.warnings
@@ -120,7 +143,12 @@ impl Eq for Document {}
 
 impl fmt::Debug for Document {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Document").field(&self.0.canonical).finish()
+        if !self.contents().iter().any(NamedContent::is_stored_beside) {
+            return f.debug_tuple("Document").field(&self.0.canonical).finish();
+        }
+        // There may be a private key in it.
+        let json = contents::stored(&self.0.json, self.contents(), |_| Digest([0; 32]));
+        f.debug_tuple("Document").field(&json).finish()
     }
 }
 
@@ -150,6 +178,21 @@ impl<'a> Report<'a> {
         for (place, fault) in sink.found {
             self.add(tree.mark(place), tree.path(place.node()), fault);
         }
+    }
+
+    fn contents(&self, tree: &Tree<'_>, root: &Fields) -> Vec<NamedContent> {
+        let mut all = Vec::new();
+        contents::find(root, &mut Vec::new(), &mut |steps, content, value| {
+            let path = tree.path(value.node);
+            let secret = contents::is_secret(steps);
+            let mark = tree.mark(Place::Value(value.node));
+            let mut place = self.problem(mark, path.clone(), Fault::new(""));
+            if secret {
+                place.excerpt = None;
+            }
+            all.push(NamedContent { path, content: content.clone(), secret, steps: steps.to_vec(), place });
+        });
+        all
     }
 
     fn problems(mut self) -> Problems {

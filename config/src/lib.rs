@@ -13,6 +13,7 @@
 
 pub mod model;
 
+mod contents;
 mod document;
 mod problem;
 pub mod text;
@@ -29,6 +30,7 @@ mod validate;
 mod canonical;
 mod diff;
 
+pub use contents::{Contents, NamedContent};
 pub use diff::{Change, Diff, diff};
 pub use document::{Document, Source, parse};
 pub use model::Config;

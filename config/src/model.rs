@@ -3,6 +3,8 @@
 //! A value of these types can't be bad: addresses are parsed, defaults filled in, names resolve.
 //! Only [`crate::parse`] makes a [`Config`], so the type is the proof that validation passed.
 
+mod tls;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -13,12 +15,18 @@ use ipnet::IpNet;
 
 use crate::text::{Pattern, Replacement, Template};
 
+pub use tls::{
+    Alpn, Certificate, ClientAuth, ClientTls, Content, Digest, ListenerTls, PoolProtocol, PoolTls,
+    TlsVersion, UnknownName,
+};
+
 /// A whole document. Maps are keyed by resource name.
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct Config {
     pub listeners: BTreeMap<String, Listener>,
     pub routes: BTreeMap<String, Route>,
     pub pools: BTreeMap<String, Pool>,
+    pub certificates: BTreeMap<String, Certificate>,
     pub vips: BTreeMap<String, Vip>,
     pub access_log: AccessLog,
     pub cluster: ClusterSettings,
@@ -46,8 +54,10 @@ pub struct Listener {
     /// not have: [`Config::vip_at`].
     pub bind: Vec<Bind>,
     pub protocol: Protocol,
-    /// Present for `tcp`, `udp`, `tcp+udp`; for `http` where no route fits (else 404).
+    /// Present for `tcp`, `udp`, `tcp+udp`; for `http` and `https` where no route fits (else 404).
     pub pool: Option<String>,
+    /// Present for `https`.
+    pub tls: Option<ListenerTls>,
     pub udp: UdpSettings,
     pub tcp: TcpSettings,
     pub http: HttpSettings,
@@ -81,12 +91,18 @@ impl fmt::Display for Bind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Protocol {
     Http,
+    Https,
     Tcp,
     Udp,
     TcpUdp,
 }
 
 impl Protocol {
+    /// Whether what comes is requests, which go by routes.
+    pub fn has_requests(self) -> bool {
+        matches!(self, Protocol::Http | Protocol::Https)
+    }
+
     /// Whether the listener accepts TCP connections (HTTP rides on TCP).
     pub fn has_tcp(self) -> bool {
         !matches!(self, Protocol::Udp)
@@ -122,6 +138,10 @@ pub struct HttpSettings {
     pub idle: Duration,
     /// Request line and header fields together, bytes. Default 64 KiB.
     pub max_headers: usize,
+    /// HTTP/2 requests at once on one connection. Default 128.
+    pub h2_streams: u32,
+    /// Takes `//` in a path for `/`.
+    pub merge_slashes: bool,
 }
 
 // === routes ===
@@ -184,6 +204,8 @@ pub struct Rule {
     pub retry: Retry,
     /// Request body, bytes; 0: no limit.
     pub max_body: u64,
+    /// A connection may become a WebSocket. Default: yes.
+    pub websocket: bool,
     /// Its own and the route's; what is not in them is the listener's.
     pub policies: Policies,
 }
@@ -409,6 +431,8 @@ pub struct Pool {
     /// May be empty.
     pub members: Vec<Member>,
     pub balance: Balance,
+    pub protocol: PoolProtocol,
+    pub tls: Option<PoolTls>,
     pub hash: Hash,
     pub timeout: PoolTimeouts,
     pub outlier: Outlier,
@@ -606,6 +630,8 @@ pub struct ClusterSettings {
     pub seat: Duration,
     pub gossip: Duration,
     pub drain: Drain,
+    /// A new key for TLS session tickets is made this often. Default 12 h.
+    pub ticket_rotation: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -632,7 +658,13 @@ impl Default for TcpSettings {
 
 impl Default for HttpSettings {
     fn default() -> Self {
-        Self { header_timeout: Duration::from_secs(10), idle: Duration::from_secs(75), max_headers: 64 << 10 }
+        Self {
+            header_timeout: Duration::from_secs(10),
+            idle: Duration::from_secs(75),
+            max_headers: 64 << 10,
+            h2_streams: 128,
+            merge_slashes: false,
+        }
     }
 }
 
@@ -719,6 +751,8 @@ impl Default for Pool {
         Self {
             members: Vec::new(),
             balance: Balance::RoundRobin,
+            protocol: PoolProtocol::Auto,
+            tls: None,
             hash: Hash::default(),
             timeout: PoolTimeouts::default(),
             outlier: Outlier::default(),
@@ -759,6 +793,7 @@ impl Default for ClusterSettings {
             seat: Duration::from_secs(1),
             gossip: Duration::from_millis(200),
             drain: Drain::default(),
+            ticket_rotation: Duration::from_secs(12 * 3600),
         }
     }
 }

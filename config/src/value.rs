@@ -10,7 +10,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde_json::{Map, Number, Value as Json};
 
-use crate::model::{Bind, HashOn, HostPattern, OriginPattern, VipAddress};
+use crate::model::{Bind, Content, HashOn, HostPattern, OriginPattern, VipAddress};
 use crate::scalar;
 use crate::schema::{Key, Object};
 use crate::text::{Pattern, Template};
@@ -44,6 +44,7 @@ pub(crate) enum Kind {
     Origin(OriginPattern),
     HashOn(HashOn),
     Factor(f64),
+    Content(Content),
     List(Vec<Value>),
     /// Prints as its only item if there is just one.
     OneOrList(Vec<Value>),
@@ -170,6 +171,13 @@ impl Fields {
         self.at(key)?.as_template()
     }
 
+    pub(crate) fn content(&self, key: &str) -> Option<&Content> {
+        match &self.at(key)?.kind {
+            Kind::Content(content) => Some(content),
+            _ => None,
+        }
+    }
+
     pub(crate) fn list(&self, key: &str) -> Option<&[Value]> {
         match &self.at(key)?.kind {
             Kind::List(items) | Kind::OneOrList(items) => Some(items),
@@ -260,6 +268,7 @@ impl Value {
             Kind::HashOn(on) => on.to_string().into(),
             Kind::Factor(x) if x.fract() == 0.0 => (*x as u64).into(),
             Kind::Factor(x) => Number::from_f64(*x).map_or(Json::Null, Json::Number),
+            Kind::Content(content) => content.to_string().into(),
             Kind::Origin(origin) => origin.to_string().into(),
             Kind::Status(low, high) if low == high => (*low).into(),
             Kind::Status(low, high) => scalar::status_text((*low, *high)).into(),

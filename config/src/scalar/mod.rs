@@ -3,6 +3,7 @@
 //! Every parser here takes the text as it stands in the document and answers with the value or a
 //! [`Fault`] that says what would be right. None of them guesses.
 
+mod content;
 mod http;
 mod vip;
 
@@ -13,6 +14,7 @@ use crate::model::Bind;
 use crate::problem::{Fault, shown};
 use crate::value::WrittenBind;
 
+pub(crate) use content::{file, pem, server_name};
 use http::hostname;
 pub(crate) use http::{
     hash_on, header_name, header_value, host_pattern, method, origin, request_path, status_range, status_text,

@@ -158,6 +158,8 @@ fn text(format: Format) -> Json {
         Format::HashOn => {
             json!({ "type": "string", "pattern": "^(client|client-port|path|header:.+|cookie:.+)$" })
         }
+        Format::File | Format::Pem => json!({ "type": "string" }),
+        Format::ServerName => json!({ "type": "string", "pattern": "^[0-9A-Za-z_.:-]+$" }),
         Format::Factor => json!({ "type": "number", "minimum": 1, "maximum": 100 }),
         Format::Origin => json!({ "type": "string", "pattern": "^(\\*|https?://[^/ ]+)$" }),
         Format::Status => {

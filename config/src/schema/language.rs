@@ -35,6 +35,8 @@ const USE: Type = Type::List { of: &Type::Text(Format::Ref("policies")), min: 0 
 const TEMPLATE: Type = Type::Text(Format::Template);
 const HEADER_TEMPLATES: Type = Type::Map { key: Format::HeaderName, of: &Type::Text(Format::HeaderTemplate) };
 const HEADER_NAMES: Type = Type::List { of: &Type::Text(Format::HeaderName), min: 0 };
+/// A path, or `stored:DIGEST`.
+const FILE: Type = Type::Text(Format::File);
 const POOL: Type = Type::Text(Format::Ref("pools"));
 
 const fn one_of(now: &'static [&'static str], later: &'static [&'static str]) -> Type {
@@ -53,8 +55,7 @@ static DOCUMENT_KEYS: &[Key] = &[
     key("routes", named(&Type::Object(&ROUTE)), Yaml("{}"), "Which pool gets an HTTP request"),
     key("policies", named(&Type::Object(&POLICY)), Yaml("{}"), "Bundles of policy keys, pulled in by `use`"),
     key("pools", named(&Type::Object(&POOL_OBJECT)), Yaml("{}"), "Backends that stand in for one another"),
-    key("certificates", named(&Type::Object(&CERTIFICATE)), Yaml("{}"), "Certificates with their keys")
-        .later(),
+    key("certificates", named(&Type::Object(&CERTIFICATE)), Yaml("{}"), "Certificates with their keys"),
     key("vips", named(&Type::Object(&VIP)), Yaml("{}"), "Addresses that one node at a time holds"),
     key("networks", named(&Type::Object(&NETWORK)), Yaml("{}"), "Named sets of networks").later(),
     key("access_log", Type::Object(&ACCESS_LOG), Yaml("{}"), "How requests are recorded"),
@@ -70,11 +71,11 @@ const fn named(of: &'static Type) -> Type {
 static LISTENER: Object = Object::new("listener", LISTENER_KEYS).with(POLICY_KEYS);
 static LISTENER_KEYS: &[Key] = &[
     key("bind", Type::OneOrList(&Type::Text(Format::Bind)), Required, "`ADDRESS:PORT`, `[IPv6]:PORT`, `:PORT` (all addresses) or `@VIP:PORT` (all of the VIP's), or a list; port 0 lets the system choose"),
-    key("protocol", one_of(&["http", "tcp", "udp", "tcp+udp"], &["https", "tls"]), Required, "What is spoken; `tls` passes TLS through unopened"),
+    key("protocol", one_of(&["http", "https", "tcp", "udp", "tcp+udp"], &["tls"]), Required, "What is spoken; `tls` passes TLS through unopened"),
     key("via", one_of(&["proxy", "kernel", "auto"], &[]), Yaml("proxy"), "Path of tcp and udp traffic").later(),
     key("kernel", Type::Object(&KERNEL), Yaml("{}"), "Settings of the kernel path").later(),
-    key("pool", POOL, Words("none"), "Required for tcp and udp; for http it answers where no route fits (else 404)"),
-    key("tls", Type::Object(&LISTENER_TLS), Words("none"), "Terminates TLS; required for https").later(),
+    key("pool", POOL, Words("none"), "Required for tcp and udp; for http and https it answers where no route fits (else 404)"),
+    key("tls", Type::Object(&LISTENER_TLS), Words("none"), "Terminates TLS; for https, and required there"),
     key("sni", Type::Map { key: Format::Any, of: &POOL }, Yaml("{}"), "TLS names that are passed through to a pool").later(),
     key("proxy_protocol", Type::Object(&LISTENER_PROXY_PROTOCOL), Yaml("{}"), "PROXY protocol from whoever stands before us").later(),
     key("trusted_proxies", TEXTS, Yaml("[]"), "Networks whose forwarding headers are believed").later(),
@@ -94,15 +95,15 @@ static KERNEL: Object = Object::new("listener.kernel", &[
 static LISTENER_TLS: Object = Object::new("listener.tls", &[
     key("certificates", Type::List { of: &Type::Text(Format::Ref("certificates")), min: 1 }, Required, "The first is the default"),
     key("unknown_name", one_of(&["default", "reject"], &[]), Yaml("default"), "For a name that no certificate has"),
-    key("min", TEXT, Yaml("\"1.2\""), "Lowest version of TLS"),
-    key("alpn", TEXTS, Yaml("[h2, http/1.1]"), "Protocols offered, the preferred first"),
+    key("min", one_of(&["1.2", "1.3"], &[]), Yaml("\"1.2\""), "Lowest version of TLS"),
+    key("alpn", Type::List { of: &one_of(&["h2", "http/1.1"], &[]), min: 1 }, Yaml("[h2, http/1.1]"), "Protocols offered, the preferred first"),
     key("client", Type::Object(&CLIENT_TLS), Yaml("{}"), "Certificates of clients"),
 ]);
 
 static CLIENT_TLS: Object = Object::new("listener.tls.client", &[
     key("mode", one_of(&["none", "optional", "required"], &[]), Yaml("none"), "Whether a client needs a certificate"),
-    key("ca_file", TEXT, Words("none"), "Authorities that are trusted"),
-    key("forward", BOOL, Yaml("false"), "Tells the member about the certificate"),
+    key("ca_file", FILE, Words("none"), "PEM file of the authorities that are trusted; required unless `mode` is `none`"),
+    key("forward", BOOL, Yaml("false"), "Passes the certificate on, in `Client-Cert` and `Client-Cert-Chain` (RFC 9440)"),
 ]);
 
 static LISTENER_PROXY_PROTOCOL: Object = Object::new("listener.proxy_protocol", &[
@@ -129,8 +130,8 @@ static HTTP: Object = Object::new("listener.http", &[
     key("header_timeout", TIME_POSITIVE, Yaml("10s"), "From the first byte of a request, or the accept, to the end of its header"),
     key("idle", TIME_POSITIVE, Yaml("75s"), "A kept connection without a request for this long is closed"),
     key("max_headers", Type::Size { min: 1 << 10, max: 1 << 20 }, Yaml("64KiB"), "Request line and header fields together"),
-    key("h2_streams", POSITIVE, Yaml("128"), "HTTP/2 requests at once on one connection").later(),
-    key("merge_slashes", BOOL, Yaml("false"), "Takes `//` in a path for `/`").later(),
+    key("h2_streams", POSITIVE, Yaml("128"), "HTTP/2 requests at once on one connection"),
+    key("merge_slashes", BOOL, Yaml("false"), "Takes `//` in a path for `/`"),
 ]);
 
 // === routes ===
@@ -156,7 +157,7 @@ static RULE_KEYS: &[Key] = &[
     key("rewrite", Type::Object(&REWRITE), Words("none"), "Changes host and path before they are forwarded"),
     key("mirror", Type::List { of: &Type::Object(&MIRROR), min: 0 }, Yaml("[]"), "Pools that get a copy").later(),
     key("max_body", SIZE, Yaml("0"), "Longest request body; 0: no limit"),
-    key("upgrade", TEXTS, Yaml("[websocket]"), "Protocols that a connection may change to").later(),
+    key("upgrade", Type::List { of: &one_of(&["websocket"], &[]), min: 0 }, Yaml("[websocket]"), "Protocols that a connection may change to; `[]`: none"),
     key("use", USE, Yaml("[]"), "Policies that apply"),
 ];
 
@@ -348,8 +349,8 @@ static POOL_OBJECT: Object = Object::new("pool", &[
     key("hash", Type::Object(&HASH), Yaml("{}"), "What `hash` and `maglev` go by"),
     key("count", one_of(&["node", "cluster"], &[]), Yaml("node"), "What \"least\" counts").later(),
     key("sticky", Type::OrOff(&Type::Object(&STICKY)), Yaml("off"), "Keeps a client at its member").later(),
-    key("protocol", one_of(&["auto", "http1", "h2c", "h2"], &[]), Yaml("auto"), "What members speak").later(),
-    key("tls", Type::OrOff(&Type::Object(&POOL_TLS)), Yaml("off"), "TLS to members").later(),
+    key("protocol", one_of(&["auto", "http1", "h2c", "h2"], &[]), Yaml("auto"), "What members speak; `auto`: HTTP/1.1, and with `tls` HTTP/2 where a member offers it; `h2c`: HTTP/2 without TLS; `h2`: HTTP/2 over TLS"),
+    key("tls", Type::OrOff(&Type::Object(&POOL_TLS)), Yaml("off"), "TLS to members, also of HTTP checks"),
     key("proxy_protocol", one_of(&["off", "v1", "v2"], &[]), Yaml("off"), "PROXY protocol to members").later(),
     key("timeout", Type::Object(&POOL_TIMEOUT), Yaml("{}"), "Limits on time"),
     key("breaker", Type::Object(&BREAKER), Yaml("{}"), "Limits on load").later(),
@@ -385,9 +386,9 @@ static STICKY: Object = Object::new("pool.sticky", &[
 ]);
 
 static POOL_TLS: Object = Object::new("pool.tls", &[
-    key("ca_file", TEXT, Words("the system's"), "Authorities that are trusted"),
-    key("name", TEXT, Words("the member's"), "Name that the certificate must have"),
-    key("certificate", Type::Text(Format::Ref("certificates")), Words("none"), "Our own certificate"),
+    key("ca_file", FILE, Words("the system's"), "PEM file of the authorities that are trusted"),
+    key("name", Type::Text(Format::ServerName), Words("the member's address"), "Name that is asked for (SNI) and that the certificate must have"),
+    key("certificate", Type::Text(Format::Ref("certificates")), Words("none"), "Our own certificate, for members that ask for one"),
     key("verify", BOOL, Yaml("true"), "Whether the certificate is checked"),
 ]);
 
@@ -446,11 +447,11 @@ static HTTP_CHECK: Object = Object::new("pool.health.http", &[
 // === the rest ===
 
 static CERTIFICATE: Object = Object::new("certificate", &[
-    key("chain_file", TEXT, Words("none"), "PEM file, read by whoever applies"),
-    key("key_file", TEXT, Words("none"), "PEM file, read by whoever applies"),
-    key("ocsp_file", TEXT, Yaml("none"), "OCSP response to staple"),
-    key("chain", TEXT, Words("none"), "PEM, instead of `chain_file`"),
-    key("key", TEXT, Words("none"), "PEM, instead of `key_file`"),
+    key("chain_file", FILE, Words("none"), "PEM file with the certificate and those between it and its authority; read by whoever applies"),
+    key("key_file", FILE, Words("none"), "PEM file with its private key; read by whoever applies"),
+    key("ocsp_file", FILE, Yaml("none"), "DER file with the OCSP response to staple"),
+    key("chain", Type::Text(Format::Pem), Words("none"), "PEM text, instead of `chain_file`"),
+    key("key", Type::Text(Format::Pem), Words("none"), "PEM text, instead of `key_file`; stored sealed and shown as `stored:DIGEST`"),
 ]);
 
 static VIP: Object = Object::new("vip", &[
@@ -481,7 +482,7 @@ static CLUSTER: Object = Object::new("cluster", &[
     key("seat", TIME_POSITIVE, Yaml("1s"), "Life of a node's lease from the leader"),
     key("gossip", TIME_POSITIVE, Yaml("200ms"), "Time between two rounds of gossip"),
     key("drain", Type::Object(&DRAIN), Yaml("{}"), "How a node stops"),
-    key("ticket_rotation", TIME_POSITIVE, Yaml("12h"), "Life of a TLS ticket key").later(),
+    key("ticket_rotation", TIME_POSITIVE, Yaml("12h"), "A new key for TLS session tickets is made this often; two old ones are kept"),
 ]);
 
 static DRAIN: Object = Object::new("cluster.drain", &[

@@ -170,4 +170,10 @@ pub(crate) enum Format {
     HashOn,
     /// A number from 1 to 100.
     Factor,
+    /// A file of whoever applies, or what was stored of one.
+    File,
+    /// PEM, or what was stored of it.
+    Pem,
+    /// A name or address that a certificate may have.
+    ServerName,
 }

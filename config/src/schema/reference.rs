@@ -162,6 +162,9 @@ fn text(format: Format) -> String {
         Format::Network => "network",
         Format::Origin => "origin",
         Format::HashOn => "word",
+        Format::File => "path of a file",
+        Format::Pem => "PEM",
+        Format::ServerName => "name or address",
         Format::Factor => "1 to 100",
     }
     .to_owned()

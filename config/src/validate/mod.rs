@@ -1,6 +1,7 @@
 //! Rules that span more than one value: names that dangle, listeners that clash, timers that do not
 //! fit together. Errors and warnings; each with the place at which it can be mended.
 
+mod tls;
 mod vips;
 
 use std::collections::{HashMap, HashSet};
@@ -28,6 +29,7 @@ pub(crate) fn errors(root: &Fields, config: &Config, sink: &mut Sink) {
             route(root, fields, sink);
         }
     }
+    tls::errors(root, sink);
     vips::errors(root, sink);
     clashes(root, config, sink);
     cluster(root, config, sink);
@@ -38,13 +40,14 @@ pub(crate) fn warnings(root: &Fields, config: &Config, sink: &mut Sink) {
     timers(root, config, sink);
     same_matches(root, config, sink);
     tcp_checks_of_udp(root, config, sink);
+    tls::warnings(root, sink);
 }
 
 // === errors ===
 
 fn listener(root: &Fields, value: &Value, fields: &Fields, sink: &mut Sink) {
     used(root, fields, sink);
-    if protocol(fields).is_some_and(|protocol| protocol != Protocol::Http) {
+    if protocol(fields).is_some_and(|protocol| !protocol.has_requests()) {
         let word = fields.word("protocol").unwrap_or_default();
         for key in OF_REQUESTS {
             if let Some(value) = fields.at(key)
@@ -67,7 +70,7 @@ fn listener(root: &Fields, value: &Value, fields: &Fields, sink: &mut Sink) {
     if let Some(pool) = fields.at("pool") {
         reference(root, "pools", pool, sink);
     } else if let Some(protocol) = protocol(fields)
-        && protocol != Protocol::Http
+        && !protocol.has_requests()
         && !fields.has("pool")
     {
         let word = fields.word("protocol").unwrap_or_default();
@@ -86,10 +89,11 @@ fn route(root: &Fields, fields: &Fields, sink: &mut Sink) {
         }
         let target = root.entry("listeners", name).and_then(Value::as_object);
         if let Some(target) = target
-            && protocol(target).is_some_and(|protocol| protocol != Protocol::Http)
+            && protocol(target).is_some_and(|protocol| !protocol.has_requests())
         {
             let word = target.word("protocol").unwrap_or_default();
-            let message = format!("listener {} is {}, and routes are for http", shown(name), shown(word));
+            let message =
+                format!("listener {} is {}, and routes are for http and https", shown(name), shown(word));
             sink.report(Place::Value(value.node), Fault::new(message));
         }
     }

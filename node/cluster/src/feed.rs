@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
-use trestle_config::{Config, Document, Source};
+use trestle_config::{Config, Contents, Document, Source};
 use trestle_dataplane::{Install, Plane};
 use trestle_raft_store::types::{NodeId, Revision, State};
 
@@ -167,13 +167,21 @@ impl Feeder {
     async fn bind_again(&self, state: &Arc<State>) {
         let (revision, config) = self.config.borrow().as_ref().clone();
         let route_births = Arc::new(state.route_births.clone());
-        self.plane.install(Install { revision, config, route_births }).await;
+        self.plane.install(Install { revision, config, route_births, contents: Contents::default() }).await;
     }
 
     async fn install(&self, state: &Arc<State>, revision: u64, document: Document) {
         let config = document.config().clone();
         let route_births = Arc::new(state.route_births.clone());
-        let bound = self.plane.install(Install { revision, config: config.clone(), route_births }).await;
+        let bound = self
+            .plane
+            .install(Install {
+                revision,
+                config: config.clone(),
+                route_births,
+                contents: Contents::default(),
+            })
+            .await;
         let open = bound.iter().filter(|listener| listener.state.is_ok()).count();
         tracing::info!(revision, listeners = bound.len(), open, "revision in force");
         self.voters.send_if_modified(|voters| {

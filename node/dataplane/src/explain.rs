@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use serde::{Deserialize, Serialize};
 use trestle_config::Config;
-use trestle_config::model::{self, HostPattern, LocalAnswer, Match, PathMatch, Protocol, Scheme, ValueMatch};
+use trestle_config::model::{self, HostPattern, LocalAnswer, Match, PathMatch, Scheme, ValueMatch};
 
 use crate::l7::router::{Closeness, Entry, Router, Subject};
 use crate::l7::{target, values};
@@ -127,25 +127,32 @@ pub fn explain(
     };
     let mut headers = HeaderMap::new();
     question.headers.iter().for_each(|(name, value)| _ = headers.append(name, value.clone()));
-    let mut url = question.url.clone();
-    let host = target::normalise(&mut url, &mut headers).map_err(|_| Unanswered::Path)?;
-    let subject = Subject {
-        host: &target::route_host(host.as_ref()),
-        path: url.path(),
-        query: url.query(),
-        method: &question.method,
-        headers: &headers,
-        client: question.client,
-        scheme: Scheme::Http,
+    let mut seen = |merge_slashes| {
+        let mut url = question.url.clone();
+        let host = target::normalise(&mut url, &mut headers, merge_slashes).map_err(|_| Unanswered::Path)?;
+        Ok((url, target::route_host(host.as_ref()).into_owned()))
     };
-    let listeners = asked(config, question, authority.port_u16())?;
-    let at =
-        |(name, settings): (&String, &model::Listener)| at_listener(config, births, name, settings, subject);
+    let (url, host) = seen(false)?;
+    let (merged, _) = seen(true)?;
+    let port = authority.port_u16().or((question.url.scheme_str() == Some("https")).then_some(443));
+    let at = |(name, settings): (&String, &model::Listener)| {
+        let url = if settings.http.merge_slashes { &merged } else { &url };
+        let subject = Subject {
+            host: &host,
+            path: url.path(),
+            query: url.query(),
+            method: &question.method,
+            headers: &headers,
+            client: question.client,
+            scheme: if settings.tls.is_some() { Scheme::Https } else { Scheme::Http },
+        };
+        at_listener(config, births, name, settings, subject)
+    };
     Ok(Explanation {
         method: question.method.to_string(),
-        host: subject.host.to_owned(),
-        path: subject.path.to_owned(),
-        listeners: listeners.into_iter().map(at).collect(),
+        host: host.clone(),
+        path: url.path().to_owned(),
+        listeners: asked(config, question, port)?.into_iter().map(at).collect(),
     })
 }
 
@@ -154,7 +161,7 @@ fn asked<'a>(
     question: &Question,
     port: Option<u16>,
 ) -> Result<Vec<(&'a String, &'a model::Listener)>, Unanswered> {
-    let all: Vec<_> = config.listeners.iter().filter(|(_, l)| l.protocol == Protocol::Http).collect();
+    let all: Vec<_> = config.listeners.iter().filter(|(_, l)| l.protocol.has_requests()).collect();
     if let Some(wanted) = &question.listener {
         let found = all.iter().find(|(name, _)| *name == wanted).copied();
         let names = || all.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");

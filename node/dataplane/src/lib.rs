@@ -11,11 +11,13 @@
 pub mod explain;
 mod plane;
 mod snapshot;
+mod tls;
 mod worker;
 
 mod listener;
 
 mod l7;
+mod stream;
 mod upstream;
 
 mod l4;
@@ -44,10 +46,11 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use trestle_config::Config;
 use trestle_config::model::{Bind, Protocol};
+use trestle_config::{Config, Contents};
 
 pub use beat::Beat;
+pub use tls::check;
 
 /// How a node wants its plane.
 pub struct Options {
@@ -94,6 +97,26 @@ pub struct ClientCount {
     pub connections: u32,
 }
 
+/// A certificate of the revision in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateView {
+    pub name: String,
+    /// Those that it is for.
+    pub names: Vec<String>,
+    pub subject: String,
+    /// When it runs out, seconds since 1970.
+    pub not_after_unix: i64,
+}
+
+/// Secrets from which session tickets are sealed, agreed on by the cluster.
+#[derive(Clone)]
+pub struct TicketKeys {
+    /// Seals, and opens.
+    pub current: [u8; 32],
+    /// Open tickets that were sealed earlier.
+    pub older: Vec<[u8; 32]>,
+}
+
 /// Handle of a running plane. Cheap to clone.
 #[derive(Clone)]
 pub struct Plane {
@@ -112,6 +135,8 @@ pub struct Install {
     pub config: Arc<Config>,
     /// Route -> first revision that had it (precedence).
     pub route_births: Arc<BTreeMap<String, u64>>,
+    /// All that the config names as stored.
+    pub contents: Contents,
 }
 
 impl Plane {
@@ -145,6 +170,15 @@ impl Plane {
 
     pub fn listeners(&self) -> Vec<BoundListener> {
         self.inner.listeners()
+    }
+
+    pub fn certificates(&self) -> Vec<CertificateView> {
+        self.inner.snapshot().map(|snapshot| snapshot.certificates.views()).unwrap_or_default()
+    }
+
+    /// From now on tickets of TLS sessions are sealed with these. Before the first call there are none.
+    pub fn set_ticket_keys(&self, keys: TicketKeys) {
+        self.inner.tickets.set(keys);
     }
 
     pub fn members(&self) -> Vec<MemberView> {

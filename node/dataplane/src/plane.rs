@@ -23,6 +23,7 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use trestle_config::Config;
+use trestle_config::model::Protocol;
 
 use crate::access_log::{self, Sink};
 use crate::beat::{Beat, Pulse};
@@ -30,7 +31,8 @@ use crate::ledger::Ledger;
 use crate::listener::{Book, Opened, SocketKey};
 use crate::locals::Locals;
 use crate::metrics::{self, Counter, Histogram, Metrics, PerWorker};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Around, Snapshot};
+use crate::tls::tickets::Ring;
 use crate::worker::{self, Command, Equipment, Serve};
 use crate::{BoundListener, Install, Options, StartError};
 
@@ -47,6 +49,7 @@ const LOG_WAIT: Duration = Duration::from_secs(1);
 pub(crate) struct Inner {
     pub(crate) metrics: Metrics,
     pub(crate) ledger: Arc<Ledger>,
+    pub(crate) tickets: Arc<Ring>,
     locals: Arc<Locals>,
     turns: Arc<PerWorker<Histogram>>,
     snapshot: ArcSwapOption<Snapshot>,
@@ -93,6 +96,7 @@ impl Inner {
         Ok(Self {
             metrics: Metrics::new(count),
             ledger,
+            tickets: Arc::default(),
             locals,
             turns,
             snapshot: ArcSwapOption::empty(),
@@ -111,10 +115,16 @@ impl Inner {
 
     pub(crate) async fn install(&self, install: Install) -> Vec<BoundListener> {
         let mut book = self.book.lock().await;
-        let Install { revision, config, route_births } = install;
+        let Install { revision, config, route_births, contents } = install;
         let previous = self.snapshot.load_full();
-        let snapshot =
-            Snapshot::compile(revision, &config, &route_births, previous.as_deref(), &self.metrics);
+        let around = Around {
+            births: &route_births,
+            contents: &contents,
+            previous: previous.as_deref(),
+            metrics: &self.metrics,
+            tickets: &self.tickets,
+        };
+        let snapshot = Snapshot::compile(revision, &config, &around);
         let snapshot = Arc::new(snapshot);
         let closing = self.put_in_force(&mut book, &config, &snapshot).await;
         self.snapshot.store(Some(snapshot));
@@ -145,7 +155,14 @@ impl Inner {
             self.serve(snapshot, opened, &[], &[]).await;
         }
         book.forget(&plan.close);
-        book.view(config, &failures)
+        let mut view = book.view(config, &failures);
+        for bound in &mut view {
+            let listener = snapshot.listeners.get(&bound.listener);
+            if bound.protocol == Protocol::Https && listener.is_none_or(|listener| listener.tls.is_none()) {
+                bound.state = Err("its TLS can't be used, the log says why".to_owned());
+            }
+        }
+        view
     }
 
     /// Tells every worker, and waits until all serve by the snapshot. What is returned comes when their

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use trestle_config::Config;
-use trestle_config::model::{self, AccessLogFormat, Protocol, WeightedPool};
+use trestle_config::model::{self, AccessLogFormat, WeightedPool};
+use trestle_config::{Config, Contents};
 
 use crate::l7::cors::Cors;
 use crate::l7::edits::Edits;
@@ -19,6 +19,10 @@ use crate::l7::local::{LocalAnswer, Rewrite};
 use crate::l7::router::{Entry, Router};
 use crate::metrics::{ListenerCounters, Metrics, RouteCounters};
 use crate::pool::Pool;
+use crate::tls::Certificates;
+use crate::tls::server::Terminator;
+use crate::tls::tickets::Ring;
+use crate::tls::upstream::Origination;
 
 type Pools = BTreeMap<String, Arc<Pool>>;
 
@@ -27,6 +31,7 @@ pub(crate) struct Snapshot {
     pub(crate) revision: u64,
     pub(crate) listeners: BTreeMap<String, Arc<Listener>>,
     pub(crate) pools: Pools,
+    pub(crate) certificates: Certificates,
     /// Their addresses.
     pub(crate) vips: BTreeMap<String, Box<[IpAddr]>>,
     /// How long connections of a listener that is gone may go on.
@@ -42,6 +47,8 @@ pub(crate) struct Listener {
     /// Where a connection or session goes (tcp, udp).
     pub(crate) pool: Option<Arc<Pool>>,
     pub(crate) access_log: bool,
+    /// Of https. Without it, though it should be there, nobody is served.
+    pub(crate) tls: Option<Terminator>,
     router: Router,
     rules: Box<[Arc<Rule>]>,
     /// Takes what no rule takes (http).
@@ -59,6 +66,7 @@ pub(crate) struct Rule {
     pub(crate) timeout: model::RouteTimeouts,
     pub(crate) retry: model::Retry,
     pub(crate) max_body: u64,
+    pub(crate) websocket: bool,
     /// Instead of asking a pool.
     pub(crate) answer: Option<LocalAnswer>,
     pub(crate) rewrite: Rewrite,
@@ -90,18 +98,27 @@ pub(crate) struct PoolEdits {
     pub(crate) response: Option<Box<Edits>>,
 }
 
+/// What a revision is compiled with.
+pub(crate) struct Around<'a> {
+    /// Route -> first revision that had it.
+    pub(crate) births: &'a BTreeMap<String, u64>,
+    pub(crate) contents: &'a Contents,
+    /// The snapshot that is replaced.
+    pub(crate) previous: Option<&'a Snapshot>,
+    pub(crate) metrics: &'a Metrics,
+    pub(crate) tickets: &'a Arc<Ring>,
+}
+
 impl Snapshot {
-    /// `previous` is the snapshot that this one replaces. Names resolve: the config was validated.
-    pub(crate) fn compile(
-        revision: u64,
-        config: &Config,
-        births: &BTreeMap<String, u64>,
-        previous: Option<&Snapshot>,
-        metrics: &Metrics,
-    ) -> Self {
+    /// Names resolve: the config was validated.
+    pub(crate) fn compile(revision: u64, config: &Config, around: &Around<'_>) -> Self {
+        let Around { contents, previous, metrics, .. } = *around;
+        let certificates =
+            Certificates::compile(config, contents, previous.map(|snapshot| &snapshot.certificates));
         let pool = |(name, settings): (&String, &model::Pool)| {
             let previous = previous.and_then(|snapshot| snapshot.pools.get(name)).map(AsRef::as_ref);
-            (name.clone(), Arc::new(Pool::compile(name, settings, previous)))
+            let tls = origination(name, settings, &certificates, contents, previous);
+            (name.clone(), Arc::new(Pool::compile(name, settings, previous).with_tls(tls)))
         };
         let pools: Pools = config.pools.iter().map(pool).collect();
         // Rules are shared by all listeners that say nothing of their own.
@@ -112,14 +129,42 @@ impl Snapshot {
             .map(|(name, route)| (name.as_str(), rules(name, route, &outer, &pools, metrics)))
             .collect();
         let listener = |(name, settings): (&String, &model::Listener)| {
-            let listener = Listener::compile(name, settings, config, births, &routes, &pools, metrics);
+            let mut listener = Listener::compile(name, settings, config, &routes, &pools, around);
+            listener.tls = terminator(name, settings, &certificates, around);
             (name.clone(), Arc::new(listener))
         };
         let listeners = config.listeners.iter().map(listener).collect();
         let addresses = |vip: &model::Vip| vip.addresses.iter().map(|address| address.ip).collect();
         let vips = config.vips.iter().map(|(name, vip)| (name.clone(), addresses(vip))).collect();
-        Self { revision, listeners, pools, vips, drain_deadline: config.cluster.drain.deadline }
+        Self { revision, listeners, pools, certificates, vips, drain_deadline: config.cluster.drain.deadline }
     }
+}
+
+/// `None` for a pool with TLS: it is not asked at all, rather than without.
+fn origination(
+    name: &str,
+    settings: &model::Pool,
+    certificates: &Certificates,
+    contents: &Contents,
+    previous: Option<&Pool>,
+) -> Option<Arc<Origination>> {
+    let tls = settings.tls.as_ref()?;
+    let previous = previous.and_then(Pool::tls);
+    Origination::compile(settings.protocol, tls, certificates, contents, previous)
+        .inspect_err(|error| tracing::error!(pool = name, %error, "TLS to members can't be used"))
+        .ok()
+}
+
+fn terminator(
+    name: &str,
+    settings: &model::Listener,
+    certificates: &Certificates,
+    around: &Around<'_>,
+) -> Option<Terminator> {
+    let tls = settings.tls.as_ref()?;
+    Terminator::compile(name, tls, certificates, around.contents, around.tickets)
+        .inspect_err(|error| tracing::error!(listener = name, %error, "TLS of a listener can't be used"))
+        .ok()
 }
 
 fn rules(
@@ -142,6 +187,7 @@ fn rules(
                 timeout: rule.timeout.clone(),
                 retry: rule.retry.clone(),
                 max_body: rule.max_body,
+                websocket: rule.websocket,
                 answer: rule.answer.as_ref().map(LocalAnswer::compile),
                 rewrite: Rewrite::compile(&rule.rewrite),
                 request_edits: None,
@@ -159,7 +205,7 @@ fn rules(
 /// Whether the listener's requests go by this route.
 fn sees(route: &model::Route, listener: &str, settings: &model::Listener) -> bool {
     let named = |names: &Vec<String>| names.iter().any(|name| name == listener);
-    settings.protocol == Protocol::Http && route.listeners.as_ref().is_none_or(named)
+    settings.protocol.has_requests() && route.listeners.as_ref().is_none_or(named)
 }
 
 /// All matches of a listener. Their rules are numbered through, route by route.
@@ -196,12 +242,12 @@ impl Listener {
         name: &str,
         settings: &model::Listener,
         config: &Config,
-        births: &BTreeMap<String, u64>,
         routes: &BTreeMap<&str, Vec<Arc<Rule>>>,
         pools: &Pools,
-        metrics: &Metrics,
+        around: &Around<'_>,
     ) -> Self {
-        let http = settings.protocol == Protocol::Http;
+        let Around { births, metrics, .. } = *around;
+        let http = settings.protocol.has_requests();
         let mut taken = Vec::new();
         for (route_name, route) in config.routes.iter().filter(|(_, route)| sees(route, name, settings)) {
             let own = (settings.policies != model::Policies::default())
@@ -217,6 +263,7 @@ impl Listener {
             counters: metrics.listener(name),
             pool: pool.map(Arc::clone),
             access_log: config.access_log.format != AccessLogFormat::Off,
+            tls: None,
             router: Router::compile(entries),
             rules: taken.into(),
             fallback: pool
@@ -248,6 +295,7 @@ impl Rule {
             timeout: model::RouteTimeouts::default(),
             retry: model::Retry::default(),
             max_body: 0,
+            websocket: true,
             answer: None,
             rewrite: Rewrite::default(),
             request_edits: None,

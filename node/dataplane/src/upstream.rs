@@ -1,6 +1,7 @@
 //! One worker's connections to members: made on demand, kept while idle, given out last in first out.
 //!
-//! A request holds an [`Upstream`] and gives it back when the answer is whole. As a rule the request's
+//! Of HTTP/2 a connection is shared by up to [`STREAMS_MAX`] requests, has a task of its own, and is
+//! closed after it was idle. The rest of this page is about HTTP/1.1: a request holds an [`Upstream`] and gives it back when the answer is whole. As a rule the request's
 //! own task drives hyper's client half too: a hop between two tasks for each direction would cost more
 //! than the proxy's own work on a request. A request whose body streams, or that becomes a tunnel,
 //! lets its connection go into a task of its own ([`Upstream::detach`]), where it stays: the upload must
@@ -9,30 +10,42 @@
 //! Invariant: a connection wakes the task that holds it and no other. hyper keeps the wakers that it saw
 //! last, so it only ever sees the connection's own [`Relay`], which is empty while the connection is idle.
 //!
+//! What is given out was made the way in which it is asked for: with the TLS of that pool, or without
+//! ([`Target`]).
+//!
 //! Bounds: [`IDLE_MAX`] idle connections a member and worker (the longest idle is closed for a new
 //! one), each for at most its pool's `timeout.pool_idle`.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
+use futures::future::Either;
 use http::{Request, Response};
 use hyper::body::Incoming;
-use hyper::client::conn::{TrySendError, http1};
-use hyper_util::rt::TokioIo;
+use hyper::client::conn::{TrySendError, http1, http2};
+use hyper::rt::Executor;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio::task::coop::unconstrained;
 use tokio::time::Instant;
+use tokio_rustls::{TlsConnector, TlsStream};
+use trestle_config::model::PoolProtocol;
 
 use crate::l7::body::Upload;
+use crate::pool::Pool;
+use crate::stream::Stream;
+#[cfg(doc)]
+use crate::tls::upstream::Origination;
 
 /// As many as 64 clients a worker keep busy at once.
 const IDLE_MAX: usize = 64;
@@ -40,19 +53,100 @@ const IDLE_MAX: usize = 64;
 /// hyper's read buffer grows to this while bodies stream.
 const READ_BUFFER_MAX: usize = 128 << 10;
 
-/// An open connection to a member.
-pub(crate) struct Upstream {
-    sender: http1::SendRequest<Upload>,
-    drive: Drive,
+/// Requests at once on one connection of HTTP/2, if the member allows as many.
+const STREAMS_MAX: usize = 100;
+
+/// Flow control of HTTP/2. A slow client must not hold up the others on its connection, so that has room
+/// for all of them.
+const WINDOW: u32 = 64 << 10;
+const CONNECTION_WINDOW: u32 = WINDOW * STREAMS_MAX as u32;
+
+/// Of one request's body, bytes that the member has not taken.
+const UNSENT_MAX: usize = 64 << 10;
+
+/// A member on whose connection nothing moves is asked whether it lives.
+const PING_AFTER: Duration = Duration::from_secs(30);
+const PONG_WITHIN: Duration = Duration::from_secs(20);
+
+/// A member, and how it is spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Target {
+    member: SocketAddr,
+    transport: Transport,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Transport {
+    Http1,
+    H2c,
+    /// By [`Origination::id`].
+    Tls(u64),
+}
+
+impl Target {
+    /// `None`: the pool's TLS can't be used.
+    pub(crate) fn of(pool: &Pool, member: SocketAddr) -> Option<Target> {
+        let transport = match (&pool.settings().tls, pool.tls()) {
+            (Some(_), tls) => Transport::Tls(tls?.id),
+            (None, _) if pool.settings().protocol == PoolProtocol::H2c => Transport::H2c,
+            (None, _) => Transport::Http1,
+        };
+        Some(Target { member, transport })
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConnectError {
+    #[error("{0}")]
+    Tcp(#[from] io::Error),
+    #[error("{0}")]
+    Tls(String),
+}
+
+/// An open connection to a member, or a share of one.
+pub(crate) enum Upstream {
+    Http1 { sender: http1::SendRequest<Upload>, drive: Drive },
+    Http2 { sender: http2::SendRequest<Upload>, share: Share },
+}
+
+/// One request's share of a connection.
+#[derive(Debug)]
+pub(crate) struct Share(Rc<Load>);
+
+/// Of a connection of HTTP/2.
+#[derive(Debug)]
+struct Load {
+    requests: Cell<usize>,
+    /// As many may be.
+    most: Cell<usize>,
+    /// Since when it has none.
+    idle_since: Cell<Instant>,
+}
+
+impl Share {
+    fn of(load: &Rc<Load>) -> Share {
+        load.requests.set(load.requests.get() + 1);
+        Share(Rc::clone(load))
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let left = self.0.requests.get() - 1;
+        self.0.requests.set(left);
+        if left == 0 {
+            self.0.idle_since.set(Instant::now());
+        }
+    }
 }
 
 /// Who polls hyper's half of the connection.
-enum Drive {
+pub(crate) enum Drive {
     Holder(Driver),
     Task,
 }
 
-struct Driver {
+pub(crate) struct Driver {
     /// `None`: the connection has ended.
     connection: Option<Pin<Box<dyn Future<Output = ()>>>>,
     relay: Arc<Relay>,
@@ -112,8 +206,11 @@ impl Upstream {
         &mut self,
         request: Request<Upload>,
     ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<Upload>>>> + use<> {
-        // Unconstrained: polled without a waker, it must not end its turn by waking itself.
-        unconstrained(self.sender.try_send_request(request))
+        match self {
+            // Unconstrained: polled without a waker, it must not end its turn by waking itself.
+            Upstream::Http1 { sender, .. } => Either::Left(unconstrained(sender.try_send_request(request))),
+            Upstream::Http2 { sender, .. } => Either::Right(sender.try_send_request(request)),
+        }
     }
 
     /// Polls what comes out of this connection: an answer or its body.
@@ -122,9 +219,9 @@ impl Upstream {
         cx: &mut Context<'_>,
         mut source: impl FnMut(&mut Context<'_>) -> Poll<T>,
     ) -> Poll<T> {
-        match &mut self.drive {
-            Drive::Task => source(cx),
-            Drive::Holder(driver) => {
+        match self.driver() {
+            None => source(cx),
+            Some(driver) => {
                 // Only what the driver does can make the source ready, so the source needs no wake.
                 let unwoken = &mut Context::from_waker(Waker::noop());
                 if let Poll::Ready(output) = source(unwoken) {
@@ -138,32 +235,54 @@ impl Upstream {
 
     /// Gives the connection a task of its own.
     pub(crate) fn detach(&mut self) {
-        if let Drive::Holder(driver) = std::mem::replace(&mut self.drive, Drive::Task)
+        if let Upstream::Http1 { drive, .. } = self
+            && let Drive::Holder(driver) = std::mem::replace(drive, Drive::Task)
             && let Some(connection) = driver.connection
         {
             tokio::task::spawn_local(connection);
         }
     }
 
+    pub(crate) fn is_http2(&self) -> bool {
+        matches!(self, Upstream::Http2 { .. })
+    }
+
     pub(crate) fn is_ready(&self) -> bool {
-        self.sender.is_ready()
+        match self {
+            Upstream::Http1 { sender, .. } => sender.is_ready(),
+            Upstream::Http2 { sender, .. } => sender.is_ready(),
+        }
     }
 
     /// Waits until a request can be sent. False: the connection has ended.
     pub(crate) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
-        if let Drive::Holder(driver) = &mut self.drive {
+        if let Some(driver) = self.driver() {
             driver.poll(cx.waker());
         }
-        self.sender.poll_ready(cx).map(|ready| ready.is_ok())
+        let ready = match self {
+            Upstream::Http1 { sender, .. } => sender.poll_ready(cx),
+            Upstream::Http2 { sender, .. } => sender.poll_ready(cx),
+        };
+        ready.map(|ready| ready.is_ok())
+    }
+
+    fn driver(&mut self) -> Option<&mut Driver> {
+        match self {
+            Upstream::Http1 { drive: Drive::Holder(driver), .. } => Some(driver),
+            _ => None,
+        }
     }
 
     fn is_closed(&self) -> bool {
-        self.sender.is_closed()
+        match self {
+            Upstream::Http1 { sender, .. } => sender.is_closed(),
+            Upstream::Http2 { sender, .. } => sender.is_closed(),
+        }
     }
 
     /// As far as the socket says.
     fn is_closed_now(&mut self) -> bool {
-        if let Drive::Holder(driver) = &mut self.drive {
+        if let Some(driver) = self.driver() {
             driver.advance();
         }
         self.is_closed()
@@ -172,14 +291,15 @@ impl Upstream {
 
 impl fmt::Debug for Upstream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let detached = matches!(self.drive, Drive::Task);
-        f.debug_struct("Upstream").field("detached", &detached).finish_non_exhaustive()
+        let driven = matches!(self, Upstream::Http1 { drive: Drive::Holder(_), .. });
+        f.debug_struct("Upstream").field("http2", &self.is_http2()).field("driven", &driven).finish()
     }
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Upstreams {
-    idle: RefCell<HashMap<SocketAddr, VecDeque<Idle>, ahash::RandomState>>,
+    idle: RefCell<HashMap<Target, VecDeque<Idle>, ahash::RandomState>>,
+    shared: RefCell<HashMap<Target, Vec<Shared>, ahash::RandomState>>,
 }
 
 #[derive(Debug)]
@@ -188,11 +308,22 @@ struct Idle {
     until: Instant,
 }
 
+/// A connection of HTTP/2 that may take requests.
+#[derive(Debug)]
+struct Shared {
+    sender: http2::SendRequest<Upload>,
+    load: Rc<Load>,
+    keep: Duration,
+}
+
 impl Upstreams {
-    /// An idle connection to this member that, as far as is known, is open.
-    pub(crate) fn take(&self, member: SocketAddr) -> Option<Upstream> {
+    /// An idle connection to this member that, as far as is known, is open; or a share of one.
+    pub(crate) fn take(&self, target: Target, http1_only: bool) -> Option<Upstream> {
+        if !http1_only && let Some(upstream) = self.take_share(target) {
+            return Some(upstream);
+        }
         let mut idle = self.idle.borrow_mut();
-        let connections = idle.get_mut(&member)?;
+        let connections = idle.get_mut(&target)?;
         while let Some(connection) = connections.pop_back() {
             if !connection.upstream.is_closed() {
                 return Some(connection.upstream);
@@ -201,16 +332,34 @@ impl Upstreams {
         None
     }
 
+    fn take_share(&self, target: Target) -> Option<Upstream> {
+        let shared = self.shared.borrow();
+        let has_room = |shared: &&Shared| {
+            !shared.sender.is_closed() && shared.load.requests.get() < shared.load.most.get()
+        };
+        let shared = shared.get(&target)?.iter().find(has_room)?;
+        Some(Upstream::Http2 { sender: shared.sender.clone(), share: Share::of(&shared.load) })
+    }
+
+    /// Lets others have a share of a new connection, if it is one that can be shared.
+    pub(crate) fn share(&self, target: Target, upstream: &Upstream, keep: Duration) {
+        if let Upstream::Http2 { sender, share } = upstream {
+            let load = Rc::clone(&share.0);
+            let shared = Shared { sender: sender.clone(), load, keep };
+            self.shared.borrow_mut().entry(target).or_default().push(shared);
+        }
+    }
+
     /// Keeps a connection whose answer has been read to its end.
-    pub(crate) fn put(&self, member: SocketAddr, upstream: Upstream, now: Instant, keep: Duration) {
-        if upstream.is_closed() || keep.is_zero() {
+    pub(crate) fn put(&self, target: Target, upstream: Upstream, now: Instant, keep: Duration) {
+        if upstream.is_http2() || upstream.is_closed() || keep.is_zero() {
             return;
         }
-        if let Drive::Holder(driver) = &upstream.drive {
+        if let Upstream::Http1 { drive: Drive::Holder(driver), .. } = &upstream {
             driver.rest();
         }
         let mut idle = self.idle.borrow_mut();
-        let connections = idle.entry(member).or_default();
+        let connections = idle.entry(target).or_default();
         if connections.len() >= IDLE_MAX {
             connections.pop_front();
         }
@@ -223,21 +372,83 @@ impl Upstreams {
             connections.retain_mut(|idle| now < idle.until && !idle.upstream.is_closed_now());
             !connections.is_empty()
         });
+        self.shared.borrow_mut().retain(|_, connections| {
+            connections.retain(|shared| {
+                let idle =
+                    shared.load.requests.get() == 0 && now >= shared.load.idle_since.get() + shared.keep;
+                !idle && !shared.sender.is_closed()
+            });
+            !connections.is_empty()
+        });
     }
 }
 
-/// A new connection.
-pub(crate) async fn connect(member: SocketAddr) -> io::Result<Upstream> {
-    let stream = TcpStream::connect(member).await?;
-    stream.set_nodelay(true)?;
+/// A new connection, as the pool wants it.
+pub(crate) async fn connect(pool: &Pool, target: Target, http1_only: bool) -> Result<Upstream, ConnectError> {
+    let tcp = TcpStream::connect(target.member).await?;
+    tcp.set_nodelay(true)?;
+    let Some(tls) = pool.tls() else {
+        let http2 = target.transport == Transport::H2c;
+        return Ok(begin(Stream::Plain(tcp), http2).await?);
+    };
+    let config = if http1_only { &tls.http1 } else { &tls.config };
+    let connecting = TlsConnector::from(Arc::clone(config)).connect(tls.name(target.member.ip()), tcp);
+    let stream = connecting.await.map_err(|error| ConnectError::Tls(error.to_string()))?;
+    let http2 = match (stream.get_ref().1.alpn_protocol(), pool.settings().protocol) {
+        (Some(protocol), _) => protocol == b"h2",
+        (None, protocol) if protocol == PoolProtocol::H2 && !http1_only => {
+            return Err(ConnectError::Tls("the member does not offer HTTP/2".to_owned()));
+        }
+        (None, _) => false,
+    };
+    Ok(begin(Stream::Tls(Box::new(TlsStream::Client(stream))), http2).await?)
+}
+
+async fn begin(stream: Stream, http2: bool) -> io::Result<Upstream> {
+    let io = TokioIo::new(stream);
+    if http2 {
+        let mut builder = http2::Builder::new(LocalTasks);
+        builder
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_send_buf_size(UNSENT_MAX)
+            .keep_alive_interval(PING_AFTER)
+            .keep_alive_timeout(PONG_WITHIN);
+        let (sender, mut connection) = builder.handshake(io).await.map_err(io::Error::other)?;
+        let load = Rc::new(Load {
+            requests: Cell::new(0),
+            most: Cell::new(STREAMS_MAX),
+            idle_since: Cell::new(Instant::now()),
+        });
+        let of_task = Rc::clone(&load);
+        tokio::task::spawn_local(poll_fn(move |cx| {
+            let polled = Pin::new(&mut connection).poll(cx);
+            // The member says how many it takes, and may change its mind.
+            of_task.most.set(connection.current_max_send_streams().min(STREAMS_MAX));
+            polled.map(drop)
+        }));
+        return Ok(Upstream::Http2 { sender, share: Share::of(&load) });
+    }
     let mut builder = http1::Builder::new();
     builder.max_buf_size(READ_BUFFER_MAX);
-    let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+    let (sender, connection) = builder.handshake(io).await.map_err(io::Error::other)?;
     // Whoever waits for an answer hears of the connection's end from the sender.
-    let connection = Box::pin(async move {
+    let connection: Pin<Box<dyn Future<Output = ()>>> = Box::pin(async move {
         let _ = connection.with_upgrades().await;
     });
     let relay = Arc::new(Relay::default());
     let waker = Waker::from(Arc::clone(&relay));
-    Ok(Upstream { sender, drive: Drive::Holder(Driver { connection: Some(connection), relay, waker }) })
+    let drive = Drive::Holder(Driver { connection: Some(connection), relay, waker });
+    Ok(Upstream::Http1 { sender, drive })
+}
+
+/// Runs what hyper needs run beside a connection of HTTP/2, on this worker.
+#[derive(Clone)]
+struct LocalTasks;
+
+impl<F: Future<Output = ()> + 'static> Executor<F> for LocalTasks {
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(future);
+    }
 }

@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use trestle_config::Config;
 use trestle_config::model::{
     Bind, HttpSettings, Listener, Member, Policies, Pool, Protocol, TcpSettings, UdpSettings,
 };
+use trestle_config::{Config, Contents};
 use trestle_dataplane::{Install, Options, Plane};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -22,6 +22,7 @@ fn config(member: SocketAddr) -> Config {
         bind: vec![Bind { ip: Some([127, 0, 0, 1].into()), port: 0 }],
         protocol: Protocol::Http,
         pool: Some("app".into()),
+        tls: None,
         udp: UdpSettings::default(),
         tcp: TcpSettings::default(),
         http: HttpSettings::default(),
@@ -61,7 +62,12 @@ fn without_descriptors_accepting_pauses_and_goes_on_when_there_are_some() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let options = Options { workers: NonZeroUsize::MIN, node: "n1".into(), pinned: BTreeMap::new() };
     let plane = Plane::start(options).expect("a plane");
-    let install = Install { revision: 1, config: Arc::new(config(backend())), route_births: Arc::default() };
+    let install = Install {
+        revision: 1,
+        config: Arc::new(config(backend())),
+        route_births: Arc::default(),
+        contents: Contents::default(),
+    };
     let bound = runtime.block_on(plane.install(install));
     let address = *bound[0].state.as_ref().expect("listens");
 

@@ -72,6 +72,7 @@ impl From<BoundListener> for ListenerStatus {
         };
         let protocol = match bound.protocol {
             Protocol::Http => "http",
+            Protocol::Https => "https",
             Protocol::Tcp => "tcp",
             Protocol::Udp => "udp",
             Protocol::TcpUdp => "tcp+udp",

@@ -163,6 +163,7 @@ impl Body for Answer {
             Answer::Page(page) if page.is_empty() => Poll::Ready(None),
             Answer::Page(page) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(page))))),
             Answer::Stream(body, transfer) => {
+                transfer.is_taken();
                 let polled = transfer.poll(cx, |cx| Pin::new(&mut *body).poll_frame(cx));
                 transfer.observe(cx, polled, || body.is_end_stream())
             }

@@ -1,29 +1,25 @@
-//! One client connection, as its request, gate and driver share it. All of them live in one task.
+//! The near side of a request: an HTTP/1.1 connection, or one stream of HTTP/2, as what serves it shares it.
+//! All of that lives in one task.
 
 use std::cell::{Cell, RefCell};
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use http::HeaderValue;
+use http::{HeaderMap, Uri};
 use tokio::time::Instant;
 
+use super::client::Client;
 use super::gate::GateState;
 use super::tunnel::Upgrade;
 use crate::alarm::Alarm;
-use crate::worker::{Handle, ListenerRef, Worker};
 
 #[derive(Debug)]
 pub(crate) struct Conn {
-    pub(crate) worker: Rc<Worker>,
-    pub(crate) handle: Rc<Handle>,
+    pub(crate) client: Rc<Client>,
+    /// Of HTTP/2 there is no gate, only what it would say of the request.
     pub(crate) gate: Rc<GateState>,
+    pub(crate) version: HttpVersion,
     pub(crate) alarm: Alarm,
-    /// The client's address, as `X-Forwarded-For` and log name it.
-    pub(crate) client: HeaderValue,
-    pub(crate) peer: SocketAddr,
-    /// The port that it connected to.
-    pub(crate) port: HeaderValue,
     /// What becomes of the connection after a 101.
     pub(crate) upgrade: RefCell<Option<Upgrade>>,
     /// The client may still be sending what nobody reads: see [`super::server`].
@@ -34,48 +30,40 @@ pub(crate) struct Conn {
     pub(crate) used: Cell<bool>,
     /// How long the present stream may stand still.
     pub(crate) stream_idle: Cell<Duration>,
-    listener: RefCell<ListenerRef>,
-    version: Cell<u64>,
+    /// Since when a stream of HTTP/2 could send and its client takes nothing.
+    pub(crate) unsent_since: Cell<Option<Instant>>,
+    /// The client broke the request off.
+    pub(crate) abandoned: Cell<bool>,
+    /// The request of a stream as it came, if it may be sent twice. (Of HTTP/1.1 the gate keeps the head.)
+    pub(crate) original: RefCell<Option<Box<(Uri, HeaderMap)>>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HttpVersion {
+    Http1,
+    Http2,
 }
 
 impl Conn {
-    pub(crate) fn new(
-        worker: Rc<Worker>,
-        handle: Rc<Handle>,
-        listener: ListenerRef,
-        client: SocketAddr,
-        local: SocketAddr,
-    ) -> Self {
-        let text = |value: String| {
-            HeaderValue::from_maybe_shared(value.into_bytes()).unwrap_or(HeaderValue::from_static("unknown"))
-        };
+    pub(crate) fn new(client: Rc<Client>, version: HttpVersion) -> Self {
+        let head_max = client.listener().settings.http.max_headers;
         Self {
-            gate: Rc::new(GateState::new(listener.settings.http.max_headers)),
+            gate: Rc::new(GateState::new(head_max)),
+            version,
             alarm: Alarm::default(),
-            client: text(client.ip().to_canonical().to_string()),
-            peer: SocketAddr::new(client.ip().to_canonical(), client.port()),
-            port: text(local.port().to_string()),
             upgrade: RefCell::default(),
             linger: Cell::new(false),
             idle_since: Cell::new(Instant::now()),
             used: Cell::new(false),
             stream_idle: Cell::new(Duration::ZERO),
-            version: Cell::new(worker.version()),
-            listener: RefCell::new(listener),
-            worker,
-            handle,
+            unsent_since: Cell::new(None),
+            abandoned: Cell::new(false),
+            original: RefCell::default(),
+            client,
         }
     }
 
-    /// The listener as the newest revision has it; as the last revision that had it, if it is gone.
-    pub(crate) fn listener(&self) -> ListenerRef {
-        let version = self.worker.version();
-        if self.version.replace(version) != version {
-            let name = self.listener.borrow().name.clone();
-            if let Some(newest) = self.worker.listener(&name) {
-                *self.listener.borrow_mut() = newest;
-            }
-        }
-        Rc::clone(&self.listener.borrow())
+    pub(crate) fn is_http2(&self) -> bool {
+        self.version == HttpVersion::Http2
     }
 }

@@ -1,5 +1,6 @@
 //! Header fields that a config adds, sets and removes.
 
+use http::header::STRICT_TRANSPORT_SECURITY;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use trestle_config::model::HeaderEdits;
 use trestle_config::text::Template;
@@ -21,6 +22,9 @@ const SECURITY: [(HeaderName, &str); 3] = [
     (http::header::X_FRAME_OPTIONS, "SAMEORIGIN"),
     (http::header::REFERRER_POLICY, "strict-origin-when-cross-origin"),
 ];
+
+/// For a year; names below may have their own reasons not to.
+const TLS_ONLY: &str = "max-age=31536000";
 
 impl Edits {
     /// `None`: there is nothing to do.
@@ -47,7 +51,7 @@ impl Edits {
         for name in &self.remove {
             headers.remove(name);
         }
-        let (set, add) = values.0.split_at(self.set.len());
+        let (set, add) = values.texts.split_at(self.set.len());
         for ((name, _), value) in self.set.iter().zip(set) {
             headers.insert(name, value.clone());
         }
@@ -58,16 +62,25 @@ impl Edits {
             for (name, value) in SECURITY {
                 headers.entry(name).or_insert(HeaderValue::from_static(value));
             }
+            if values.over_tls {
+                headers.entry(STRICT_TRANSPORT_SECURITY).or_insert(HeaderValue::from_static(TLS_ONLY));
+            }
         }
     }
 
     pub(crate) fn values(&self, scope: Scope<'_>) -> Values {
-        Values(self.set.iter().chain(&self.add).map(|(_, text)| text.value(scope)).collect())
+        Values {
+            texts: self.set.iter().chain(&self.add).map(|(_, text)| text.value(scope)).collect(),
+            over_tls: scope.record.conn.client.tls.is_some(),
+        }
     }
 }
 
 /// Values of one request, in the order of the edits.
-pub(crate) struct Values(Vec<HeaderValue>);
+pub(crate) struct Values {
+    texts: Vec<HeaderValue>,
+    over_tls: bool,
+}
 
 pub(crate) fn lines(lines: &[(String, Template)]) -> Box<[(HeaderName, Text)]> {
     let line = |(name, template): &(String, Template)| {

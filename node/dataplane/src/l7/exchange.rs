@@ -16,7 +16,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use http_body::Body;
 use hyper::body::Incoming;
 use tokio::time::Instant;
-use trestle_config::model::{HashOn, Scheme};
+use trestle_config::model::{HashOn, PoolProtocol};
 
 use super::body::{Answer, Upload, UploadState};
 use super::conn::Conn;
@@ -27,13 +27,13 @@ use super::router::Subject;
 use super::text::Scope;
 use super::transfer::{Deadline, Transfer};
 use super::tunnel::Upgrade;
-use super::{cors, forward, page, target, values};
+use super::{cors, forward, grpc, page, target, values};
 use crate::alarm::Elapsed;
 use crate::balance::hashed;
 use crate::metrics::{Reason, RetrySafe};
 use crate::pool::{FailureKind, Picked, Pool};
 use crate::snapshot::Rule;
-use crate::upstream::{Upstream, connect};
+use crate::upstream::{ConnectError, Target, Upstream, connect};
 
 /// An idle connection whose answer has been read needs one poll of its task to be ready again. One
 /// that takes longer is no use.
@@ -63,7 +63,9 @@ async fn exchange(conn: &Conn, record: &mut Record, request: Request<Incoming>) 
         return Err(reason);
     }
     let (mut parts, body) = request.into_parts();
-    record.host = target::normalise(&mut parts.uri, &mut parts.headers)?;
+    record.grpc = conn.is_http2() && grpc::is_call(&parts.headers);
+    let merge_slashes = record.listener.settings.http.merge_slashes;
+    record.host = target::normalise(&mut parts.uri, &mut parts.headers, merge_slashes)?;
     record.target = parts.uri.clone();
     if let Some(method) = cors::preflight(&record.method, &parts.headers)
         && let Some(answer) = answer_preflight(record, &parts.headers, &method)
@@ -95,13 +97,20 @@ async fn exchange(conn: &Conn, record: &mut Record, request: Request<Incoming>) 
             Upload::stream(body, state, rule.max_body, rule.timeout.idle)
         }
     };
-    let upgrade = conn.gate.upgrade.get() && forward::is_websocket(&parts.headers);
+    let upgrade = conn.gate.upgrade.get() && rule.websocket && forward::is_websocket(&parts.headers);
+    if conn.is_http2() {
+        forward::join_cookies(&mut parts.headers);
+        if framing == Framing::None && is_idempotent(&record.method) {
+            *conn.original.borrow_mut() = Some(Box::new((parts.uri.clone(), parts.headers.clone())));
+        }
+    }
+    let patience = record.grpc.then(|| grpc::timeout(&parts.headers)).flatten();
     prepare(record, rule, &mut parts.uri, &mut parts.headers, framing, upgrade)?;
     let mut outgoing = Request::new(upload);
     *outgoing.method_mut() = parts.method;
     *outgoing.uri_mut() = parts.uri;
     *outgoing.headers_mut() = parts.headers;
-    let exchange = Exchange { conn, rule, upgrade };
+    let exchange = Exchange { conn, rule, upgrade, patience };
     exchange.run(record, outgoing).await.map(Outcome::Reply)
 }
 
@@ -125,8 +134,8 @@ fn subject<'a>(record: &'a Record, host: &'a str, headers: &'a HeaderMap, method
         query: record.target.query(),
         method,
         headers,
-        client: record.conn.peer.ip(),
-        scheme: Scheme::Http,
+        client: record.conn.client.peer.ip(),
+        scheme: record.conn.client.scheme(),
     }
 }
 
@@ -149,11 +158,15 @@ fn prepare(
     framing: Framing,
     upgrade: bool,
 ) -> Result<(), Reason> {
+    let client = &record.conn.client;
     let origin = forward::Origin {
-        client: &record.conn.client,
-        port: &record.conn.port,
-        via: record.conn.worker.via(),
+        client: &client.address,
+        port: &client.port,
+        via: client.worker.via(),
         request_id: record.id.value(),
+        scheme: client.scheme(),
+        certificate: client.tls.as_ref().and_then(|tls| tls.certificate.as_ref()),
+        chain: client.tls.as_ref().and_then(|tls| tls.chain.as_ref()),
         host: record.host.as_ref(),
         framing,
         upgrade,
@@ -175,6 +188,8 @@ struct Exchange<'a> {
     conn: &'a Conn,
     rule: &'a Rule,
     upgrade: bool,
+    /// How long the caller of gRPC waits.
+    patience: Option<Duration>,
 }
 
 /// An attempt that brought no answer.
@@ -193,7 +208,10 @@ impl Failed {
 
 impl Exchange<'_> {
     async fn run(&self, record: &mut Record, mut outgoing: Request<Upload>) -> Result<Reply, Reason> {
-        let total = after(record.started, self.rule.timeout.request, Reason::RequestTimeout);
+        let total = earlier(
+            after(record.started, self.rule.timeout.request, Reason::RequestTimeout),
+            self.patience.map(|patience| (record.started + patience, Reason::RequestTimeout)),
+        );
         let (at, key, first) = self.pick(record, outgoing.headers()).ok_or(Reason::NoMember)?;
         let pool = self.rule.split.pool(at).ok_or(Reason::Internal)?;
         record.pool = Some(at);
@@ -258,22 +276,28 @@ impl Exchange<'_> {
 
     /// The request once more, if it may be sent twice.
     fn replay(&self, record: &Record) -> Option<Request<Upload>> {
-        let idempotent =
-            matches!(record.method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE)
-                || matches!(record.method, Method::PUT | Method::DELETE);
-        if !idempotent || record.upload.is_some() {
+        if !is_idempotent(&record.method) || record.upload.is_some() {
             return None;
         }
-        let mut request = parse(&self.conn.gate.head.borrow())?;
-        let (mut uri, mut headers) = (Uri::default(), HeaderMap::new());
-        std::mem::swap(&mut uri, request.uri_mut());
-        std::mem::swap(&mut headers, request.headers_mut());
-        target::normalise(&mut uri, &mut headers).ok()?;
+        let (mut uri, mut headers) = self.original()?;
         prepare(record, self.rule, &mut uri, &mut headers, Framing::None, self.upgrade).ok()?;
         self.edit_for_pool(record, &mut headers);
+        let mut request = Request::new(Upload::None);
+        *request.method_mut() = record.method.clone();
         *request.uri_mut() = uri;
         *request.headers_mut() = headers;
         Some(request)
+    }
+
+    /// Target and header as the client sent them, in their one form.
+    fn original(&self) -> Option<(Uri, HeaderMap)> {
+        if let Some(original) = &*self.conn.original.borrow() {
+            return Some((**original).clone());
+        }
+        let (mut uri, mut headers) = parse(&self.conn.gate.head.borrow())?;
+        let merge_slashes = self.conn.client.listener().settings.http.merge_slashes;
+        target::normalise(&mut uri, &mut headers, merge_slashes).ok()?;
+        Some((uri, headers))
     }
 
     async fn attempt(
@@ -291,10 +315,17 @@ impl Exchange<'_> {
             let host = HeaderValue::from_str(&picked.address().to_string());
             request.headers_mut().extend(host.ok().map(|host| (http::header::HOST, host)));
         }
+        let Some(target) = Target::of(pool, picked.address()) else {
+            return Err(Failed::before_sending(Reason::TlsFailed, request));
+        };
+        if self.upgrade && pool.settings().protocol == PoolProtocol::H2c {
+            // A WebSocket to such a member would need RFC 8441 on that side.
+            return Err(Failed { reason: Reason::Unsupported, request: None, reused: false });
+        }
         loop {
-            let (mut upstream, reused) = match self.idle(picked).await {
+            let (mut upstream, reused) = match self.idle(target).await {
                 Some(upstream) => (upstream, true),
-                None => match self.connect(pool, picked, overall).await {
+                None => match self.connect(pool, picked, target, overall).await {
                     Ok(upstream) => {
                         now = Instant::now();
                         (upstream, false)
@@ -305,10 +336,14 @@ impl Exchange<'_> {
             if upload.is_some() {
                 upstream.detach();
             }
+            let chunked = self.conn.gate.framing.get() == Framing::Chunked;
+            if forward::dress(&mut request, upstream.is_http2(), pool.tls().is_some(), chunked).is_err() {
+                return Err(Failed { reason: Reason::BadRequest, request: None, reused });
+            }
             let mut sent = pin!(upstream.send(request));
             let answer = poll_fn(|cx| upstream.poll(cx, |cx| sent.as_mut().poll(cx)));
             match self.answer(pool, answer, upload, now, overall).await {
-                Ok(Ok(response)) => return Ok(self.reply(pool, response, upstream, overall)),
+                Ok(Ok(response)) => return Ok(self.reply(pool, response, upstream, target, overall)),
                 Ok(Err(mut error)) => match error.take_message() {
                     // It was closed while it lay idle; the next one may not be.
                     Some(unsent) if reused => request = unsent,
@@ -323,8 +358,8 @@ impl Exchange<'_> {
         }
     }
 
-    async fn idle(&self, picked: &Picked) -> Option<Upstream> {
-        while let Some(mut upstream) = self.conn.worker.upstreams.take(picked.address()) {
+    async fn idle(&self, target: Target) -> Option<Upstream> {
+        while let Some(mut upstream) = self.conn.client.worker.upstreams.take(target, self.upgrade) {
             if upstream.is_ready() {
                 return Some(upstream);
             }
@@ -341,20 +376,25 @@ impl Exchange<'_> {
         &self,
         pool: &Pool,
         picked: &Picked,
+        target: Target,
         overall: Option<Deadline>,
     ) -> Result<Upstream, Reason> {
         let began = Instant::now();
         let own = after(began, pool.settings().timeout.connect, Reason::ConnectTimeout);
         let deadline = earlier(overall, own);
-        let connecting = Box::pin(connect(picked.address()));
+        let connecting = Box::pin(connect(pool, target, self.upgrade));
         match self.conn.alarm.within(deadline.map(|(at, _)| at), connecting).await {
             Ok(Ok(upstream)) => {
                 picked.connected(began.elapsed());
+                self.conn.client.worker.upstreams.share(target, &upstream, pool.settings().timeout.pool_idle);
                 Ok(upstream)
             }
             Ok(Err(error)) => {
                 tracing::debug!(pool = pool.name(), member = picked.name(), %error, "member can't be connected to");
-                Err(Reason::ConnectFailed)
+                Err(match error {
+                    ConnectError::Tcp(_) => Reason::ConnectFailed,
+                    ConnectError::Tls(_) => Reason::TlsFailed,
+                })
             }
             Err(Elapsed) => Err(deadline.map_or(Reason::ConnectTimeout, |(_, reason)| reason)),
         }
@@ -402,9 +442,11 @@ impl Exchange<'_> {
         pool: &Pool,
         response: Response<Incoming>,
         upstream: Upstream,
+        target: Target,
         deadline: Option<Deadline>,
     ) -> Reply {
         Reply {
+            target,
             response,
             upstream,
             deadline,
@@ -419,7 +461,7 @@ impl Exchange<'_> {
 fn key(pool: &Pool, record: &Record, headers: &HeaderMap) -> Option<u64> {
     let of = |value: std::borrow::Cow<'_, [u8]>| hashed(0, &value);
     match pool.hash_on()? {
-        HashOn::Client | HashOn::ClientPort => pool.key_of_client(record.conn.peer),
+        HashOn::Client | HashOn::ClientPort => pool.key_of_client(record.conn.client.peer),
         HashOn::Path => Some(hashed(0, record.target.path().as_bytes())),
         HashOn::Cookie(name) => values::cookie(headers, name).next().map(of),
         HashOn::Header(name) => {
@@ -439,7 +481,7 @@ struct Again {
 /// What the member is judged by. What the client did is not the member's fault.
 fn report(picked: &Picked, reason: Reason) {
     let kind = match reason {
-        Reason::ConnectFailed => FailureKind::Connect,
+        Reason::ConnectFailed | Reason::TlsFailed => FailureKind::Connect,
         Reason::ConnectTimeout => FailureKind::ConnectTimeout,
         Reason::FirstByteTimeout | Reason::AttemptTimeout => FailureKind::Timeout,
         Reason::UpstreamClosed | Reason::UpstreamMalformed => FailureKind::Broken,
@@ -472,27 +514,33 @@ fn extended(patience: Duration, upload: Option<&UploadState>, seen: &mut Option<
     (at > now).then_some((at, Reason::FirstByteTimeout))
 }
 
-/// A head that the gate has taken, parsed again.
-fn parse(head: &[u8]) -> Option<Request<Upload>> {
+/// Whether asking twice is asking once (RFC 9110, section 9.2.2).
+fn is_idempotent(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE)
+        || matches!(*method, Method::PUT | Method::DELETE)
+}
+
+/// Target and header of a head that the gate has taken, parsed again.
+fn parse(head: &[u8]) -> Option<(Uri, HeaderMap)> {
     let mut lines = [httparse::EMPTY_HEADER; FIELD_LINES_MAX];
     let mut parsed = httparse::Request::new(&mut lines);
     if !parsed.parse(head).ok()?.is_complete() {
         return None;
     }
-    let mut request = Request::new(Upload::None);
-    *request.method_mut() = Method::from_bytes(parsed.method?.as_bytes()).ok()?;
-    *request.uri_mut() = parsed.path?.parse().ok()?;
+    let uri = parsed.path?.parse().ok()?;
+    let mut headers = HeaderMap::with_capacity(parsed.headers.len());
     for line in parsed.headers.iter() {
         let name = HeaderName::from_bytes(line.name.as_bytes()).ok()?;
-        request.headers_mut().append(name, HeaderValue::from_bytes(line.value).ok()?);
+        headers.append(name, HeaderValue::from_bytes(line.value).ok()?);
     }
-    Some(request)
+    Some((uri, headers))
 }
 
 /// An answer whose header has come.
 struct Reply {
     response: Response<Incoming>,
     upstream: Upstream,
+    target: Target,
     deadline: Option<Deadline>,
     keep: Duration,
     idle: Duration,
@@ -513,17 +561,19 @@ impl Reply {
         forward::clean(&mut parts.headers);
         record.edit_response(&mut parts.headers);
         parts.version = Version::HTTP_11;
-        if record.conn.handle.is_closing() {
+        if record.conn.client.handle.is_closing() && !record.conn.is_http2() {
             parts.headers.insert(http::header::CONNECTION, HeaderValue::from_static("close"));
         }
         let ended = body.is_end_stream();
         let mut transfer = Transfer {
             record,
             upstream: Some(self.upstream),
+            target: self.target,
             keep: self.keep,
             idle: self.idle,
             deadline: self.deadline,
             stalled: None,
+            over: false,
         };
         let answer = if ended {
             transfer.complete();

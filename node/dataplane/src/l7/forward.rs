@@ -1,7 +1,11 @@
 //! Header fields on their way through a proxy (RFC 9110, sections 7.6 and 10.1.4).
 
-use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderName, TE, TRANSFER_ENCODING, UPGRADE, VIA};
-use http::{HeaderMap, HeaderValue};
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, COOKIE, HOST, HeaderName, TE, TRANSFER_ENCODING, UPGRADE, VIA,
+};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, Request, Uri};
+use trestle_config::model::Scheme;
 
 use super::head::{Framing, has_token};
 
@@ -9,10 +13,13 @@ const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+/// RFC 9440. A client that sends them would pass for another.
+const CLIENT_CERT: HeaderName = HeaderName::from_static("client-cert");
+const CLIENT_CERT_CHAIN: HeaderName = HeaderName::from_static("client-cert-chain");
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Fields that [`prepare`] may add.
-const OURS_MOST: usize = 9;
+const OURS_MOST: usize = 11;
 
 /// What the upstream is told about the client's side.
 #[derive(Debug)]
@@ -21,6 +28,10 @@ pub(crate) struct Origin<'a> {
     pub(crate) port: &'a HeaderValue,
     pub(crate) via: &'a HeaderValue,
     pub(crate) request_id: HeaderValue,
+    pub(crate) scheme: Scheme,
+    /// `Client-Cert` and `Client-Cert-Chain`.
+    pub(crate) certificate: Option<&'a HeaderValue>,
+    pub(crate) chain: Option<&'a HeaderValue>,
     pub(crate) host: Option<&'a HeaderValue>,
     pub(crate) framing: Framing,
     /// The request asks for another protocol and is let to.
@@ -46,7 +57,9 @@ pub(crate) fn prepare(headers: &mut HeaderMap, origin: Origin<'_>) {
         headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
     headers.insert(FORWARDED_FOR, origin.client.clone());
-    headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
+    headers.insert(FORWARDED_PROTO, HeaderValue::from_static(origin.scheme.as_str()));
+    headers.extend(origin.certificate.map(|value| (CLIENT_CERT, value.clone())));
+    headers.extend(origin.chain.map(|value| (CLIENT_CERT_CHAIN, value.clone())));
     headers.insert(FORWARDED_PORT, origin.port.clone());
     match origin.host {
         Some(host) => headers.insert(FORWARDED_HOST, host.clone()),
@@ -54,6 +67,50 @@ pub(crate) fn prepare(headers: &mut HeaderMap, origin: Origin<'_>) {
     };
     headers.insert(REQUEST_ID, origin.request_id);
     headers.append(VIA, origin.via.clone());
+}
+
+/// A browser may cut its cookies into many fields (RFC 9113, section 8.2.3); whoever does not speak HTTP/2
+/// expects one.
+pub(crate) fn join_cookies(headers: &mut HeaderMap) {
+    let crumbs: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if crumbs.len() > 1
+        && let Ok(joined) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..]))
+    {
+        headers.insert(COOKIE, joined);
+    }
+}
+
+/// Gives a prepared request the form of the protocol in which it is sent: HTTP/2 has the host in its target and
+/// frames bodies itself. May be done again, for another.
+///
+/// # Errors
+/// If the host can't stand in a target.
+pub(crate) fn dress<B>(
+    request: &mut Request<B>,
+    http2: bool,
+    tls: bool,
+    chunked: bool,
+) -> Result<(), http::Error> {
+    let target = request.uri().path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
+    if http2 {
+        let headers = request.headers_mut();
+        for name in [TRANSFER_ENCODING, CONNECTION, UPGRADE] {
+            headers.remove(name);
+        }
+        let Some(host) = headers.remove(HOST) else { return Ok(()) };
+        let scheme = if tls { Scheme::Https } else { Scheme::Http };
+        let uri = Uri::builder().scheme(scheme.as_str()).authority(host.as_bytes()).path_and_query(target);
+        *request.uri_mut() = uri.build()?;
+    } else if let Some(authority) = request.uri().authority() {
+        let host = HeaderValue::from_str(authority.as_str())?;
+        *request.uri_mut() = Uri::from(target);
+        let headers = request.headers_mut();
+        headers.insert(HOST, host);
+        if chunked {
+            headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
+    }
+    Ok(())
 }
 
 /// Makes an upstream's response fields fit for the client. hyper frames the body anew.
@@ -100,7 +157,7 @@ fn is_hop_by_hop(name: &str) -> bool {
 /// Request fields beyond those. `expect`: hyper asks the client to go on once the upstream takes the
 /// body, as late as that may be.
 fn is_for_this_proxy(name: &str) -> bool {
-    matches!(name, "te" | "forwarded" | "http2-settings" | "expect")
+    matches!(name, "te" | "forwarded" | "http2-settings" | "expect" | "client-cert" | "client-cert-chain")
 }
 
 /// Whether the response takes up the protocol that the request asked for.
@@ -126,6 +183,9 @@ mod tests {
             port: &HeaderValue::from_static("80"),
             via: &HeaderValue::from_static("1.1 n1"),
             request_id: HeaderValue::from_static("id"),
+            scheme: Scheme::Http,
+            certificate: None,
+            chain: None,
             host: Some(&HeaderValue::from_static("h:80")),
             framing,
             upgrade,
@@ -182,6 +242,8 @@ mod tests {
                 ("x-forwarded-port", "443"),
                 ("forwarded", "for=10.0.0.1"),
                 ("x-request-id", "mine"),
+                ("client-cert", ":AAAA:"),
+                ("client-cert-chain", ":AAAA:"),
             ],
             Framing::None,
             false,

@@ -126,7 +126,7 @@ impl Redirect {
             // An HTTP/1.0 client that named no host is at the right one.
             return HeaderValue::from_str(&target).map_err(|_| Reason::Internal);
         }
-        let scheme = self.scheme.unwrap_or(Scheme::Http);
+        let scheme = self.scheme.unwrap_or(record.conn.client.scheme());
         // Gateway API: with another scheme its own port, else the one that was asked.
         let port = match (self.port, self.scheme) {
             (Some(port), _) => Some(port),
@@ -164,7 +164,7 @@ impl NewPath {
         };
         let slash = if new.starts_with('/') { "" } else { "/" };
         let new = format!("{slash}{new}");
-        let normal = path::normalise(&new).map_err(|_| Reason::Internal)?;
+        let normal = path::normalise(&new, false).map_err(|_| Reason::Internal)?;
         let target = match own_query.as_deref().or(asked.query()) {
             Some(query) => format!("{normal}?{query}"),
             None => normal.into_owned(),

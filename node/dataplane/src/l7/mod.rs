@@ -1,6 +1,7 @@
-//! HTTP/1.1, both sides.
+//! HTTP/1.1 and HTTP/2, both sides.
 //!
-//! Life of a request: the [`gate`] reads its head strictly and hands it to hyper ([`server`] drives both);
+//! Life of a request: the [`gate`] reads its head strictly and hands it to hyper ([`server`] drives both), or
+//! it comes as a stream of [`h2`];
 //! [`exchange`] brings its [`target`] into one form, asks the [`router`] of the listener's present revision for a
 //! rule, prepares the headers ([`forward`]; a config's own [`edits`]), picks a member and sends, again where that is safe; the
 //! answer streams back as a [`transfer`], or the connection becomes a [`tunnel`]; a [`page`] says what went
@@ -11,12 +12,15 @@
 
 pub(crate) mod body;
 mod chunked;
+mod client;
 mod conn;
 pub(crate) mod cors;
 pub(crate) mod edits;
 mod exchange;
 mod forward;
 mod gate;
+mod grpc;
+mod h2;
 mod head;
 pub(crate) mod local;
 mod page;

@@ -6,6 +6,7 @@ use http::{HeaderValue, Method, Response, StatusCode};
 
 use super::body::Answer;
 use super::forward::REQUEST_ID;
+use super::grpc;
 use super::record::Record;
 use crate::metrics::Reason;
 
@@ -15,10 +16,24 @@ pub(super) const PLAIN: HeaderValue = HeaderValue::from_static("text/plain; char
 pub(crate) fn answer(record: Record, reason: Reason) -> Response<Answer> {
     let status = reason.status().and_then(|code| StatusCode::from_u16(code).ok());
     let status = status.unwrap_or(StatusCode::BAD_GATEWAY);
+    if record.grpc {
+        return finish(record, failed_call(reason, status), reason);
+    }
     let mut response = Response::new(Answer::Page(page(status, &record)));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, PLAIN);
     finish(record, response, reason)
+}
+
+/// Trailers only: no message, and a status that says why.
+fn failed_call(reason: Reason, status: StatusCode) -> Response<Answer> {
+    let mut response = Response::new(Answer::None);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, grpc::CONTENT);
+    headers.insert(grpc::STATUS, HeaderValue::from(u16::from(grpc::status(reason, status.as_u16()))));
+    let phrase = HeaderValue::from_static(status.canonical_reason().unwrap_or_default());
+    headers.insert(grpc::MESSAGE, phrase);
+    response
 }
 
 /// Sends an answer of our own, with what the config wants in each.
@@ -30,7 +45,7 @@ pub(super) fn finish(mut record: Record, mut response: Response<Answer>, reason:
     let headers = response.headers_mut();
     headers.insert(REQUEST_ID, record.id.value());
     record.edit_response(headers);
-    if closes(reason) || record.conn.handle.is_closing() {
+    if !record.conn.is_http2() && (closes(reason) || record.conn.client.handle.is_closing()) {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
         record.conn.linger.set(true);
     }

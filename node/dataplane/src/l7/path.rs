@@ -2,7 +2,8 @@
 //!
 //! RFC 3986, section 6.2.2: percent-encoded unreserved characters are decoded, the rest of the
 //! percent-encodings get upper-case digits, dot segments are removed. `%2F` and `%5C` stay as they
-//! are, since a decoded slash would be another path. The query is not touched.
+//! are, since a decoded slash would be another path. Slashes in a row are kept, since to some servers
+//! they mean something, or taken for one where the listener says so. The query is not touched.
 //!
 //! Nearly every path is in this form already; finding that out is one pass and no allocation.
 
@@ -17,19 +18,20 @@ pub(crate) enum PathError {
 }
 
 /// Brings the path of a request target (from the first `/`, without a query) into its one form.
-pub(crate) fn normalise(path: &str) -> Result<Cow<'_, str>, PathError> {
-    if is_normal(path) {
+pub(crate) fn normalise(path: &str, merge_slashes: bool) -> Result<Cow<'_, str>, PathError> {
+    if is_normal(path, merge_slashes) {
         return Ok(Cow::Borrowed(path));
     }
     let decoded = decode_unreserved(path)?;
-    Ok(Cow::Owned(remove_dot_segments(&decoded)))
+    Ok(Cow::Owned(remove_segments(&decoded, merge_slashes)))
 }
 
 /// False for every path that may need work.
-fn is_normal(path: &str) -> bool {
+fn is_normal(path: &str, merge_slashes: bool) -> bool {
     let mut previous = 0;
     for byte in path.bytes() {
-        if byte == b'%' || (byte == b'.' && previous == b'/') {
+        let double = merge_slashes && byte == b'/' && previous == b'/';
+        if byte == b'%' || (byte == b'.' && previous == b'/') || double {
             return false;
         }
         previous = byte;
@@ -62,7 +64,7 @@ fn decode_unreserved(path: &str) -> Result<String, PathError> {
 }
 
 /// RFC 3986, section 5.2.4, for absolute paths. `..` above the root stays at the root.
-fn remove_dot_segments(path: &str) -> String {
+fn remove_segments(path: &str, merge_slashes: bool) -> String {
     let mut out = String::with_capacity(path.len());
     let mut segments = path.split('/').skip(1).peekable();
     while let Some(segment) = segments.next() {
@@ -76,6 +78,7 @@ fn remove_dot_segments(path: &str) -> String {
                     out.push('/');
                 }
             }
+            "" if merge_slashes && !last => {}
             _ => {
                 out.push('/');
                 out.push_str(segment);
@@ -92,7 +95,7 @@ mod tests {
     use super::*;
 
     fn check(path: &str, expected: &str) {
-        assert_eq!(normalise(path).as_deref(), Ok(expected), "{path}");
+        assert_eq!(normalise(path, false).as_deref(), Ok(expected), "{path}");
     }
 
     #[test]
@@ -110,6 +113,20 @@ mod tests {
         check("/a..b/...", "/a..b/...");
         check("//a//b", "//a//b");
         check("/a//../b", "/a/b");
+    }
+
+    #[test]
+    fn slashes_in_a_row_are_one_where_that_is_wanted() {
+        for (path, expected) in [
+            ("//a//b", "/a/b"),
+            ("/a//", "/a/"),
+            ("//", "/"),
+            ("/a//../b", "/b"),
+            ("/a/%2f/b", "/a/%2F/b"),
+            ("/a/b", "/a/b"),
+        ] {
+            assert_eq!(normalise(path, true).as_deref(), Ok(expected), "{path}");
+        }
     }
 
     #[test]
@@ -131,24 +148,25 @@ mod tests {
 
     #[test]
     fn nul_and_broken_encodings_are_refused() {
-        assert_eq!(normalise("/a%00b"), Err(PathError::Nul));
+        assert_eq!(normalise("/a%00b", false), Err(PathError::Nul));
         for path in ["/%", "/%2", "/%zz", "/a%2/b", "/%+1"] {
-            assert_eq!(normalise(path), Err(PathError::Percent), "{path}");
+            assert_eq!(normalise(path, false), Err(PathError::Percent), "{path}");
         }
     }
 
     #[test]
     fn a_normal_path_is_not_copied() {
-        assert!(matches!(normalise("/a/b.html"), Ok(Cow::Borrowed(_))));
+        assert!(matches!(normalise("/a/b.html", true), Ok(Cow::Borrowed(_))));
     }
 
     proptest! {
         #[test]
-        fn the_form_is_stable_and_has_no_dot_segments(path in "(/(\\.|\\.\\.|%2e|%2E%2e|[a-z%.]{0,4}|%2f|%41))*/?") {
-            let Ok(once) = normalise(&path) else { return Ok(()) };
-            let twice = normalise(&once);
+        fn the_form_is_stable_and_has_no_dot_segments(merge: bool, path in "(/(\\.|\\.\\.|%2e|%2E%2e|[a-z%.]{0,4}|%2f|%41))*/?") {
+            let Ok(once) = normalise(&path, merge) else { return Ok(()) };
+            let twice = normalise(&once, merge);
             prop_assert_eq!(twice.as_deref(), Ok(&*once));
             prop_assert!(!once.split('/').any(|segment| segment == "." || segment == ".."));
+            prop_assert!(!merge || !once.contains("//"));
         }
     }
 }

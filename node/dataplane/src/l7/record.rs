@@ -3,6 +3,7 @@
 //! Invariant: a record ends exactly once. One that is dropped before its end was told stands for a request
 //! whose client went, or whose connection was cut.
 
+use std::borrow::Cow;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use http::{HeaderMap, HeaderValue, Method, Uri};
 use tokio::time::Instant;
 
 use super::body::UploadState;
+use super::client::Tls;
 use super::conn::Conn;
 use super::text::Scope;
 use crate::access_log::{Object, timestamp};
@@ -47,6 +49,8 @@ pub(crate) struct Record {
     /// In the rule's split.
     pub(crate) pool: Option<usize>,
     pub(crate) picked: Option<Picked>,
+    /// It is a gRPC call.
+    pub(crate) grpc: bool,
     pub(crate) attempts: u32,
     /// 0: no answer has begun.
     pub(crate) status: u16,
@@ -61,9 +65,9 @@ impl Record {
         conn.used.set(true);
         Self {
             conn: Rc::clone(conn),
-            listener: conn.listener(),
+            listener: conn.client.listener(),
             started,
-            id: conn.worker.request_id(started),
+            id: conn.client.worker.request_id(started),
             method: method.clone(),
             target: target.clone(),
             host: None,
@@ -73,12 +77,18 @@ impl Record {
             origin: None,
             pool: None,
             picked: None,
+            grpc: false,
             attempts: 0,
             status: 0,
             upload: None,
             bytes_out: 0,
             ended: false,
         }
+    }
+
+    /// Something that the handshake has told; nothing without TLS.
+    pub(crate) fn tls(&self, of: impl FnOnce(&Tls) -> &str) -> Cow<'_, [u8]> {
+        self.conn.client.tls.as_ref().map_or(Cow::Borrowed(b""), |tls| Cow::Borrowed(of(tls).as_bytes()))
     }
 
     pub(crate) fn rule(&self) -> Option<&Rule> {
@@ -115,7 +125,7 @@ impl Record {
         let took = now - self.started;
         self.count(reason, took);
         if self.listener.access_log {
-            self.conn.worker.log.push(|out| self.write(out, reason, took));
+            self.conn.client.worker.log.push(|out| self.write(out, reason, took));
         }
         self.picked = None;
         self.conn.idle_since.set(now);
@@ -127,7 +137,7 @@ impl Record {
     }
 
     fn count(&self, reason: Reason, took: Duration) {
-        let worker = self.conn.worker.index;
+        let worker = self.conn.client.worker.index;
         let listener = self.listener.counters.at(worker);
         listener.requests.inc(self.status);
         listener.bytes_in.add(self.bytes_in());
@@ -147,7 +157,7 @@ impl Record {
         let mut line = Object::begin(out);
         line.text("time", &timestamp(self.id.unix_ms))
             .text("request_id", &self.id.text)
-            .text("client", self.conn.client.as_bytes())
+            .text("client", self.conn.client.address.as_bytes())
             .text("method", self.method.as_str().as_bytes())
             .text("host", self.host.as_ref().map_or(b"", HeaderValue::as_bytes))
             .text("path", self.target.path().as_bytes())
@@ -171,9 +181,10 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        let reason = if self.conn.handle.is_cut() { Reason::Closing } else { Reason::ClientGone };
+        let reason = if self.conn.client.handle.is_cut() { Reason::Closing } else { Reason::ClientGone };
         if !self.ended {
             self.end(reason);
+            self.conn.abandoned.set(true);
         }
     }
 }

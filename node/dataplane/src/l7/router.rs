@@ -314,7 +314,7 @@ fn rank<'a>(entry: &Entry<'a>) -> (Reverse<Closeness>, u64, &'a str, usize) {
 
 /// A configured path in the form in which requests are looked up.
 fn normal(path: &str) -> String {
-    path::normalise(path).map_or_else(|_| path.to_owned(), |path| path.into_owned())
+    path::normalise(path, false).map_or_else(|_| path.to_owned(), |path| path.into_owned())
 }
 
 fn elements(path: &str) -> impl Iterator<Item = &str> {

@@ -1,6 +1,8 @@
 //! A client connection from its accept to its end.
 //!
-//! One task a connection. Until a byte comes it holds no more than the socket ([`rest`]); then it drives hyper over the [`Gate`], and watches what hyper does not: the time
+//! One task a connection. Of https it begins with a handshake, which says whether HTTP/2 is spoken; on
+//! http a client that knows may begin with it ([`h2`]). Until a byte of HTTP/1.1 comes it holds no more than
+//! the socket ([`rest`]); then it drives hyper over the [`Gate`], and watches what hyper does not: the time
 //! for a header, the idle time between requests, a client that takes no more bytes, and whether the
 //! connection should go.
 //!
@@ -18,17 +20,23 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use rustls::HandshakeKind;
+
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_rustls::{TlsAcceptor, TlsStream};
+use trestle_config::model::Protocol;
 
-use super::conn::Conn;
+use super::client::{Client, Tls};
+use super::conn::{Conn, HttpVersion};
 use super::gate::Gate;
-use super::{exchange, tunnel};
+use super::{exchange, h2, tunnel};
 use crate::metrics::Reason;
+use crate::stream::Stream;
 use crate::worker::{Handle, ListenerRef, Worker};
 
 /// How long a connection that should go may wait for a request.
@@ -46,25 +54,101 @@ pub(crate) const REST_AFTER: Duration = Duration::from_secs(1);
 /// What hyper may buffer of a connection beyond a head.
 const BUFFER_MAX: usize = 64 << 10;
 
-/// Serves HTTP/1.1 on an accepted connection until it ends.
+/// Of an accepted connection.
+pub(crate) struct Ends {
+    pub(crate) client: SocketAddr,
+    pub(crate) local: SocketAddr,
+}
+
+/// Serves HTTP on an accepted connection until it ends.
 pub(crate) async fn serve(
     worker: Rc<Worker>,
     handle: Rc<Handle>,
     listener: ListenerRef,
     stream: TcpStream,
-    client: SocketAddr,
-    local: SocketAddr,
+    ends: Ends,
 ) {
-    let conn = Rc::new(Conn::new(worker, handle, listener, client, local));
+    let (stream, tls) = match listener.settings.protocol {
+        Protocol::Https => match Box::pin(shake_hands(&worker, &listener, stream)).await {
+            Some((stream, tls)) => (stream, Some(tls)),
+            None => return,
+        },
+        _ => (Stream::Plain(stream), None),
+    };
+    let client = Rc::new(Client::new(worker, handle, listener, ends.client, ends.local, tls));
+    if let Stream::Tls(tls) = &stream
+        && tls.get_ref().1.alpn_protocol() == Some(b"h2")
+    {
+        return Box::pin(h2::serve(client, stream)).await;
+    }
+    let conn = Rc::new(Conn::new(client, HttpVersion::Http1));
     let _unheld = Unheld(Rc::clone(&conn));
     let mut stream = stream;
-    while poll_fn(|cx| rest(cx, &stream, &conn)).await {
+    let mut first = true;
+    loop {
+        // What came with the end of a handshake is in nobody's socket any more.
+        let has_begun = first && matches!(stream, Stream::Tls(_));
+        if !has_begun && !poll_fn(|cx| rest(cx, stream.tcp(), &conn)).await {
+            return;
+        }
+        if std::mem::take(&mut first)
+            && let Stream::Plain(tcp) = &stream
+            && begins_with_h2(tcp, &conn).await
+        {
+            return Box::pin(h2::serve(Rc::clone(&conn.client), stream)).await;
+        }
         // Boxed: at rest only the socket is held.
         match Box::pin(talk(stream, &conn)).await {
             Some(idle) => stream = idle,
             None => return,
         }
     }
+}
+
+/// `None`: it failed, or took longer than a header may.
+async fn shake_hands(worker: &Worker, listener: &ListenerRef, stream: TcpStream) -> Option<(Stream, Tls)> {
+    let counters = listener.counters.at(worker.index);
+    let terminator = listener.tls.as_ref()?;
+    let accepting = TlsAcceptor::from(terminator.config.clone()).accept(stream);
+    let failed = match timeout(listener.settings.http.header_timeout, accepting).await {
+        Ok(Ok(stream)) => {
+            let session = stream.get_ref().1;
+            counters.handshakes.inc();
+            if session.handshake_kind() == Some(HandshakeKind::Resumed) {
+                counters.resumptions.inc();
+            }
+            let forward = listener.settings.tls.as_ref().is_some_and(|tls| tls.client.forward);
+            let tls = Tls::of(session, forward);
+            return Some((Stream::Tls(Box::new(TlsStream::Server(stream))), tls));
+        }
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "not done in time".to_owned(),
+    };
+    counters.handshake_failures.inc();
+    tracing::debug!(listener = %listener.name, error = failed, "TLS handshake failed");
+    None
+}
+
+/// Whether the client knows that HTTP/2 is spoken here (RFC 9113, section 3.3). Waits for as much of the
+/// preface as tells; bytes are left where they are.
+async fn begins_with_h2(stream: &TcpStream, conn: &Conn) -> bool {
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    /// Of a preface in pieces: the socket tells nothing new before it is read.
+    const LOOK_AGAIN: Duration = Duration::from_millis(10);
+    let look = async {
+        loop {
+            let mut space = [0; PREFACE.len()];
+            match stream.peek(&mut space).await {
+                Ok(n) if n > 0 && PREFACE.starts_with(&space[..n]) && n < PREFACE.len() => {
+                    sleep(LOOK_AGAIN).await;
+                }
+                Ok(n) => return n == PREFACE.len() && space == PREFACE,
+                Err(_) => return false,
+            }
+        }
+    };
+    let patience = conn.client.listener().settings.http.header_timeout;
+    timeout(patience, look).await.unwrap_or(false)
 }
 
 /// Waits for something to read. False: the connection's time is over.
@@ -80,10 +164,10 @@ fn rest(cx: &mut Context<'_>, stream: &TcpStream, conn: &Conn) -> Poll<bool> {
 }
 
 /// Serves requests until the connection ends, or has been idle: then its socket comes back.
-async fn talk(stream: TcpStream, conn: &Rc<Conn>) -> Option<TcpStream> {
+async fn talk(stream: Stream, conn: &Rc<Conn>) -> Option<Stream> {
     let service = service_fn(|request: hyper::Request<Incoming>| exchange::serve(Rc::clone(conn), request));
     let mut connection = http1::Builder::new()
-        .max_buf_size(conn.listener().settings.http.max_headers + BUFFER_MAX)
+        .max_buf_size(conn.client.listener().settings.http.max_headers + BUFFER_MAX)
         .header_read_timeout(None)
         .serve_connection(Gate::new(stream, Rc::clone(&conn.gate)), service);
     let end = poll_fn(|cx| drive(cx, &mut connection, conn)).await;
@@ -171,7 +255,7 @@ fn watch(cx: &mut Context<'_>, conn: &Conn) -> Watch {
         // hyper was told and still waits for something.
         return Watch::Stuck;
     }
-    let listener = conn.listener();
+    let listener = conn.client.listener();
     let settings = &listener.settings.http;
     if let Some(since) = gate.head_since.get() {
         // Deadlines count from the first byte, so a head in single bytes gains nothing.
@@ -183,7 +267,7 @@ fn watch(cx: &mut Context<'_>, conn: &Conn) -> Watch {
     }
     let patience = if conn.used.get() { settings.idle } else { settings.header_timeout };
     let idle = (!patience.is_zero()).then(|| conn.idle_since.get() + patience);
-    let closing = conn.handle.closing_since().map(|since: Instant| since + CLOSING_GRACE);
+    let closing = conn.client.handle.closing_since().map(|since: Instant| since + CLOSING_GRACE);
     match [idle, closing].into_iter().flatten().min() {
         Some(deadline) if conn.alarm.passed(cx, deadline) => {
             gate.end();
@@ -193,7 +277,7 @@ fn watch(cx: &mut Context<'_>, conn: &Conn) -> Watch {
     }
 }
 
-async fn linger(mut stream: TcpStream) {
+async fn linger(mut stream: Stream) {
     let _ = stream.shutdown().await;
     let drop_rest = async {
         let mut space = [0; 4096];

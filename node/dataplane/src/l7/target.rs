@@ -12,7 +12,11 @@ use crate::metrics::Reason;
 /// Brings the target into origin-form with a normalised path, and answers the host as the client gave
 /// it: that of an absolute-form target goes before `Host` (RFC 9112, section 3.2.2), which is set to it.
 /// `None`: an HTTP/1.0 client gave none.
-pub(crate) fn normalise(uri: &mut Uri, headers: &mut HeaderMap) -> Result<Option<HeaderValue>, Reason> {
+pub(crate) fn normalise(
+    uri: &mut Uri,
+    headers: &mut HeaderMap,
+    merge_slashes: bool,
+) -> Result<Option<HeaderValue>, Reason> {
     if let Some(authority) = uri.authority() {
         let host = HeaderValue::from_str(authority.as_str()).map_err(|_| Reason::BadRequest)?;
         headers.insert(HOST, host);
@@ -20,7 +24,7 @@ pub(crate) fn normalise(uri: &mut Uri, headers: &mut HeaderMap) -> Result<Option
         *uri = origin(target);
     }
     if uri.path() != "*" {
-        let normal = match path::normalise(uri.path()).map_err(|_| Reason::BadRequest)? {
+        let normal = match path::normalise(uri.path(), merge_slashes).map_err(|_| Reason::BadRequest)? {
             Cow::Borrowed(path) if path.starts_with('/') => None,
             normal => Some(with_query(&normal, uri.query())?),
         };
@@ -82,7 +86,7 @@ mod tests {
         if let Some(host) = host {
             headers.insert(HOST, host.parse().expect("a host"));
         }
-        let host = normalise(&mut uri, &mut headers).expect("a good target");
+        let host = normalise(&mut uri, &mut headers, false).expect("a good target");
         let host = host.as_ref().and_then(|host| host.to_str().ok());
         assert_eq!((uri.to_string().as_str(), host), expected, "{target}");
     }
@@ -106,7 +110,7 @@ mod tests {
     fn a_path_that_can_not_be_is_refused() {
         for target in ["/%00", "/%zz"] {
             let mut uri: Uri = target.parse().expect("a target");
-            assert_eq!(normalise(&mut uri, &mut HeaderMap::new()), Err(Reason::BadRequest));
+            assert_eq!(normalise(&mut uri, &mut HeaderMap::new(), false), Err(Reason::BadRequest));
         }
     }
 

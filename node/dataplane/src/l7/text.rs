@@ -103,14 +103,14 @@ impl<'a> Scope<'a> {
         let record = self.record;
         let owned = |text: String| Cow::Owned(text.into_bytes());
         match variable {
-            Variable::ClientIp => Cow::Borrowed(record.conn.client.as_bytes()),
-            Variable::ClientPort => owned(record.conn.peer.port().to_string()),
+            Variable::ClientIp => Cow::Borrowed(record.conn.client.address.as_bytes()),
+            Variable::ClientPort => owned(record.conn.client.peer.port().to_string()),
             Variable::Host => owned(target::route_host(record.host.as_ref()).into_owned()),
             Variable::Path => Cow::Borrowed(record.target.path().as_bytes()),
             Variable::Method => Cow::Borrowed(record.method.as_str().as_bytes()),
-            Variable::Scheme => Cow::Borrowed(b"http"),
+            Variable::Scheme => Cow::Borrowed(record.conn.client.scheme().as_str().as_bytes()),
             Variable::RequestId => Cow::Borrowed(&record.id.text),
-            Variable::Node => Cow::Borrowed(record.conn.worker.node().as_bytes()),
+            Variable::Node => Cow::Borrowed(record.conn.client.worker.node().as_bytes()),
             Variable::Listener => Cow::Borrowed(record.listener.name.as_bytes()),
             Variable::Route => record
                 .rule()
@@ -131,8 +131,9 @@ impl<'a> Scope<'a> {
             },
             Variable::Cookie(name) => values::cookie(self.headers, name).next().unwrap_or_default(),
             Variable::Query(name) => values::query(record.target.query(), name).next().unwrap_or_default(),
-            // Listeners of HTTP have none of these.
-            Variable::TlsVersion | Variable::TlsSni | Variable::TlsClientSubject => Cow::Borrowed(b""),
+            Variable::TlsVersion => record.tls(|tls| tls.version),
+            Variable::TlsSni => record.tls(|tls| tls.name.as_deref().unwrap_or_default()),
+            Variable::TlsClientSubject => record.tls(|tls| &tls.subject),
         }
     }
 }

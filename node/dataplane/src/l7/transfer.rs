@@ -4,14 +4,16 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::{HeaderMap, HeaderValue};
 use http_body::Frame;
 use tokio::time::Instant;
 
 use super::body::Interrupted;
+use super::grpc;
 use super::record::Record;
 use crate::metrics::Reason;
 use crate::pool::FailureKind;
-use crate::upstream::Upstream;
+use crate::upstream::{Target, Upstream};
 
 type Polled<E> = Poll<Option<Result<Frame<Bytes>, E>>>;
 
@@ -23,6 +25,7 @@ pub(crate) struct Transfer {
     pub(crate) record: Record,
     /// The upstream's connection, to be kept when the answer is whole.
     pub(crate) upstream: Option<Upstream>,
+    pub(crate) target: Target,
     /// How long it is kept.
     pub(crate) keep: Duration,
     /// The upstream may send nothing for so long; zero: for ever.
@@ -31,9 +34,16 @@ pub(crate) struct Transfer {
     pub(crate) deadline: Option<Deadline>,
     /// When the present silence is too long.
     pub(crate) stalled: Option<Instant>,
+    /// A call that failed was told so.
+    pub(crate) over: bool,
 }
 
 impl Transfer {
+    /// The client takes more.
+    pub(crate) fn is_taken(&self) {
+        self.record.conn.unsent_since.set(None);
+    }
+
     /// Polls the answer's body, by driving the upstream's connection.
     pub(crate) fn poll<T>(
         &mut self,
@@ -60,6 +70,9 @@ impl Transfer {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Some(Ok(frame))) => {
                 self.stalled = None;
+                if self.record.conn.is_http2() {
+                    self.record.conn.unsent_since.set(Some(Instant::now()));
+                }
                 self.record.bytes_out += frame.data_ref().map_or(0, |data| data.len() as u64);
                 // hyper does not poll a body again that says it is at its end.
                 if last() {
@@ -85,11 +98,9 @@ impl Transfer {
     pub(crate) fn complete(&mut self) {
         let now = Instant::now();
         let upload_ended = self.record.upload.as_ref().is_none_or(|upload| upload.ended.get().is_some());
-        if let (Some(upstream), Some(picked), true) =
-            (self.upstream.take(), &self.record.picked, upload_ended)
-        {
-            let upstreams = &self.record.conn.worker.upstreams;
-            upstreams.put(picked.address(), upstream, now, self.keep);
+        if let (Some(upstream), true) = (self.upstream.take(), upload_ended) {
+            let upstreams = &self.record.conn.client.worker.upstreams;
+            upstreams.put(self.target, upstream, now, self.keep);
         }
         self.record.end_at(Reason::Done, now);
     }
@@ -120,6 +131,12 @@ impl Transfer {
     fn fail(&mut self, reason: Reason) -> Polled<Interrupted> {
         self.upstream = None;
         self.record.end(reason);
+        if self.record.grpc && !std::mem::replace(&mut self.over, true) {
+            // The caller learns more from this than from a stream that is reset.
+            let status = u16::from(grpc::status(reason, reason.status().unwrap_or(502)));
+            let trailers = HeaderMap::from_iter([(grpc::STATUS, HeaderValue::from(status))]);
+            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+        }
         Poll::Ready(Some(Err(Interrupted(reason))))
     }
 }

@@ -11,11 +11,11 @@ use std::time::Duration;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::record::Record;
 use crate::metrics::Reason;
+use crate::stream::Stream;
 
 /// Bytes held for one direction.
 const BUFFER: usize = 16 << 10;
@@ -31,7 +31,7 @@ pub(crate) struct Upgrade {
 
 /// Joins client and upstream until both have ended, one breaks, or nothing moves. `early` is what the
 /// client has sent behind its request.
-pub(crate) async fn run(upgrade: Upgrade, client: TcpStream, early: Vec<u8>) {
+pub(crate) async fn run(upgrade: Upgrade, client: Stream, early: Vec<u8>) {
     let Upgrade { upstream, mut record, idle } = upgrade;
     let reason = match join(upstream, &mut record, idle, client, &early).await {
         Ok(reason) => reason,
@@ -47,11 +47,11 @@ async fn join(
     upstream: OnUpgrade,
     record: &mut Record,
     idle: Duration,
-    client: TcpStream,
+    client: Stream,
     early: &[u8],
 ) -> io::Result<Reason> {
     let upgraded = upstream.await.map_err(io::Error::other)?;
-    let parts = upgraded.downcast::<TokioIo<TcpStream>>().map_err(|_| io::Error::other("foreign stream"))?;
+    let parts = upgraded.downcast::<TokioIo<Stream>>().map_err(|_| io::Error::other("foreign stream"))?;
     let moved = Rc::new(Cell::new(Instant::now()));
     let mut upstream = Watched::new(parts.io.into_inner(), &moved);
     let mut client = Watched::new(client, &moved);
@@ -80,13 +80,13 @@ async fn join(
 
 /// Notes when bytes last moved.
 struct Watched {
-    stream: TcpStream,
+    stream: Stream,
     moved: Rc<Cell<Instant>>,
     written: u64,
 }
 
 impl Watched {
-    fn new(stream: TcpStream, moved: &Rc<Cell<Instant>>) -> Self {
+    fn new(stream: Stream, moved: &Rc<Cell<Instant>>) -> Self {
         Self { stream, moved: Rc::clone(moved), written: 0 }
     }
 }

@@ -102,6 +102,10 @@ pub(crate) struct ListenerPart {
     pub(crate) requests: StatusCounters,
     /// What ended connections and sessions (L4), or requests that no route took (HTTP).
     pub(crate) ended: ReasonCounters,
+    /// TLS handshakes that ended well, those of them that took up an earlier session, and those that failed.
+    pub(crate) handshakes: Counter,
+    pub(crate) resumptions: Counter,
+    pub(crate) handshake_failures: Counter,
     pub(crate) datagrams_in: Counter,
     pub(crate) datagrams_out: Counter,
     /// Datagrams thrown away: no session, no member, a full socket.

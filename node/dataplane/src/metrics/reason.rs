@@ -76,6 +76,8 @@ reasons! {
     ConnectFailed => ("connect_failed", 502, Yes);
     /// The connection was not made in the pool's `timeout.connect`.
     ConnectTimeout => ("connect_timeout", 504, Yes);
+    /// The member can't be spoken to: its certificate is not believed, or no protocol is common.
+    TlsFailed => ("tls_failed", 502, Yes);
     /// The connection ended before a byte of an answer.
     UpstreamClosed => ("upstream_closed", 502, IfReused);
     /// The connection broke in the middle of an answer.
@@ -139,7 +141,7 @@ mod tests {
     fn only_what_the_upstream_has_not_seen_is_sent_again() {
         for reason in Reason::ALL {
             let expected = match reason {
-                Reason::ConnectFailed | Reason::ConnectTimeout => RetrySafe::Yes,
+                Reason::ConnectFailed | Reason::ConnectTimeout | Reason::TlsFailed => RetrySafe::Yes,
                 Reason::UpstreamClosed => RetrySafe::IfReused,
                 _ => RetrySafe::No,
             };

@@ -16,10 +16,13 @@ type ListenerField = fn(&ListenerPart) -> &Counter;
 type RouteField = fn(&RoutePart) -> &Counter;
 type MemberValue = fn(&MemberState) -> u64;
 
-const LISTENER_TOTALS: [(&str, &str, ListenerField); 6] = [
+const LISTENER_TOTALS: [(&str, &str, ListenerField); 9] = [
     ("trestle_listener_connections_total", "Connections and UDP sessions begun.", |p| &p.opened),
     ("trestle_listener_received_bytes_total", "Bytes from clients.", |p| &p.bytes_in),
     ("trestle_listener_sent_bytes_total", "Bytes to clients.", |p| &p.bytes_out),
+    ("trestle_listener_tls_handshakes_total", "TLS handshakes that ended well.", |p| &p.handshakes),
+    ("trestle_listener_tls_resumptions_total", "Of those, sessions taken up again.", |p| &p.resumptions),
+    ("trestle_listener_tls_failures_total", "TLS handshakes that failed.", |p| &p.handshake_failures),
     ("trestle_listener_datagrams_received_total", "Datagrams from clients.", |p| &p.datagrams_in),
     ("trestle_listener_datagrams_sent_total", "Datagrams to clients.", |p| &p.datagrams_out),
     ("trestle_listener_datagrams_dropped_total", "Datagrams thrown away.", |p| &p.datagrams_dropped),

@@ -39,6 +39,7 @@ use trestle_config::model;
 use crate::MemberView;
 use crate::balance::{Context, Picker, hashed, with_rng};
 use crate::metrics::{Padded, PoolCounters};
+use crate::tls::upstream::Origination;
 use lineup::{Candidate, Lineup};
 use outlier::{Around, Ejection};
 
@@ -57,6 +58,7 @@ pub(crate) struct Pool {
     /// In the order of `settings.members`.
     members: Box<[Arc<MemberState>]>,
     picker: Picker,
+    tls: Option<Arc<Origination>>,
     lineup: ArcSwap<Lineup>,
     /// Held by the one who makes a new lineup; others go on with the old one meanwhile.
     remaking: Mutex<()>,
@@ -127,10 +129,21 @@ impl Pool {
             settings: config.clone(),
             members,
             picker,
+            tls: None,
             lineup: ArcSwap::from_pointee(lineup),
             remaking: Mutex::new(()),
             shared,
         }
+    }
+
+    pub(crate) fn with_tls(mut self, tls: Option<Arc<Origination>>) -> Pool {
+        self.tls = tls;
+        self
+    }
+
+    /// `None` although the settings have some: it can't be used, and nobody may be asked.
+    pub(crate) fn tls(&self) -> Option<&Arc<Origination>> {
+        self.tls.as_ref()
     }
 
     pub(crate) fn name(&self) -> &str {

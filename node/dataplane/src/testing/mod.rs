@@ -10,11 +10,11 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use trestle_config::Config;
 use trestle_config::model::{
     Bind, HeaderEdits, HostPattern, HttpSettings, Listener, Match, Member, PathMatch, Policies, Pool,
     Protocol, Retry, Rewrite, Route, RouteTimeouts, Rule, TcpSettings, UdpSettings, WeightedPool,
 };
+use trestle_config::{Config, Contents};
 
 use crate::{BoundListener, Install, Options, Plane};
 
@@ -63,7 +63,8 @@ impl Proxy {
 
     pub(crate) async fn install(&self, revision: u64, config: Config) -> Vec<BoundListener> {
         let births = config.routes.keys().map(|name| (name.clone(), 1)).collect();
-        let install = Install { revision, config: Arc::new(config), route_births: Arc::new(births) };
+        let (config, route_births) = (Arc::new(config), Arc::new(births));
+        let install = Install { revision, config, route_births, contents: Contents::default() };
         self.plane.install(install).await
     }
 
@@ -125,6 +126,7 @@ pub(crate) fn listener(protocol: Protocol, bind: Bind, pool: Option<&str>) -> Li
         bind: vec![bind],
         protocol,
         pool: pool.map(str::to_owned),
+        tls: None,
         udp: UdpSettings::default(),
         tcp: TcpSettings::default(),
         http: HttpSettings::default(),
@@ -175,6 +177,7 @@ pub(crate) fn rule(pools: &[&str]) -> Rule {
         timeout: RouteTimeouts::default(),
         retry: Retry::default(),
         max_body: 0,
+        websocket: true,
         answer: None,
         rewrite: Rewrite::default(),
         policies: Policies::default(),

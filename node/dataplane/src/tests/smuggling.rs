@@ -66,7 +66,7 @@ const REFUSED: &[(&str, u16, &str)] = &[
     ("a host with a user", 400, "GET / HTTP/1.1\r\nHost: u@a\r\n\r\n"),
     ("a host with a bad port", 400, "GET / HTTP/1.1\r\nHost: a:99999\r\n\r\n"),
     ("no version", 400, "GET /\r\n\r\n"),
-    ("HTTP/2", 400, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
+    ("not quite HTTP/2", 400, "PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n"),
     ("two spaces", 400, "GET  / HTTP/1.1\r\nHost: a\r\n\r\n"),
     ("a fragment", 400, "GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n"),
     ("a NUL in the path", 400, "GET /a%00b HTTP/1.1\r\nHost: a\r\n\r\n"),

@@ -63,9 +63,10 @@ impl Worker {
         let admission = self.ledger.open(self.index, client.ip());
         let worker = Rc::clone(self);
         match listener.settings.protocol {
-            Protocol::Http => {
+            Protocol::Http | Protocol::Https => {
                 let counted = Counted::new(self.index, &listener);
-                let serving = l7::server::serve(worker, Rc::clone(&handle), listener, stream, client, local);
+                let ends = l7::server::Ends { client, local };
+                let serving = l7::server::serve(worker, Rc::clone(&handle), listener, stream, ends);
                 spawn_local(async move {
                     let _guards = (open, admission, counted);
                     until_cut(&handle, serving).await;

@@ -3,7 +3,10 @@ use std::io::{Read, Write};
 
 use super::*;
 use crate::listener::Book;
+use trestle_config::Contents;
+
 use crate::metrics::Metrics;
+use crate::snapshot::Around;
 use crate::testing::{Backend, PATIENCE, config};
 
 fn told() -> oneshot::Sender<()> {
@@ -15,7 +18,14 @@ async fn forty_connections_that_wait_in_the_queue_of_a_closing_socket_are_answer
     let backend = Backend::named("app").await;
     let config = config(&[backend.address]);
     let metrics = Metrics::new(1);
-    let snapshot = Arc::new(Snapshot::compile(1, &config, &BTreeMap::new(), None, &metrics));
+    let around = Around {
+        births: &BTreeMap::new(),
+        contents: &Contents::default(),
+        previous: None,
+        metrics: &metrics,
+        tickets: &Arc::default(),
+    };
+    let snapshot = Arc::new(Snapshot::compile(1, &config, &around));
     let (log, _end) = crate::access_log::start(Box::new(io::sink())).expect("a thread");
     let equipment = Equipment {
         ledger: Arc::new(Ledger::new(1)),

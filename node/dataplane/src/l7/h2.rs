@@ -1,0 +1,264 @@
+//! A client connection that speaks HTTP/2 (RFC 9113), from its preface to its end.
+//!
+//! hyper and h2 do the frames, and refuse what section 8 calls malformed. One task drives the
+//! connection; each request has a task of its own, with a [`Conn`] of its own. What hyper does not watch is
+//! watched here: the idle time, a client that takes nothing of an answer, one that breaks off requests
+//! faster than anybody needs to, and whether the connection should go (GOAWAY).
+//!
+//! Bounds: `h2_streams` requests at once; for each at most [`WINDOW`] bytes of a body that nobody has read
+//! and [`UNSENT_MAX`] of an answer that the client has not taken.
+
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::header::{CONTENT_LENGTH, HOST};
+use http::{Method, Request};
+use http_body::Body;
+use hyper::body::Incoming;
+use hyper::rt::Executor;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::task::spawn_local;
+use tokio::time::Instant;
+
+use super::client::Client;
+use super::conn::{Conn, HttpVersion};
+use super::exchange;
+use super::head::{FIELD_LINES_MAX, Framing, REQUEST_LINE_MAX};
+use crate::alarm::Alarm;
+use crate::metrics::Reason;
+use crate::stream::Stream;
+
+/// Flow control: of a stream, and of a connection.
+const WINDOW: u32 = 64 << 10;
+const CONNECTION_WINDOW: u32 = 1 << 20;
+
+/// Of one stream.
+const UNSENT_MAX: usize = 64 << 10;
+
+/// A connection on which nothing moves is asked whether it lives, and ended when it says nothing.
+const PING_AFTER: Duration = Duration::from_secs(30);
+const PONG_WITHIN: Duration = Duration::from_secs(20);
+
+/// Requests that a client may break off within a second (CVE-2023-44487).
+const RESETS_MAX: u32 = 100;
+
+/// How long a client may take to hear that the connection ends.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// What the connection's task and those of its requests share.
+struct Session {
+    client: Rc<Client>,
+    alarm: Alarm,
+    streams: Cell<usize>,
+    /// Since when there is none.
+    idle_since: Cell<Instant>,
+    used: Cell<bool>,
+    /// Since when the client knows that the connection ends.
+    told: Cell<Option<Instant>>,
+    resets: Cell<(Instant, u32)>,
+    /// The request that hyper is about to spawn.
+    next: Cell<Option<Rc<Conn>>>,
+}
+
+pub(crate) async fn serve(client: Rc<Client>, stream: Stream) {
+    let listener = client.listener();
+    let settings = &listener.settings.http;
+    let now = Instant::now();
+    let session = Rc::new(Session {
+        client,
+        alarm: Alarm::default(),
+        streams: Cell::new(0),
+        idle_since: Cell::new(now),
+        used: Cell::new(false),
+        told: Cell::new(None),
+        resets: Cell::new((now, 0)),
+        next: Cell::new(None),
+    });
+    let service = service_fn(|request| session.begin(request));
+    let header_max = u32::try_from(settings.max_headers).unwrap_or(u32::MAX);
+    let mut connection = pin!(
+        http2::Builder::new(Spawner(Rc::clone(&session)))
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(settings.h2_streams)
+            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_send_buf_size(UNSENT_MAX)
+            .max_header_list_size(header_max)
+            .keep_alive_interval(PING_AFTER)
+            .keep_alive_timeout(PONG_WITHIN)
+            .serve_connection(TokioIo::new(stream), service)
+    );
+    poll_fn(|cx| {
+        loop {
+            if let Poll::Ready(outcome) = connection.as_mut().poll(cx) {
+                if let Err(error) = outcome {
+                    tracing::debug!(%error, "client connection ended early");
+                }
+                return Poll::Ready(());
+            }
+            match session.watch(cx) {
+                Watch::Wait => return Poll::Pending,
+                Watch::Goodbye => connection.as_mut().graceful_shutdown(),
+                Watch::End => return Poll::Ready(()),
+            }
+        }
+    })
+    .await;
+}
+
+enum Watch {
+    Wait,
+    /// Say that no further requests are taken.
+    Goodbye,
+    End,
+}
+
+impl Session {
+    fn begin(
+        &self,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Result<http::Response<super::body::Answer>, Infallible>> + use<> {
+        let conn = Rc::new(Conn::new(Rc::clone(&self.client), HttpVersion::Http2));
+        describe(&conn, &request);
+        self.used.set(true);
+        self.streams.set(self.streams.get() + 1);
+        self.next.set(Some(Rc::clone(&conn)));
+        exchange::serve(conn, request)
+    }
+
+    fn ended(&self, conn: &Conn) {
+        self.streams.set(self.streams.get() - 1);
+        let now = Instant::now();
+        if self.streams.get() == 0 {
+            self.idle_since.set(now);
+        }
+        if conn.abandoned.get() {
+            let (since, count) = self.resets.get();
+            let fresh = now.duration_since(since) >= Duration::from_secs(1);
+            self.resets.set(if fresh { (now, 1) } else { (since, count + 1) });
+        }
+    }
+
+    fn watch(&self, cx: &mut Context<'_>) -> Watch {
+        if self.resets.get().1 > RESETS_MAX {
+            tracing::debug!(client = ?self.client.address, "client breaks off too many requests");
+            return Watch::End;
+        }
+        if self.client.handle.is_closing() && self.told.get().is_none() {
+            return self.say_goodbye();
+        }
+        if self.streams.get() > 0 {
+            return Watch::Wait;
+        }
+        if let Some(told) = self.told.get() {
+            let over = self.alarm.passed(cx, told.max(self.idle_since.get()) + GOODBYE);
+            return if over { Watch::End } else { Watch::Wait };
+        }
+        let listener = self.client.listener();
+        let settings = &listener.settings.http;
+        let patience = if self.used.get() { settings.idle } else { settings.header_timeout };
+        if !patience.is_zero() && self.alarm.passed(cx, self.idle_since.get() + patience) {
+            return self.say_goodbye();
+        }
+        Watch::Wait
+    }
+
+    fn say_goodbye(&self) -> Watch {
+        self.told.set(Some(Instant::now()));
+        Watch::Goodbye
+    }
+}
+
+/// Tells of a request what of HTTP/1.1 the gate finds out.
+fn describe(conn: &Conn, request: &Request<Incoming>) {
+    let length = request.headers().get(CONTENT_LENGTH);
+    let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
+    conn.gate.framing.set(match length {
+        _ if request.body().is_end_stream() => Framing::None,
+        Some(length) => Framing::Length(length),
+        None => Framing::Chunked,
+    });
+    conn.gate.refusal.set(refusal(request));
+}
+
+/// What can be parsed and still is not served.
+fn refusal(request: &Request<Incoming>) -> Option<Reason> {
+    if request.method() == Method::CONNECT {
+        return Some(Reason::Unsupported);
+    }
+    let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
+    if target > REQUEST_LINE_MAX {
+        return Some(Reason::UriTooLong);
+    }
+    if request.headers().len() > FIELD_LINES_MAX {
+        return Some(Reason::HeadersTooLarge);
+    }
+    // RFC 9113, section 8.3.1: `Host` names what `:authority` does, and one of them is there.
+    let mut hosts = request.headers().get_all(HOST).iter();
+    match (request.uri().authority(), hosts.next(), hosts.next()) {
+        (_, _, Some(_)) | (None, None, None) => Some(Reason::BadRequest),
+        (Some(authority), Some(host), None)
+            if !authority.as_str().as_bytes().eq_ignore_ascii_case(host.as_bytes()) =>
+        {
+            Some(Reason::BadRequest)
+        }
+        _ => None,
+    }
+}
+
+/// Runs the futures of a connection's requests.
+#[derive(Clone)]
+struct Spawner(Rc<Session>);
+
+impl<F: Future<Output = ()> + 'static> Executor<F> for Spawner {
+    fn execute(&self, future: F) {
+        match self.0.next.take() {
+            Some(conn) => {
+                let running = Running { session: Rc::clone(&self.0), conn };
+                spawn_local(running.run(future));
+            }
+            None => {
+                spawn_local(future);
+            }
+        }
+    }
+}
+
+/// A request whose task lives.
+struct Running {
+    session: Rc<Session>,
+    conn: Rc<Conn>,
+}
+
+impl Running {
+    /// Until it ends, its client has taken nothing for too long, or the connection is cut.
+    async fn run(self, future: impl Future<Output = ()>) {
+        let mut future = pin!(future);
+        poll_fn(|cx| {
+            if self.session.client.handle.is_cut() || future.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            if self.is_stuck(cx) { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+
+    fn is_stuck(&self, cx: &mut Context<'_>) -> bool {
+        let patience = self.conn.stream_idle.get();
+        let since = self.conn.unsent_since.get();
+        since.is_some_and(|since| !patience.is_zero() && self.conn.alarm.passed(cx, since + patience))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.session.ended(&self.conn);
+    }
+}

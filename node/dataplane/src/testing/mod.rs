@@ -2,6 +2,7 @@
 
 mod backend;
 mod client;
+pub(crate) mod tls;
 
 use std::collections::BTreeMap;
 use std::io::Write;

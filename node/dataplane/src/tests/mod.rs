@@ -2,8 +2,10 @@
 
 mod acting;
 mod forwarding;
+mod http2;
 mod leaving;
 mod listening;
 mod retrying;
 mod smuggling;
 mod streaming;
+mod tls;

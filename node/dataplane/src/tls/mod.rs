@@ -12,9 +12,6 @@ pub(crate) mod server;
 pub(crate) mod tickets;
 pub(crate) mod upstream;
 
-#[cfg(test)]
-mod tests;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

@@ -1,0 +1,422 @@
+//! TLS with clients and with members.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rcgen::PKCS_RSA_SHA256;
+use rustls::client::Resumption;
+use rustls::{ClientConfig, HandshakeKind, SignatureScheme};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::client::TlsStream;
+use trestle_config::model::{
+    Alpn, ClientAuth, ClientTls, Content, PoolTls, Protocol, TlsVersion, UnknownName,
+};
+use trestle_config::{Config, Contents};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::TicketKeys;
+use crate::testing::tls::{Authority, Issued, inline, listener_tls, shake};
+use crate::testing::{Backend, Client, PATIENCE, Proxy, Reply, config, listener, loopback, until, written};
+
+/// An https listener with these certificates in place of the http one.
+fn https(backend: SocketAddr, certificates: &[(&str, &Issued)]) -> Config {
+    let mut config = config(&[backend]);
+    let names: Vec<&str> = certificates.iter().map(|(name, _)| *name).collect();
+    let mut web = listener(Protocol::Https, loopback(0), None);
+    web.tls = Some(listener_tls(&names));
+    config.listeners.insert("web".into(), web);
+    config.certificates =
+        certificates.iter().map(|(name, issued)| ((*name).to_owned(), issued.certificate())).collect();
+    config
+}
+
+fn tls(config: &mut Config) -> &mut trestle_config::model::ListenerTls {
+    config.listeners.get_mut("web").and_then(|web| web.tls.as_mut()).expect("https")
+}
+
+async fn ask(stream: &mut TlsStream<TcpStream>, path: &str) -> std::io::Result<String> {
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: a.test\r\n\r\n").as_bytes()).await?;
+    let mut text = Vec::new();
+    let mut space = [0; 4096];
+    while !text.windows(4).any(|four| four == b"\r\n\r\n") || !text.ends_with(b"app") {
+        let n = timeout(PATIENCE, stream.read(&mut space)).await.expect("in time")?;
+        if n == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        text.extend_from_slice(&space[..n]);
+    }
+    Ok(String::from_utf8(text).expect("text"))
+}
+
+/// The common name that is shown to who asks for this one.
+async fn shown(address: SocketAddr, name: &str, config: &Arc<ClientConfig>) -> std::io::Result<String> {
+    let stream = shake(address, name, config).await?;
+    let chain = stream.get_ref().1.peer_certificates().expect("a certificate");
+    let (_, parsed) = X509Certificate::from_der(&chain[0]).expect("DER");
+    Ok(parsed.subject().to_string())
+}
+
+/// Anybody: names are what is looked at.
+fn trusting(authority: &Authority) -> Arc<ClientConfig> {
+    let mut config = authority.client(None);
+    config.resumption = Resumption::disabled();
+    Arc::new(config)
+}
+
+#[tokio::test]
+async fn a_client_is_shown_the_certificate_of_the_name_it_asks_for() {
+    let backend = Backend::named("app").await;
+    let authority = Authority::new("root");
+    let (a, wild, other) = (
+        authority.issue(&["a.test", "www.a.test"]),
+        authority.issue(&["*.b.test"]),
+        authority.issue(&["exact.b.test"]),
+    );
+    let mut config = https(backend.address, &[("a", &a), ("wild", &wild), ("other", &other)]);
+    let (proxy, address) = Proxy::serving(config.clone()).await;
+    let client = trusting(&authority);
+    for (name, expected) in [
+        ("a.test", "CN=a.test"),
+        ("WWW.a.test", "CN=a.test"),
+        ("x.b.test", "CN=*.b.test"),
+        ("exact.b.test", "CN=exact.b.test"),
+    ] {
+        assert_eq!(shown(address, name, &client).await.expect("a handshake"), expected, "{name}");
+    }
+    // Two labels are no match, and the default is not for this name: the client says so.
+    let error = shown(address, "x.y.b.test", &client).await.expect_err("not valid for the name");
+    assert!(error.to_string().contains("not valid for name"), "{error}");
+
+    tls(&mut config).unknown_name = UnknownName::Reject;
+    proxy.install(2, config).await;
+    let error = shown(address, "x.y.b.test", &client).await.expect_err("refused");
+    assert!(!error.to_string().contains("not valid for name"), "{error}");
+    assert_eq!(shown(address, "x.b.test", &client).await.expect("a handshake"), "CN=*.b.test");
+}
+
+#[tokio::test]
+async fn of_two_certificates_for_a_name_a_client_gets_one_that_it_can_take() {
+    let backend = Backend::named("app").await;
+    let authority = Authority::new("root");
+    let rsa = authority.issue_with(&["a.test"], &PKCS_RSA_SHA256);
+    let ecdsa = authority.issue(&["a.test"]);
+    let (_proxy, address) = Proxy::serving(https(backend.address, &[("rsa", &rsa), ("ecdsa", &ecdsa)])).await;
+    let key = |stream: &TlsStream<TcpStream>| {
+        let chain = stream.get_ref().1.peer_certificates().expect("a certificate");
+        let (_, parsed) = X509Certificate::from_der(&chain[0]).expect("DER");
+        parsed.public_key().algorithm.algorithm.to_string()
+    };
+    let client = trusting(&authority);
+    let stream = shake(address, "a.test", &client).await.expect("a handshake");
+    assert_eq!(key(&stream), "1.2.840.10045.2.1", "a key on a curve is cheaper");
+    let mut provider = rustls::crypto::CryptoProvider::clone(&crate::tls::provider());
+    let only_rsa: Vec<_> = provider
+        .signature_verification_algorithms
+        .mapping
+        .iter()
+        .filter(|(scheme, _)| {
+            matches!(scheme, SignatureScheme::RSA_PSS_SHA256 | SignatureScheme::RSA_PKCS1_SHA256)
+        })
+        .copied()
+        .collect();
+    provider.signature_verification_algorithms.mapping = only_rsa.leak();
+    let old = ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(authority.roots())
+        .with_no_client_auth();
+    let stream = shake(address, "a.test", &Arc::new(old)).await.expect("a handshake");
+    assert_eq!(key(&stream), "1.2.840.113549.1.1.1");
+}
+
+#[tokio::test]
+async fn requests_know_that_they_came_over_tls() {
+    let backend = Backend::named("app").await;
+    let authority = Authority::new("root");
+    let a = authority.issue(&["a.test"]);
+    let mut config = https(backend.address, &[("a", &a)]);
+    crate::testing::the_rule(&mut config).policies.request_headers =
+        Some(edits("x-tls", "${tls.version} ${tls.sni} ${scheme}"));
+    crate::testing::the_rule(&mut config).policies.response_headers =
+        Some(trestle_config::model::HeaderEdits { security: true, ..Default::default() });
+    let (proxy, address) = Proxy::serving(config).await;
+    let mut stream = shake(address, "a.test", &trusting(&authority)).await.expect("a handshake");
+    let answer = ask(&mut stream, "/").await.expect("an answer");
+    assert!(answer.contains("strict-transport-security: max-age="), "{answer}");
+    let seen = backend.last();
+    assert_eq!(seen.header("x-forwarded-proto"), Some("https"));
+    assert_eq!(seen.header("x-tls"), Some("TLSv1.3 a.test https"));
+    // At rest a connection is taken apart; it serves again.
+    tokio::time::sleep(crate::l7::server::REST_AFTER * 2).await;
+    ask(&mut stream, "/again").await.expect("an answer");
+    assert_eq!(proxy.metric("trestle_listener_tls_handshakes_total{listener=\"web\"}"), Some(1.0));
+
+    let mut plain = Client::connect(address).await;
+    plain.write("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    plain.rest().await;
+    let failed = || proxy.metric("trestle_listener_tls_failures_total{listener=\"web\"}") == Some(1.0);
+    until("the failure is counted", failed).await;
+}
+
+fn edits(name: &str, text: &str) -> trestle_config::model::HeaderEdits {
+    let rule = format!("{{ respond: {{}}, request_headers: {{ set: {{ {name}: \"{text}\" }} }} }}");
+    let config = written(&format!("routes: {{ r: {{ rules: [{rule}] }} }}"));
+    config.routes["r"].rules[0].policies.request_headers.clone().expect("edits")
+}
+
+#[tokio::test]
+async fn the_lowest_version_is_kept_to() {
+    let backend = Backend::named("app").await;
+    let authority = Authority::new("root");
+    let a = authority.issue(&["a.test"]);
+    let mut config = https(backend.address, &[("a", &a)]);
+    tls(&mut config).min = TlsVersion::V13;
+    tls(&mut config).alpn = vec![Alpn::Http1];
+    let (proxy, address) = Proxy::serving(config.clone()).await;
+    let old = ClientConfig::builder_with_provider(crate::tls::provider())
+        .with_protocol_versions(&[&rustls::version::TLS12])
+        .expect("versions")
+        .with_root_certificates(authority.roots())
+        .with_no_client_auth();
+    let old = Arc::new(old);
+    shake(address, "a.test", &old).await.expect_err("too old");
+    tls(&mut config).min = TlsVersion::V12;
+    proxy.install(2, config).await;
+    let mut stream = shake(address, "a.test", &old).await.expect("a handshake");
+    ask(&mut stream, "/").await.expect("an answer");
+}
+
+#[tokio::test]
+async fn a_certificate_changes_under_open_connections() {
+    let backend = Backend::named("app").await;
+    let authority = Authority::new("root");
+    let (first, second) = (authority.issue(&["a.test"]), authority.issue(&["a.test", "second.test"]));
+    let (proxy, address) = Proxy::serving(https(backend.address, &[("a", &first)])).await;
+    let client = trusting(&authority);
+    let mut kept = shake(address, "a.test", &client).await.expect("a handshake");
+    ask(&mut kept, "/").await.expect("an answer");
+    proxy.install(2, https(backend.address, &[("a", &second)])).await;
+    ask(&mut kept, "/").await.expect("the connection goes on");
+    assert_eq!(shown(address, "second.test", &client).await.expect("a handshake"), "CN=a.test");
+    assert_eq!(proxy.plane.certificates()[0].names, ["a.test", "second.test"]);
+}
+
+#[tokio::test]
+async fn a_session_is_taken_up_on_another_node_but_not_where_more_is_demanded() {
+    let backend = Backend::named("app").await;
+    let authority = Authority::new("root");
+    let a = authority.issue(&["a.test"]);
+    let mut config = https(backend.address, &[("a", &a)]);
+    let mut strict = config.listeners["web"].clone();
+    let demand = ClientTls { mode: ClientAuth::Required, ca: Some(inline(&authority.pem)), forward: false };
+    strict.tls.as_mut().expect("https").client = demand;
+    config.listeners.insert("z-strict".into(), strict);
+    let keys = |current: u8, older: &[u8]| TicketKeys {
+        current: [current; 32],
+        older: older.iter().map(|key| [*key; 32]).collect(),
+    };
+    let (one, two) = (Proxy::new(), Proxy::new());
+    one.plane.set_ticket_keys(keys(1, &[]));
+    two.plane.set_ticket_keys(keys(1, &[]));
+    let at_one = one.install(1, config.clone()).await;
+    let at_two = two.install(1, config).await;
+    let address = |bound: &[crate::BoundListener], at: usize| *bound[at].state.as_ref().expect("listens");
+
+    for versions in [&[&rustls::version::TLS13][..], &[&rustls::version::TLS12]] {
+        let client = ClientConfig::builder_with_provider(crate::tls::provider())
+            .with_protocol_versions(versions)
+            .expect("versions")
+            .with_root_certificates(authority.roots())
+            .with_no_client_auth();
+        let client = Arc::new(client);
+        let kind = async |at: SocketAddr| {
+            let mut stream = shake(at, "a.test", &client).await.expect("a handshake");
+            ask(&mut stream, "/").await.expect("an answer");
+            stream.get_ref().1.handshake_kind().expect("done")
+        };
+        two.plane.set_ticket_keys(keys(1, &[]));
+        assert_ne!(kind(address(&at_one, 0)).await, HandshakeKind::Resumed);
+        assert_eq!(kind(address(&at_two, 0)).await, HandshakeKind::Resumed);
+        // An older key opens still, one that is gone does not.
+        two.plane.set_ticket_keys(keys(2, &[1]));
+        assert_eq!(kind(address(&at_two, 0)).await, HandshakeKind::Resumed);
+        two.plane.set_ticket_keys(keys(4, &[3]));
+        assert_ne!(kind(address(&at_two, 0)).await, HandshakeKind::Resumed);
+        // A session without a client certificate does not open the listener that wants one.
+        two.plane.set_ticket_keys(keys(4, &[1]));
+        kind(address(&at_one, 0)).await;
+        let stream = shake(address(&at_two, 1), "a.test", &client).await;
+        let refused = match stream {
+            // In TLS 1.3 the client learns it with its first read.
+            Ok(mut stream) => ask(&mut stream, "/").await.is_err(),
+            Err(_) => true,
+        };
+        assert!(refused, "a client without a certificate was let in");
+    }
+}
+
+#[tokio::test]
+async fn clients_show_certificates_and_members_hear_of_them() {
+    let backend = Backend::named("app").await;
+    let (authority, stranger) = (Authority::new("root"), Authority::new("stranger"));
+    let a = authority.issue(&["a.test"]);
+    let mut config = https(backend.address, &[("a", &a)]);
+    tls(&mut config).client =
+        ClientTls { mode: ClientAuth::Required, ca: Some(inline(&authority.pem)), forward: true };
+    crate::testing::the_rule(&mut config).policies.request_headers =
+        Some(edits("x-subject", "${tls.client.subject}"));
+    let (proxy, address) = Proxy::serving(config.clone()).await;
+    let known = Arc::new(authority.client(Some(&authority.issue(&["alice"]))));
+    let unknown = Arc::new(authority.client(Some(&stranger.issue(&["mallory"]))));
+    let none = trusting(&authority);
+    let get = async |client: &Arc<ClientConfig>| {
+        let mut stream = shake(address, "a.test", client).await?;
+        ask(&mut stream, "/").await
+    };
+    get(&known).await.expect("an answer");
+    let seen = backend.last();
+    assert_eq!(seen.header("x-subject"), Some("CN=alice"));
+    let certificate = seen.header("client-cert").expect("passed on");
+    assert!(certificate.starts_with(":MII") && certificate.ends_with(':'), "{certificate}");
+    get(&unknown).await.expect_err("an unknown authority");
+    get(&none).await.expect_err("no certificate");
+
+    tls(&mut config).client.mode = ClientAuth::Optional;
+    proxy.install(2, config).await;
+    get(&none).await.expect("an answer");
+    assert_eq!(backend.last().header("client-cert"), None);
+    get(&unknown).await.expect_err("an unknown authority");
+}
+
+/// A backend that speaks HTTP/1.1 over TLS and answers with `app`.
+async fn tls_backend(config: rustls::ServerConfig) -> Backend {
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    Backend::raw(move |stream| {
+        let acceptor = acceptor.clone();
+        async move {
+            let Ok(mut stream) = acceptor.accept(stream).await else { return };
+            let mut space = [0; 4096];
+            while let Ok(1..) = stream.read(&mut space).await {
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\napp").await;
+            }
+        }
+    })
+    .await
+}
+
+async fn status(address: SocketAddr) -> Reply {
+    Client::connect(address).await.get("/").await
+}
+
+#[tokio::test]
+async fn members_are_believed_by_their_authority_and_name_only() {
+    let authority = Authority::new("root");
+    let named = authority.issue(&["member.test"]);
+    let backend = tls_backend(named.server()).await;
+    let mut config = config(&[backend.address]);
+    let ca = inline(&authority.pem);
+    let settings = |name: Option<&str>, ca: &Content, verify| {
+        let name = name.map(str::to_owned);
+        Some(PoolTls { ca: Some(ca.clone()), name, certificate: None, verify })
+    };
+    let set = |config: &mut Config, tls| config.pools.get_mut("app").expect("a pool").tls = tls;
+    set(&mut config, settings(Some("member.test"), &ca, true));
+    let (proxy, address) = Proxy::serving(config.clone()).await;
+    let mut client = Client::connect(address).await;
+    assert_eq!(client.get("/").await.text(), "app");
+    assert_eq!(client.get("/").await.status, 200);
+    assert_eq!(backend.connections(), 1, "a connection is kept");
+
+    for (revision, tls) in [
+        (2, settings(None, &ca, true)),
+        (3, settings(Some("other.test"), &ca, true)),
+        (4, settings(Some("member.test"), &inline(&Authority::new("stranger").pem), true)),
+    ] {
+        set(&mut config, tls);
+        proxy.install(revision, config.clone()).await;
+        assert_eq!(status(address).await.status, 502, "revision {revision}");
+        proxy.log.line(&["\"reason\":\"tls_failed\""]).await;
+    }
+    set(&mut config, settings(None, &inline(&Authority::new("stranger").pem), false));
+    proxy.install(5, config).await;
+    assert_eq!(status(address).await.status, 200);
+}
+
+#[tokio::test]
+async fn members_that_ask_for_it_are_shown_our_certificate() {
+    let authority = Authority::new("root");
+    let backend = tls_backend(authority.demanding(&authority.issue(&["member.test"]))).await;
+    let mut config = config(&[backend.address]);
+    config.certificates.insert("us".into(), authority.issue(&["us"]).certificate());
+    let mut tls = PoolTls {
+        ca: Some(inline(&authority.pem)),
+        name: Some("member.test".into()),
+        certificate: Some("us".into()),
+        verify: true,
+    };
+    config.pools.get_mut("app").expect("a pool").tls = Some(tls.clone());
+    let (proxy, address) = Proxy::serving(config.clone()).await;
+    assert_eq!(status(address).await.status, 200);
+    tls.certificate = None;
+    config.pools.get_mut("app").expect("a pool").tls = Some(tls);
+    proxy.install(2, config).await;
+    assert_eq!(status(address).await.status, 502);
+}
+
+#[test]
+fn what_can_not_be_used_is_said_with_its_place() {
+    let authority = Authority::new("root");
+    let (a, b) = (authority.issue(&["a.test"]), authority.issue(&["b.test"]));
+    let address: SocketAddr = "127.0.0.1:1".parse().expect("an address");
+    let mut config = https(address, &[("good", &a), ("mixed", &a), ("no-chain", &a), ("no-key", &a)]);
+    config.certificates.get_mut("mixed").expect("there").key = inline(&b.key);
+    config.certificates.get_mut("no-chain").expect("there").chain = inline(&a.key);
+    config.certificates.get_mut("no-key").expect("there").key = inline(&a.chain);
+    let garbage = inline("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
+    tls(&mut config).certificates = vec!["good".into()];
+    tls(&mut config).client =
+        ClientTls { mode: ClientAuth::Required, ca: Some(garbage.clone()), forward: false };
+    config.pools.get_mut("app").expect("a pool").tls =
+        Some(PoolTls { ca: Some(garbage), name: None, certificate: None, verify: true });
+    let found = crate::check(&config, &Contents::default());
+    let paths: Vec<&str> = found.iter().map(|(path, _)| path.as_str()).collect();
+    assert_eq!(
+        paths,
+        [
+            "certificates.mixed.key",
+            "certificates.no-chain.chain",
+            "certificates.no-key.key",
+            "listeners.web.tls.client.ca_file",
+            "pools.app.tls.ca_file",
+        ]
+    );
+    assert_eq!(found[0].1, "the private key does not belong to the certificate");
+    assert!(
+        found.iter().all(|(_, message)| !message.contains("AAAA") && !message.contains("MII")),
+        "{found:?}"
+    );
+    config.certificates.get_mut("mixed").expect("there").key =
+        Content::Stored(trestle_config::model::Digest([1; 32]));
+    let found = crate::check(&config, &Contents::default());
+    assert_eq!(
+        found[0],
+        ("certificates.mixed.key".to_owned(), "what it names is not stored here".to_owned())
+    );
+}
+
+#[tokio::test]
+async fn a_handshake_has_its_time() {
+    let backend = Backend::named("app").await;
+    let authority = Authority::new("root");
+    let a = authority.issue(&["a.test"]);
+    let mut config = https(backend.address, &[("a", &a)]);
+    let web = config.listeners.get_mut("web").expect("https");
+    web.http.header_timeout = Duration::from_millis(200);
+    let (_proxy, address) = Proxy::serving(config).await;
+    let mut silent = Client::connect(address).await;
+    assert!(silent.rest().await.is_empty());
+}

@@ -311,6 +311,8 @@ impl World {
             let put = PutConfig {
                 document: document.clone(),
                 routes: Vec::new(),
+                uses: Vec::new(),
+                contents: Vec::new(),
                 expected: compare.then(|| raft.state().revision_number()),
                 author: name,
                 message: String::new(),

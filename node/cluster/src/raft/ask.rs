@@ -318,6 +318,8 @@ mod tests {
         let put = PutConfig {
             document: Vec::new().into(),
             routes: Vec::new(),
+            uses: Vec::new(),
+            contents: Vec::new(),
             expected: None,
             author: String::new(),
             message: String::new(),

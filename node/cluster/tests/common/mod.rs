@@ -255,6 +255,8 @@ pub fn put(document: Vec<u8>) -> Command {
     Command::PutConfig(PutConfig {
         document: document.into(),
         routes: vec![],
+        uses: Vec::new(),
+        contents: Vec::new(),
         expected: None,
         author: "test".to_owned(),
         message: String::new(),

@@ -312,3 +312,63 @@ pub(crate) fn parse(revision: &Revision) -> Result<Document, String> {
     let name = format!("revision {}", revision.number);
     trestle_config::parse(Source { name: &name, text }).map_err(|problems| problems.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use trestle_raft_store::contents::Sealed;
+    use trestle_raft_store::types::{Command, PutConfig};
+
+    use super::*;
+    use crate::identity::ClusterKey;
+
+    /// A state with a revision that names one content, sealed by this vault, and its document.
+    fn agreed(vault: &Vault) -> (State, Document) {
+        let digest = vault.digest(b"chain");
+        let name = format!("stored:{digest}");
+        let text =
+            serde_json::json!({ "certificates": { "shop": { "chain": name, "key": name } } }).to_string();
+        let document = trestle_config::parse(Source { name: "a.yaml", text: &text }).unwrap();
+        let sealed: Sealed = vault.seal_content(&digest, b"chain").unwrap();
+        let node = trestle_raft_store::types::NodeProfile {
+            name: "a".to_owned(),
+            cluster: String::new(),
+            admin: String::new(),
+            join_token: uuid::Uuid::nil(),
+            version: String::new(),
+            feature_level: 1,
+        };
+        let put = PutConfig {
+            document: Arc::from(document.canonical().as_bytes()),
+            routes: Vec::new(),
+            uses: vec![ContentDigest(digest.0)],
+            contents: vec![(ContentDigest(digest.0), sealed)],
+            expected: None,
+            author: String::new(),
+            message: String::new(),
+            at_ms: 0,
+        };
+        let mut state = State::default();
+        let found = Command::Found { cluster_id: uuid::Uuid::nil(), node, at_ms: 0 };
+        for (index, command) in (1..).zip([found, Command::PutConfig(put)]) {
+            trestle_raft_store::apply::apply(&mut state, index, &command);
+        }
+        (state, document)
+    }
+
+    #[test]
+    fn what_a_revision_names_is_opened_or_it_is_told_what_can_t_be() {
+        let vault = || Vault::new(&ClusterKey::generate().unwrap());
+        let ours = vault();
+        let (state, document) = agreed(&ours);
+        let contents = opened(&state, &document, &ours).unwrap();
+        let chain = &document.config().certificates["shop"].chain;
+        assert_eq!(contents.get(chain).as_deref(), Some(&b"chain"[..]));
+        let error = opened(&state, &document, &vault()).err().unwrap();
+        assert!(
+            error.contains("certificates.shop.chain") && error.contains("another cluster key"),
+            "{error}"
+        );
+        let error = opened(&State::default(), &document, &ours).err().unwrap();
+        assert!(error.contains("is missing"), "{error}");
+    }
+}

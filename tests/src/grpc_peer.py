@@ -1,7 +1,7 @@
 """A gRPC server, or a client of it, of a test's own: messages are plain bytes, so nothing is generated.
 
     grpc_peer.py serve             prints its port and serves until it is ended; knows grpc.health.v1
-    grpc_peer.py calls TARGET [CA] makes calls of all four kinds and prints what came of each
+    grpc_peer.py calls TARGET [CA [HOST]] makes calls of all four kinds and prints what came of each
 """
 
 import sys
@@ -36,10 +36,10 @@ def serve():
     server.wait_for_termination()
 
 
-def calls(target, ca):
+def calls(target, ca, host):
     if ca:
         credentials = grpc.ssl_channel_credentials(open(ca, "rb").read())
-        options = [("grpc.ssl_target_name_override", "grpc.test")]
+        options = [("grpc.ssl_target_name_override", host), ("grpc.default_authority", host)]
         channel = grpc.secure_channel(target, credentials, options)
     else:
         channel = grpc.insecure_channel(target)
@@ -91,4 +91,5 @@ def calls(target, ca):
 if sys.argv[1] == "serve":
     serve()
 else:
-    calls(sys.argv[2], sys.argv[3] if len(sys.argv) > 3 else None)
+    ca, host = (sys.argv[3:] + [None, "grpc.test"][len(sys.argv) - 3 :])[:2]
+    calls(sys.argv[2], ca, host)

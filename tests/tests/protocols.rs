@@ -111,6 +111,77 @@ fn curl_speaks_every_version_to_nginx_over_tls_and_without() {
     });
 }
 
+/// `examples/https.yaml` as it stands, with its addresses mapped to real servers.
+#[test]
+fn the_https_example_does_what_it_says() {
+    if !peers::have(&["curl", "nginx"]) || !python::have("grpc") {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a folder");
+    let authority = Authority::new("test authority");
+    authority.write(dir.path(), "ca");
+    authority.write(dir.path(), "backend-ca");
+    authority.issue(dir.path(), "shop", &["shop.example.com", "grpc.test", "grpc.example.com"]);
+    authority.issue(dir.path(), "member", &["checkout.internal"]);
+    let calls = python::Server::start("grpc_peer.py");
+    let (app, secure) = (free_port(), free_port());
+    let _nginx = Nginx::start(|_| {
+        let d = dir.path().display();
+        format!(
+            "server {{ listen 127.0.0.1:{app}; location / {{ return 200 app; }} }}\n\
+             server {{ listen 127.0.0.1:{secure} ssl; ssl_certificate {d}/member.pem; ssl_certificate_key {d}/member.key;\n\
+             location / {{ return 200 secure; }} }}"
+        )
+    });
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/https.yaml");
+    let mut config = std::fs::read_to_string(example).expect("the example is there");
+    for (there, here) in [
+        (", \"192.0.2.12:80\"", String::new()),
+        (", \"192.0.2.32:443\"", String::new()),
+        ("192.0.2.11:80", format!("127.0.0.1:{app}")),
+        ("192.0.2.31:443", format!("127.0.0.1:{secure}")),
+        ("192.0.2.41:50051", format!("127.0.0.1:{}", calls.port)),
+        ("\":8080\"", "\"127.0.0.1:0\"".to_owned()),
+        ("\":8443\"", "\"127.0.0.1:0\"".to_owned()),
+    ] {
+        assert!(config.contains(there), "{there} is not in the example");
+        config = config.replace(there, &here);
+    }
+    let cluster = Cluster::start(1, "{}");
+    applied(&cluster, dir.path(), &config);
+    let node = &cluster.nodes[0];
+    let web = eventually(SOON, "the listener", || node.listener("web"));
+    let plain = node.listener("plain").expect("bound");
+    let ca = dir.path().join("ca.pem");
+    let resolve = format!("shop.example.com:{}:127.0.0.1", web.port());
+    let ask = |path: &str| {
+        let url = format!("https://shop.example.com:{}{path}", web.port());
+        curl(&["--cacert", text(&ca), "--resolve", &resolve, "-D", "-", &url])
+    };
+    for (path, expected) in [("/", "app"), ("/checkout/1", "secure")] {
+        let said = eventually(SOON, "an answer", || {
+            let said = ask(path)?;
+            ensure!(said.starts_with("HTTP/2 200"), "{said}");
+            Ok(said)
+        });
+        assert!(said.ends_with(expected), "{path}: {said}");
+        assert!(said.contains("strict-transport-security: max-age="), "{said}");
+    }
+    let said = curl(&[
+        "-o",
+        "/dev/null",
+        "-w",
+        "%{http_code} %{redirect_url}",
+        "-H",
+        "Host: shop.example.com",
+        &format!("http://{plain}/a?b"),
+    ]);
+    assert_eq!(said.expect("an answer"), "301 https://shop.example.com:8443/a?b");
+    let target = format!("127.0.0.1:{}", web.port());
+    let said = python::run("grpc_peer.py", &["calls", &target, text(&ca), "grpc.example.com"]);
+    assert!(said.starts_with("unary b'ABC'"), "{said}");
+}
+
 #[test]
 fn h2load_gets_an_answer_to_every_request() {
     if !peers::have(&["h2load"]) {

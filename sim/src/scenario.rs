@@ -313,6 +313,7 @@ impl World {
             let put = PutConfig {
                 document: document.clone(),
                 routes: Vec::new(),
+                leases: trestle_cluster::sim::lease_times(&document),
                 uses: vec![digest],
                 contents: vec![(digest, content)],
                 expected: compare.then(|| raft.state().revision_number()),

@@ -17,7 +17,7 @@ use trestle_config::model::Content;
 use trestle_config::{Config, Contents, Document, Source};
 use trestle_dataplane::{Install, Plane};
 use trestle_raft_store::contents::ContentDigest;
-use trestle_raft_store::types::{NodeId, Revision, State};
+use trestle_raft_store::types::{LeaseTimes, NodeId, Revision, State};
 
 use crate::lease::core::{TtlHistory, Ttls, VIP_TTL_MAX};
 use crate::lease::vips::VipName;
@@ -167,7 +167,7 @@ impl Feeder {
             }
             None => {}
         }
-        self.ttl.send_modify(|history| *history = history.extended(ttls));
+        self.ttl.send_modify(|history| *history = history.caught_up(longest_leases(state), ttls));
     }
 
     fn not_served(&self, revision: u64, error: &str) {
@@ -276,6 +276,24 @@ pub(crate) fn ttls(document: Result<&Document, &String>) -> Ttls {
     let config = document.config();
     let vips = config.vips.iter().map(|(name, vip)| (VipName::from(name.as_str()), vip.ttl.min(VIP_TTL_MAX)));
     Ttls { seat: config.cluster.seat, vips: vips.collect() }
+}
+
+pub(crate) fn lease_times(config: &Config) -> LeaseTimes {
+    let ms = |ttl: &Duration| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+    let vips = config.vips.iter().map(|(name, vip)| (name.clone(), ms(&vip.ttl)));
+    LeaseTimes { seat_ms: ms(&config.cluster.seat), vips: vips.collect() }
+}
+
+/// What leases that are alive may have been granted with, by whichever revision.
+pub(crate) fn longest_leases(state: &State) -> Ttls {
+    let seat = state.seats.values().map(|seat| seat.longest_ms).fold(state.leases.seat_ms, u64::max);
+    let owned = state.vips.iter().map(|(name, record)| (name, record.longest_ms));
+    let mut longest: BTreeMap<VipName, Duration> = BTreeMap::new();
+    for (name, ms) in owned.chain(state.leases.vips.iter().map(|(name, ms)| (name, *ms))) {
+        let known = longest.entry(VipName::from(name.as_str())).or_default();
+        *known = (*known).max(Duration::from_millis(ms).min(VIP_TTL_MAX));
+    }
+    Ttls { seat: Duration::from_millis(seat), vips: longest }
 }
 
 pub(crate) fn rules(config: &Config) -> BTreeMap<VipName, VipRules> {

@@ -253,8 +253,8 @@ impl Exchange<'_> {
                 // Nobody else is left, and this one has just refused.
                 !(again.refused && tried.contains(&next.index()))
             });
-            let Some(next) = next else { return again.is_over(None) };
-            let Some(permit) = pool.retry_permit() else { return again.is_over(Some(Reason::RetryBudget)) };
+            let Some(next) = next else { return again.give_up(None) };
+            let Some(permit) = pool.retry_permit() else { return again.give_up(Some(Reason::RetryBudget)) };
             if let Some(Reply { response, .. }) = again.answer.as_deref() {
                 picked.answered(response.status().as_u16());
             }
@@ -550,7 +550,7 @@ struct Again {
 
 impl Again {
     /// Nobody is asked any more: the last answer is better than none.
-    fn is_over(self, why: Option<Reason>) -> Result<Reply, Reason> {
+    fn give_up(self, why: Option<Reason>) -> Result<Reply, Reason> {
         self.answer.map(|reply| *reply).ok_or(why.unwrap_or(self.reason))
     }
 }

@@ -281,6 +281,15 @@ pub struct Policies {
     pub request_headers: Option<HeaderEdits>,
     pub response_headers: Option<HeaderEdits>,
     pub cors: Option<Cors>,
+    pub error_pages: Option<Vec<ErrorPage>>,
+}
+
+/// What a client sees of errors that are ours.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ErrorPage {
+    /// The first and the last status.
+    pub statuses: (u16, u16),
+    pub page: Content,
 }
 
 impl Policies {
@@ -291,6 +300,7 @@ impl Policies {
             request_headers: self.request_headers.clone().or_else(|| outer.request_headers.clone()),
             response_headers: self.response_headers.clone().or_else(|| outer.response_headers.clone()),
             cors: self.cors.clone().or_else(|| outer.cors.clone()),
+            error_pages: self.error_pages.clone().or_else(|| outer.error_pages.clone()),
         }
     }
 }

@@ -257,7 +257,7 @@ static POLICY_KEYS: &[Key] = &[
     key("request_headers", Type::Object(&HEADER_EDITS), Words("what stands further out"), "Edits of the request's header"),
     key("response_headers", Type::Object(&RESPONSE_HEADER_EDITS), Words("what stands further out"), "Edits of the response's header, also of answers of our own"),
     key("substitute", OPEN_LIST, Yaml("[]"), "`{ find, regex, with, types, max }`: edits of the response's body").later(),
-    key("error_pages", STRING_MAP, Yaml("{}"), "Files for answers of our own, by status or class").later(),
+    key("error_pages", Type::Map { key: Format::ErrorStatus, of: &FILE }, Words("what stands further out"), "Files for errors that we answer ourselves, by status (`\"503\"`) or class (`5xx`); `${request.id}` in them is filled in"),
 ];
 
 static FIREWALL: Object = Object::new("policy.firewall", &[

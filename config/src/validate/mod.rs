@@ -51,7 +51,7 @@ fn listener(root: &Fields, value: &Value, fields: &Fields, sink: &mut Sink) {
         let word = fields.word("protocol").unwrap_or_default();
         for key in OF_REQUESTS {
             if let Some(value) = fields.at(key)
-                && value.as_object().is_some_and(|edits| !policies::is_empty(edits))
+                && !policies::is_empty(value)
             {
                 let fault = Fault::new(format!("a listener of protocol {} has no requests", shown(word)));
                 sink.report(

@@ -24,6 +24,7 @@ mod h2;
 mod head;
 pub(crate) mod local;
 mod page;
+pub(crate) mod pages;
 pub(crate) mod path;
 mod record;
 pub(crate) mod router;

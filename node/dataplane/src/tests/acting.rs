@@ -347,3 +347,44 @@ async fn a_member_that_answers_slowly_gets_less_by_peak_ewma() {
     }
     assert!((1..10).contains(&slow), "{slow} of 100 went to the slow one");
 }
+
+#[tokio::test]
+async fn errors_of_ours_look_as_the_operator_wants_them() {
+    let bad = Backend::answering(|_| {
+        let mut response = http::Response::new(http_body_util::Full::from("the member's own"));
+        *response.status_mut() = http::StatusCode::SERVICE_UNAVAILABLE;
+        response
+    })
+    .await;
+    let mut config = written(&format!(
+        r#"
+pools: {{ nobody: {{ members: [] }}, bad: {{ members: ["{}"] }} }}
+routes:
+  all:
+    rules:
+      - {{ match: [{{ path: {{ prefix: /none }} }}], pools: [nobody] }}
+      - {{ match: [{{ path: {{ prefix: /bad }} }}], pools: [bad] }}
+"#,
+        bad.address
+    ));
+    let page = |statuses, text: &str| trestle_config::model::ErrorPage {
+        statuses,
+        page: trestle_config::model::Content::Inline(text.into()),
+    };
+    let policies = &mut config.listeners.get_mut("web").expect("web").policies;
+    policies.error_pages = Some(vec![
+        page((503, 503), "<h1>Back soon</h1> ${request.id}"),
+        page((400, 499), "{\"error\": true}"),
+    ]);
+    let (_proxy, address) = Proxy::serving(config).await;
+    let mut client = Client::connect(address).await;
+    let reply = client.get("/none").await;
+    let id = reply.header("x-request-id").expect("an id").to_owned();
+    assert_eq!((reply.status, reply.text()), (503, format!("<h1>Back soon</h1> {id}").as_str()));
+    assert_eq!(reply.header("content-type"), Some("text/html; charset=utf-8"));
+    let reply = client.get("/elsewhere").await;
+    assert_eq!((reply.status, reply.text()), (404, "{\"error\": true}"));
+    assert_eq!(reply.header("content-type"), Some("application/json"));
+    // What a member says is its own affair.
+    assert_eq!(client.get("/bad").await.text(), "the member's own");
+}

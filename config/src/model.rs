@@ -198,6 +198,8 @@ pub struct Rule {
     pub matches: Vec<Match>,
     /// None where the rule answers by itself.
     pub pools: Vec<WeightedPool>,
+    /// Those that get a copy.
+    pub mirrors: Vec<Mirror>,
     pub answer: Option<LocalAnswer>,
     pub rewrite: Rewrite,
     pub timeout: RouteTimeouts,
@@ -399,6 +401,13 @@ pub enum ValueMatch {
     Present(bool),
     /// The whole value.
     Regex(Pattern),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mirror {
+    pub pool: String,
+    /// Part of the requests, 0 to 1. Default 1.
+    pub share: f64,
 }
 
 #[derive(Clone, Debug, PartialEq)]

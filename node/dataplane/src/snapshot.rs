@@ -16,6 +16,7 @@ use trestle_config::{Config, Contents};
 use crate::l7::cors::Cors;
 use crate::l7::edits::Edits;
 use crate::l7::local::{LocalAnswer, Rewrite};
+use crate::l7::mirror::Mirror;
 use crate::l7::pages::ErrorPages;
 use crate::l7::router::{Entry, Router};
 use crate::metrics::{ListenerCounters, Metrics, RouteCounters};
@@ -80,6 +81,7 @@ pub(crate) struct Rule {
     /// Some response edit reads the request's header.
     pub(crate) keeps_header: bool,
     pub(crate) split: Split,
+    pub(crate) mirrors: Box<[Mirror]>,
 }
 
 /// Pools that share a rule's requests by weight, exactly: of any `total` requests in a row, each pool
@@ -183,6 +185,7 @@ fn rules(
     let rule = |rule: &model::Rule| {
         let policies = rule.policies.or(outer);
         let split = Split::new(&rule.pools, pools);
+        let mirror = |mirror: &model::Mirror| Some(Mirror::new(mirror, pools.get(&mirror.pool)?));
         Arc::new(
             Rule {
                 route: Arc::clone(&route_name),
@@ -200,6 +203,7 @@ fn rules(
                 error_pages: None,
                 keeps_header: false,
                 split,
+                mirrors: rule.mirrors.iter().filter_map(mirror).collect(),
             }
             .with(&policies, around.contents),
         )
@@ -314,6 +318,7 @@ impl Rule {
             error_pages: None,
             keeps_header: false,
             split: Split::of(vec![(Arc::clone(pool), 1, PoolEdits::default())]),
+            mirrors: Box::default(),
         }
     }
 

@@ -23,6 +23,7 @@ mod grpc;
 mod h2;
 mod head;
 pub(crate) mod local;
+pub(crate) mod mirror;
 mod page;
 pub(crate) mod pages;
 pub(crate) mod path;

@@ -417,6 +417,7 @@ fn pool(fields: &Fields, sink: &mut Sink) -> Pool {
         set(max_share, fields.share("max_share"));
     }
     set(&mut pool.panic, fields.share("panic"));
+    set(&mut pool.slow_start, fields.duration("slow_start"));
     set(&mut pool.retry_budget, fields.share("retry_budget"));
     match fields.at("health").map(|value| &value.kind) {
         Some(Kind::Off) => pool.health = None,
@@ -440,7 +441,9 @@ fn members(fields: &Fields, sink: &mut Sink) -> Vec<Member> {
             let help = "members need names that differ; use `weight` for a larger share";
             sink.report(Place::Value(place), fault.help(help));
         }
-        members.push(Member { address: *address, name, weight: fields.int32("weight").unwrap_or(1) });
+        let mut member = Member::new(&name, *address);
+        set(&mut member.weight, fields.int32("weight"));
+        members.push(member);
     }
     if !members.is_empty()
         && members.len() == items.len()

@@ -438,6 +438,8 @@ pub struct Pool {
     pub outlier: Outlier,
     /// Above this share of members down, all are used; 0: never. Default 0.5.
     pub panic: f64,
+    /// A member that is new or came up again rises to its full weight over this time; zero: has it at once.
+    pub slow_start: Duration,
     /// Live requests of which retries may be a share. Default 0.2.
     pub retry_budget: f64,
     /// `None`: members are not probed and count as up.
@@ -450,6 +452,13 @@ pub struct Member {
     /// Unique in its pool. Default: the address.
     pub name: String,
     pub weight: u32,
+}
+
+impl Member {
+    /// With all else at its default.
+    pub fn new(name: &str, address: SocketAddr) -> Member {
+        Member { address, name: name.to_owned(), weight: 1 }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -757,6 +766,7 @@ impl Default for Pool {
             timeout: PoolTimeouts::default(),
             outlier: Outlier::default(),
             panic: 0.5,
+            slow_start: Duration::ZERO,
             retry_budget: 0.2,
             health: Some(HealthCheck::default()),
         }

@@ -357,7 +357,7 @@ static POOL_OBJECT: Object = Object::new("pool", &[
     key("queue", Type::Object(&QUEUE), Yaml("{}"), "Requests that wait for a member").later(),
     key("outlier", Type::Object(&OUTLIER), Yaml("{}"), "Members that fail are left out for a time"),
     key("panic", Type::Share, Yaml("0.5"), "Above this share of members down, all are used; 0: never"),
-    key("slow_start", TIME, Yaml("0s"), "Time in which a new member comes to its full share").later(),
+    key("slow_start", TIME, Yaml("0s"), "Time in which a member that is new, or came up again, rises from a tenth of its weight to all of it"),
     key("zone_aware", BOOL, Yaml("false"), "Prefers members in the node's own zone").later(),
     key("retry_budget", Type::Share, Yaml("0.2"), "Live requests of which retries may be this share"),
     key("on_down", one_of(&["keep", "reset"], &[]), Yaml("keep"), "What happens to connections of a member that went down").later(),

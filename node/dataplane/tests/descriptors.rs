@@ -28,7 +28,7 @@ fn config(member: SocketAddr) -> Config {
         http: HttpSettings::default(),
         policies: Policies::default(),
     };
-    let members = vec![Member { address: member, name: "a".into(), weight: 1 }];
+    let members = vec![Member::new("a", member)];
     let mut config = Config::default();
     config.listeners.insert("web".into(), listener);
     config.pools.insert("app".into(), Pool { members, ..Pool::default() });

@@ -275,8 +275,7 @@ mod tests {
         metrics.listener("web").at(0).ended.inc(Reason::NoRoute);
         metrics.route("a\"b\\c\n").at(1).record(204, Reason::Done, Duration::from_millis(2));
         metrics.route("a\"b\\c\n").at(0).record(503, Reason::NoMember, Duration::from_secs(90));
-        let member =
-            model::Member { address: "192.0.2.1:80".parse().expect("address"), name: "m".into(), weight: 1 };
+        let member = model::Member::new("m", "192.0.2.1:80".parse().expect("address"));
         let config = model::Pool { members: vec![member], ..model::Pool::default() };
         let pool = Pool::compile("app", &config, None);
         let picked = pool.pick(&[], None, Instant::now()).expect("one member");

@@ -40,7 +40,7 @@ use crate::MemberView;
 use crate::balance::{Context, Picker, hashed, with_rng};
 use crate::metrics::{Padded, PoolCounters};
 use crate::tls::upstream::Origination;
-use lineup::{Candidate, Lineup};
+use lineup::{Candidate, Lineup, Terms};
 use outlier::{Around, Ejection};
 
 pub(crate) use member::{FailureKind, MemberState};
@@ -106,12 +106,17 @@ impl Pool {
         let shared = previous.map_or_else(|| Arc::new(Shared::new(name)), |pool| Arc::clone(&pool.shared));
         let mut known: HashMap<&str, &Arc<MemberState>, ahash::RandomState> =
             previous.into_iter().flat_map(|pool| &pool.members).map(|m| (m.name(), m)).collect();
+        let now = Instant::now();
+        // Of a pool that is new itself, all members are as cold: none of them more so than the others.
+        let cold_since = previous.map(|_| now);
         let members: Box<[Arc<MemberState>]> = config
             .members
             .iter()
             .map(|member| match known.remove(member.name.as_str()) {
                 Some(state) if state.address == member.address => Arc::clone(state),
-                _ => Arc::new(MemberState::new(Arc::clone(&shared), &member.name, member.address)),
+                _ => {
+                    Arc::new(MemberState::new(Arc::clone(&shared), &member.name, member.address, cold_since))
+                }
             })
             .collect();
         if config.health.is_none() {
@@ -119,10 +124,9 @@ impl Pool {
             members.iter().for_each(|member| member.up.store(true, Ordering::Relaxed));
         }
         shared.enrol(config, &members);
-        let now = Instant::now();
         let generation = shared.generation.load(Ordering::Acquire);
         let picker = Picker::of(config.balance, config.hash.bound);
-        let lineup = Lineup::new(&candidates(config, &members), config.panic, now, generation);
+        let lineup = Lineup::new(&candidates(config, &members), terms(config), now, generation);
         let lineup = lineup.placed(picker, |index| members[index].name());
         Pool {
             name: name.into(),
@@ -245,6 +249,7 @@ impl Pool {
             changed = true;
             if *up {
                 member.failures.store(0, Ordering::Relaxed);
+                *member.cold_since.lock() = Some(Instant::now());
                 self.shared.readmit(member);
             }
             tracing::info!(pool = %self.name, member = member.name(), up, "member verdict");
@@ -284,7 +289,7 @@ impl Pool {
         let Some(_remaking) = self.remaking.try_lock() else { return lineup };
         let generation = self.shared.generation.load(Ordering::Acquire);
         let candidates = candidates(&self.settings, &self.members);
-        let lineup = Lineup::new(&candidates, self.settings.panic, now, generation);
+        let lineup = Lineup::new(&candidates, terms(&self.settings), now, generation);
         let lineup = lineup.placed(self.picker, |index| self.members[index].name());
         self.lineup.store(Arc::new(lineup));
         self.lineup.load()
@@ -296,8 +301,13 @@ fn candidates(settings: &model::Pool, members: &[Arc<MemberState>]) -> Vec<Candi
         weight: member.weight,
         up: state.is_up(),
         ejected_until: state.ejection.lock().until,
+        cold_since: *state.cold_since.lock(),
     };
     settings.members.iter().zip(members).map(candidate).collect()
+}
+
+fn terms(settings: &model::Pool) -> Terms {
+    Terms { panic: settings.panic, slow_start: settings.slow_start }
 }
 
 impl Shared {

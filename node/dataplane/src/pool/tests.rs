@@ -9,11 +9,7 @@ use trestle_config::model::{Balance, Member, Outlier};
 use super::*;
 
 fn config(members: usize) -> model::Pool {
-    let member = |n: usize| Member {
-        address: ([127, 0, 0, 1], 1_000 + n as u16).into(),
-        name: format!("m{n}"),
-        weight: 1,
-    };
+    let member = |n: usize| Member::new(&format!("m{n}"), ([127, 0, 0, 1], 1_000 + n as u16).into());
     model::Pool { members: (0..members).map(member).collect(), ..model::Pool::default() }
 }
 
@@ -146,6 +142,40 @@ async fn what_an_old_revisions_connection_reports_counts_in_the_new_one() {
     assert_eq!(new.views()[0].in_flight, 5);
     drop(connections);
     assert_eq!(new.views()[0].in_flight, 0);
+}
+
+/// Of 1,900 picks, how many each member gets.
+fn counts(pool: &Pool) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for _ in 0..1_900 {
+        let picked = pool.pick(&[], None, Instant::now()).expect("somebody is usable");
+        *counts.entry(picked.name().to_owned()).or_default() += 1;
+    }
+    counts
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_member_that_is_new_or_came_up_again_starts_slowly() {
+    let second = Duration::from_secs(1);
+    for balance in [Balance::RoundRobin, Balance::LeastRequest, Balance::Random] {
+        let settings = |members| model::Pool { slow_start: 18 * second, balance, ..config(members) };
+        let pool = pool(&settings(2));
+        let about = |pool: &Pool, member: &str, due: usize| {
+            let got = counts(pool)[member];
+            assert!(got.abs_diff(due) <= due / 5, "{balance:?}: {member} got {got}, {due} are due");
+        };
+        about(&pool, "m0", 950);
+        pool.set_verdicts(&verdicts(&[("m0", false)]));
+        pool.set_verdicts(&verdicts(&[("m0", true)]));
+        about(&pool, "m0", 173); // 0.1 of 1.1
+        tokio::time::advance(9 * second).await;
+        about(&pool, "m0", 674); // 0.55 of 1.55
+        let grown = Pool::compile("p", &settings(3), Some(&pool));
+        about(&grown, "m2", 115); // 0.1 of 1.65
+        tokio::time::advance(18 * second).await;
+        about(&grown, "m0", 633);
+        about(&grown, "m2", 633);
+    }
 }
 
 #[test]

@@ -136,7 +136,7 @@ pub(crate) fn listener(protocol: Protocol, bind: Bind, pool: Option<&str>) -> Li
 }
 
 pub(crate) fn pool(members: &[SocketAddr]) -> Pool {
-    let member = |address: &SocketAddr| Member { address: *address, name: address.to_string(), weight: 1 };
+    let member = |address: &SocketAddr| Member::new(&address.to_string(), *address);
     Pool { members: members.iter().map(member).collect(), ..Pool::default() }
 }
 

@@ -21,8 +21,7 @@ async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
 }
 
 fn pool(addresses: &[SocketAddr]) -> Arc<Pool> {
-    let member =
-        |address: &SocketAddr| model::Member { address: *address, name: address.to_string(), weight: 1 };
+    let member = |address: &SocketAddr| model::Member::new(&address.to_string(), *address);
     let members = addresses.iter().map(member).collect();
     Arc::new(Pool::compile("p", &model::Pool { members, ..model::Pool::default() }, None))
 }
@@ -289,8 +288,7 @@ async fn a_member_that_does_not_answer_times_out_and_the_next_one_is_tried() {
         queued.push(stream);
     }
     let (listener, address) = backend().await;
-    let members =
-        [hanging, address].map(|address| model::Member { address, name: address.to_string(), weight: 1 });
+    let members = [hanging, address].map(|address| model::Member::new(&address.to_string(), address));
     let mut config = model::Pool { members: members.into(), ..model::Pool::default() };
     config.timeout.connect = Duration::from_millis(100);
     let pool = Arc::new(Pool::compile("p", &config, None));

@@ -61,8 +61,7 @@ impl Echo {
 }
 
 fn pool(addresses: &[SocketAddr]) -> Arc<Pool> {
-    let member =
-        |address: &SocketAddr| model::Member { address: *address, name: address.to_string(), weight: 1 };
+    let member = |address: &SocketAddr| model::Member::new(&address.to_string(), *address);
     let members = addresses.iter().map(member).collect();
     Arc::new(Pool::compile("p", &model::Pool { members, ..model::Pool::default() }, None))
 }
@@ -261,10 +260,8 @@ async fn a_session_outlives_its_members_place_in_the_pool() {
     let served = served_at("127.0.0.1:0", SESSIONS_MAX, &pools, UdpSettings::default()).await;
     let staying = client(served.address).await;
     ask(&staying, b"x").await;
-    let config = model::Pool {
-        members: vec![model::Member { address: new.address, name: "new".into(), weight: 1 }],
-        ..model::Pool::default()
-    };
+    let config =
+        model::Pool { members: vec![model::Member::new("new", new.address)], ..model::Pool::default() };
     let second = Arc::new(Pool::compile("p", &config, Some(&first)));
     *pools.lock() = Arc::clone(&second);
     assert_eq!(ask(&staying, b"y").await, b"y");

@@ -418,6 +418,7 @@ fn pool(fields: &Fields, sink: &mut Sink) -> Pool {
     }
     set(&mut pool.panic, fields.share("panic"));
     set(&mut pool.slow_start, fields.duration("slow_start"));
+    set(&mut pool.zone_aware, fields.bool("zone_aware"));
     set(&mut pool.retry_budget, fields.share("retry_budget"));
     match fields.at("health").map(|value| &value.kind) {
         Some(Kind::Off) => pool.health = None,
@@ -443,6 +444,8 @@ fn members(fields: &Fields, sink: &mut Sink) -> Vec<Member> {
         }
         let mut member = Member::new(&name, *address);
         set(&mut member.weight, fields.int32("weight"));
+        set(&mut member.zone, fields.text("zone").map(str::to_owned));
+        set(&mut member.backup, fields.int32("backup"));
         members.push(member);
     }
     if !members.is_empty()

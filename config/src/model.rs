@@ -440,6 +440,8 @@ pub struct Pool {
     pub panic: f64,
     /// A member that is new or came up again rises to its full weight over this time; zero: has it at once.
     pub slow_start: Duration,
+    /// Members of the node's own zone are preferred.
+    pub zone_aware: bool,
     /// Live requests of which retries may be a share. Default 0.2.
     pub retry_budget: f64,
     /// `None`: members are not probed and count as up.
@@ -452,12 +454,16 @@ pub struct Member {
     /// Unique in its pool. Default: the address.
     pub name: String,
     pub weight: u32,
+    /// Empty: nowhere in particular.
+    pub zone: String,
+    /// Its tier: the lowest that has somebody usable is used.
+    pub backup: u32,
 }
 
 impl Member {
     /// With all else at its default.
     pub fn new(name: &str, address: SocketAddr) -> Member {
-        Member { address, name: name.to_owned(), weight: 1 }
+        Member { address, name: name.to_owned(), weight: 1, zone: String::new(), backup: 0 }
     }
 }
 
@@ -767,6 +773,7 @@ impl Default for Pool {
             outlier: Outlier::default(),
             panic: 0.5,
             slow_start: Duration::ZERO,
+            zone_aware: false,
             retry_budget: 0.2,
             health: Some(HealthCheck::default()),
         }

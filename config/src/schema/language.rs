@@ -358,7 +358,7 @@ static POOL_OBJECT: Object = Object::new("pool", &[
     key("outlier", Type::Object(&OUTLIER), Yaml("{}"), "Members that fail are left out for a time"),
     key("panic", Type::Share, Yaml("0.5"), "Above this share of members down, all are used; 0: never"),
     key("slow_start", TIME, Yaml("0s"), "Time in which a member that is new, or came up again, rises from a tenth of its weight to all of it"),
-    key("zone_aware", BOOL, Yaml("false"), "Prefers members in the node's own zone").later(),
+    key("zone_aware", BOOL, Yaml("false"), "Uses members in the node's own zone (`--zone`) alone, while half of their weight is usable"),
     key("retry_budget", Type::Share, Yaml("0.2"), "Live requests of which retries may be this share"),
     key("on_down", one_of(&["keep", "reset"], &[]), Yaml("keep"), "What happens to connections of a member that went down").later(),
     key("health", Type::OrOff(&Type::Object(&HEALTH)), Words("a TCP check; `off` for a pool that only udp listeners use"), "Checks of members; `off`: all count as up"),
@@ -368,8 +368,8 @@ static MEMBER: Object = Object::new("pool.member", &[
     key("address", Type::Text(Format::MemberAddress), Required, "`ADDRESS:PORT` or `[IPv6]:PORT`"),
     key("name", Type::Text(Format::Name), Words("its address"), "Name in status, logs and metrics, unique in the pool"),
     key("weight", MEMBER_WEIGHT, Yaml("1"), "Share of the traffic against the other members; 0: none"),
-    key("zone", TEXT, Yaml("\"\""), "Where it stands").later(),
-    key("backup", COUNT, Yaml("0"), "Tier: used when all lower ones are down").later(),
+    key("zone", TEXT, Yaml("\"\""), "Where it stands, for `zone_aware`"),
+    key("backup", COUNT, Yaml("0"), "Tier: used while no lower one has a usable member"),
     key("max_connections", COUNT, Yaml("0"), "0: no limit").later(),
 ]);
 

@@ -40,6 +40,7 @@ pub(crate) fn warnings(root: &Fields, config: &Config, sink: &mut Sink) {
     timers(root, config, sink);
     same_matches(root, config, sink);
     tcp_checks_of_udp(root, config, sink);
+    zones_of_nobody(root, config, sink);
     tls::warnings(root, sink);
 }
 
@@ -333,6 +334,17 @@ fn tcp_checks_of_udp(root: &Fields, config: &Config, sink: &mut Sink) {
         if udp_only.contains(name) && health.kind == CheckKind::Tcp {
             let fault = Fault::new("members that only serve UDP are checked over TCP").help("`health: off`");
             sink.report(Place::Key(value.node), fault);
+        }
+    }
+}
+
+fn zones_of_nobody(root: &Fields, config: &Config, sink: &mut Sink) {
+    for (name, value) in root.map("pools") {
+        let Some(pool) = config.pools.get(name) else { continue };
+        let Some(value) = value.as_object().and_then(|fields| fields.at("zone_aware")) else { continue };
+        if pool.zone_aware && !pool.members.is_empty() && pool.members.iter().all(|m| m.zone.is_empty()) {
+            let fault = Fault::new("no member says in which zone it stands, so none is preferred");
+            sink.report(Place::Key(value.node), fault.help("give members a `zone`"));
         }
     }
 }

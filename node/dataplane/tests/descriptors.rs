@@ -60,7 +60,12 @@ fn cpu_seconds() -> f64 {
 #[test]
 fn without_descriptors_accepting_pauses_and_goes_on_when_there_are_some() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let options = Options { workers: NonZeroUsize::MIN, node: "n1".into(), pinned: BTreeMap::new() };
+    let options = Options {
+        workers: NonZeroUsize::MIN,
+        node: "n1".into(),
+        zone: String::new(),
+        pinned: BTreeMap::new(),
+    };
     let plane = Plane::start(options).expect("a plane");
     let install = Install {
         revision: 1,

@@ -277,7 +277,7 @@ mod tests {
         metrics.route("a\"b\\c\n").at(0).record(503, Reason::NoMember, Duration::from_secs(90));
         let member = model::Member::new("m", "192.0.2.1:80".parse().expect("address"));
         let config = model::Pool { members: vec![member], ..model::Pool::default() };
-        let pool = Pool::compile("app", &config, None);
+        let pool = Pool::compile("app", &config, &Arc::default(), None);
         let picked = pool.pick(&[], None, Instant::now()).expect("one member");
         picked.failed(FailureKind::ConnectTimeout);
         let mut out = String::new();

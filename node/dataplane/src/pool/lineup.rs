@@ -12,12 +12,21 @@ use crate::balance::{Picker, Places, Shares};
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Candidate {
     pub(super) weight: u32,
+    pub(super) tier: u32,
+    /// It stands where this node does.
+    pub(super) near: bool,
     /// The cluster's verdict.
     pub(super) up: bool,
     /// Out by outlier detection until then.
     pub(super) ejected_until: Option<Instant>,
     /// Since when it has to warm up; `None`: it is warm.
     pub(super) cold_since: Option<Instant>,
+}
+
+impl Candidate {
+    fn is_ejected(&self, now: Instant) -> bool {
+        self.ejected_until.is_some_and(|until| now < until)
+    }
 }
 
 /// What a pool's settings have to say of who is used.
@@ -27,6 +36,8 @@ pub(super) struct Terms {
     pub(super) panic: f64,
     /// Time in which a member warms up.
     pub(super) slow_start: Duration,
+    /// Those that are near are preferred.
+    pub(super) zone_aware: bool,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -42,25 +53,27 @@ pub(super) struct Lineup {
 }
 
 impl Lineup {
-    /// Weight 0 means no traffic, also in panic. Ejection is a guess of this node alone: where it would
-    /// leave nobody, it does not count.
+    /// The lowest tier with somebody usable is used; see [`used`] for who of it is.
     pub(super) fn new(candidates: &[Candidate], terms: Terms, now: Instant, generation: u64) -> Self {
         let weighted = || candidates.iter().filter(|c| c.weight > 0);
-        let (members, down) = (weighted().count(), weighted().filter(|c| !c.up).count());
-        let panic = terms.panic > 0.0 && members >= 2 && down as f64 > terms.panic * members as f64;
-        let ejected = |c: &Candidate| c.ejected_until.is_some_and(|until| now < until);
+        let lowest =
+            |usable: &dyn Fn(&Candidate) -> bool| weighted().filter(|c| usable(c)).map(|c| c.tier).min();
+        let tier =
+            lowest(&|c| c.up && !c.is_ejected(now)).or_else(|| lowest(&|c| c.up)).or(lowest(&|_| true));
+        let of_tier: Vec<(usize, Candidate)> = candidates
+            .iter()
+            .copied()
+            .enumerate()
+            .filter(|(_, c)| c.weight > 0 && Some(c.tier) == tier)
+            .collect();
+        let down = of_tier.iter().filter(|(_, c)| !c.up).count();
+        let elsewhere = weighted().any(|c| c.up && Some(c.tier) != tier);
+        let enough = weighted().nth(1).is_some() && !elsewhere;
+        let panic = terms.panic > 0.0 && enough && down as f64 > terms.panic * of_tier.len() as f64;
+        let used = if panic { of_tier } else { used(&of_tier, terms.zone_aware, now) };
         let warmth = |c: &Candidate| warmth::of(c.cold_since, terms.slow_start, now);
-        let of = |usable: &dyn Fn(&Candidate) -> bool| {
-            let usable = candidates.iter().enumerate().filter(|(_, c)| usable(c));
-            Shares::new(usable.map(|(index, c)| (index, c.weight * warmth(c).level)))
-        };
-        let shares = if panic {
-            of(&|_| true)
-        } else {
-            let shares = of(&|c| c.up && !ejected(c));
-            if shares.len() > 0 { shares } else { of(&|c| c.up) }
-        };
-        let ends = weighted().filter(|c| ejected(c)).filter_map(|c| c.ejected_until);
+        let shares = Shares::new(used.iter().map(|(index, c)| (*index, c.weight * warmth(c).level)));
+        let ends = weighted().filter(|c| c.is_ejected(now)).filter_map(|c| c.ejected_until);
         let valid_until = ends.chain(weighted().filter_map(|c| warmth(c).until)).min();
         Self { shares, places: Places::None, panic, valid_until, generation }
     }
@@ -74,6 +87,23 @@ impl Lineup {
     pub(super) fn is_fresh(&self, generation: u64, now: Instant) -> bool {
         self.generation == generation && self.valid_until.is_none_or(|until| now < until)
     }
+}
+
+/// Who of a tier is used, outside panic. Ejection is a guess of this node alone: where it would leave
+/// nobody, it does not count. Those that are near carry the load alone while half of their weight is usable.
+fn used(tier: &[(usize, Candidate)], zone_aware: bool, now: Instant) -> Vec<(usize, Candidate)> {
+    let up = || tier.iter().copied().filter(|(_, c)| c.up);
+    let well: Vec<_> = up().filter(|(_, c)| !c.is_ejected(now)).collect();
+    let usable = if well.is_empty() { up().collect() } else { well };
+    let weight = |of: &[(usize, Candidate)]| of.iter().map(|(_, c)| u64::from(c.weight)).sum::<u64>();
+    let near = |of: &[(usize, Candidate)]| of.iter().copied().filter(|(_, c)| c.near).collect::<Vec<_>>();
+    if zone_aware {
+        let own = near(&usable);
+        if !own.is_empty() && weight(&own) * 2 >= weight(&near(tier)) {
+            return own;
+        }
+    }
+    usable
 }
 
 /// How far a member that starts slowly has come.
@@ -116,21 +146,25 @@ mod tests {
 
     use super::*;
 
-    const UP: Candidate = Candidate { weight: 1, up: true, ejected_until: None, cold_since: None };
-    const TERMS: Terms = Terms { panic: 0.5, slow_start: Duration::ZERO };
+    const UP: Candidate =
+        Candidate { weight: 1, tier: 0, near: false, up: true, ejected_until: None, cold_since: None };
+    const TERMS: Terms = Terms { panic: 0.5, slow_start: Duration::ZERO, zone_aware: true };
 
-    /// One character a member: `u`p, `d`own, `e`jected, `0` weight, `x` down and ejected.
+    /// One character a member: `u`p, `d`own, `e`jected, `0` weight, `x` down and ejected. Upper case: it is
+    /// near. `/`: those of the next tier follow.
     fn used(members: &str, panic: f64) -> (Vec<usize>, bool) {
         let now = Instant::now();
-        let candidates: Vec<Candidate> = members
-            .chars()
-            .map(|c| Candidate {
+        let mut candidates = Vec::new();
+        for (tier, members) in members.split('/').enumerate() {
+            candidates.extend(members.chars().map(|c| Candidate {
                 weight: u32::from(c != '0'),
-                up: !matches!(c, 'd' | 'x'),
-                ejected_until: matches!(c, 'e' | 'x').then(|| now + Duration::from_secs(1)),
+                tier: tier as u32,
+                near: c.is_ascii_uppercase(),
+                up: !matches!(c, 'd' | 'D' | 'x'),
+                ejected_until: matches!(c, 'e' | 'E' | 'x').then(|| now + Duration::from_secs(1)),
                 ..UP
-            })
-            .collect();
+            }));
+        }
         let lineup = Lineup::new(&candidates, Terms { panic, ..TERMS }, now, 0);
         ((0..lineup.shares.len()).map(|position| lineup.shares.index(position)).collect(), lineup.panic)
     }
@@ -156,6 +190,45 @@ mod tests {
             ("", 0.5, vec![], false),
         ] {
             assert_eq!(used(members, panic), (expected, panics), "{members} at {panic}");
+        }
+    }
+
+    #[test]
+    fn the_lowest_tier_that_has_somebody_is_used() {
+        for (members, expected, panics) in [
+            ("uu/u", vec![0, 1], false),
+            ("dd/uu", vec![2, 3], false),
+            ("du/uu", vec![1], false),
+            ("ddu/u", vec![2], false), // no panic while a further tier has somebody
+            ("ddu/d", vec![0, 1, 2], true),
+            ("dd/d/u", vec![3], false),
+            ("dd/dd", vec![0, 1], true), // nobody anywhere: the lowest
+            ("d/d", vec![0], true),
+            ("dd/udd", vec![2, 3, 4], true), // its own panic
+            ("e/u", vec![1], false),
+            ("e/d", vec![0], false),
+            ("e/e", vec![0], false),
+            ("0/u", vec![1], false),
+            ("/u", vec![0], false),
+        ] {
+            assert_eq!(used(members, 0.5), (expected, panics), "{members}");
+        }
+    }
+
+    #[test]
+    fn the_own_zone_is_used_alone_while_half_of_it_is_usable() {
+        for (members, expected, panics) in [
+            ("Uuu", vec![0], false),
+            ("UDuu", vec![0], false),
+            ("UDDuu", vec![0, 3, 4], false),
+            ("UEDuuuu", vec![0, 3, 4, 5, 6], false),
+            ("uu", vec![0, 1], false), // nobody is near
+            ("Duu", vec![1, 2], false),
+            ("UDddd", vec![0, 1, 2, 3, 4], true), // in panic all of both
+            ("Dd/Uu", vec![2], false),
+            ("Du/Uu", vec![1], false), // the tier counts first
+        ] {
+            assert_eq!(used(members, 0.5), (expected, panics), "{members}");
         }
     }
 
@@ -211,16 +284,18 @@ mod tests {
         }
 
         #[test]
-        fn nobody_down_is_used_outside_panic(members in "[ude0x]{0,12}", panic in 0.0f64..1.0) {
+        fn nobody_down_is_used_outside_panic(members in "[udeUDE0x/]{0,12}", panic in 0.0f64..1.0) {
             let (used, panics) = used(&members, panic);
-            let kind = |i: &usize| members.as_bytes()[*i];
-            prop_assert!(used.iter().all(|i| kind(i) != b'0'));
+            let kinds: Vec<char> = members.to_lowercase().chars().filter(|c| *c != '/').collect();
+            prop_assert!(used.iter().all(|i| kinds[*i] != '0'));
             if !panics {
-                prop_assert!(used.iter().all(|i| matches!(kind(i), b'u' | b'e')));
-                if members.contains('u') {
-                    prop_assert!(used.iter().all(|i| kind(i) == b'u'));
+                prop_assert!(used.iter().all(|i| matches!(kinds[*i], 'u' | 'e')));
+                if kinds.contains(&'u') {
+                    prop_assert!(used.iter().all(|i| kinds[*i] == 'u'));
                 }
             }
+            let up = kinds.iter().any(|kind| matches!(kind, 'u' | 'e'));
+            prop_assert!(!up || !used.is_empty(), "somebody is up");
         }
     }
 }

@@ -11,7 +11,7 @@
 //! Invariants:
 //! - A member's in-flight count is the number of [`Picked`] of it that are alive.
 //! - A member that is down is used only in panic; one that is ejected, only in panic or when nobody
-//!   else is up; one of weight 0, never.
+//!   else is up; one of weight 0, never; one of a higher tier, only while no lower one has anybody usable.
 //!
 //! Left to others: verdicts (the cluster), connections (l4, upstream), what counts as a failure of the
 //! member and not of the client (those who call [`Picked::failed`]).
@@ -50,11 +50,19 @@ pub(crate) use picked::{Picked, RetryPermit};
 /// would forbid the only retry of the only request.
 const RETRIES_MIN: u32 = 10;
 
+/// The node, as pools see it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Site {
+    /// Where it stands; empty: nowhere in particular.
+    pub(crate) zone: Box<str>,
+}
+
 /// One pool of one snapshot.
 #[derive(Debug)]
 pub(crate) struct Pool {
     name: Box<str>,
     settings: model::Pool,
+    site: Arc<Site>,
     /// In the order of `settings.members`.
     members: Box<[Arc<MemberState>]>,
     picker: Picker,
@@ -102,7 +110,12 @@ struct Roster {
 impl Pool {
     /// Makes the pool of a new snapshot. Members of `previous` with the same name and address keep
     /// their state; `previous` must be the pool of the same name in the snapshot before.
-    pub(crate) fn compile(name: &str, config: &model::Pool, previous: Option<&Pool>) -> Pool {
+    pub(crate) fn compile(
+        name: &str,
+        config: &model::Pool,
+        site: &Arc<Site>,
+        previous: Option<&Pool>,
+    ) -> Pool {
         let shared = previous.map_or_else(|| Arc::new(Shared::new(name)), |pool| Arc::clone(&pool.shared));
         let mut known: HashMap<&str, &Arc<MemberState>, ahash::RandomState> =
             previous.into_iter().flat_map(|pool| &pool.members).map(|m| (m.name(), m)).collect();
@@ -126,11 +139,12 @@ impl Pool {
         shared.enrol(config, &members);
         let generation = shared.generation.load(Ordering::Acquire);
         let picker = Picker::of(config.balance, config.hash.bound);
-        let lineup = Lineup::new(&candidates(config, &members), terms(config), now, generation);
+        let lineup = Lineup::new(&candidates(config, site, &members), terms(config), now, generation);
         let lineup = lineup.placed(picker, |index| members[index].name());
         Pool {
             name: name.into(),
             settings: config.clone(),
+            site: Arc::clone(site),
             members,
             picker,
             tls: None,
@@ -288,7 +302,7 @@ impl Pool {
         }
         let Some(_remaking) = self.remaking.try_lock() else { return lineup };
         let generation = self.shared.generation.load(Ordering::Acquire);
-        let candidates = candidates(&self.settings, &self.members);
+        let candidates = candidates(&self.settings, &self.site, &self.members);
         let lineup = Lineup::new(&candidates, terms(&self.settings), now, generation);
         let lineup = lineup.placed(self.picker, |index| self.members[index].name());
         self.lineup.store(Arc::new(lineup));
@@ -296,9 +310,11 @@ impl Pool {
     }
 }
 
-fn candidates(settings: &model::Pool, members: &[Arc<MemberState>]) -> Vec<Candidate> {
+fn candidates(settings: &model::Pool, site: &Site, members: &[Arc<MemberState>]) -> Vec<Candidate> {
     let candidate = |(member, state): (&model::Member, &Arc<MemberState>)| Candidate {
         weight: member.weight,
+        tier: member.backup,
+        near: !site.zone.is_empty() && *member.zone == *site.zone,
         up: state.is_up(),
         ejected_until: state.ejection.lock().until,
         cold_since: *state.cold_since.lock(),
@@ -307,7 +323,8 @@ fn candidates(settings: &model::Pool, members: &[Arc<MemberState>]) -> Vec<Candi
 }
 
 fn terms(settings: &model::Pool) -> Terms {
-    Terms { panic: settings.panic, slow_start: settings.slow_start }
+    let model::Pool { panic, slow_start, zone_aware, .. } = *settings;
+    Terms { panic, slow_start, zone_aware }
 }
 
 impl Shared {

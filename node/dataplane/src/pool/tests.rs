@@ -14,7 +14,7 @@ fn config(members: usize) -> model::Pool {
 }
 
 fn pool(config: &model::Pool) -> Pool {
-    Pool::compile("p", config, None)
+    Pool::compile("p", config, &Arc::default(), None)
 }
 
 fn verdicts(verdicts: &[(&str, bool)]) -> BTreeMap<String, bool> {
@@ -121,7 +121,7 @@ async fn a_new_revision_keeps_the_state_of_members_that_stay() {
     let mut changed = config(4);
     changed.members.remove(1);
     changed.members[1].address.set_port(9);
-    let new = Pool::compile("p", &changed, Some(&old));
+    let new = Pool::compile("p", &changed, &Arc::default(), Some(&old));
     let states: Vec<_> = new.views().into_iter().map(|v| (v.member, v.up, v.ejected, v.in_flight)).collect();
     let state = |name: &str, up, ejected| (name.to_owned(), up, ejected, 0);
     // m2 has another address now: another member.
@@ -136,7 +136,7 @@ async fn what_an_old_revisions_connection_reports_counts_in_the_new_one() {
     let old = pool(&config(2));
     let connections: Vec<Picked> =
         (0..5).map(|_| old.pick(&[1], None, Instant::now()).expect("m0")).collect();
-    let new = Pool::compile("p", &config(2), Some(&old));
+    let new = Pool::compile("p", &config(2), &Arc::default(), Some(&old));
     connections.iter().for_each(|connection| connection.failed(FailureKind::Broken));
     assert_eq!(used(&new), names(&["m1"]));
     assert_eq!(new.views()[0].in_flight, 5);
@@ -170,7 +170,7 @@ async fn a_member_that_is_new_or_came_up_again_starts_slowly() {
         about(&pool, "m0", 173); // 0.1 of 1.1
         tokio::time::advance(9 * second).await;
         about(&pool, "m0", 674); // 0.55 of 1.55
-        let grown = Pool::compile("p", &settings(3), Some(&pool));
+        let grown = Pool::compile("p", &settings(3), &Arc::default(), Some(&pool));
         about(&grown, "m2", 115); // 0.1 of 1.65
         tokio::time::advance(18 * second).await;
         about(&grown, "m0", 633);
@@ -179,11 +179,50 @@ async fn a_member_that_is_new_or_came_up_again_starts_slowly() {
 }
 
 #[test]
+fn a_zone_that_is_the_nodes_own_is_preferred_while_it_carries_the_load() {
+    let mut settings = config(4);
+    settings.zone_aware = true;
+    settings.members[0].zone = "z1".into();
+    settings.members[1].zone = "z1".into();
+    settings.members[2].zone = "z2".into();
+    let at = |zone: &str| Pool::compile("p", &settings, &Arc::new(Site { zone: zone.into() }), None);
+    assert_eq!(used(&at("z1")), names(&["m0", "m1"]));
+    assert_eq!(used(&at("z2")), names(&["m2"]));
+    for elsewhere in ["z3", ""] {
+        assert_eq!(used(&at(elsewhere)).len(), 4);
+    }
+    let pool = at("z1");
+    pool.set_verdicts(&verdicts(&[("m0", false)]));
+    assert_eq!(used(&pool), names(&["m1"]));
+    pool.set_verdicts(&verdicts(&[("m1", false)]));
+    assert_eq!(used(&pool), names(&["m2", "m3"]));
+}
+
+#[test]
+fn backups_serve_while_nobody_else_can() {
+    let mut settings = config(3);
+    settings.members[1].backup = 1;
+    settings.members[2].backup = 2;
+    let pool = pool(&settings);
+    let step = |verdict, expected: &str| {
+        pool.set_verdicts(&verdicts(&[verdict]));
+        assert_eq!(used(&pool), names(&[expected]));
+    };
+    step(("m2", true), "m0");
+    step(("m0", false), "m1");
+    step(("m1", false), "m2");
+    step(("m1", true), "m1");
+    step(("m0", true), "m0");
+    fail(&pool, "m0", 5);
+    assert_eq!(used(&pool), names(&["m1"]), "one that is ejected is no use");
+}
+
+#[test]
 fn without_a_health_check_members_are_up() {
     let old = pool(&config(2));
     old.set_verdicts(&verdicts(&[("m0", false)]));
     let unchecked = model::Pool { health: None, ..config(2) };
-    let new = Pool::compile("p", &unchecked, Some(&old));
+    let new = Pool::compile("p", &unchecked, &Arc::default(), Some(&old));
     new.set_verdicts(&verdicts(&[("m0", false)]));
     assert_eq!(used(&new), names(&["m0", "m1"]));
 }
@@ -207,7 +246,7 @@ fn retries_are_a_share_of_what_is_live_and_ten_at_least() {
     assert_eq!(permits(&pool), 40);
     drop(live);
     assert_eq!(permits(&pool), 10, "permits and requests are given back");
-    let none = Pool::compile("p", &model::Pool { retry_budget: 0.0, ..config(2) }, None);
+    let none = Pool::compile("p", &model::Pool { retry_budget: 0.0, ..config(2) }, &Arc::default(), None);
     assert_eq!(permits(&none), 0);
 }
 
@@ -271,7 +310,7 @@ proptest! {
                 Step::Verdict(member, up) => {
                     pool.set_verdicts(&BTreeMap::from([(format!("m{member}"), up)]));
                 }
-                Step::Compile(members) => pool = Pool::compile("p", &settings(members), Some(&pool)),
+                Step::Compile(members) => pool = Pool::compile("p", &settings(members), &Arc::default(), Some(&pool)),
                 _ => {}
             }
             for view in pool.views() {

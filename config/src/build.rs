@@ -402,6 +402,15 @@ fn pool(fields: &Fields, sink: &mut Sink) -> Pool {
         set(first_byte, fields.duration("first_byte"));
         set(pool_idle, fields.duration("pool_idle"));
     }
+    if let Some(fields) = fields.object("breaker") {
+        set(&mut pool.breaker.connections, fields.int32("connections"));
+        set(&mut pool.breaker.pending, fields.int32("pending"));
+        set(&mut pool.breaker.requests, fields.int32("requests"));
+    }
+    if let Some(fields) = fields.object("queue") {
+        set(&mut pool.queue.max, fields.int32("max"));
+        set(&mut pool.queue.timeout, fields.duration("timeout"));
+    }
     if let Some(fields) = fields.object("hash") {
         if let Some(Kind::HashOn(on)) = fields.at("on").map(|value| &value.kind) {
             pool.hash.on = on.clone();
@@ -446,6 +455,7 @@ fn members(fields: &Fields, sink: &mut Sink) -> Vec<Member> {
         set(&mut member.weight, fields.int32("weight"));
         set(&mut member.zone, fields.text("zone").map(str::to_owned));
         set(&mut member.backup, fields.int32("backup"));
+        set(&mut member.max_connections, fields.int32("max_connections"));
         members.push(member);
     }
     if !members.is_empty()

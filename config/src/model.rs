@@ -3,6 +3,7 @@
 //! A value of these types can't be bad: addresses are parsed, defaults filled in, names resolve.
 //! Only [`crate::parse`] makes a [`Config`], so the type is the proof that validation passed.
 
+mod pool;
 mod tls;
 
 use std::collections::BTreeMap;
@@ -15,6 +16,7 @@ use ipnet::IpNet;
 
 use crate::text::{Pattern, Replacement, Template};
 
+pub use pool::{Breaker, Queue};
 pub use tls::{
     Alpn, Certificate, ClientAuth, ClientTls, Content, Digest, ListenerTls, PoolProtocol, PoolTls,
     TlsVersion, UnknownName,
@@ -435,6 +437,8 @@ pub struct Pool {
     pub tls: Option<PoolTls>,
     pub hash: Hash,
     pub timeout: PoolTimeouts,
+    pub breaker: Breaker,
+    pub queue: Queue,
     pub outlier: Outlier,
     /// Above this share of members down, all are used; 0: never. Default 0.5.
     pub panic: f64,
@@ -458,12 +462,21 @@ pub struct Member {
     pub zone: String,
     /// Its tier: the lowest that has somebody usable is used.
     pub backup: u32,
+    /// Requests in flight, connections or sessions on one node; 0: no limit.
+    pub max_connections: u32,
 }
 
 impl Member {
     /// With all else at its default.
     pub fn new(name: &str, address: SocketAddr) -> Member {
-        Member { address, name: name.to_owned(), weight: 1, zone: String::new(), backup: 0 }
+        Member {
+            address,
+            name: name.to_owned(),
+            weight: 1,
+            zone: String::new(),
+            backup: 0,
+            max_connections: 0,
+        }
     }
 }
 
@@ -770,6 +783,8 @@ impl Default for Pool {
             tls: None,
             hash: Hash::default(),
             timeout: PoolTimeouts::default(),
+            breaker: Breaker::default(),
+            queue: Queue::default(),
             outlier: Outlier::default(),
             panic: 0.5,
             slow_start: Duration::ZERO,

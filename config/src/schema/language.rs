@@ -353,8 +353,8 @@ static POOL_OBJECT: Object = Object::new("pool", &[
     key("tls", Type::OrOff(&Type::Object(&POOL_TLS)), Yaml("off"), "TLS to members, also of HTTP checks"),
     key("proxy_protocol", one_of(&["off", "v1", "v2"], &[]), Yaml("off"), "PROXY protocol to members").later(),
     key("timeout", Type::Object(&POOL_TIMEOUT), Yaml("{}"), "Limits on time"),
-    key("breaker", Type::Object(&BREAKER), Yaml("{}"), "Limits on load").later(),
-    key("queue", Type::Object(&QUEUE), Yaml("{}"), "Requests that wait for a member").later(),
+    key("breaker", Type::Object(&BREAKER), Yaml("{}"), "Limits on what a node puts upon the pool"),
+    key("queue", Type::Object(&QUEUE), Yaml("{}"), "Requests that wait while every member has its `max_connections`"),
     key("outlier", Type::Object(&OUTLIER), Yaml("{}"), "Members that fail are left out for a time"),
     key("panic", Type::Share, Yaml("0.5"), "Above this share of members down, all are used; 0: never"),
     key("slow_start", TIME, Yaml("0s"), "Time in which a member that is new, or came up again, rises from a tenth of its weight to all of it"),
@@ -370,7 +370,7 @@ static MEMBER: Object = Object::new("pool.member", &[
     key("weight", MEMBER_WEIGHT, Yaml("1"), "Share of the traffic against the other members; 0: none"),
     key("zone", TEXT, Yaml("\"\""), "Where it stands, for `zone_aware`"),
     key("backup", COUNT, Yaml("0"), "Tier: used while no lower one has a usable member"),
-    key("max_connections", COUNT, Yaml("0"), "0: no limit").later(),
+    key("max_connections", COUNT, Yaml("0"), "Requests in flight (tcp: connections, udp: sessions) at the member on each node; 0: no limit"),
 ]);
 
 static HASH: Object = Object::new("pool.hash", &[
@@ -399,15 +399,15 @@ static POOL_TIMEOUT: Object = Object::new("pool.timeout", &[
 ]);
 
 static BREAKER: Object = Object::new("pool.breaker", &[
-    key("connections", COUNT, Yaml("1024"), "To one pool"),
-    key("pending", COUNT, Yaml("1024"), "Requests without a connection"),
-    key("requests", COUNT, Yaml("0"), "In flight; 0: no limit"),
-    key("adaptive", BOOL, Yaml("false"), "Finds the limit by itself"),
+    key("connections", COUNT, Yaml("1024"), "Connections to members, but for idle ones; 0: no limit"),
+    key("pending", COUNT, Yaml("1024"), "Requests that wait for a connection to be made; 0: no limit"),
+    key("requests", COUNT, Yaml("0"), "Requests in flight; 0: no limit"),
+    key("adaptive", BOOL, Yaml("false"), "Finds the limit by itself").later(),
 ]);
 
 static QUEUE: Object = Object::new("pool.queue", &[
-    key("max", COUNT, Yaml("0"), "Requests that may wait"),
-    key("timeout", TIME, Yaml("1s"), "How long"),
+    key("max", COUNT, Yaml("0"), "As many may wait on each node; 0: none"),
+    key("timeout", TIME_POSITIVE, Yaml("1s"), "For as long"),
 ]);
 
 static OUTLIER: Object = Object::new("pool.outlier", &[

@@ -41,6 +41,7 @@ pub(crate) fn warnings(root: &Fields, config: &Config, sink: &mut Sink) {
     same_matches(root, config, sink);
     tcp_checks_of_udp(root, config, sink);
     zones_of_nobody(root, config, sink);
+    queues_for_nobody(root, config, sink);
     tls::warnings(root, sink);
 }
 
@@ -345,6 +346,18 @@ fn zones_of_nobody(root: &Fields, config: &Config, sink: &mut Sink) {
         if pool.zone_aware && !pool.members.is_empty() && pool.members.iter().all(|m| m.zone.is_empty()) {
             let fault = Fault::new("no member says in which zone it stands, so none is preferred");
             sink.report(Place::Key(value.node), fault.help("give members a `zone`"));
+        }
+    }
+}
+
+fn queues_for_nobody(root: &Fields, config: &Config, sink: &mut Sink) {
+    for (name, value) in root.map("pools") {
+        let Some(pool) = config.pools.get(name) else { continue };
+        let Some(value) = value.as_object().and_then(|fields| fields.at("queue")) else { continue };
+        let limited = pool.members.iter().any(|member| member.max_connections > 0);
+        if pool.queue.max > 0 && !pool.members.is_empty() && !limited {
+            let fault = Fault::new("requests wait only where every member has a limit, and none has one");
+            sink.report(Place::Key(value.node), fault.help("give members `max_connections`"));
         }
     }
 }

@@ -31,7 +31,7 @@ use super::{cors, forward, grpc, page, target, values};
 use crate::alarm::Elapsed;
 use crate::balance::hashed;
 use crate::metrics::{Reason, RetrySafe};
-use crate::pool::{FailureKind, Picked, Pool};
+use crate::pool::{FailureKind, Picked, Pool, Refusal};
 use crate::snapshot::Rule;
 use crate::upstream::{ConnectError, Target, Upstream, connect};
 
@@ -215,14 +215,15 @@ impl Exchange<'_> {
         let (at, key, first) = self.pick(record, outgoing.headers()).ok_or(Reason::NoMember)?;
         let pool = self.rule.split.pool(at).ok_or(Reason::Internal)?;
         record.pool = Some(at);
-        record.picked = Some(first);
+        let waits = matches!(first, Err(Refusal::Full));
+        record.picked = Some(self.admitted(pool, first, &[], key, total).await?);
         self.edit_for_pool(record, outgoing.headers_mut());
         let mut tried: Vec<usize> = Vec::new();
-        let mut now = record.started;
+        let mut now = if waits { Instant::now() } else { record.started };
         // Held while the further attempt runs.
         let mut _permit = None;
         loop {
-            let Some(picked) = &record.picked else { return Err(Reason::Internal) };
+            let Some(picked) = &mut record.picked else { return Err(Reason::Internal) };
             record.attempts += 1;
             let upload = record.upload.as_deref();
             let failed = match self.attempt(pool, picked, outgoing, upload, now, total).await {
@@ -231,9 +232,10 @@ impl Exchange<'_> {
             };
             report(picked, failed.reason);
             tried.push(picked.index());
+            picked.let_go();
             let again = self.again(record, failed)?;
             now = Instant::now();
-            let next = pool.pick(&tried, key, now).ok_or(Reason::NoMember)?;
+            let next = self.admitted(pool, pool.pick(&tried, key, now), &tried, key, total).await?;
             if again.refused && tried.contains(&next.index()) {
                 // Nobody else is left, and this one has just refused.
                 return Err(again.reason);
@@ -250,12 +252,52 @@ impl Exchange<'_> {
     }
 
     /// The rule's pools share its requests by weight; one that has nobody gives way to the others.
-    fn pick(&self, record: &Record, headers: &HeaderMap) -> Option<(usize, Option<u64>, Picked)> {
+    fn pick(
+        &self,
+        record: &Record,
+        headers: &HeaderMap,
+    ) -> Option<(usize, Option<u64>, Result<Picked, Refusal>)> {
         self.rule.split.next().find_map(|at| {
             let pool = self.rule.split.pool(at)?;
             let key = key(pool, record, headers);
-            Some((at, key, pool.pick(&[], key, record.started)?))
+            let picked = pool.pick(&[], key, record.started);
+            (!matches!(picked, Err(Refusal::NoMember))).then_some((at, key, picked))
         })
+    }
+
+    /// Waits for room, if that is what is missing and the pool lets requests wait.
+    async fn admitted(
+        &self,
+        pool: &Pool,
+        picked: Result<Picked, Refusal>,
+        tried: &[usize],
+        key: Option<u64>,
+        total: Option<Deadline>,
+    ) -> Result<Picked, Reason> {
+        match picked {
+            Err(Refusal::Full) => Box::pin(self.wait(pool, tried, key, total)).await,
+            picked => Ok(picked?),
+        }
+    }
+
+    async fn wait(
+        &self,
+        pool: &Pool,
+        tried: &[usize],
+        key: Option<u64>,
+        total: Option<Deadline>,
+    ) -> Result<Picked, Reason> {
+        let place = pool.queue().ok_or(Reason::QueueFull)?;
+        let own = after(Instant::now(), pool.settings().queue.timeout, Reason::QueueTimeout);
+        let deadline = earlier(total, own);
+        let turn = poll_fn(|cx| pool.poll_pick(&place, tried, key, cx));
+        match self.conn.alarm.within(deadline.map(|(at, _)| at), turn).await {
+            Ok(picked) => Ok(picked?),
+            Err(Elapsed) => {
+                pool.counters().queue_timeouts.inc();
+                Err(deadline.map_or(Reason::QueueTimeout, |(_, reason)| reason))
+            }
+        }
     }
 
     /// Whether to try again, and with what.
@@ -379,6 +421,7 @@ impl Exchange<'_> {
         target: Target,
         overall: Option<Deadline>,
     ) -> Result<Upstream, Reason> {
+        let _pending = pool.pending().ok_or(Reason::Breaker)?;
         let began = Instant::now();
         let own = after(began, pool.settings().timeout.connect, Reason::ConnectTimeout);
         let deadline = earlier(overall, own);
@@ -394,6 +437,7 @@ impl Exchange<'_> {
                 Err(match error {
                     ConnectError::Tcp(_) => Reason::ConnectFailed,
                     ConnectError::Tls(_) => Reason::TlsFailed,
+                    ConnectError::Breaker => Reason::Breaker,
                 })
             }
             Err(Elapsed) => Err(deadline.map_or(Reason::ConnectTimeout, |(_, reason)| reason)),

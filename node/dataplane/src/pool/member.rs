@@ -108,6 +108,16 @@ impl MemberState {
         self.in_flight.load(Relaxed)
     }
 
+    /// Counts one more in flight, if that is within `most` (0: no limit).
+    pub(super) fn take(&self, most: u32) -> bool {
+        if most == 0 {
+            self.in_flight.fetch_add(1, Relaxed);
+            return true;
+        }
+        // Never above the limit, not even for a moment: who looks meanwhile would wait for room that is there.
+        self.in_flight.fetch_update(Relaxed, Relaxed, |n| (n < most).then_some(n + 1)).is_ok()
+    }
+
     pub(crate) fn counters(&self) -> &MemberCounters {
         &self.counters
     }

@@ -9,42 +9,52 @@
 //! still alive follows, and a pick costs the same with 3 members and with 10,000.
 //!
 //! Invariants:
-//! - A member's in-flight count is the number of [`Picked`] of it that are alive.
+//! - A member's in-flight count is the number of [`Picked`] of it that are alive and were not let go; it
+//!   is never above the member's own limit in the snapshot that was picked by.
+//! - While requests wait in the [`queue`], nobody who comes later gets a member.
 //! - A member that is down is used only in panic; one that is ejected, only in panic or when nobody
 //!   else is up; one of weight 0, never; one of a higher tier, only while no lower one has anybody usable.
+//!
+//! [`breaker`] has what a pool as a whole does not take on. A pool without limits of members takes no lock.
 //!
 //! Left to others: verdicts (the cluster), connections (l4, upstream), what counts as a failure of the
 //! member and not of the client (those who call [`Picked::failed`]).
 
+mod breaker;
 mod latency;
 mod lineup;
 mod member;
 mod outlier;
 mod picked;
+mod queue;
+mod shared;
 
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{self, Poll};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use rand::Rng;
 use tokio::time::Instant;
 use trestle_config::model;
 
 use crate::MemberView;
-use crate::balance::{Context, Picker, hashed, with_rng};
-use crate::metrics::{Padded, PoolCounters};
+use crate::balance::{Context, FULL, Picker, hashed, with_rng};
+use crate::metrics::PoolCounters;
 use crate::tls::upstream::Origination;
+use breaker::Limits;
 use lineup::{Candidate, Lineup, Terms};
-use outlier::{Around, Ejection};
 
+pub(crate) use breaker::{Limit, Open, Refusal};
 pub(crate) use member::{FailureKind, MemberState};
 pub(crate) use picked::{Picked, RetryPermit};
+pub(crate) use queue::Place;
+pub(crate) use shared::Shared;
 
 /// Retries that are always allowed at once, however few requests are live: a budget of a share alone
 /// would forbid the only retry of the only request.
@@ -57,11 +67,20 @@ pub(crate) struct Site {
     pub(crate) zone: Box<str>,
 }
 
+/// Of one pick; see [`Pool::pick`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Call<'a> {
+    pub(crate) avoid: &'a [usize],
+    pub(crate) key: Option<u64>,
+    pub(crate) now: Instant,
+}
+
 /// One pool of one snapshot.
 #[derive(Debug)]
 pub(crate) struct Pool {
     name: Box<str>,
     settings: model::Pool,
+    limits: Limits,
     site: Arc<Site>,
     /// In the order of `settings.members`.
     members: Box<[Arc<MemberState>]>,
@@ -71,40 +90,6 @@ pub(crate) struct Pool {
     /// Held by the one who makes a new lineup; others go on with the old one meanwhile.
     remaking: Mutex<()>,
     shared: Arc<Shared>,
-}
-
-/// What all snapshots of a pool of this name have in common.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    name: Box<str>,
-    hot: Padded<Hot>,
-    /// Raised after anything that a lineup is made from has changed.
-    generation: Padded<AtomicU64>,
-    /// Failures in a row that lead to ejection, of the newest snapshot; 0: off. Beside the roster
-    /// so that a failure below it takes no lock.
-    threshold: AtomicU32,
-    roster: Mutex<Roster>,
-    counters: PoolCounters,
-}
-
-/// Written by every request.
-#[derive(Debug)]
-struct Hot {
-    cursor: AtomicU64,
-    /// Requests, connections and sessions under way.
-    live: AtomicU32,
-    retries: AtomicU32,
-}
-
-/// The newest snapshot's members, for ejection: also what an old snapshot's connection reports counts
-/// against the pool as it is now.
-#[derive(Debug)]
-struct Roster {
-    settings: model::Outlier,
-    /// Those of weight above 0. Weak, since members point here.
-    members: Vec<Weak<MemberState>>,
-    /// Ends of the ejections in force.
-    ejected: Vec<Instant>,
 }
 
 impl Pool {
@@ -144,6 +129,7 @@ impl Pool {
         Pool {
             name: name.into(),
             settings: config.clone(),
+            limits: Limits::of(config),
             site: Arc::clone(site),
             members,
             picker,
@@ -181,33 +167,122 @@ impl Pool {
         &self.shared.counters
     }
 
-    /// The member for the next request, connection or session; `None`: nobody is usable.
+    /// The member for the next request.
     ///
     /// `avoid` holds the indexes of members tried already. One of them is returned only when nobody else
     /// is usable, so a caller for whom trying again makes no sense compares.
     /// `key`: see [`Pool::hash_on`].
-    pub(crate) fn pick(&self, avoid: &[usize], key: Option<u64>, now: Instant) -> Option<Picked> {
+    pub(crate) fn pick(&self, avoid: &[usize], key: Option<u64>, now: Instant) -> Result<Picked, Refusal> {
+        if self.limits.of_members && self.waiting() > 0 {
+            // Those that wait come first.
+            return Err(Refusal::Full);
+        }
+        self.pick_within(self.limits.requests, Call { avoid, key, now })
+    }
+
+    /// As [`Pool::pick`], for a connection of L4.
+    pub(crate) fn pick_connection(&self, call: Call<'_>) -> Result<Picked, Refusal> {
+        let picked = self.pick_within(self.limits.connections, call);
+        picked.inspect_err(|refusal| self.count_refusal(*refusal))
+    }
+
+    /// As [`Pool::pick`], for a session.
+    pub(crate) fn pick_session(&self, call: Call<'_>) -> Result<Picked, Refusal> {
+        let picked = self.pick_within((u32::MAX, Limit::Connections), call).map(Picked::for_session);
+        picked.inspect_err(|refusal| self.count_refusal(*refusal))
+    }
+
+    fn count_refusal(&self, refusal: Refusal) {
+        if refusal == Refusal::Full {
+            self.shared.counters.queue_refused.inc();
+        }
+    }
+
+    /// A place to wait in after [`Refusal::Full`]; `None`: there is none.
+    pub(crate) fn queue(&self) -> Option<Place> {
+        let place = Place::take(&self.shared, self.settings.queue.max);
+        let counters = &self.shared.counters;
+        if place.is_some() {
+            counters.queued.inc()
+        } else {
+            counters.queue_refused.inc()
+        }
+        place
+    }
+
+    /// As [`Pool::pick`], for one that waits; never [`Refusal::Full`]. Once it is ready, `place` is left.
+    pub(crate) fn poll_pick(
+        &self,
+        place: &Place,
+        avoid: &[usize],
+        key: Option<u64>,
+        cx: &task::Context<'_>,
+    ) -> Poll<Result<Picked, Refusal>> {
+        if !place.is_first(cx) {
+            return Poll::Pending;
+        }
+        match self.pick_within(self.limits.requests, Call { avoid, key, now: Instant::now() }) {
+            Err(Refusal::Full) => Poll::Pending,
+            outcome => Poll::Ready(outcome),
+        }
+    }
+
+    fn pick_within(&self, (most, limit): (u32, Limit), call: Call<'_>) -> Result<Picked, Refusal> {
+        let (hot, counters) = (&self.shared.hot, &self.shared.counters);
+        let live = hot.live.fetch_add(1, Ordering::Relaxed);
+        let chosen = if live.saturating_sub(hot.sessions.load(Ordering::Relaxed)) < most {
+            self.choose(live, call)
+        } else {
+            counters.broken[limit as usize].inc();
+            Err(Refusal::Breaker)
+        };
+        if let Err(refusal) = chosen {
+            hot.live.fetch_sub(1, Ordering::Relaxed);
+            if refusal == Refusal::NoMember {
+                counters.no_member.inc();
+            }
+        }
+        chosen
+    }
+
+    /// `live`: requests under way, but for this one, which is counted already.
+    fn choose(&self, live: u32, call: Call<'_>) -> Result<Picked, Refusal> {
+        /// Others may take what was found first.
+        const RACES_MAX: usize = 3;
+        let Call { avoid, key, now } = call;
         let lineup = self.lineup(now);
+        let most = |index: usize| self.settings.members[index].max_connections;
         let context = Context {
             cursor: &self.shared.hot.cursor,
             load: |index: usize| {
                 let member = &self.members[index];
+                let in_flight = member.in_flight();
+                if self.limits.of_members && most(index) > 0 && in_flight >= most(index) {
+                    return FULL;
+                }
                 match self.picker {
-                    Picker::PeakEwma => member.latency.cost(member.in_flight(), now),
-                    _ => member.in_flight(),
+                    Picker::PeakEwma => member.latency.cost(in_flight, now),
+                    _ => in_flight,
                 }
             },
-            live: self.shared.hot.live.load(Ordering::Relaxed),
+            limited: self.limits.of_members,
+            live,
             key,
             avoid,
         };
-        let Some(index) = with_rng(|rng| self.picker.pick(&lineup.shares, &lineup.places, &context, rng))
-        else {
-            self.shared.counters.no_member.inc();
-            return None;
-        };
         let timed = (self.picker == Picker::PeakEwma).then_some(now);
-        Some(Picked::new(index, Arc::clone(&self.members[index]), timed))
+        for _ in 0..RACES_MAX {
+            let index = with_rng(|rng| self.picker.pick(&lineup.shares, &lineup.places, &context, rng))
+                .ok_or(Refusal::NoMember)?;
+            if self.members[index].take(most(index)) {
+                return Ok(Picked::new(index, Arc::clone(&self.members[index]), timed));
+            }
+        }
+        if avoid.is_empty() {
+            return Err(Refusal::Full);
+        }
+        // Who was tried may have room.
+        self.choose(live, Call { avoid: &[], ..call })
     }
 
     /// What of a request its member is chosen by.
@@ -325,79 +400,4 @@ fn candidates(settings: &model::Pool, site: &Site, members: &[Arc<MemberState>])
 fn terms(settings: &model::Pool) -> Terms {
     let model::Pool { panic, slow_start, zone_aware, .. } = *settings;
     Terms { panic, slow_start, zone_aware }
-}
-
-impl Shared {
-    fn new(name: &str) -> Self {
-        let hot = Hot {
-            // At random, so that not every node's first request goes to the first member.
-            cursor: AtomicU64::new(with_rng(|rng| u64::from(rng.random::<u32>()))),
-            live: AtomicU32::new(0),
-            retries: AtomicU32::new(0),
-        };
-        let roster = Roster { settings: model::Outlier::default(), members: Vec::new(), ejected: Vec::new() };
-        Self {
-            name: name.into(),
-            hot: Padded(hot),
-            generation: Padded(AtomicU64::new(0)),
-            threshold: AtomicU32::new(0),
-            roster: Mutex::new(roster),
-            counters: PoolCounters::default(),
-        }
-    }
-
-    /// Takes the members and settings of a new snapshot.
-    fn enrol(&self, config: &model::Pool, members: &[Arc<MemberState>]) {
-        let mut roster = self.roster.lock();
-        let weighted = config.members.iter().zip(members).filter(|(member, _)| member.weight > 0);
-        roster.members = weighted.map(|(_, state)| Arc::downgrade(state)).collect();
-        roster.settings = config.outlier.clone();
-        roster.recount();
-        self.threshold.store(config.outlier.failures, Ordering::Relaxed);
-        drop(roster);
-        self.changed();
-    }
-
-    fn changed(&self) {
-        self.generation.fetch_add(1, Ordering::Release);
-    }
-
-    /// A member has failed `failures` times in a row.
-    fn failed(&self, member: &MemberState, failures: u32) {
-        let threshold = self.threshold.load(Ordering::Relaxed);
-        if threshold == 0 || failures < threshold {
-            return;
-        }
-        let now = Instant::now();
-        let mut roster = self.roster.lock();
-        roster.ejected.retain(|until| now < *until);
-        let around = Around { members: roster.members.len(), ejected: roster.ejected.len() };
-        let mut ejection = member.ejection.lock();
-        let Some(decided) = outlier::decide(&roster.settings, around, failures, &ejection, now) else {
-            return;
-        };
-        *ejection = decided;
-        drop(ejection);
-        roster.ejected.extend(decided.until);
-        drop(roster);
-        member.failures.store(0, Ordering::Relaxed);
-        member.counters.ejections.inc();
-        self.changed();
-        let seconds = decided.lasted.as_secs_f64();
-        tracing::info!(pool = %self.name, member = member.name(), failures, seconds, "member ejected");
-    }
-
-    fn readmit(&self, member: &MemberState) {
-        let mut roster = self.roster.lock();
-        *member.ejection.lock() = Ejection::default();
-        roster.recount();
-    }
-}
-
-impl Roster {
-    /// Ejections of members that left, or were let in again, must not use up the pool's share.
-    fn recount(&mut self) {
-        let until = |member: &Weak<MemberState>| member.upgrade().and_then(|m| m.ejection.lock().until);
-        self.ejected = self.members.iter().filter_map(until).collect();
-    }
 }

@@ -23,7 +23,7 @@ fn verdicts(verdicts: &[(&str, bool)]) -> BTreeMap<String, bool> {
 
 /// Names that 100 picks return.
 fn used(pool: &Pool) -> BTreeSet<String> {
-    (0..100).filter_map(|_| pool.pick(&[], None, Instant::now())).map(|p| p.name().to_owned()).collect()
+    (0..100).filter_map(|_| pool.pick(&[], None, Instant::now()).ok()).map(|p| p.name().to_owned()).collect()
 }
 
 fn names(names: &[&str]) -> BTreeSet<String> {
@@ -81,7 +81,7 @@ async fn a_success_between_failures_keeps_a_member_in() {
     let pool = pool(&config(2));
     for _ in 0..10 {
         fail(&pool, "m0", 4);
-        while pool.pick(&[], None, Instant::now()).is_none_or(|p| {
+        while pool.pick(&[], None, Instant::now()).is_ok_and(|p| {
             p.answered(200);
             p.name() != "m0"
         }) {}
@@ -230,7 +230,7 @@ fn without_a_health_check_members_are_up() {
 #[test]
 fn an_empty_pool_has_nobody_and_counts_it() {
     let pool = pool(&config(0));
-    assert!(pool.pick(&[], None, Instant::now()).is_none());
+    assert_eq!(pool.pick(&[], None, Instant::now()).err(), Some(Refusal::NoMember));
     assert_eq!(pool.counters().no_member.value(), 1);
 }
 
@@ -248,6 +248,110 @@ fn retries_are_a_share_of_what_is_live_and_ten_at_least() {
     assert_eq!(permits(&pool), 10, "permits and requests are given back");
     let none = Pool::compile("p", &model::Pool { retry_budget: 0.0, ..config(2) }, &Arc::default(), None);
     assert_eq!(permits(&none), 0);
+}
+
+/// Members with these limits.
+fn with_limits(limits: &[u32]) -> model::Pool {
+    let mut settings = config(limits.len());
+    for (member, limit) in settings.members.iter_mut().zip(limits) {
+        member.max_connections = *limit;
+    }
+    settings
+}
+
+#[test]
+fn a_member_at_its_limit_is_passed_over_by_every_picker() {
+    for balance in [
+        Balance::RoundRobin,
+        Balance::Random,
+        Balance::RandomTwo,
+        Balance::LeastRequest,
+        Balance::PeakEwma,
+        Balance::Hash,
+        Balance::Maglev,
+    ] {
+        let pool = pool(&model::Pool { balance, ..with_limits(&[1, 2, 3]) });
+        let pick = || pool.pick(&[], Some(7), Instant::now());
+        let held: Vec<Picked> = (0..6).map(|_| pick().expect("there is room")).collect();
+        assert_eq!(
+            pool.views().iter().map(|view| view.in_flight).collect::<Vec<_>>(),
+            [1, 2, 3],
+            "{balance:?}"
+        );
+        assert_eq!(pick().err(), Some(Refusal::Full), "{balance:?}");
+        assert_eq!(pool.live(), 6);
+        let again = pool.pick(&[0, 1, 2], None, Instant::now());
+        assert_eq!(again.err(), Some(Refusal::Full));
+        drop(held);
+        assert_eq!(pool.pick(&[0, 1, 2], None, Instant::now()).map(drop), Ok(()), "tried, and has room");
+    }
+}
+
+#[test]
+fn sessions_do_not_use_up_the_breakers_connections() {
+    let mut settings = config(1);
+    settings.breaker.connections = 2;
+    let pool = pool(&settings);
+    let call = || Call { avoid: &[], key: None, now: Instant::now() };
+    let sessions: Vec<_> = (0..5).map(|_| pool.pick_session(call()).expect("no limit")).collect();
+    let connections: Vec<_> = (0..2).map(|_| pool.pick_connection(call()).expect("two")).collect();
+    assert_eq!(pool.pick_connection(call()).err(), Some(Refusal::Breaker));
+    drop(sessions);
+    assert_eq!(pool.pick_connection(call()).err(), Some(Refusal::Breaker));
+    drop(connections);
+    assert!(pool.pick_connection(call()).is_ok());
+}
+
+#[test]
+fn who_waits_comes_before_who_comes() {
+    let settings =
+        model::Pool { queue: model::Queue { max: 1, ..model::Queue::default() }, ..with_limits(&[1]) };
+    let pool = pool(&settings);
+    let pick = || pool.pick(&[], None, Instant::now());
+    let held = pick().expect("room");
+    let place = pool.queue().expect("a place");
+    assert!(pool.queue().is_none(), "one may wait");
+    let cx = std::task::Context::from_waker(std::task::Waker::noop());
+    assert!(pool.poll_pick(&place, &[], None, &cx).is_pending());
+    drop(held);
+    assert_eq!(pick().err(), Some(Refusal::Full), "another comes first");
+    let Poll::Ready(Ok(picked)) = pool.poll_pick(&place, &[], None, &cx) else { panic!("there is room") };
+    drop((place, picked));
+    assert!(pick().is_ok());
+}
+
+#[test]
+fn over_threads_all_who_wait_are_served_and_no_limit_is_passed() {
+    use std::future::poll_fn;
+    use std::sync::atomic::AtomicU32;
+
+    let queue = model::Queue { max: 1_000, ..model::Queue::default() };
+    let pool = Arc::new(pool(&model::Pool { queue, ..with_limits(&[1, 2]) }));
+    let most = Arc::new(AtomicU32::new(0));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build();
+    let run = async |pool: Arc<Pool>, most: Arc<AtomicU32>| {
+        for _ in 0..200 {
+            let picked = match pool.pick(&[], None, Instant::now()) {
+                Err(Refusal::Full) => {
+                    let place = pool.queue().expect("a place");
+                    poll_fn(|cx| pool.poll_pick(&place, &[], None, cx)).await
+                }
+                picked => picked,
+            };
+            let picked = picked.expect("somebody is usable");
+            most.fetch_max(pool.views().iter().map(|view| view.in_flight).sum(), Ordering::Relaxed);
+            tokio::task::yield_now().await;
+            drop(picked);
+        }
+    };
+    runtime.expect("a runtime").block_on(async {
+        let tasks: Vec<_> =
+            (0..16).map(|_| tokio::spawn(run(Arc::clone(&pool), Arc::clone(&most)))).collect();
+        let all = futures::future::join_all(tasks);
+        let ended = tokio::time::timeout(crate::testing::PATIENCE, all).await.expect("nobody waits for ever");
+        assert!(ended.iter().all(Result::is_ok));
+    });
+    assert_eq!((most.load(Ordering::Relaxed), pool.live(), pool.waiting()), (3, 0, 0));
 }
 
 /// What may happen to a pool.
@@ -295,8 +399,8 @@ proptest! {
                     let panic = views.len() >= 2 && down * 2 > views.len();
                     let picked = pool.pick(&[], None, Instant::now());
                     let usable = views.iter().any(|v| v.up) || panic;
-                    prop_assert_eq!(picked.is_some(), usable);
-                    if let Some(picked) = picked {
+                    prop_assert_eq!(picked.is_ok(), usable);
+                    if let Ok(picked) = picked {
                         let view = &views[picked.index()];
                         prop_assert_eq!(&view.member, picked.name());
                         let better = views.iter().any(|v| v.up && !v.ejected);

@@ -4,6 +4,7 @@ mod acting;
 mod forwarding;
 mod http2;
 mod leaving;
+mod limits;
 mod listening;
 mod retrying;
 mod smuggling;

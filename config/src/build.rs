@@ -478,6 +478,9 @@ fn health(fields: &Fields, sink: &mut Sink) -> HealthCheck {
     set(&mut check.fall, fields.int32("fall"));
     set(&mut check.probers, fields.int32("probers"));
     set(&mut check.kind, fields.object("http").map(|http| CheckKind::Http(http_check(http, sink))));
+    let service = |grpc: &Fields| grpc.text("service").unwrap_or_default().to_owned();
+    set(&mut check.kind, fields.object("grpc").map(|grpc| CheckKind::Grpc(service(grpc))));
+    set(&mut check.kind, fields.object("tls").map(|_| CheckKind::Tls));
     check
 }
 

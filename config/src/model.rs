@@ -559,6 +559,10 @@ pub struct HealthCheck {
 pub enum CheckKind {
     Tcp,
     Http(HttpCheck),
+    /// gRPC's health protocol, of this service; empty: of the server.
+    Grpc(String),
+    /// A handshake.
+    Tls,
 }
 
 #[derive(Clone, Debug, PartialEq)]

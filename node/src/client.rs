@@ -122,6 +122,8 @@ pub(crate) struct Call {
     method: Method,
     target: String,
     accept: &'static str,
+    /// Of the body, where the node must be told.
+    kind: Option<&'static str>,
     body: Bytes,
     expected: Option<u64>,
 }
@@ -132,6 +134,7 @@ impl Call {
             method,
             target: path.to_owned(),
             accept: "application/json",
+            kind: None,
             body: Bytes::new(),
             expected: None,
         }
@@ -155,6 +158,11 @@ impl Call {
 
     pub(crate) fn body(mut self, body: impl Into<Bytes>) -> Call {
         self.body = body.into();
+        self
+    }
+
+    pub(crate) fn kind(mut self, kind: &'static str) -> Call {
+        self.kind = Some(kind);
         self
     }
 
@@ -270,6 +278,9 @@ impl Client {
             .header(header::CONNECTION, "close");
         if let Some(expected) = call.expected {
             request = request.header(header::IF_MATCH, format!("\"{expected}\""));
+        }
+        if let Some(kind) = call.kind {
+            request = request.header(header::CONTENT_TYPE, kind);
         }
         if let Some(token) = &self.token {
             request = request.header(header::AUTHORIZATION, token);

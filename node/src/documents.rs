@@ -1,9 +1,64 @@
-//! Config documents as this crate handles them: parsed off the async threads, and the one in force.
+//! Config documents as this crate handles them: parsed off the async threads, with the files that they
+//! name, and the one in force.
 
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use trestle_config::{Document, Problems, Source};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use serde::{Deserialize, Serialize};
+use trestle_cluster::{Draft, Files};
+use trestle_config::{Document, Problem, Problems, Source};
 use trestle_raft_store::types::{Revision, State};
+
+/// The media type of a [`Parcel`].
+pub(crate) const PARCEL: &str = "application/vnd.trestle.draft+json";
+
+/// A document on its way to a node, with the files that it names.
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Parcel {
+    /// As it was written, YAML or JSON.
+    pub(crate) document: String,
+    /// Base64 by the path that the document names.
+    #[serde(default)]
+    files: BTreeMap<PathBuf, String>,
+}
+
+impl Parcel {
+    pub(crate) fn new(document: String, files: &Files) -> Self {
+        let files = files.iter().map(|(path, bytes)| (path.to_owned(), BASE64_STANDARD.encode(bytes)));
+        Self { document, files: files.collect() }
+    }
+
+    /// # Errors
+    /// The path of a file that is no base64. Says nothing of what is in it.
+    pub(crate) fn files(&self) -> Result<Files, String> {
+        let decode = |(path, text): (&PathBuf, &String)| match BASE64_STANDARD.decode(text) {
+            Ok(bytes) => Ok((path.clone(), Arc::from(bytes))),
+            Err(_) => Err(format!("files: {} is no base64", path.display())),
+        };
+        self.files.iter().map(decode).collect::<Result<_, _>>()
+    }
+}
+
+/// A document on this machine, with the files that it names.
+///
+/// # Errors
+/// Everything that is wrong with it, or a file that can't be read.
+pub(crate) fn read(name: &str, text: &str, folder: &Path) -> Result<Draft, Vec<Problem>> {
+    let document = trestle_config::parse(Source { name, text }).map_err(Vec::from_iter)?;
+    Draft::read(document, folder)
+}
+
+/// Where the files of the document at `path` lie.
+pub(crate) fn folder_of(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}
 
 /// Parses without holding up other tasks: a document may have megabytes.
 pub(crate) async fn parse(name: String, text: String) -> anyhow::Result<Result<Document, Problems>> {
@@ -41,10 +96,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_parcel_arrives_as_it_was_sent() {
+        let files: Files = [(PathBuf::from("a/b.key"), Arc::from(&[0u8, 255, 7][..]))].into_iter().collect();
+        let sent = serde_json::to_string(&Parcel::new("pools: {}".to_owned(), &files)).unwrap();
+        let arrived: Parcel = serde_json::from_str(&sent).unwrap();
+        assert_eq!((arrived.document.as_str(), arrived.files().unwrap()), ("pools: {}", files));
+        let bad: Parcel = serde_json::from_str(r#"{"document": "", "files": {"a.key": "se cret"}}"#).unwrap();
+        assert_eq!(bad.files().unwrap_err(), "files: a.key is no base64");
+    }
+
+    #[test]
+    fn files_lie_beside_their_document() {
+        for (path, folder) in [("web.yaml", "."), ("a/web.yaml", "a"), ("/etc/web.yaml", "/etc")] {
+            assert_eq!(folder_of(Path::new(path)), Path::new(folder));
+        }
+    }
+
+    #[test]
     fn a_revision_is_found_by_its_number_also_when_older_ones_are_gone() {
         let revision = |number| {
             let document = Arc::from(Vec::new());
-            Arc::new(Revision { number, document, author: String::new(), message: String::new(), at_ms: 0 })
+            let (author, message) = (String::new(), String::new());
+            Arc::new(Revision { number, document, uses: Vec::new(), author, message, at_ms: 0 })
         };
         let state = State { revisions: (41..=140).map(revision).collect(), ..State::default() };
         for number in [41, 77, 140] {

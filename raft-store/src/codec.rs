@@ -17,7 +17,8 @@ use crate::{MAX_DOCUMENT, MAX_SNAPSHOT};
 
 /// The format that this release writes, and the only one it reads.
 pub const FORMAT: u16 = 1;
-/// Bytes of one encoded log entry: a document, and what is around it (route names, author, message).
+/// Bytes of one encoded log entry: a document with what is stored beside it, and what is around them
+/// (digests, route names, author, message).
 pub const MAX_ENTRY: usize = MAX_DOCUMENT + (1 << 20);
 /// Bytes that [`decode`] accepts: one entry, or an append batch of smaller ones, in its request.
 /// gRPC limits lie above this.
@@ -70,8 +71,8 @@ pub(crate) fn decode_snapshot<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Co
 /// is a storage error, which stops the node that would append it.
 pub fn check_size(command: &Command) -> Result<(), CodecError> {
     let len = match command {
-        Command::PutConfig(put) if put.document.len() > MAX_DOCUMENT => {
-            return Err(CodecError::TooLarge { len: put.document.len(), limit: MAX_DOCUMENT });
+        Command::PutConfig(put) if put.bytes() > MAX_DOCUMENT => {
+            return Err(CodecError::TooLarge { len: put.bytes(), limit: MAX_DOCUMENT });
         }
         command => encode(command)?.len(),
     };
@@ -108,8 +109,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::samples;
-    use crate::types::{Outcome, State};
+    use std::sync::Arc;
+
+    use crate::contents::{ContentDigest, Sealed};
+    use crate::types::{Outcome, PutConfig, State};
+    use crate::{MAX_CONTENT, MAX_USES, samples};
 
     #[test]
     fn a_value_reads_back_as_it_was_written() {
@@ -163,6 +167,28 @@ mod tests {
     fn a_command_with_the_largest_document_fits_into_an_entry() {
         check_size(&samples::put_config(&vec![b'x'; MAX_DOCUMENT], None)).unwrap();
         let error = check_size(&samples::put_config(&vec![b'x'; MAX_DOCUMENT + 1], None)).unwrap_err();
+        assert!(matches!(error, CodecError::TooLarge { limit: MAX_DOCUMENT, .. }), "{error}");
+    }
+
+    #[test]
+    fn the_most_and_largest_contents_fit_into_an_entry_with_their_document() {
+        let content = |number: usize, bytes| {
+            let mut digest = [255; 32];
+            digest[..8].copy_from_slice(&number.to_le_bytes());
+            (ContentDigest(digest), Sealed(Arc::from(vec![255; bytes])))
+        };
+        let put = |document: usize, contents: Vec<(ContentDigest, Sealed)>| {
+            let Command::PutConfig(put) = samples::put_config(&vec![b'x'; document], None) else {
+                unreachable!()
+            };
+            let uses = contents.iter().map(|(digest, _)| *digest).collect();
+            Command::PutConfig(PutConfig { uses, contents, ..put })
+        };
+        let many = (0..MAX_USES).map(|number| content(number, MAX_DOCUMENT / MAX_USES)).collect();
+        check_size(&put(0, many)).unwrap();
+        let large = |n| (0..n).map(|number| content(number, MAX_CONTENT)).collect();
+        check_size(&put(MAX_CONTENT, large(7))).unwrap();
+        let error = check_size(&put(MAX_CONTENT + 1, large(7))).unwrap_err();
         assert!(matches!(error, CodecError::TooLarge { limit: MAX_DOCUMENT, .. }), "{error}");
     }
 

@@ -14,6 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
+use crate::contents::ContentDigest;
 use crate::floor::{Floor, FloorFile, Member, SETTLE_EVERY};
 use crate::store::LocalIdentity;
 use crate::{LogId, Vote, codec};
@@ -22,6 +23,8 @@ pub(crate) const LOG: TableDefinition<u64, &[u8]> = TableDefinition::new("log");
 pub(crate) const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 /// Revisions lie beside the rest of the state, so that a small change writes little.
 pub(crate) const REVISIONS: TableDefinition<u64, &[u8]> = TableDefinition::new("revisions");
+/// What revisions name by digest; beside the rest for the same reason.
+pub(crate) const CONTENTS: TableDefinition<&[u8; 32], &[u8]> = TableDefinition::new("contents");
 
 /// Keys in [`META`].
 pub(crate) mod key {
@@ -182,13 +185,10 @@ pub(crate) enum Write {
 
 impl Write {
     fn bytes(&self) -> usize {
-        let sum = |rows: &[(u64, Vec<u8>)]| rows.iter().map(|(_, b)| b.len()).sum::<usize>();
         match self {
-            Write::Append { entries, .. } => sum(entries),
-            Write::Apply(a) => a.machine.len() + sum(&a.revisions),
-            Write::Install { applied, snapshot } => {
-                applied.machine.len() + sum(&applied.revisions) + snapshot.data.len()
-            }
+            Write::Append { entries, .. } => row_bytes(entries),
+            Write::Apply(applied) => applied.bytes(),
+            Write::Install { applied, snapshot } => applied.bytes() + snapshot.data.len(),
             Write::Snapshot(s) => s.data.len(),
             _ => 0,
         }
@@ -202,6 +202,20 @@ pub(crate) struct Applied {
     pub(crate) revisions: Vec<(u64, Vec<u8>)>,
     /// The oldest that is kept.
     pub(crate) oldest: u64,
+    /// Contents that are new.
+    pub(crate) contents: Vec<(ContentDigest, Vec<u8>)>,
+    /// Those that no kept revision uses any more.
+    pub(crate) unused: Vec<ContentDigest>,
+}
+
+impl Applied {
+    fn bytes(&self) -> usize {
+        self.machine.len() + row_bytes(&self.revisions) + row_bytes(&self.contents)
+    }
+}
+
+fn row_bytes<K>(rows: &[(K, Vec<u8>)]) -> usize {
+    rows.iter().map(|(_, bytes)| bytes.len()).sum()
 }
 
 pub(crate) struct StoredSnapshot {
@@ -349,6 +363,7 @@ fn perform(
         }
         Write::Install { applied, snapshot: installed } => {
             transaction.open_table(REVISIONS)?.retain(|_, _| false)?;
+            transaction.open_table(CONTENTS)?.retain(|_, _| false)?;
             store_state(transaction, applied)?;
             store_snapshot(transaction, installed)?;
             *snapshot = installed.last;
@@ -369,6 +384,13 @@ fn store_state(transaction: &WriteTransaction, applied: &Applied) -> Result<(), 
     revisions.retain_in(..applied.oldest, |_, _| false)?;
     for (number, bytes) in &applied.revisions {
         revisions.insert(number, bytes.as_slice())?;
+    }
+    let mut contents = transaction.open_table(CONTENTS)?;
+    for digest in &applied.unused {
+        contents.remove(&digest.0)?;
+    }
+    for (digest, bytes) in &applied.contents {
+        contents.insert(&digest.0, bytes.as_slice())?;
     }
     transaction.open_table(META)?.insert(key::MACHINE, applied.machine.as_slice())?;
     Ok(())

@@ -8,6 +8,7 @@
 //! | --- | --- |
 //! | [`types`] | commands, outcomes and the state: what the cluster agrees on |
 //! | [`mod@apply`] | what a command does to the state: a pure function |
+//! | [`contents`] | what documents name by digest, sealed: certificates and their keys |
 //! | [`codec`] | values as bytes, with a format number in front |
 //! | [`log`] | the log as openraft reads and writes it |
 //! | [`machine`] | the state as openraft builds it, and its snapshots |
@@ -18,6 +19,7 @@
 
 pub mod apply;
 pub mod codec;
+pub mod contents;
 mod disk;
 mod floor;
 pub mod log;
@@ -25,6 +27,7 @@ pub mod machine;
 pub mod metrics;
 #[cfg(test)]
 mod samples;
+mod shared_bytes;
 #[cfg(any(test, feature = "sim"))]
 pub mod simulated;
 pub mod store;
@@ -37,15 +40,22 @@ pub use log::LogStore;
 pub use machine::{SnapshotData, StateMachine};
 pub use store::{LocalIdentity, OpenError, Store};
 
-/// Bytes of a config document in one log entry. gRPC's message limits lie above it.
+/// Bytes of a config document together with all that it names by digest, sealed: they may come in one
+/// log entry. gRPC's message limits lie above it.
 pub const MAX_DOCUMENT: usize = 8 << 20;
+/// Bytes of one file that a document names, before it is sealed.
+pub const MAX_CONTENT: usize = 1 << 20;
+/// Digests that one document names.
+pub const MAX_USES: usize = 4_096;
 /// Revisions kept in the state.
 pub const HISTORY: usize = 100;
-/// Bytes of the documents of those, together; older ones go first, the one in force stays. Bounds
-/// memory, snapshots and the time that a new node takes to join.
+/// Bytes of the documents of those and of what they name by digest, together; older ones go first, the
+/// one in force stays. Bounds memory, snapshots and the time that a new node takes to join.
 pub const HISTORY_BYTES: usize = 64 << 20;
 /// Expelled nodes remembered by id and join token.
 pub const REMOVED: usize = 10_000;
+/// Keys of TLS session tickets: the one in use, and those by which older tickets are still opened.
+pub const TICKET_KEYS: usize = 3;
 /// VIP names remembered; beyond that, those that nobody holds are forgotten.
 pub const VIPS: usize = 256;
 /// Bytes of a snapshot: the history, and room for everything else in the state.

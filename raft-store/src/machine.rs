@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::apply::apply;
+use crate::contents::{ContentDigest, Sealed};
 use crate::disk::{self, Applied, Db, DiskError, META, StoredSnapshot, Write, key};
 use crate::log::READ_BYTES;
 use crate::types::{Command, Outcome, Revision, State, TypeConfig};
@@ -36,6 +37,7 @@ type Snapshot = openraft::alias::SnapshotOf<TypeConfig, SnapshotData>;
 const BATCH: usize = 256;
 /// Names in seals.
 const REVISION: &str = "revision";
+const CONTENT: &str = "content";
 
 /// Cheap to clone; all clones are the same state.
 #[derive(Clone)]
@@ -56,12 +58,13 @@ pub(crate) struct Current {
     pub(crate) state: Arc<State>,
 }
 
-/// What is stored at each batch: everything but the revisions, which have rows of their own.
+/// What is stored at each batch: everything but the revisions and what they name by digest, which have
+/// rows of their own.
 #[derive(Serialize, Deserialize)]
 struct Record {
     last_applied: Option<LogId>,
     membership: Membership,
-    /// Without its revisions.
+    /// Without its revisions and contents.
     state: State,
     oldest: u64,
     newest: u64,
@@ -110,8 +113,8 @@ impl StateMachine {
 
     /// Makes a batch durable, shows it, and answers those who wait for it.
     async fn finish(&self, batch: Batch) -> io::Result<()> {
-        let Batch { last_applied, membership, mut state, known, answers, .. } = batch;
-        let applied = encode_state(last_applied, &membership, &mut state, known)?;
+        let Batch { last_applied, membership, mut state, on_disk, answers, .. } = batch;
+        let applied = encode_state(last_applied, &membership, &mut state, &on_disk)?;
         self.0.writer.write(Write::Apply(applied)).await?;
         self.publish(Current { last_applied, membership, state: Arc::new(state) });
         for (responder, outcome) in answers {
@@ -126,8 +129,8 @@ struct Batch {
     last_applied: Option<LogId>,
     membership: Membership,
     state: State,
-    /// The newest revision on disk.
-    known: u64,
+    /// What it began with.
+    on_disk: Arc<State>,
     answers: Vec<(ApplyResponder<TypeConfig>, Outcome)>,
     entries: usize,
     bytes: usize,
@@ -135,10 +138,9 @@ struct Batch {
 
 impl Batch {
     fn new(current: Current) -> Batch {
-        let Current { last_applied, membership, state } = current;
-        let known = state.revision_number();
-        let state = State::clone(&state);
-        Batch { last_applied, membership, state, known, answers: Vec::new(), entries: 0, bytes: 0 }
+        let Current { last_applied, membership, state: on_disk } = current;
+        let state = State::clone(&on_disk);
+        Batch { last_applied, membership, state, on_disk, answers: Vec::new(), entries: 0, bytes: 0 }
     }
 
     fn add(&mut self, entry: LogEntry, responder: Option<ApplyResponder<TypeConfig>>) {
@@ -146,7 +148,7 @@ impl Batch {
         let outcome = match &entry.payload {
             EntryPayload::Normal(command) => {
                 if let Command::PutConfig(put) = command {
-                    self.bytes += put.document.len();
+                    self.bytes += put.bytes();
                 }
                 apply(&mut self.state, index, command)
             }
@@ -198,7 +200,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, data: SnapshotData) -> Result<(), io::Error> {
         let SnapshotBody { last_applied, membership, mut state } = read_snapshot(meta, &data)?;
-        let applied = encode_state(last_applied, &membership, &mut state, 0)?;
+        let applied = encode_state(last_applied, &membership, &mut state, &State::default())?;
         let snapshot = stored(meta, data)?;
         self.0.writer.write(Write::Install { applied, snapshot }).await?;
         tracing::info!(index = state.applied_index, revision = state.revision_number(), "snapshot installed");
@@ -265,30 +267,45 @@ pub(crate) fn load_snapshot(
     Ok(Some(Snapshot { meta: header, snapshot: Bytes::copy_from_slice(data.value()) }))
 }
 
-/// `known`: the newest revision that is on disk already.
+/// `on_disk`: the state of which revisions and contents lie there already.
 fn encode_state(
     last: Option<LogId>,
     membership: &Membership,
     state: &mut State,
-    known: u64,
+    on_disk: &State,
 ) -> io::Result<Applied> {
-    let revisions = std::mem::take(&mut state.revisions);
+    let (revisions, contents) = (std::mem::take(&mut state.revisions), std::mem::take(&mut state.contents));
     let oldest = revisions.first().map_or(0, |r| r.number);
     let newest = revisions.last().map_or(0, |r| r.number);
     let record =
         Record { last_applied: last, membership: membership.clone(), state: state.clone(), oldest, newest };
     let machine = disk::encode_at(key::MACHINE, 0, &record)?;
+    let known = on_disk.revision_number();
     let new = revisions.iter().filter(|r| r.number > known);
-    let rows = new.map(|r| Ok((r.number, disk::encode_at(REVISION, r.number, r.as_ref())?)));
-    let rows = rows.collect::<io::Result<Vec<_>>>()?;
+    let revision_rows = new.map(|r| Ok((r.number, disk::encode_at(REVISION, r.number, r.as_ref())?)));
+    let revision_rows = revision_rows.collect::<io::Result<Vec<_>>>()?;
+    let new = contents.beyond(&on_disk.contents);
+    let content_rows = new.map(|(digest, sealed)| {
+        Ok((*digest, disk::encode_at(CONTENT, place_of(digest), &(digest, sealed))?))
+    });
+    let content_rows = content_rows.collect::<io::Result<Vec<_>>>()?;
+    let unused = on_disk.contents.beyond(&contents).map(|(digest, _)| *digest).collect();
     state.revisions = revisions;
-    Ok(Applied { last, machine, revisions: rows, oldest })
+    state.contents = contents;
+    Ok(Applied { last, machine, revisions: revision_rows, oldest, contents: content_rows, unused })
+}
+
+/// Where a content lies, for its checksum; its whole digest is in the record.
+fn place_of(digest: &ContentDigest) -> u64 {
+    let [a, b, c, d, e, f, g, h, ..] = digest.0;
+    u64::from_le_bytes([a, b, c, d, e, f, g, h])
 }
 
 /// The state in the database.
 pub(crate) fn load(
     meta: &impl ReadableTable<&'static str, &'static [u8]>,
     revisions: &impl ReadableTable<u64, &'static [u8]>,
+    contents: &impl ReadableTable<&'static [u8; 32], &'static [u8]>,
 ) -> Result<Current, DiskError> {
     let Some(record) = disk::fetch::<Record>(meta, key::MACHINE)? else { return Ok(Current::default()) };
     let Record { last_applied, membership, mut state, oldest, newest } = record;
@@ -307,5 +324,29 @@ pub(crate) fn load(
         let text = format!("the newest revision is {}, not {newest}", state.revision_number());
         return Err(DiskError::Corrupt(text));
     }
+    load_contents(&mut state, contents)?;
     Ok(Current { last_applied, membership, state: Arc::new(state) })
+}
+
+fn load_contents(
+    state: &mut State,
+    rows: &impl ReadableTable<&'static [u8; 32], &'static [u8]>,
+) -> Result<(), DiskError> {
+    for row in rows.iter()? {
+        let (key, bytes) = row?;
+        let key = ContentDigest(*key.value());
+        let (digest, sealed): (ContentDigest, Sealed) =
+            disk::decode_at(CONTENT, place_of(&key), bytes.value())?;
+        if digest != key {
+            return Err(DiskError::Corrupt(format!("content {digest} lies in the place of {key}")));
+        }
+        state.contents.insert(digest, sealed);
+    }
+    for revision in &state.revisions {
+        if let Some(missing) = revision.uses.iter().find(|digest| state.contents.get(digest).is_none()) {
+            let text = format!("content {missing} of revision {} is missing", revision.number);
+            return Err(DiskError::Corrupt(text));
+        }
+    }
+    Ok(())
 }

@@ -8,7 +8,8 @@ use uuid::Uuid;
 
 use crate::LogEntry;
 use crate::apply::apply;
-use crate::types::{Command, NodeId, NodeProfile, PutConfig, Role, State, TypeConfig, VipHolder};
+use crate::contents::{ContentDigest, Sealed};
+use crate::types::{Command, LeaseTimes, NodeId, NodeProfile, PutConfig, Role, State, TypeConfig, VipHolder};
 
 pub(crate) const CLUSTER: Uuid = Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_00ff);
 
@@ -32,11 +33,37 @@ pub(crate) fn put_routes(document: &[u8], routes: &[&str], expected: Option<u64>
     Command::PutConfig(PutConfig {
         document: Arc::from(document),
         routes: routes.iter().map(|r| (*r).to_owned()).collect(),
+        leases: leases(1_000, 1_000),
+        uses: Vec::new(),
+        contents: Vec::new(),
         expected,
         author: "alice".to_owned(),
         message: "more members".to_owned(),
         at_ms: 1_767_225_600_000,
     })
+}
+
+/// Of seats, and of the VIP of [`give_vip`].
+pub(crate) fn leases(seat_ms: u64, front_ms: u64) -> LeaseTimes {
+    LeaseTimes { seat_ms, vips: [("front".to_owned(), front_ms)].into() }
+}
+
+/// A document that names contents by number and comes with some.
+pub(crate) fn put_using(document: &[u8], uses: &[u8], sent: &[u8]) -> Command {
+    let Command::PutConfig(put) = put_config(document, None) else { unreachable!("it is one") };
+    Command::PutConfig(PutConfig {
+        uses: uses.iter().map(|number| content(*number).0).collect(),
+        contents: sent.iter().map(|number| content(*number)).collect(),
+        ..put
+    })
+}
+
+pub(crate) fn content(number: u8) -> (ContentDigest, Sealed) {
+    (ContentDigest([number; 32]), Sealed(Arc::from(vec![number; 3 + usize::from(number)])))
+}
+
+pub(crate) fn add_ticket_key(after: u64) -> Command {
+    Command::AddTicketKey { after, key: content(7).1, at_ms: 1_767_225_603_000 }
 }
 
 pub(crate) fn found() -> Command {
@@ -67,6 +94,8 @@ pub(crate) fn commands() -> Vec<Command> {
         give_vip(12, 0),
         Command::TakeVip { vip: "front".to_owned(), epoch: 14 },
         Command::DrainNode { node: 0, on: true },
+        put_using(b"certificates: {}\n", &[1, 2], &[1, 2]),
+        add_ticket_key(0),
     ]
 }
 

@@ -24,7 +24,7 @@ use redb::{
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::disk::{self, Db, Disk, DiskError, LOG, META, REVISIONS, Write, key};
+use crate::disk::{self, CONTENTS, Db, Disk, DiskError, LOG, META, REVISIONS, Write, key};
 use crate::floor::{FileMedium, Floor, FloorFile, Medium, Member, Record};
 use crate::log::{self, LogStore, Pointers, View};
 use crate::machine::{self, Current, StateMachine};
@@ -362,7 +362,7 @@ impl Opening<'_> {
         if tables.is_empty() {
             return Ok(None);
         }
-        let ours = [META.name(), LOG.name(), REVISIONS.name()];
+        let ours = [META.name(), LOG.name(), REVISIONS.name(), CONTENTS.name()];
         if !ours.iter().all(|name| tables.iter().any(|t| t == name)) {
             return Err(self.foreign("it is a redb database of something else"));
         }
@@ -433,6 +433,7 @@ fn initialize(database: &Database) -> Result<(), DiskError> {
     let transaction = database.begin_write()?;
     transaction.open_table(LOG)?;
     transaction.open_table(REVISIONS)?;
+    transaction.open_table(CONTENTS)?;
     transaction.open_table(META)?.insert(key::FORMAT, codec::FORMAT.to_le_bytes().as_slice())?;
     disk::put(&transaction, key::STORE, &Uuid::now_v7())?;
     let identity = LocalIdentity {
@@ -452,7 +453,8 @@ fn read_all(transaction: &ReadTransaction) -> Result<Loaded, DiskError> {
     let meta = transaction.open_table(META)?;
     let missing = |what: &str| DiskError::Corrupt(format!("the record {what} is missing"));
     let purged = disk::fetch::<crate::LogId>(&meta, key::PURGED)?;
-    let current = machine::load(&meta, &transaction.open_table(REVISIONS)?)?;
+    let current =
+        machine::load(&meta, &transaction.open_table(REVISIONS)?, &transaction.open_table(CONTENTS)?)?;
     let snapshot = machine::load_snapshot(&meta)?.and_then(|s| s.meta.last_log_id);
     let last = last_of_log(&transaction.open_table(LOG)?, purged)?;
     if purged > current.last_applied {

@@ -14,6 +14,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::contents::{ContentDigest, Contents, Sealed};
+
 /// The log index of the entry that let the node in (0 for the first). Never used again.
 pub type NodeId = u64;
 
@@ -80,6 +82,9 @@ pub enum Command {
     MoveVip { vip: String, epoch: u64, to: Option<NodeId> },
     /// Whether a node is kept free of VIPs and tells that it is not ready, until it is told otherwise.
     DrainNode { node: NodeId, on: bool },
+    /// A new key for TLS session tickets; its epoch is this entry's log index. Without effect unless
+    /// the newest key is that of the epoch `after` (0: none), so that it is safe to repeat.
+    AddTicketKey { after: u64, key: Sealed, at_ms: u64 },
 }
 
 /// Who is given a VIP.
@@ -100,16 +105,37 @@ pub struct VipHolder {
 
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PutConfig {
-    /// Canonical document ([`trestle_config`]), at most [`crate::MAX_DOCUMENT`] bytes.
-    #[serde(with = "document_bytes")]
+    /// Canonical document ([`trestle_config`]), at most [`crate::MAX_DOCUMENT`] bytes with all that it
+    /// names by digest.
+    #[serde(with = "crate::shared_bytes")]
     pub document: Arc<[u8]>,
     /// Names of the routes in it: the state remembers since when each exists.
     pub routes: Vec<String>,
+    /// How long leases last by it: the state remembers the longest that may be alive.
+    pub leases: LeaseTimes,
+    /// What the document names by digest, each once.
+    pub uses: Vec<ContentDigest>,
+    /// Those of them that the cluster may not have yet.
+    pub contents: Vec<(ContentDigest, Sealed)>,
     /// Compare-and-set: refused unless this is the present revision.
     pub expected: Option<u64>,
     pub author: String,
     pub message: String,
     pub at_ms: u64,
+}
+
+/// How long leases last by a config, milliseconds.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct LeaseTimes {
+    pub seat_ms: u64,
+    pub vips: BTreeMap<String, u64>,
+}
+
+impl PutConfig {
+    /// Of the document and of what comes with it.
+    pub fn bytes(&self) -> usize {
+        self.document.len() + self.contents.iter().map(|(_, sealed)| sealed.len()).sum::<usize>()
+    }
 }
 
 /// What a node says about itself.
@@ -188,6 +214,10 @@ pub enum Refusal {
     VipAddress { vip: String, other: String },
     #[error("VIP {vip:?} is held under epoch {actual}, not {expected}")]
     VipEpoch { vip: String, expected: u64, actual: u64 },
+    #[error("stored:{0} is not stored in this cluster (any more): name the file that it came from")]
+    NoSuchContent(ContentDigest),
+    #[error("the document has {bytes} bytes with all that is stored beside it, at most {limit} fit")]
+    TooLarge { bytes: u64, limit: u64 },
 }
 
 /// The agreed state. Published after each applied entry as an immutable value.
@@ -207,10 +237,16 @@ pub struct State {
     /// Join tokens of those: their data folders can't be used to join again.
     pub removed_tokens: BTreeMap<Uuid, NodeId>,
     pub seats: BTreeMap<NodeId, Seat>,
+    /// Of the revision in force.
+    pub leases: LeaseTimes,
     /// VIPs that have an owner, or had one.
     pub vips: BTreeMap<String, VipRecord>,
     /// Nodes drained by hand.
     pub drained: BTreeSet<NodeId>,
+    /// What the kept revisions use, and nothing else.
+    pub contents: Contents,
+    /// Keys of TLS session tickets, the newest first, at most [`crate::TICKET_KEYS`].
+    pub ticket_keys: Vec<TicketKey>,
 }
 
 impl State {
@@ -232,10 +268,21 @@ impl State {
 pub struct Revision {
     /// 1, 2, 3 ...
     pub number: u64,
-    #[serde(with = "document_bytes")]
+    #[serde(with = "crate::shared_bytes")]
     pub document: Arc<[u8]>,
+    /// What the document names by digest: in [`State::contents`] as long as this revision is kept.
+    pub uses: Vec<ContentDigest>,
     pub author: String,
     pub message: String,
+    pub at_ms: u64,
+}
+
+/// A key with which TLS session tickets are sealed, itself sealed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TicketKey {
+    /// Log index of the entry that brought it.
+    pub epoch: u64,
+    pub key: Sealed,
     pub at_ms: u64,
 }
 
@@ -253,6 +300,9 @@ pub struct Seat {
     pub epoch: u64,
     /// The process that holds it: one that starts again asks for a new epoch.
     pub session: Uuid,
+    /// The longest lease that may have been granted under this epoch, milliseconds: a leader that knows only
+    /// the newest revisions must not take the seat for free earlier.
+    pub longest_ms: u64,
 }
 
 /// A VIP as it is agreed on.
@@ -264,6 +314,8 @@ pub struct VipRecord {
     pub previous: Option<VipHolder>,
     /// Where it moves to, by plan.
     pub moving_to: Option<NodeId>,
+    /// As [`Seat::longest_ms`].
+    pub longest_ms: u64,
 }
 
 impl VipRecord {
@@ -283,6 +335,7 @@ impl fmt::Debug for PutConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PutConfig")
             .field("document_bytes", &self.document.len())
+            .field("contents", &self.contents.len())
             .field("expected", &self.expected)
             .field("author", &self.author)
             .field("message", &self.message)
@@ -317,6 +370,7 @@ impl fmt::Display for Command {
             Command::MoveVip { vip, to: Some(to), .. } => write!(f, "move-vip({vip}, to {to})"),
             Command::MoveVip { vip, to: None, .. } => write!(f, "stay-vip({vip})"),
             Command::DrainNode { node, on } => write!(f, "drain-node({node}, {on})"),
+            Command::AddTicketKey { after, .. } => write!(f, "add-ticket-key(after {after})"),
         }
     }
 }
@@ -327,50 +381,5 @@ impl fmt::Display for Outcome {
             Outcome::Refused(refusal) => write!(f, "refused: {refusal}"),
             other => write!(f, "{other:?}"),
         }
-    }
-}
-
-/// Documents as one run of bytes. The encoding equals that of a sequence of `u8`, without a call
-/// for each byte.
-mod document_bytes {
-    use std::fmt;
-    use std::sync::Arc;
-
-    use serde::de::{Error, SeqAccess, Visitor};
-    use serde::{Deserializer, Serializer};
-
-    /// What is reserved on the word of a length alone.
-    const RESERVE: usize = 64 << 10;
-
-    pub(super) fn serialize<S: Serializer>(bytes: &Arc<[u8]>, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_bytes(bytes)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<[u8]>, D::Error> {
-        struct Bytes;
-        impl<'de> Visitor<'de> for Bytes {
-            type Value = Arc<[u8]>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("bytes")
-            }
-
-            fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Self::Value, E> {
-                Ok(Arc::from(bytes))
-            }
-
-            fn visit_byte_buf<E: Error>(self, bytes: Vec<u8>) -> Result<Self::Value, E> {
-                Ok(Arc::from(bytes))
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-                let mut bytes = Vec::with_capacity(seq.size_hint().unwrap_or(0).min(RESERVE));
-                while let Some(byte) = seq.next_element()? {
-                    bytes.push(byte);
-                }
-                Ok(Arc::from(bytes))
-            }
-        }
-        deserializer.deserialize_byte_buf(Bytes)
     }
 }

@@ -425,8 +425,8 @@ static HEALTH: Object = Object::new("pool.health", &[
     key("probers", Type::Int { min: 1, max: 7 }, Yaml("3"), "Nodes that check one member; the majority decides"),
     key("tcp", Type::Object(&EMPTY), Yaml("{}"), "A connection is enough; what is done if no other kind is given"),
     key("http", Type::Object(&HTTP_CHECK), Words("none"), "A request and its answer"),
-    key("grpc", Type::Open, Words("none"), "`{ service }`: gRPC's health protocol").later(),
-    key("tls", Type::Open, Words("none"), "`{}`: a TLS handshake").later(),
+    key("grpc", Type::Object(&GRPC_CHECK), Words("none"), "gRPC's health protocol, over HTTP/2"),
+    key("tls", Type::Object(&TLS_CHECK), Words("none"), "A TLS handshake; the certificate is checked as the pool's `tls` says, and not without one"),
     key("smtp", Type::Open, Words("none"), "`{}`: the greeting of a mail server").later(),
     key("dns", Type::Open, Words("none"), "`{ name }`: a DNS question").later(),
     key("exchange", Type::Open, Words("none"), "`{ send, expect }`: bytes to send and to get").later(),
@@ -434,6 +434,12 @@ static HEALTH: Object = Object::new("pool.health", &[
 .choose(Choose::AtMostOne(HEALTH_KINDS));
 
 static EMPTY: Object = Object::new("pool.health.tcp", &[]);
+
+static GRPC_CHECK: Object = Object::new("pool.health.grpc", &[
+    key("service", TEXT, Yaml("\"\""), "Name of the service that must be serving; empty: the server"),
+]);
+
+static TLS_CHECK: Object = Object::new("pool.health.tls", &[]);
 
 static HTTP_CHECK: Object = Object::new("pool.health.http", &[
     key("path", Type::Text(Format::Any), Yaml("/"), "Path and query of the request"),

@@ -14,16 +14,15 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use trestle_config::{Config, Document};
+use trestle_config::Problem;
 use trestle_dataplane::Plane;
 use trestle_raft_store::Store;
-use trestle_raft_store::types::{
-    Command, NodeId, NodeProfile, Outcome, PutConfig, Refusal, State, VipRecord,
-};
+use trestle_raft_store::types::{Command, NodeId, Outcome, Refusal, State, VipRecord};
 use uuid::Uuid;
 
-use crate::change::{Applied, ChangeError, Consistency};
+use crate::change::{ChangeError, Consistency};
 use crate::counts::Counts;
+use crate::draft::Draft;
 use crate::feed::{Feed, Feeder, InForce};
 use crate::folder::{self, FolderError};
 use crate::gossip::{Gossip, GossipSettings, NodeNews};
@@ -34,6 +33,8 @@ use crate::lease::{SeatSettings, Seats};
 use crate::membership::Act;
 use crate::raft::{self, Enter, Entered, RaftNode, Timers};
 use crate::settings::{Settings, Start};
+use crate::tickets::{self, TicketSettings};
+use crate::vault::Vault;
 use crate::views::ClientTotal;
 #[cfg(test)]
 use crate::vip::InheritedGuard;
@@ -76,6 +77,8 @@ pub enum StartError {
     Counts(#[from] crate::counts::CountsError),
     #[error("the first config was not taken: {0}; correct it and `trestle apply` it")]
     FirstConfig(raft::ProposeError),
+    #[error("the first config was not taken:\n{}", lines(.0))]
+    FirstDraft(Vec<Problem>),
 }
 
 /// A node's part in the cluster. Cheap to clone; ended by [`Cluster::shutdown`].
@@ -97,6 +100,7 @@ pub(crate) struct Inner {
     pub(crate) health: Health,
     pub(crate) vips: Vips,
     pub(crate) feed: Feed,
+    pub(crate) vault: Vault,
     /// What Raft runs on until the next start.
     pub(crate) timers: Timers,
     pub(crate) draining: watch::Sender<bool>,
@@ -113,12 +117,13 @@ impl Cluster {
         let opened = tokio::task::spawn_blocking(move || Store::open(&dir)).await;
         let store = opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
         folder::check(&store.identity(), &settings, &key)?;
-        let (feeder, feed) = Feeder::new(plane.clone(), &store.machine().state()).await;
+        let vault = Vault::new(&key);
+        let (feeder, feed) = Feeder::new(plane.clone(), vault.clone(), &store.machine().state()).await;
         let timers = Timers::from(&feed.in_force.borrow().config().cluster);
 
         let (listener, socket, address) = bind_cluster_port(settings.cluster).await?;
         let advertise = advertised(&settings, address)?;
-        let (enter, document) = entry(settings.start.clone());
+        let (enter, draft) = entry(settings.start.clone());
         let raft = RaftNode::start(raft::Settings {
             name: settings.name.clone(),
             advertise: advertise.clone(),
@@ -166,6 +171,12 @@ impl Cluster {
             rules: feed.rules.clone(),
             shutdown: stop.child_token(),
         });
+        let rotation = TicketSettings {
+            consensus: Arc::new(raft.clone()),
+            vault: vault.clone(),
+            config: feed.config.clone(),
+        };
+        tasks.spawn(tickets::run(rotation, stop.clone()));
         raft.set_lease_handler(Arc::new(seats.clone()));
         let health = Health::start(HealthSettings {
             node: raft.id(),
@@ -200,6 +211,7 @@ impl Cluster {
                 health,
                 vips,
                 feed,
+                vault,
                 timers,
                 draining,
                 stop: stop.clone(),
@@ -212,19 +224,29 @@ impl Cluster {
         cluster.served(cluster.agreed_revision()).await;
         // Also where an earlier life ended between founding and the first config.
         let first = cluster.inner.raft.entered() != Entered::Joined && cluster.agreed_revision() == 0;
-        if let Some(document) = document.filter(|_| first) {
-            cluster.put_first(&document).await?;
+        if let Some(draft) = draft.filter(|_| first) {
+            cluster.put_first(draft).await?;
         }
         Ok(cluster)
     }
 
-    async fn put_first(&self, document: &Document) -> Result<(), StartError> {
+    async fn put_first(&self, draft: Draft) -> Result<(), StartError> {
         let author = format!("node {}", self.inner.name);
-        let put = self.put(document, Some(0), author, "first config (--config)".to_owned());
+        let resumed = self.inner.raft.entered() == Entered::Resumed;
+        let proposal = match self.resolve(draft).await {
+            Ok(proposal) => proposal,
+            Err(problems) if resumed => {
+                let error = StartError::FirstDraft(problems);
+                tracing::warn!(%error, "--config was not taken; `trestle apply` it");
+                return Ok(());
+            }
+            Err(problems) => return Err(StartError::FirstDraft(problems)),
+        };
+        let put = self.put(&proposal, Some(0), author, "first config (--config)".to_owned());
         match put.await {
             // Refused: somebody gave it a config meanwhile.
             Ok(_) | Err(raft::ProposeError::Refused(_)) => Ok(()),
-            Err(error) if self.inner.raft.entered() == Entered::Resumed => {
+            Err(error) if resumed => {
                 tracing::warn!(%error, "--config was not taken; `trestle apply` it");
                 Ok(())
             }
@@ -267,52 +289,8 @@ impl Cluster {
         Ok(self.inner.raft.state())
     }
 
-    /// A new revision; forwarded to the leader. Returns once this node has
-    /// it too; fails within 5 s.
-    pub async fn put_config(
-        &self,
-        document: &Document,
-        expected: Option<u64>,
-        author: String,
-        message: String,
-    ) -> Result<Applied, ChangeError> {
-        self.put(document, expected, author, message).await.map_err(|e| self.change_error(e))
-    }
-
-    /// Whether the document fits to the nodes that there are, beside being valid in itself.
-    pub fn check(&self, document: &Document) -> Result<(), String> {
-        check_vips(document.config(), &self.inner.raft.state())
-    }
-
-    async fn put(
-        &self,
-        document: &Document,
-        expected: Option<u64>,
-        author: String,
-        message: String,
-    ) -> Result<Applied, raft::ProposeError> {
-        self.check(document).map_err(raft::ProposeError::Invalid)?;
-        let command = Command::PutConfig(PutConfig {
-            document: Arc::from(document.canonical().as_bytes()),
-            routes: document.config().routes.keys().cloned().collect(),
-            expected,
-            author,
-            message,
-            at_ms: crate::now_ms(),
-        });
-        match self.inner.raft.propose(command).await? {
-            (Outcome::Revision(revision), _) => {
-                self.served(revision).await;
-                Ok(Applied { revision, unchanged: false })
-            }
-            (Outcome::Unchanged(revision), _) => Ok(Applied { revision, unchanged: true }),
-            (Outcome::Refused(refusal), _) => Err(refusal.into()),
-            (other, _) => Err(raft::ProposeError::Unknown(format!("the cluster answered {other}"))),
-        }
-    }
-
     /// Waits until this node serves the revision, so that who changed it here sees it here.
-    async fn served(&self, revision: u64) {
+    pub(crate) async fn served(&self, revision: u64) {
         let mut in_force = self.inner.feed.in_force.clone();
         let reached = in_force.wait_for(|now| now.revision >= revision);
         if timeout(STOP_WITHIN, reached).await.is_err() {
@@ -408,7 +386,7 @@ impl Cluster {
         Ok(owner == Some(to))
     }
 
-    fn change_error(&self, error: raft::ProposeError) -> ChangeError {
+    pub(crate) fn change_error(&self, error: raft::ProposeError) -> ChangeError {
         ChangeError::new(error, self.in_force().revision)
     }
 
@@ -474,35 +452,21 @@ impl Cluster {
     }
 }
 
-/// The cluster's own addresses are no VIPs: a node would lose its own, or be taken for another.
-fn check_vips(config: &Config, state: &State) -> Result<(), String> {
-    for (vip, address) in
-        config.vips.iter().flat_map(|(name, vip)| vip.addresses.iter().map(move |a| (name, a)))
-    {
-        let has = |profile: &NodeProfile| {
-            profile.cluster.parse::<SocketAddr>().is_ok_and(|cluster| cluster.ip() == address.ip)
-        };
-        if let Some(node) = state.nodes.values().find(|node| has(&node.profile)) {
-            return Err(format!(
-                "vips.{vip}.addresses: {} is the address of {} itself ({}): a VIP needs one that no machine has",
-                address.ip, node.profile.name, node.profile.cluster
-            ));
-        }
-    }
-    Ok(())
-}
-
 async fn bounded<T>(part: &'static str, step: impl Future<Output = T>) {
     if timeout(STOP_WITHIN, step).await.is_err() {
         tracing::warn!(part, "did not stop in time");
     }
 }
 
-fn entry(start: Start) -> (Enter, Option<Document>) {
+fn lines(problems: &[Problem]) -> String {
+    problems.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n")
+}
+
+fn entry(start: Start) -> (Enter, Option<Draft>) {
     match start {
         Start::Resume => (Enter::Resume, None),
         Start::Join { join } => (Enter::Join { ask: join }, None),
-        Start::Bootstrap { document, join } => (Enter::Found { ask: join }, document),
+        Start::Bootstrap { draft, join } => (Enter::Found { ask: join }, draft),
     }
 }
 
@@ -516,7 +480,7 @@ fn note_what_was_ignored(start: &Start, entered: Entered) {
         (Start::Join { .. }, Entered::Resumed) => {
             tracing::info!("--join is ignored: the data folder is part of a cluster already");
         }
-        (Start::Bootstrap { document: Some(_), .. }, Entered::Joined) => {
+        (Start::Bootstrap { draft: Some(_), .. }, Entered::Joined) => {
             tracing::info!("--config is ignored: the cluster that was joined has its own");
         }
         _ => {}

@@ -2,21 +2,27 @@
 //! rest of the cluster code sees config, members and addresses as watched values.
 //!
 //! Invariant: what [`Feed::in_force`] shows is served by every worker of the plane. A document that
-//! this release can't read (written by a newer one) leaves the last revision in force.
+//! this release can't read (written by a newer one), or that names what can't be opened here, leaves the
+//! last revision in force.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
+use trestle_config::model::Content;
 use trestle_config::{Config, Contents, Document, Source};
 use trestle_dataplane::{Install, Plane};
-use trestle_raft_store::types::{NodeId, Revision, State};
+use trestle_raft_store::contents::ContentDigest;
+use trestle_raft_store::types::{LeaseTimes, NodeId, Revision, State};
 
 use crate::lease::core::{TtlHistory, Ttls, VIP_TTL_MAX};
 use crate::lease::vips::VipName;
+use crate::tickets;
+use crate::vault::Vault;
 use crate::vip::choice::VipRules;
 
 /// Between two tries of a listener that can't bind.
@@ -28,6 +34,8 @@ pub struct InForce {
     /// 0: none was agreed on yet.
     pub revision: u64,
     pub document: Document,
+    /// All that it names by digest.
+    contents: Contents,
 }
 
 impl InForce {
@@ -36,7 +44,7 @@ impl InForce {
     }
 
     fn none() -> Self {
-        Self { revision: 0, document: Document::empty() }
+        Self { revision: 0, document: Document::empty(), contents: Contents::default() }
     }
 }
 
@@ -65,6 +73,9 @@ pub(crate) type Rules = (u64, BTreeMap<VipName, VipRules>);
 /// The feeder before its task runs.
 pub(crate) struct Feeder {
     plane: Plane,
+    vault: Vault,
+    /// Epochs of the ticket keys that the plane has, the newest first.
+    ticket_keys: Mutex<Vec<u64>>,
     in_force: watch::Sender<Arc<InForce>>,
     config: watch::Sender<Arc<(u64, Arc<Config>)>>,
     problem: watch::Sender<Option<String>>,
@@ -77,7 +88,7 @@ pub(crate) struct Feeder {
 
 impl Feeder {
     /// Puts in force what `state` holds: a node serves before it is in touch with anybody.
-    pub(crate) async fn new(plane: Plane, state: &Arc<State>) -> (Self, Feed) {
+    pub(crate) async fn new(plane: Plane, vault: Vault, state: &Arc<State>) -> (Self, Feed) {
         let defaults = Document::empty();
         let cluster = &defaults.config().cluster;
         let (in_force, in_force_seen) = watch::channel(Arc::new(InForce::none()));
@@ -88,7 +99,9 @@ impl Feeder {
         let (seeds, seeds_seen) = watch::channel(Vec::new());
         let (ttl, ttl_seen) = watch::channel(TtlHistory::new(cluster.seat));
         let (rules, rules_seen) = watch::channel(Arc::default());
-        let feeder = Self { plane, in_force, config, problem, voters, members, seeds, ttl, rules };
+        let ticket_keys = Mutex::default();
+        let feeder =
+            Self { plane, vault, ticket_keys, in_force, config, problem, voters, members, seeds, ttl, rules };
         feeder.take(state).await;
         let feed = Feed {
             in_force: in_force_seen,
@@ -130,6 +143,7 @@ impl Feeder {
             *members = now;
             changed
         });
+        self.hand_ticket_keys(state);
         let unseen = self.unseen(state);
         if unseen.is_empty() {
             return;
@@ -144,15 +158,35 @@ impl Feeder {
             self.rules.send_replace(Arc::new((*revision, rules(document.config()))));
         }
         match read.pop() {
-            Some((revision, Ok(document))) => self.install(state, revision, document).await,
+            Some((revision, Ok(document))) => match open(state, document, self.vault.clone()).await {
+                Ok((document, contents)) => self.install(state, revision, document, contents).await,
+                Err(error) => self.not_served(revision, &error),
+            },
             Some((revision, Err(error))) => {
-                tracing::error!(revision, error, "revision can't be read and is not served");
-                let why = format!("revision {revision} can't be read by this release: {error}");
-                self.problem.send_replace(Some(why));
+                self.not_served(revision, &format!("this release can't read it: {error}"));
             }
             None => {}
         }
-        self.ttl.send_modify(|history| *history = history.extended(ttls));
+        self.ttl.send_modify(|history| *history = history.caught_up(longest_leases(state), ttls));
+    }
+
+    fn not_served(&self, revision: u64, error: &str) {
+        tracing::error!(revision, error, "revision is not served");
+        let served = self.in_force.borrow().revision;
+        let why = format!("revision {revision} is not served here, revision {served} is: {error}");
+        self.problem.send_replace(Some(why));
+    }
+
+    fn hand_ticket_keys(&self, state: &State) {
+        let epochs: Vec<_> = state.ticket_keys.iter().map(|key| key.epoch).collect();
+        let mut known = self.ticket_keys.lock();
+        if *known == epochs {
+            return;
+        }
+        if let Some(keys) = tickets::opened(&state.ticket_keys, &self.vault) {
+            self.plane.set_ticket_keys(keys);
+        }
+        *known = epochs;
     }
 
     /// Revisions not read yet, oldest first, as many as the history of TTLs keeps.
@@ -165,23 +199,17 @@ impl Feeder {
 
     /// A port that was taken may be free by now. What is open already is not touched.
     async fn bind_again(&self, state: &Arc<State>) {
-        let (revision, config) = self.config.borrow().as_ref().clone();
-        let route_births = Arc::new(state.route_births.clone());
-        self.plane.install(Install { revision, config, route_births, contents: Contents::default() }).await;
-    }
-
-    async fn install(&self, state: &Arc<State>, revision: u64, document: Document) {
+        let InForce { revision, document, contents } = self.in_force.borrow().as_ref().clone();
         let config = document.config().clone();
         let route_births = Arc::new(state.route_births.clone());
-        let bound = self
-            .plane
-            .install(Install {
-                revision,
-                config: config.clone(),
-                route_births,
-                contents: Contents::default(),
-            })
-            .await;
+        self.plane.install(Install { revision, config, route_births, contents }).await;
+    }
+
+    async fn install(&self, state: &Arc<State>, revision: u64, document: Document, contents: Contents) {
+        let config = document.config().clone();
+        let route_births = Arc::new(state.route_births.clone());
+        let install = Install { revision, config: config.clone(), route_births, contents: contents.clone() };
+        let bound = self.plane.install(install).await;
         let open = bound.iter().filter(|listener| listener.state.is_ok()).count();
         tracing::info!(revision, listeners = bound.len(), open, "revision in force");
         self.voters.send_if_modified(|voters| {
@@ -189,7 +217,7 @@ impl Feeder {
         });
         self.problem.send_replace(None);
         self.config.send_replace(Arc::new((revision, config)));
-        self.in_force.send_replace(Arc::new(InForce { revision, document }));
+        self.in_force.send_replace(Arc::new(InForce { revision, document, contents }));
     }
 
     fn name_seeds(&self, state: &State, me: NodeId) {
@@ -212,6 +240,35 @@ async fn read(revisions: Vec<Arc<Revision>>) -> Vec<(u64, Result<Document, Strin
     }
 }
 
+/// All that the document names by digest; off the control threads as well.
+async fn open(state: &Arc<State>, document: Document, vault: Vault) -> Result<(Document, Contents), String> {
+    if document.contents().is_empty() {
+        return Ok((document, Contents::default()));
+    }
+    let state = state.clone();
+    let opened = tokio::task::spawn_blocking(move || {
+        opened(&state, &document, &vault).map(|contents| (document, contents))
+    });
+    match opened.await {
+        Ok(opened) => opened,
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
+
+fn opened(state: &State, document: &Document, vault: &Vault) -> Result<Contents, String> {
+    let mut opened = Vec::new();
+    for named in document.contents() {
+        let Content::Stored(digest) = named.content else { continue };
+        let sealed = state.contents.get(&ContentDigest(digest.0));
+        let sealed = sealed.ok_or_else(|| format!("{}: stored:{digest} is missing", named.path))?;
+        let plain = vault.open_content(&digest, sealed).ok_or_else(|| {
+            format!("{}: stored:{digest} was sealed with another cluster key than this node has", named.path)
+        })?;
+        opened.push((digest, plain));
+    }
+    Ok(opened.into_iter().collect())
+}
+
 /// The TTLs that a document rules. One that can't be read here must not cut short what others grant
 /// by it; nor does this node grant VIPs by it, since it knows of none.
 pub(crate) fn ttls(document: Result<&Document, &String>) -> Ttls {
@@ -219,6 +276,24 @@ pub(crate) fn ttls(document: Result<&Document, &String>) -> Ttls {
     let config = document.config();
     let vips = config.vips.iter().map(|(name, vip)| (VipName::from(name.as_str()), vip.ttl.min(VIP_TTL_MAX)));
     Ttls { seat: config.cluster.seat, vips: vips.collect() }
+}
+
+pub(crate) fn lease_times(config: &Config) -> LeaseTimes {
+    let ms = |ttl: &Duration| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+    let vips = config.vips.iter().map(|(name, vip)| (name.clone(), ms(&vip.ttl)));
+    LeaseTimes { seat_ms: ms(&config.cluster.seat), vips: vips.collect() }
+}
+
+/// What leases that are alive may have been granted with, by whichever revision.
+pub(crate) fn longest_leases(state: &State) -> Ttls {
+    let seat = state.seats.values().map(|seat| seat.longest_ms).fold(state.leases.seat_ms, u64::max);
+    let owned = state.vips.iter().map(|(name, record)| (name, record.longest_ms));
+    let mut longest: BTreeMap<VipName, Duration> = BTreeMap::new();
+    for (name, ms) in owned.chain(state.leases.vips.iter().map(|(name, ms)| (name, *ms))) {
+        let known = longest.entry(VipName::from(name.as_str())).or_default();
+        *known = (*known).max(Duration::from_millis(ms).min(VIP_TTL_MAX));
+    }
+    Ttls { seat: Duration::from_millis(seat), vips: longest }
 }
 
 pub(crate) fn rules(config: &Config) -> BTreeMap<VipName, VipRules> {
@@ -236,4 +311,64 @@ pub(crate) fn parse(revision: &Revision) -> Result<Document, String> {
     let text = std::str::from_utf8(&revision.document).map_err(|e| e.to_string())?;
     let name = format!("revision {}", revision.number);
     trestle_config::parse(Source { name: &name, text }).map_err(|problems| problems.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use trestle_raft_store::contents::Sealed;
+    use trestle_raft_store::types::{Command, PutConfig};
+
+    use super::*;
+    use crate::identity::ClusterKey;
+
+    /// A state with a revision that names one content, sealed by this vault, and its document.
+    fn agreed(vault: &Vault) -> (State, Document) {
+        let digest = vault.digest(b"chain");
+        let name = format!("stored:{digest}");
+        let text =
+            serde_json::json!({ "certificates": { "shop": { "chain": name, "key": name } } }).to_string();
+        let document = trestle_config::parse(Source { name: "a.yaml", text: &text }).unwrap();
+        let sealed: Sealed = vault.seal_content(&digest, b"chain").unwrap();
+        let node = trestle_raft_store::types::NodeProfile {
+            name: "a".to_owned(),
+            cluster: String::new(),
+            admin: String::new(),
+            join_token: uuid::Uuid::nil(),
+            version: String::new(),
+            feature_level: 1,
+        };
+        let put = PutConfig {
+            document: Arc::from(document.canonical().as_bytes()),
+            routes: Vec::new(),
+            uses: vec![ContentDigest(digest.0)],
+            contents: vec![(ContentDigest(digest.0), sealed)],
+            expected: None,
+            author: String::new(),
+            message: String::new(),
+            at_ms: 0,
+        };
+        let mut state = State::default();
+        let found = Command::Found { cluster_id: uuid::Uuid::nil(), node, at_ms: 0 };
+        for (index, command) in (1..).zip([found, Command::PutConfig(put)]) {
+            trestle_raft_store::apply::apply(&mut state, index, &command);
+        }
+        (state, document)
+    }
+
+    #[test]
+    fn what_a_revision_names_is_opened_or_it_is_told_what_can_t_be() {
+        let vault = || Vault::new(&ClusterKey::generate().unwrap());
+        let ours = vault();
+        let (state, document) = agreed(&ours);
+        let contents = opened(&state, &document, &ours).unwrap();
+        let chain = &document.config().certificates["shop"].chain;
+        assert_eq!(contents.get(chain).as_deref(), Some(&b"chain"[..]));
+        let error = opened(&state, &document, &vault()).err().unwrap();
+        assert!(
+            error.contains("certificates.shop.chain") && error.contains("another cluster key"),
+            "{error}"
+        );
+        let error = opened(&State::default(), &document, &ours).err().unwrap();
+        assert!(error.contains("is missing"), "{error}");
+    }
 }

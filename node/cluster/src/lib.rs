@@ -8,11 +8,14 @@
 mod bridge;
 mod change;
 mod cluster;
+mod draft;
 mod feed;
 mod folder;
 mod rt;
 mod settings;
 mod status;
+mod tickets;
+mod vault;
 mod views;
 
 pub mod counts;
@@ -29,10 +32,13 @@ pub mod vip;
 
 pub use change::{Applied, ChangeError, Consistency};
 pub use cluster::{Cluster, Ended, StartError};
+pub use draft::{Draft, Files, Found, Offline, Proposal, Stock};
 pub use feed::InForce;
 pub use folder::FolderError;
 pub use settings::{Settings, Start};
-pub use views::{ClientTotal, MemberHealth, NodeStatus, PoolStatus, SeatStatus, Status, VipStatus};
+pub use views::{
+    CertificateStatus, ClientTotal, MemberHealth, NodeStatus, PoolStatus, SeatStatus, Status, VipStatus,
+};
 pub use vip::InheritedGuard;
 
 /// Milliseconds since the epoch by this machine's clock: for people to read, nothing depends on it.

@@ -3,8 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use trestle_config::Document;
-
+use crate::draft::Draft;
 use crate::vip::InheritedGuard;
 
 /// What [`crate::Cluster::start`] needs.
@@ -33,10 +32,10 @@ pub struct Settings {
 pub enum Start {
     /// The folder must know a cluster.
     Resume,
-    /// Found a cluster with this document as revision 1 (none: an empty one), unless one of `join`
+    /// Found a cluster with this as revision 1 (none: an empty one), unless one of `join`
     /// is in a cluster already: then join that. With `join` not empty, waits until all have answered.
     Bootstrap {
-        document: Option<Document>,
+        draft: Option<Draft>,
         join: Vec<String>,
     },
     Join {

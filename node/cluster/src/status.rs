@@ -6,14 +6,19 @@ use std::time::Duration;
 
 use trestle_config::Config;
 use trestle_config::model::Pool;
-use trestle_dataplane::MemberView;
+use trestle_dataplane::{CertificateView, MemberView};
 use trestle_raft_store::types::{NodeId, State};
 
 use crate::cluster::{Cluster, Ended};
 use crate::health::PoolHealth;
 use crate::lease::SeatView;
 use crate::raft::{CLOCK_TOLERANCE_MS, Metrics, Timers};
-use crate::views::{MemberHealth, NodeStatus, PoolStatus, SeatStatus, Status, VipStatus};
+use crate::views::{CertificateStatus, MemberHealth, NodeStatus, PoolStatus, SeatStatus, Status, VipStatus};
+
+/// A certificate that ends within this many days is warned about.
+const RUNS_OUT_DAYS: i64 = 30;
+/// Seconds.
+const DAY: i64 = 86_400;
 
 impl Cluster {
     pub fn status(&self) -> Status {
@@ -128,6 +133,23 @@ impl Cluster {
         self.inner.raft.metrics().quorum
     }
 
+    /// Those that are in use or could be, by name.
+    pub fn certificates(&self) -> Vec<CertificateStatus> {
+        let in_force = self.in_force();
+        let config = in_force.config();
+        let now = i64::try_from(crate::now_ms() / 1_000).unwrap_or(i64::MAX);
+        let view = |view: CertificateView| CertificateStatus {
+            listeners: listeners_with(config, &view.name),
+            pools: pools_with(config, &view.name),
+            certificate: view.name,
+            names: view.names,
+            subject: view.subject,
+            days_left: view.not_after_unix.saturating_sub(now).div_euclid(DAY),
+            not_after_unix: view.not_after_unix,
+        };
+        self.inner.plane.certificates().into_iter().map(view).collect()
+    }
+
     pub(crate) fn node_names(&self) -> BTreeMap<u64, String> {
         let state = self.inner.raft.state();
         state.nodes.iter().map(|(id, node)| (*id, node.profile.name.clone())).collect()
@@ -165,6 +187,7 @@ impl Cluster {
         );
         warnings.extend(vip_warnings(&self.vips()));
         warnings.extend(unknown_nodes(in_force.config(), state));
+        warnings.extend(self.certificates().iter().filter_map(runs_out));
         warnings.extend(in_force.document.warnings().iter().map(ToString::to_string));
         let cluster = &in_force.config().cluster;
         if Timers::from(cluster) != self.inner.timers {
@@ -293,6 +316,33 @@ fn unknown_nodes(config: &Config, state: &State) -> Vec<String> {
     warnings
 }
 
+fn listeners_with(config: &Config, certificate: &str) -> Vec<String> {
+    let shows = |listener: &trestle_config::model::Listener| {
+        listener.tls.as_ref().is_some_and(|tls| tls.certificates.iter().any(|name| name == certificate))
+    };
+    config.listeners.iter().filter(|(_, listener)| shows(listener)).map(|(name, _)| name.clone()).collect()
+}
+
+fn pools_with(config: &Config, certificate: &str) -> Vec<String> {
+    let shows =
+        |pool: &Pool| pool.tls.as_ref().is_some_and(|tls| tls.certificate.as_deref() == Some(certificate));
+    config.pools.iter().filter(|(_, pool)| shows(pool)).map(|(name, _)| name.clone()).collect()
+}
+
+fn runs_out(certificate: &CertificateStatus) -> Option<String> {
+    let CertificateStatus { certificate: name, days_left, .. } = certificate;
+    match days_left {
+        ..0 => Some(format!(
+            "certificate {name} has run out ({} days ago): `trestle certificate set {name}` replaces it",
+            -days_left - 1
+        )),
+        0..=RUNS_OUT_DAYS => Some(format!(
+            "certificate {name} runs out in {days_left} days: `trestle certificate set {name}` replaces it"
+        )),
+        _ => None,
+    }
+}
+
 fn vip_warnings(vips: &[VipStatus]) -> Vec<String> {
     let mut warnings = Vec::new();
     for status in vips {
@@ -361,6 +411,23 @@ mod tests {
         assert!(!panics(&pool, &[view(true), view(false)]), "half is not more than half");
         assert!(panics(&pool, &[view(true), view(false), view(false)]));
         assert!(!panics(&Pool { panic: 0.0, ..pool }, &[view(false), view(false)]), "0 switches it off");
+    }
+
+    #[test]
+    fn a_certificate_is_told_of_from_thirty_days_before_it_runs_out() {
+        let left = |days_left| CertificateStatus {
+            certificate: "shop".into(),
+            names: Vec::new(),
+            subject: String::new(),
+            not_after_unix: 0,
+            days_left,
+            listeners: Vec::new(),
+            pools: Vec::new(),
+        };
+        assert_eq!(runs_out(&left(31)), None);
+        assert!(runs_out(&left(30)).unwrap().contains("shop runs out in 30 days"));
+        assert!(runs_out(&left(0)).unwrap().contains("runs out in 0 days"));
+        assert!(runs_out(&left(-1)).unwrap().contains("has run out"));
     }
 
     #[test]

@@ -110,3 +110,20 @@ pub struct ClientTotal {
     /// By node name.
     pub nodes: BTreeMap<String, u32>,
 }
+
+/// A certificate of the revision in force.
+#[derive(Clone, Debug, Serialize)]
+pub struct CertificateStatus {
+    pub certificate: String,
+    /// Those that it is for.
+    pub names: Vec<String>,
+    pub subject: String,
+    /// When it runs out, seconds since 1970.
+    pub not_after_unix: i64,
+    /// Whole days; below zero: it has run out.
+    pub days_left: i64,
+    /// That show it to clients.
+    pub listeners: Vec<String>,
+    /// That show it to their members.
+    pub pools: Vec<String>,
+}

@@ -51,6 +51,7 @@ use trestle_config::{Config, Contents};
 
 pub use beat::Beat;
 pub use tls::check;
+pub use tls::upstream::MemberTls;
 
 /// How a node wants its plane.
 pub struct Options {
@@ -176,6 +177,12 @@ impl Plane {
 
     pub fn certificates(&self) -> Vec<CertificateView> {
         self.inner.snapshot().map(|snapshot| snapshot.certificates.views()).unwrap_or_default()
+    }
+
+    /// How the pool's members are spoken to over TLS; `None`: they are not, or it can't be used.
+    pub fn member_tls(&self, pool: &str) -> Option<MemberTls> {
+        let snapshot = self.inner.snapshot()?;
+        snapshot.pools.get(pool)?.tls().cloned().map(MemberTls)
     }
 
     /// From now on tickets of TLS sessions are sealed with these. Before the first call there are none.

@@ -12,18 +12,25 @@ use super::error::ApiError;
 /// As large as a config document may be.
 pub(crate) const BODY_MAX: usize = trestle_raft_store::MAX_DOCUMENT;
 
+/// A document with its files: together they are that large, as text in JSON up to three times.
+pub(crate) const PARCEL_MAX: usize = 3 * BODY_MAX;
+
 /// For the whole body; a client that sends slower than this is gone.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(crate) async fn bytes(body: Body) -> Result<Bytes, ApiError> {
+    bytes_within(body, BODY_MAX).await
+}
+
+pub(crate) async fn bytes_within(body: Body, limit: usize) -> Result<Bytes, ApiError> {
     // Told before a byte is read: a client that asked `Expect: 100-continue` then sends nothing.
-    if body.size_hint().lower() > BODY_MAX as u64 {
-        return Err(too_large());
+    if body.size_hint().lower() > limit as u64 {
+        return Err(too_large(limit));
     }
-    let collected = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, BODY_MAX).collect()).await;
+    let collected = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, limit).collect()).await;
     match collected {
         Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(e)) if e.is::<LengthLimitError>() => Err(too_large()),
+        Ok(Err(e)) if e.is::<LengthLimitError>() => Err(too_large(limit)),
         Ok(Err(e)) => Err(ApiError::bad_request(format!("the body did not arrive: {e}"))),
         Err(_) => {
             Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "timeout", "the body did not arrive in time"))
@@ -31,11 +38,11 @@ pub(crate) async fn bytes(body: Body) -> Result<Bytes, ApiError> {
     }
 }
 
-fn too_large() -> ApiError {
+fn too_large(limit: usize) -> ApiError {
     ApiError::new(
         StatusCode::PAYLOAD_TOO_LARGE,
         "too_large",
-        format!("a body has at most {BODY_MAX} bytes; nothing was changed"),
+        format!("a body has at most {limit} bytes; nothing was changed"),
     )
 }
 

@@ -8,16 +8,17 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::{Deserialize, Serialize};
-use trestle_cluster::{ChangeError, Cluster, Consistency};
+use trestle_cluster::{Applied, ChangeError, Cluster, Consistency, Draft, Files};
 use trestle_config::Document;
 use trestle_raft_store::types::{self, Revision};
 
 use super::error::ProblemBody;
 use super::{Api, ApiError, Author, Params, body};
-use crate::{documents, durations};
+use crate::documents::{self, Parcel};
+use crate::durations;
 
 /// Bytes of a change's message that history keeps.
-const MESSAGE_MAX: usize = 1_024;
+pub(super) const MESSAGE_MAX: usize = 1_024;
 
 /// Bytes of the name under which a document is spoken of.
 const SOURCE_MAX: usize = 512;
@@ -77,7 +78,7 @@ pub(super) struct WriteQuery {
 
 /// What a change did, or would do.
 #[derive(Serialize)]
-struct Change {
+pub(super) struct Change {
     revision: u64,
     /// The document equals the one in force: no new revision.
     unchanged: bool,
@@ -85,6 +86,17 @@ struct Change {
     /// For people.
     diff: String,
     warnings: Vec<ProblemBody>,
+}
+
+impl Change {
+    pub(super) fn new(applied: Applied, diff: String, document: &Document) -> Self {
+        let Applied { revision, unchanged } = applied;
+        Self { revision, unchanged, dry_run: false, diff, warnings: warnings(document) }
+    }
+}
+
+fn warnings(document: &Document) -> Vec<ProblemBody> {
+    document.warnings().iter().map(ProblemBody::from).collect()
 }
 
 pub(super) async fn write(
@@ -99,29 +111,50 @@ pub(super) async fn write(
     bounded("message", &query.message, MESSAGE_MAX)?;
     let source = query.source.unwrap_or_else(|| "document".to_owned());
     bounded("source", &source, SOURCE_MAX)?;
-    let text = body::text(body).await?;
-    let document = documents::parse(source, text).await.map_err(ApiError::internal)??;
+    let draft = draft(source, &headers, body).await?;
+    let document = draft.document.clone();
+    let proposal = cluster.resolve(draft).await.map_err(|problems| ApiError::from(&problems[..]))?;
     let base = base(cluster, query.dry_run).await?;
-    let diff = difference(&base, &document).await?;
-    let warnings = document.warnings().iter().map(ProblemBody::from).collect();
+    let diff = difference(&base, proposal.document()).await?;
     if query.dry_run {
-        cluster.check(&document).map_err(ChangeError::Invalid)?;
+        cluster.check(&proposal).map_err(ChangeError::Invalid)?;
         let revision = base.revision_number();
         if let Some(expected) = expected.filter(|expected| *expected != revision) {
             return Err(ApiError::revision_conflict(expected, revision));
         }
-        let unchanged = diff.is_empty();
+        let (unchanged, warnings) = (diff.is_empty(), warnings(&document));
         return Ok(Json(Change { revision, unchanged, dry_run: true, diff, warnings }).into_response());
     }
-    let applied = cluster.put_config(&document, expected, author.0, query.message).await?;
-    Ok(Json(Change {
-        revision: applied.revision,
-        unchanged: applied.unchanged,
-        dry_run: false,
-        diff,
-        warnings,
-    })
-    .into_response())
+    let applied = cluster.put_config(&proposal, expected, author.0, query.message).await?;
+    Ok(Json(Change::new(applied, diff, &document)).into_response())
+}
+
+/// A document, alone or with its files.
+async fn draft(source: String, headers: &HeaderMap, body: Body) -> Result<Draft, ApiError> {
+    if !is_parcel(headers) {
+        let text = body::text(body).await?;
+        let document = documents::parse(source, text).await.map_err(ApiError::internal)??;
+        return Ok(Draft::plain(document));
+    }
+    let bytes = body::bytes_within(body, body::PARCEL_MAX).await?;
+    let unpack = move || -> Result<(String, Files), String> {
+        // What the reader says could quote a private key.
+        let parcel: Parcel = serde_json::from_slice(&bytes).map_err(|e| {
+            let (line, column) = (e.line(), e.column());
+            format!("expected {{\"document\": TEXT, \"files\": {{PATH: BASE64}}}}, at {line}:{column} is something else")
+        })?;
+        let files = parcel.files()?;
+        Ok((parcel.document, files))
+    };
+    let unpacked = tokio::task::spawn_blocking(unpack).await.map_err(ApiError::internal)?;
+    let (text, files) = unpacked.map_err(ApiError::bad_request)?;
+    let document = documents::parse(source, text).await.map_err(ApiError::internal)??;
+    Ok(Draft { document, files })
+}
+
+fn is_parcel(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case(documents::PARCEL)
 }
 
 /// What a change is compared with. A dry run should tell what an apply would do now, so it asks a
@@ -136,7 +169,7 @@ async fn base(cluster: &Cluster, dry_run: bool) -> Result<Arc<types::State>, Api
     Ok(cluster.state(Consistency::Local).await?)
 }
 
-async fn difference(base: &types::State, document: &Document) -> Result<String, ApiError> {
+pub(super) async fn difference(base: &types::State, document: &Document) -> Result<String, ApiError> {
     let old = documents::of(base.revision()).await.map_err(ApiError::internal)?;
     Ok(diff_text(&old, document))
 }
@@ -221,16 +254,11 @@ pub(super) async fn rollback(
         ApiError::no_such_revision(order.to, oldest, newest)
     })?;
     let document = documents::of(Some(&target)).await.map_err(ApiError::internal)?;
+    let draft = Draft::plain(document.clone());
+    let proposal = cluster.resolve(draft).await.map_err(|problems| ApiError::from(&problems[..]))?;
     let diff = difference(&state, &document).await?;
-    let applied = cluster.put_config(&document, order.if_revision, author.0, message).await?;
-    Ok(Json(Change {
-        revision: applied.revision,
-        unchanged: applied.unchanged,
-        dry_run: false,
-        diff,
-        warnings: document.warnings().iter().map(ProblemBody::from).collect::<Vec<_>>(),
-    })
-    .into_response())
+    let applied = cluster.put_config(&proposal, order.if_revision, author.0, message).await?;
+    Ok(Json(Change::new(applied, diff, &document)).into_response())
 }
 
 // === revisions and headers ===
@@ -285,7 +313,7 @@ fn wants_json(headers: &HeaderMap) -> bool {
     false
 }
 
-fn bounded(what: &str, text: &str, bytes_max: usize) -> Result<(), ApiError> {
+pub(super) fn bounded(what: &str, text: &str, bytes_max: usize) -> Result<(), ApiError> {
     if text.len() <= bytes_max {
         return Ok(());
     }

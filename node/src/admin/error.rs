@@ -97,13 +97,18 @@ impl ApiError {
 
 impl From<Problems> for ApiError {
     fn from(problems: Problems) -> Self {
-        let bodies: Vec<ProblemBody> = problems.iter().map(ProblemBody::from).collect();
-        let message = match bodies.len() {
+        problems.as_slice().into()
+    }
+}
+
+impl From<&[Problem]> for ApiError {
+    fn from(problems: &[Problem]) -> Self {
+        let message = match problems.len() {
             1 => "the document has a problem; nothing was changed".to_owned(),
             n => format!("the document has {n} problems; nothing was changed"),
         };
         let mut error = ApiError::new(StatusCode::BAD_REQUEST, "invalid_config", message);
-        error.problems = bodies;
+        error.problems = problems.iter().map(ProblemBody::from).collect();
         error
     }
 }
@@ -112,6 +117,7 @@ impl From<Refusal> for ApiError {
     fn from(refusal: Refusal) -> Self {
         let (status, code) = match refusal {
             Refusal::RevisionMismatch { .. } => (StatusCode::CONFLICT, "revision_conflict"),
+            Refusal::NoSuchContent(_) | Refusal::TooLarge { .. } => (StatusCode::BAD_REQUEST, "invalid"),
             Refusal::NoSuchNode(_) => (StatusCode::NOT_FOUND, "no_such_node"),
             Refusal::Removed(_) => (StatusCode::GONE, "removed"),
             Refusal::NotFounded => (StatusCode::SERVICE_UNAVAILABLE, "starting"),

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::header;
+use trestle_dataplane::CertificateView;
 
 use super::Api;
 
@@ -47,6 +48,7 @@ fn render_node(api: &Api, out: &mut String) {
         "",
         u64::from(served == agreed && bound),
     );
+    render_certificates(&node.plane.certificates(), out);
     counter(out, "trestle_admin_answers_total", "Answers of the admin API by status class.");
     for (class, count) in api.counters.answers.iter().enumerate() {
         let count = count.load(Ordering::Relaxed);
@@ -54,6 +56,15 @@ fn render_node(api: &Api, out: &mut String) {
     }
     counter(out, "trestle_admin_full_total", "Times that all connection slots of the admin API were taken.");
     let _ = writeln!(out, "trestle_admin_full_total {}", api.counters.full.load(Ordering::Relaxed));
+}
+
+fn render_certificates(certificates: &[CertificateView], out: &mut String) {
+    const NAME: &str = "trestle_certificate_not_after_seconds";
+    let _ =
+        writeln!(out, "# HELP {NAME} When a certificate runs out, seconds since 1970.\n# TYPE {NAME} gauge");
+    for CertificateView { name, not_after_unix, .. } in certificates {
+        let _ = writeln!(out, "{NAME}{{certificate=\"{name}\"}} {not_after_unix}");
+    }
 }
 
 /// Under the names that Prometheus client libraries use.
@@ -87,6 +98,23 @@ fn counter(out: &mut String, name: &str, help: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn certificates_show_when_they_run_out() {
+        let view = |name: &str, not_after_unix| CertificateView {
+            name: name.to_owned(),
+            names: Vec::new(),
+            subject: String::new(),
+            not_after_unix,
+        };
+        let mut out = String::new();
+        render_certificates(&[view("shop", 1_800_000_000), view("old", -1)], &mut out);
+        assert!(
+            out.contains("trestle_certificate_not_after_seconds{certificate=\"shop\"} 1800000000\n"),
+            "{out}"
+        );
+        assert!(out.contains("{certificate=\"old\"} -1\n"), "{out}");
+    }
 
     #[test]
     fn the_process_reports_memory_descriptors_and_cpu() {

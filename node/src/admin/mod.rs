@@ -6,6 +6,7 @@
 
 mod access;
 mod body;
+mod certificates;
 mod cluster;
 mod config;
 mod error;
@@ -80,6 +81,8 @@ fn routes() -> Vec<Route> {
         route("get", "/v1/config/history", get(config::history)),
         route("get", "/v1/config/diff", get(config::diff)),
         route("post", "/v1/config/rollback", post(config::rollback)),
+        route("get", "/v1/certificates", get(certificates::list)),
+        route("put", "/v1/certificates/{certificate}", put(certificates::set)),
         route("get", "/v1/nodes", get(cluster::nodes)),
         route("delete", "/v1/nodes/{node}", delete(cluster::remove)),
         route("post", "/v1/nodes/{node}/promote", post(cluster::promote)),

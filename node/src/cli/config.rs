@@ -1,24 +1,26 @@
 //! Commands around the config document.
 
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use http::Method;
 use serde_json::json;
-use trestle_config::{Document, Problems, Source};
+use trestle_cluster::{Draft, Files, Offline};
+use trestle_config::{Document, Problem, Source};
 
 use super::output::{Failure, Outcome, Output, Paint, complain, table};
 use super::views::{Change, Diff, History};
 use super::{Target, run_async};
 use crate::client::{Call, Client};
+use crate::documents::{self, PARCEL, Parcel};
 
 /// Standard input, as an argument.
 const STDIN: &str = "-";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Validate {
-    /// Documents to check; `-` reads standard input
+    /// Documents to check, with the files that they name; `-` reads standard input
     #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
     #[command(flatten)]
@@ -27,7 +29,7 @@ pub(crate) struct Validate {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Apply {
-    /// The document, YAML or JSON; `-` reads standard input
+    /// The document, YAML or JSON; `-` reads standard input. Files that it names are read here, relative to it
     #[arg(short, long, value_name = "FILE")]
     file: PathBuf,
     /// Check it and print what would change
@@ -103,21 +105,19 @@ pub(crate) fn validate(args: &Validate) -> Outcome {
     let mut valid = true;
     for file in &args.files {
         let (name, text) = read(file)?;
-        let parsed = trestle_config::parse(Source { name: &name, text: &text });
-        valid &= parsed.is_ok();
+        let checked = check(&name, &text, file);
+        valid &= checked.is_ok();
         if args.output.json() {
-            results.push(verdict(&name, &parsed));
+            results.push(verdict(&name, &checked));
             continue;
         }
-        match parsed {
-            Ok(document) => {
-                document
-                    .warnings()
-                    .iter()
-                    .for_each(|warning| args.output.note(&format!("warning: {warning}")));
+        match checked {
+            Ok(draft) => {
+                let warnings = draft.document.warnings();
+                warnings.iter().for_each(|warning| args.output.note(&format!("warning: {warning}")));
                 args.output.text(&format!("{name}: valid"))?;
             }
-            Err(problems) => complain(&problems.to_string()),
+            Err(problems) => tell(&problems),
         }
     }
     if args.output.json() {
@@ -126,16 +126,16 @@ pub(crate) fn validate(args: &Validate) -> Outcome {
     if valid { Ok(()) } else { Err(Failure::Told) }
 }
 
-fn verdict(name: &str, parsed: &Result<Document, Problems>) -> serde_json::Value {
-    let place = |problem: &trestle_config::Problem| {
+fn verdict(name: &str, checked: &Result<Draft, Vec<Problem>>) -> serde_json::Value {
+    let place = |problem: &Problem| {
         json!({
             "file": problem.file, "line": problem.line, "column": problem.column,
             "path": problem.path, "message": problem.message, "help": problem.help,
         })
     };
-    match parsed {
-        Ok(document) => {
-            let warnings: Vec<_> = document.warnings().iter().map(place).collect();
+    match checked {
+        Ok(draft) => {
+            let warnings: Vec<_> = draft.document.warnings().iter().map(place).collect();
             json!({ "file": name, "valid": true, "problems": [], "warnings": warnings })
         }
         Err(problems) => {
@@ -146,24 +146,28 @@ fn verdict(name: &str, parsed: &Result<Document, Problems>) -> serde_json::Value
 }
 
 pub(crate) fn apply(args: &Apply) -> Outcome {
-    let (name, text) = read_valid(&args.file)?;
+    let written = read_valid(&args.file)?;
     let client = args.target.client()?;
-    let change = put(&client, &name, text, args.if_revision, args.dry_run, &args.message, args.output)?;
+    let change = put(&client, written, args.if_revision, args.dry_run, &args.message, args.output)?;
     report(change, args.output)
 }
 
 /// The document was checked here, with the source at hand; the node checks it again.
 fn put(
     client: &Client,
-    name: &str,
-    text: String,
+    written: Written,
     expected: Option<u64>,
     dry_run: bool,
     message: &str,
     output: Output,
 ) -> Result<(Change, serde_json::Value), Failure> {
-    let mut call =
-        Call::new(Method::PUT, "/v1/config").query("source", name).if_revision(expected).body(text);
+    let Written { name, text, files } = written;
+    let mut call = Call::new(Method::PUT, "/v1/config").query("source", &name).if_revision(expected);
+    call = if files.is_empty() {
+        call.body(text)
+    } else {
+        call.kind(PARCEL).body(serde_json::to_vec(&Parcel::new(text, &files))?)
+    };
     if dry_run {
         call = call.query("dry_run", "true");
     }
@@ -176,7 +180,7 @@ fn put(
     Ok((change, answer.json()?))
 }
 
-fn report((change, raw): (Change, serde_json::Value), output: Output) -> Outcome {
+pub(super) fn report((change, raw): (Change, serde_json::Value), output: Output) -> Outcome {
     if output.json() {
         return output.value(&raw);
     }
@@ -208,8 +212,7 @@ pub(crate) fn get(args: &Get) -> Outcome {
 pub(crate) fn diff(args: &DiffArgs) -> Outcome {
     let client = args.target.client()?;
     if let Some(file) = &args.file {
-        let (name, text) = read_valid(file)?;
-        let (change, raw) = put(&client, &name, text, None, true, "", args.output)?;
+        let (change, raw) = put(&client, read_valid(file)?, None, true, "", args.output)?;
         return if args.output.json() {
             args.output.value(&raw)
         } else {
@@ -281,14 +284,35 @@ pub(super) fn document(file: &PathBuf) -> Result<Document, Failure> {
     })
 }
 
-fn read_valid(file: &PathBuf) -> Result<(String, String), Failure> {
+/// A document as it was written, and its files.
+struct Written {
+    name: String,
+    text: String,
+    files: Files,
+}
+
+fn read_valid(file: &PathBuf) -> Result<Written, Failure> {
     let (name, text) = read(file)?;
-    match trestle_config::parse(Source { name: &name, text: &text }) {
-        Ok(_) => Ok((name, text)),
+    match check(&name, &text, file) {
+        Ok(Draft { files, .. }) => Ok(Written { name, text, files }),
         Err(problems) => {
-            complain(&problems.to_string());
+            tell(&problems);
             complain("nothing was changed");
             Err(Failure::Told)
         }
+    }
+}
+
+/// All that can be found out about a document and its files without a cluster.
+fn check(name: &str, text: &str, file: &Path) -> Result<Draft, Vec<Problem>> {
+    let draft = documents::read(name, text, &documents::folder_of(file))?;
+    draft.resolve(&Offline)?;
+    Ok(draft)
+}
+
+fn tell(problems: &[Problem]) {
+    for problem in problems {
+        complain(&problem.to_string());
+        problem.excerpt().into_iter().for_each(complain);
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 refused or failed, 2 wrong usage. Each command has an example in its help.
 
+mod certificate;
 mod cluster;
 mod config;
 mod output;
@@ -84,6 +85,9 @@ enum Command {
     /// The addresses that one node at a time holds
     #[command(subcommand, after_help = "Example:\n  trestle vip list")]
     Vip(cluster::VipCommand),
+    /// The certificates
+    #[command(subcommand, after_help = "Example:\n  trestle certificate list")]
+    Certificate(certificate::CertificateCommand),
     /// Where requests go
     #[command(subcommand, after_help = "Example:\n  trestle route explain GET http://shop.example.com/api")]
     Route(route::RouteCommand),
@@ -224,6 +228,7 @@ fn dispatch(command: &Command) -> Outcome {
         Command::Node(command) => cluster::node(command),
         Command::Vip(command) => cluster::vip(command),
         Command::Route(command) => route::route(command),
+        Command::Certificate(command) => certificate::run(command),
         Command::Member(command) => cluster::member(command),
         Command::Clients(args) => cluster::clients(args),
         Command::Completions(args) => completions(args),

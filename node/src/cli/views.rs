@@ -99,6 +99,23 @@ pub(crate) struct Vip {
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
+pub(crate) struct Certificates {
+    pub(crate) certificates: Vec<Certificate>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Certificate {
+    pub(crate) certificate: String,
+    pub(crate) names: Vec<String>,
+    pub(crate) not_after: String,
+    pub(crate) days_left: i64,
+    pub(crate) listeners: Vec<String>,
+    pub(crate) pools: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
 pub(crate) struct Pools {
     pub(crate) pools: Vec<Pool>,
 }

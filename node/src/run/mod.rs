@@ -21,8 +21,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use trestle_cluster::identity::ClusterKey;
-use trestle_cluster::{Cluster, Ended, InheritedGuard, Start};
-use trestle_config::Document;
+use trestle_cluster::{Cluster, Draft, Ended, InheritedGuard, Start};
 use trestle_dataplane::{Options, Plane};
 
 use crate::admin::{Access, Api, Server, Token};
@@ -217,15 +216,15 @@ impl Prepared {
         if !settings.bootstrap {
             return Ok(if join.is_empty() { Start::Resume } else { Start::Join { join } });
         }
-        let document = match &settings.config {
+        let draft = match &settings.config {
             None => None,
             Some(path) if self.earlier.is_some() => {
                 tracing::info!(config = %path.display(), "--config is ignored: this node is part of a cluster already");
                 None
             }
-            Some(path) => Some(first_document(path).await?),
+            Some(path) => Some(first_config(path).await?),
         };
-        Ok(Start::Bootstrap { document, join })
+        Ok(Start::Bootstrap { draft, join })
     }
 }
 
@@ -262,11 +261,17 @@ fn load_key(settings: &NodeSettings) -> anyhow::Result<ClusterKey> {
     Ok(loaded)
 }
 
-async fn first_document(path: &Path) -> anyhow::Result<Document> {
-    let text = tokio::fs::read_to_string(path)
-        .await
-        .with_context(|| format!("can't read --config {}", path.display()))?;
-    Ok(documents::parse(path.display().to_string(), text).await??)
+async fn first_config(path: &Path) -> anyhow::Result<Draft> {
+    let path = path.to_owned();
+    let read = move || {
+        let name = path.display().to_string();
+        let text = std::fs::read_to_string(&path).with_context(|| format!("can't read --config {name}"))?;
+        documents::read(&name, &text, &documents::folder_of(&path)).map_err(|problems| {
+            let problems: Vec<_> = problems.iter().map(ToString::to_string).collect();
+            anyhow::anyhow!(problems.join("\n"))
+        })
+    };
+    tokio::task::spawn_blocking(read).await?
 }
 
 /// Names and addresses under which the admin API's certificate is good.

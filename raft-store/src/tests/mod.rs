@@ -10,7 +10,7 @@ mod suite;
 use openraft::entry::RaftEntry;
 use openraft::storage::{RaftLogStorage, RaftLogStorageExt, RaftStateMachine};
 
-use crate::samples::{found, put_config};
+use crate::samples::{found, put_using};
 pub(crate) use crate::simulated::Dice;
 use crate::types::{Command, TypeConfig};
 use crate::{LogEntry, LogId, LogStore, StateMachine, Store, Vote, samples};
@@ -28,8 +28,10 @@ pub(crate) fn entry(term: u64, index: u64) -> LogEntry {
     }
 }
 
+/// Neighbours share a content, and all of them another one.
 pub(crate) fn command(index: u64) -> Command {
-    put_config(format!("# entry {index}\n").as_bytes(), None)
+    let contents = [0, 1 + (index / 3 % 250) as u8];
+    put_using(format!("# entry {index}\n").as_bytes(), &contents, &contents)
 }
 
 pub(crate) fn log_id(term: u64, index: u64) -> LogId {

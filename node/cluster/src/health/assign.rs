@@ -30,6 +30,8 @@ pub(super) fn tag(pool: &Pool, check: &HealthCheck) -> u64 {
     let hash = hash.number(u64::from(*rise)).number(u64::from(*fall)).number(u64::from(*probers));
     match kind {
         CheckKind::Tcp => hash.text("tcp"),
+        CheckKind::Tls => hash.text("tls"),
+        CheckKind::Grpc(service) => hash.text("grpc").text(service),
         CheckKind::Http(http) => add_http(hash.text("http"), http),
     }
     .finish()

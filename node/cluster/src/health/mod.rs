@@ -41,11 +41,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::info;
 use trestle_config::Config;
-use trestle_dataplane::Plane;
+use trestle_config::model::CheckKind;
+use trestle_dataplane::{MemberTls, Plane};
 use trestle_raft_store::types::NodeId;
 
 use metrics::HealthMetrics;
 use pools::{Flip, Pools, Start};
+use probe::Tls;
 
 /// Probes in flight: sockets that a node spends on health. At 2 s intervals and 5 ms a probe it
 /// serves 100,000 members; when every probe takes a timeout of 1 s, 512.
@@ -88,11 +90,20 @@ pub trait Board: Send + Sync + 'static {
 pub trait VerdictSink: Send + Sync + 'static {
     /// Whether each member of the pool is up, by name. Told again from time to time.
     fn set_verdicts(&self, pool: &str, up: &BTreeMap<String, bool>);
+
+    /// How the pool's members are spoken to over TLS.
+    fn member_tls(&self, _pool: &str) -> Option<MemberTls> {
+        None
+    }
 }
 
 impl VerdictSink for Plane {
     fn set_verdicts(&self, pool: &str, up: &BTreeMap<String, bool>) {
         Plane::set_verdicts(self, pool, up);
+    }
+
+    fn member_tls(&self, pool: &str) -> Option<MemberTls> {
+        Plane::member_tls(self, pool)
     }
 }
 
@@ -229,12 +240,24 @@ impl Task {
     fn start_due(&mut self) {
         while self.running.len() < PROBES_MAX {
             let start = self.health.pools.lock().start(Instant::now());
-            let Some(Start { id, number, address, check, late }) = start else { return };
+            let Some(Start { id, number, pool, address, check, late }) = start else { return };
             self.health.metrics.started(late > check.interval / 2);
+            let tls = self.tls(&pool, &check.kind);
             self.running.push(Box::pin(async move {
-                let result = probe::probe(&check, address).await;
+                let result = probe::probe(&check, address, tls).await;
                 (id, number, result.map_err(|error| error.to_string()))
             }));
+        }
+    }
+
+    /// What a member is asked over.
+    fn tls(&self, pool: &str, kind: &CheckKind) -> Tls {
+        let config = self.config.borrow();
+        let wanted = config.1.pools.get(pool).is_some_and(|pool| pool.tls.is_some());
+        match (wanted, kind) {
+            (_, CheckKind::Tcp) | (false, CheckKind::Http(_) | CheckKind::Grpc(_)) => Tls::Off,
+            (true, _) => self.plane.member_tls(pool).map_or(Tls::Unusable, Tls::On),
+            (false, CheckKind::Tls) => MemberTls::unverified().map_or(Tls::Unusable, Tls::On),
         }
     }
 

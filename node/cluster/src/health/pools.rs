@@ -31,6 +31,7 @@ const OVERLAP_MAX: u64 = 16;
 pub(super) struct Start {
     pub(super) id: u64,
     pub(super) number: u64,
+    pub(super) pool: String,
     pub(super) address: SocketAddr,
     pub(super) check: Arc<HealthCheck>,
     /// How long it had to wait for its turn.
@@ -168,8 +169,8 @@ impl Pools {
             let Reverse((at, id)) = *self.due.peek().filter(|Reverse((at, _))| *at <= now)?;
             self.due.pop();
             // Every id in the heap is of a member that is probed: both are made by `assign`.
-            let (pool, index) = self.probing.get(&id)?;
-            let pool = self.pools.get_mut(pool)?;
+            let (name, index) = self.probing.get(&id)?;
+            let pool = self.pools.get_mut(name)?;
             let (check, member) = (pool.check.clone()?, &mut pool.members[*index]);
             let probing = member.probing.as_mut()?;
             let share = 1.0 - self.rng.random_range(0.0..JITTER);
@@ -177,7 +178,8 @@ impl Pools {
             let number = probing.next_start;
             if number - probing.next_count < OVERLAP_MAX {
                 probing.next_start += 1;
-                return Some(Start { id, number, address: member.address, check, late: now - at });
+                let (pool, address) = (name.clone(), member.address);
+                return Some(Start { id, number, pool, address, check, late: now - at });
             }
         }
     }

@@ -270,7 +270,9 @@ fn command_weight(command: &Command) -> usize {
     match command {
         Command::PutConfig(put) => {
             let routes: usize = put.routes.iter().map(|name| name.len() + 9).sum();
-            put.document.len() + routes + put.author.len() + put.message.len()
+            // A digest is 32 bytes; a content has one, and its length.
+            let digests = 32 * put.uses.len() + 48 * put.contents.len();
+            put.bytes() + routes + digests + put.author.len() + put.message.len()
         }
         Command::Found { node, .. }
         | Command::Admit { node, .. }
@@ -281,6 +283,7 @@ fn command_weight(command: &Command) -> usize {
             vip.len() + 32 + 20 * (owner.via.len() + owner.addresses.len())
         }
         Command::TakeVip { vip, .. } | Command::MoveVip { vip, .. } => vip.len(),
+        Command::AddTicketKey { key, .. } => key.len(),
         Command::DrainNode { .. }
         | Command::Expel { .. }
         | Command::SetRole { .. }
@@ -293,7 +296,8 @@ fn command_weight(command: &Command) -> usize {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use trestle_raft_store::types::PutConfig;
+    use trestle_raft_store::contents::{ContentDigest, Sealed};
+    use trestle_raft_store::types::{LeaseTimes, PutConfig};
 
     use super::*;
 
@@ -334,10 +338,14 @@ mod tests {
         fn an_entry_weighs_at_least_what_it_encodes_to(
             document in proptest::collection::vec(any::<u8>(), 0..2_000),
             routes in proptest::collection::vec("[a-z]{0,40}", 0..20),
+            contents in proptest::collection::vec((any::<[u8; 32]>(), 0usize..300), 0..20),
             message in "\\PC{0,100}",
         ) {
+            let sealed = |(digest, len)| (ContentDigest(digest), Sealed(vec![255; len].into()));
+            let contents: Vec<_> = contents.into_iter().map(sealed).collect();
+            let uses = contents.iter().map(|(digest, _)| *digest).collect();
             let put = PutConfig {
-                document: document.into(), routes, expected: Some(u64::MAX),
+                document: document.into(), routes, leases: LeaseTimes::default(), uses, contents, expected: Some(u64::MAX),
                 author: "a".to_owned(), message, at_ms: u64::MAX,
             };
             let command = Command::PutConfig(put);

@@ -97,6 +97,35 @@ impl Origination {
     }
 }
 
+/// How a pool's members are spoken to over TLS.
+#[derive(Clone, Debug)]
+pub struct MemberTls(pub(crate) Arc<Origination>);
+
+impl MemberTls {
+    /// Offers what the pool's protocol allows.
+    pub fn config(&self) -> Arc<ClientConfig> {
+        Arc::clone(&self.0.config)
+    }
+
+    /// Offers HTTP/1.1 only.
+    pub fn http1(&self) -> Arc<ClientConfig> {
+        Arc::clone(&self.0.http1)
+    }
+
+    /// What a member's certificate must name.
+    pub fn name(&self, member: IpAddr) -> ServerName<'static> {
+        self.0.name(member)
+    }
+
+    /// For a pool without TLS of its own: whoever answers is believed.
+    pub fn unverified() -> Option<MemberTls> {
+        let settings = PoolTls { ca: None, name: None, certificate: None, verify: false };
+        let (certificates, contents) = (Certificates::default(), Contents::default());
+        let made = Origination::compile(PoolProtocol::Auto, &settings, &certificates, &contents, None);
+        made.ok().map(MemberTls)
+    }
+}
+
 /// Read once: a process sees changes of the system's store when it starts again.
 fn system_roots() -> Result<Arc<RootCertStore>, Fault> {
     static ROOTS: LazyLock<Result<Arc<RootCertStore>, String>> = LazyLock::new(|| {

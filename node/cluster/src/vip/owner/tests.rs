@@ -635,6 +635,7 @@ fn what_was_given_for_other_addresses_is_not_held() {
         std::sync::Arc::new(trestle_raft_store::types::Revision {
             number,
             document: std::sync::Arc::from(&b""[..]),
+            uses: Vec::new(),
             author: String::new(),
             message: String::new(),
             at_ms: 0,

@@ -1,6 +1,9 @@
 //! One probe of one member: connect, perhaps ask, close.
 
+mod grpc;
+
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty};
@@ -8,8 +11,13 @@ use hyper::client::conn::http1;
 use hyper::header::{ACCEPT, CONNECTION, HOST, USER_AGENT};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use trestle_config::model::{CheckKind, HealthCheck, HttpCheck};
+use trestle_dataplane::MemberTls;
 
 /// How much of a body is searched.
 const BODY_MAX: usize = 64 << 10;
@@ -33,21 +41,64 @@ pub(super) enum ProbeError {
     Answer(hyper::Error),
     #[error("the check can't be sent: {0}")]
     Request(hyper::http::Error),
+    #[error("TLS: {0}")]
+    Tls(std::io::Error),
+    #[error("the pool's TLS can't be used on this node")]
+    TlsUnusable,
+    #[error("gRPC status {0}")]
+    GrpcStatus(String),
+    #[error("the service is {0}")]
+    NotServing(&'static str),
+}
+
+/// Over what a member is asked.
+#[derive(Clone, Debug)]
+pub(super) enum Tls {
+    Off,
+    On(MemberTls),
+    /// The pool has TLS that this node can't use: members are not asked without it.
+    Unusable,
 }
 
 /// Probes once, within the check's timeout. Dropping it closes the connection.
-pub(super) async fn probe(check: &HealthCheck, address: SocketAddr) -> Result<(), ProbeError> {
+pub(super) async fn probe(check: &HealthCheck, address: SocketAddr, tls: Tls) -> Result<(), ProbeError> {
     let attempt = async {
-        let stream = TcpStream::connect(address).await.map_err(ProbeError::Connect)?;
-        match &check.kind {
-            CheckKind::Tcp => Ok(()),
-            CheckKind::Http(http) => ask(http, address, stream).await,
+        let tcp = TcpStream::connect(address).await.map_err(ProbeError::Connect)?;
+        match (&check.kind, tls) {
+            (_, Tls::Unusable) => Err(ProbeError::TlsUnusable),
+            (CheckKind::Tcp, _) | (CheckKind::Tls, Tls::Off) => Ok(()),
+            (CheckKind::Tls, Tls::On(tls)) => {
+                shake_hands(tls.config(), tls.name(address.ip()), tcp).await.map(drop)
+            }
+            (CheckKind::Http(http), Tls::Off) => ask(http, address, TokioIo::new(tcp)).await,
+            (CheckKind::Http(http), Tls::On(tls)) => {
+                let stream = shake_hands(tls.http1(), tls.name(address.ip()), tcp).await?;
+                ask(http, address, TokioIo::new(stream)).await
+            }
+            (CheckKind::Grpc(service), Tls::Off) => {
+                grpc::ask(service, "http", address, TokioIo::new(tcp)).await
+            }
+            (CheckKind::Grpc(service), Tls::On(tls)) => {
+                let stream = shake_hands(tls.config(), tls.name(address.ip()), tcp).await?;
+                grpc::ask(service, "https", address, TokioIo::new(stream)).await
+            }
         }
     };
     tokio::time::timeout(check.timeout, attempt).await.unwrap_or(Err(ProbeError::Timeout))
 }
 
-async fn ask(check: &HttpCheck, address: SocketAddr, stream: TcpStream) -> Result<(), ProbeError> {
+async fn shake_hands(
+    config: Arc<ClientConfig>,
+    name: ServerName<'static>,
+    tcp: TcpStream,
+) -> Result<TlsStream<TcpStream>, ProbeError> {
+    TlsConnector::from(config).connect(name, tcp).await.map_err(ProbeError::Tls)
+}
+
+async fn ask<S>(check: &HttpCheck, address: SocketAddr, stream: S) -> Result<(), ProbeError>
+where
+    S: hyper::rt::Read + hyper::rt::Write + Unpin,
+{
     let host = check.host.clone().unwrap_or_else(|| address.to_string());
     let request = Request::builder()
         .method(check.method.as_str())
@@ -58,13 +109,20 @@ async fn ask(check: &HttpCheck, address: SocketAddr, stream: TcpStream) -> Resul
         .header(CONNECTION, "close")
         .body(Empty::<Bytes>::new())
         .map_err(ProbeError::Request)?;
-    let handshake = http1::Builder::new().max_buf_size(HEADER_MAX).handshake(TokioIo::new(stream));
+    let handshake = http1::Builder::new().max_buf_size(HEADER_MAX).handshake(stream);
     let (mut sender, connection) = handshake.await.map_err(ProbeError::Answer)?;
     let exchange = async move {
         let response = sender.send_request(request).await.map_err(ProbeError::Answer)?;
         judge(check, response).await
     };
-    // The connection may end before the answer was read to its end; what came is still there.
+    beside(exchange, connection).await
+}
+
+/// The connection may end before the answer was read to its end; what came is still there.
+async fn beside(
+    exchange: impl Future<Output = Result<(), ProbeError>>,
+    connection: impl Future,
+) -> Result<(), ProbeError> {
     let connection = async {
         let _ = connection.await;
         std::future::pending::<()>().await;
@@ -158,7 +216,7 @@ mod tests {
     }
 
     async fn outcome(check_: HttpCheck, address: SocketAddr) -> String {
-        match probe(&check(CheckKind::Http(check_)), address).await {
+        match probe(&check(CheckKind::Http(check_)), address, Tls::Off).await {
             Ok(()) => "good".into(),
             Err(error) => error.to_string(),
         }
@@ -168,9 +226,9 @@ mod tests {
     async fn tcp_needs_a_connection_only() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        assert!(probe(&check(CheckKind::Tcp), address).await.is_ok());
+        assert!(probe(&check(CheckKind::Tcp), address, Tls::Off).await.is_ok());
         drop(listener);
-        let refused = probe(&check(CheckKind::Tcp), address).await.unwrap_err();
+        let refused = probe(&check(CheckKind::Tcp), address, Tls::Off).await.unwrap_err();
         assert_eq!(refused.to_string(), "connection refused");
     }
 

@@ -1,0 +1,426 @@
+//! From a document and its files to what the cluster agrees on.
+//!
+//! A document names files of whoever applies it ([`Draft`]). The node that takes it stores what is in
+//! them, and keys that stand in the document, under digests: a [`Proposal`] names digests only, all of
+//! which are there or come with it, and what they name has been checked. No problem says anything of
+//! what is in a file.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use sha2::{Digest as _, Sha256};
+use trestle_config::model::{Content, Digest};
+use trestle_config::{Contents, Document, NamedContent, Problem};
+use trestle_raft_store::{MAX_CONTENT, MAX_DOCUMENT, MAX_USES};
+
+use crate::vault::OVERHEAD;
+
+/// A document, and the files that it names as whoever applies it has read them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Draft {
+    pub document: Document,
+    pub files: Files,
+}
+
+/// What is in files, by the path under which a document names them. Cheap to clone.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Files(Arc<BTreeMap<PathBuf, Arc<[u8]>>>);
+
+/// Where digests come from, and what is stored under them.
+pub trait Stock {
+    fn digest(&self, content: &[u8]) -> Digest;
+
+    fn find(&self, digest: &Digest) -> Found;
+}
+
+/// What a [`Stock`] has under a digest.
+pub enum Found {
+    Content(Arc<[u8]>),
+    /// It can't be told here, and is taken for good.
+    Unseen,
+    /// Why it can't be used.
+    Problem(&'static str),
+}
+
+/// Without a cluster at hand: files are looked at, what is stored can't be.
+#[derive(Clone, Copy, Debug)]
+pub struct Offline;
+
+impl Stock for Offline {
+    fn digest(&self, content: &[u8]) -> Digest {
+        Digest(Sha256::digest(content).into())
+    }
+
+    fn find(&self, _: &Digest) -> Found {
+        Found::Unseen
+    }
+}
+
+/// What can be agreed on.
+#[derive(Clone, Debug)]
+pub struct Proposal {
+    document: Document,
+    contents: Contents,
+    digests: Vec<Digest>,
+}
+
+impl Draft {
+    /// Of a document that names no files.
+    pub fn plain(document: Document) -> Self {
+        Self { document, files: Files::default() }
+    }
+
+    /// Of a document whose files are read here, relative to `dir`.
+    ///
+    /// # Errors
+    /// Each file that is missing, can't be read or is too large.
+    pub fn read(document: Document, dir: &Path) -> Result<Self, Vec<Problem>> {
+        let files = Files::read(&document, dir)?;
+        Ok(Self { document, files })
+    }
+
+    /// Blocks for as long as it takes to read certificates.
+    ///
+    /// # Errors
+    /// Everything that is wrong with what the document names.
+    pub fn resolve(&self, stock: &impl Stock) -> Result<Proposal, Vec<Problem>> {
+        let Resolving { digests, plain, unseen, problems } = self.collect(stock);
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let stored =
+            self.document.stored(|named| digests.get(&named.path).copied().unwrap_or(Digest([0; 32])));
+        let document = stored.map_err(Vec::from_iter)?;
+        let beside: usize = plain.values().map(|content| content.len() + OVERHEAD).sum();
+        let bytes = document.canonical().len() + beside;
+        let contents = Contents::from_iter(plain);
+        let is_seen = |path: &str| {
+            let named = document.contents().iter().find(|named| named.path == path);
+            !matches!(named.map(|named| &named.content), Some(Content::Stored(digest)) if unseen.contains(digest))
+        };
+        let found = trestle_dataplane::check(document.config(), &contents);
+        let found = found.into_iter().filter(|(path, _)| is_seen(path));
+        let problems: Vec<_> = found.filter_map(|(path, message)| self.problem_at(&path, message)).collect();
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let mut digests: Vec<_> = document.contents().iter().filter_map(stored_under).collect();
+        digests.sort_unstable();
+        digests.dedup();
+        if digests.len() > MAX_USES || bytes > MAX_DOCUMENT {
+            let problem = format!(
+                "the document has {bytes} bytes with its {} files, at most {MAX_DOCUMENT} and {MAX_USES} fit",
+                digests.len()
+            );
+            return Err(self
+                .document
+                .contents()
+                .first()
+                .map(|named| named.problem(problem))
+                .into_iter()
+                .collect());
+        }
+        Ok(Proposal { document, contents, digests })
+    }
+
+    fn collect(&self, stock: &impl Stock) -> Resolving {
+        let mut resolving = Resolving::default();
+        for named in self.document.contents() {
+            match self.bytes(named, stock) {
+                Ok(Bytes::Here(bytes)) => {
+                    let digest = stored_under(named).unwrap_or_else(|| stock.digest(&bytes));
+                    resolving.digests.insert(named.path.clone(), digest);
+                    resolving.plain.insert(digest, bytes);
+                }
+                Ok(Bytes::Unseen(digest)) => resolving.unseen.push(digest),
+                Ok(Bytes::InDocument) => {}
+                Err(message) => resolving.problems.push(named.problem(message)),
+            }
+        }
+        resolving
+    }
+
+    fn bytes(&self, named: &NamedContent, stock: &impl Stock) -> Result<Bytes, String> {
+        let bytes: Arc<[u8]> = match &named.content {
+            Content::Inline(text) if named.secret => Arc::from(text.as_bytes()),
+            Content::Inline(_) => return Ok(Bytes::InDocument),
+            Content::File(path) => {
+                let sent = self.files.0.get(path).cloned();
+                sent.ok_or_else(|| {
+                    format!(
+                        "`{}` is a file of whoever applies this: `trestle apply` sends it along",
+                        path.display()
+                    )
+                })?
+            }
+            Content::Stored(digest) => {
+                return match stock.find(digest) {
+                    Found::Content(bytes) => Ok(Bytes::Here(bytes)),
+                    Found::Unseen => Ok(Bytes::Unseen(*digest)),
+                    Found::Problem(why) => {
+                        Err(format!("`stored:{digest}` {why}: name the file it came from"))
+                    }
+                };
+            }
+        };
+        if bytes.len() > MAX_CONTENT {
+            return Err(format!("it has {} bytes, at most {MAX_CONTENT} fit", bytes.len()));
+        }
+        Ok(Bytes::Here(bytes))
+    }
+
+    /// At the place where the draft says what the stored document says at `path`.
+    fn problem_at(&self, path: &str, message: String) -> Option<Problem> {
+        let all = self.document.contents();
+        let file = format!("{path}_file");
+        let exact = all.iter().find(|named| named.path == path || named.path == file);
+        if let Some(named) = exact {
+            return Some(named.problem(message));
+        }
+        // It is about several: at one of them, or at least in this document.
+        let near = all.iter().find(|named| named.path.starts_with(path)).or(all.first())?;
+        let mut problem = near.problem(message);
+        path.clone_into(&mut problem.path);
+        Some(problem)
+    }
+}
+
+/// What was found of the contents of a draft, so far.
+#[derive(Default)]
+struct Resolving {
+    /// By path in the document.
+    digests: BTreeMap<String, Digest>,
+    plain: BTreeMap<Digest, Arc<[u8]>>,
+    unseen: Vec<Digest>,
+    problems: Vec<Problem>,
+}
+
+enum Bytes {
+    Here(Arc<[u8]>),
+    Unseen(Digest),
+    /// They stay in the document.
+    InDocument,
+}
+
+fn stored_under(named: &NamedContent) -> Option<Digest> {
+    match named.content {
+        Content::Stored(digest) => Some(digest),
+        _ => None,
+    }
+}
+
+impl Proposal {
+    /// As it is to be agreed on.
+    pub fn document(&self) -> &Document {
+        &self.document
+    }
+
+    pub(crate) fn contents(&self) -> &Contents {
+        &self.contents
+    }
+
+    /// All that the document names, each once.
+    pub(crate) fn digests(&self) -> &[Digest] {
+        &self.digests
+    }
+}
+
+impl Files {
+    fn read(document: &Document, dir: &Path) -> Result<Self, Vec<Problem>> {
+        let (mut files, mut problems, mut total) = (BTreeMap::new(), Vec::new(), 0);
+        for named in document.contents() {
+            let Content::File(path) = &named.content else { continue };
+            if files.contains_key(path) {
+                continue;
+            }
+            match read_file(&dir.join(path)) {
+                Ok(bytes) => {
+                    total += bytes.len();
+                    files.insert(path.clone(), bytes);
+                }
+                Err(why) => problems.push(named.problem(format!("can't read `{}`: {why}", path.display()))),
+            }
+            if total > MAX_DOCUMENT {
+                problems
+                    .push(named.problem(format!("its files have more than {MAX_DOCUMENT} bytes together")));
+                break;
+            }
+        }
+        if problems.is_empty() { Ok(Self(Arc::new(files))) } else { Err(problems) }
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&Path, &Arc<[u8]>)> {
+        self.0.iter().map(|(path, bytes)| (path.as_path(), bytes))
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl FromIterator<(PathBuf, Arc<[u8]>)> for Files {
+    fn from_iter<I: IntoIterator<Item = (PathBuf, Arc<[u8]>)>>(files: I) -> Self {
+        Self(Arc::new(files.into_iter().collect()))
+    }
+}
+
+/// Shows no bytes: there are private keys among them.
+impl fmt::Debug for Files {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+/// At most [`MAX_CONTENT`] bytes, whatever the file says of its size.
+fn read_file(path: &Path) -> Result<Arc<[u8]>, String> {
+    let text = |e: std::io::Error| e.to_string();
+    let file = std::fs::File::open(path).map_err(text)?;
+    if file.metadata().map_err(text)?.is_dir() {
+        return Err("it is a folder".to_owned());
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_CONTENT as u64 + 1).read_to_end(&mut bytes).map_err(text)?;
+    if bytes.len() > MAX_CONTENT {
+        return Err(format!("it has more than {MAX_CONTENT} bytes"));
+    }
+    Ok(bytes.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use trestle_config::Source;
+
+    use super::*;
+
+    /// Knows digests of what it was given, by their first byte.
+    struct Shelf(BTreeMap<Digest, Arc<[u8]>>);
+
+    impl Stock for Shelf {
+        fn digest(&self, content: &[u8]) -> Digest {
+            Digest([content.len() as u8; 32])
+        }
+
+        fn find(&self, digest: &Digest) -> Found {
+            match self.0.get(digest) {
+                Some(bytes) => Found::Content(bytes.clone()),
+                None if digest.0[0] == 0xff => Found::Unseen,
+                None => Found::Problem("is not stored in this cluster"),
+            }
+        }
+    }
+
+    struct Pair {
+        chain: String,
+        key: String,
+    }
+
+    fn pair(name: &str) -> Pair {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+        Pair { chain: params.self_signed(&key).unwrap().pem(), key: key.serialize_pem() }
+    }
+
+    fn document(text: &str) -> Document {
+        trestle_config::parse(Source { name: "web.yaml", text }).unwrap()
+    }
+
+    fn shelf() -> Shelf {
+        Shelf(BTreeMap::new())
+    }
+
+    const FILES: &str = "certificates:\n  shop:\n    chain_file: a.pem\n    key_file: a.key\n";
+
+    fn draft(text: &str, files: &[(&str, &str)]) -> Draft {
+        let files = files.iter().map(|(path, text)| (PathBuf::from(path), Arc::from(text.as_bytes())));
+        Draft { document: document(text), files: files.collect() }
+    }
+
+    fn problems(draft: &Draft) -> Vec<String> {
+        draft.resolve(&shelf()).unwrap_err().iter().map(Problem::to_string).collect()
+    }
+
+    #[test]
+    fn files_become_digests_and_what_is_agreed_on_can_be_taken_again() {
+        let pair = pair("shop.example.com");
+        let draft = draft(FILES, &[("a.pem", &pair.chain), ("a.key", &pair.key)]);
+        let proposal = draft.resolve(&shelf()).unwrap();
+        let text = proposal.document().canonical();
+        assert!(text.contains("key: \"stored:") && !text.contains("a.key"), "{text}");
+        assert_eq!(proposal.digests().len(), 2);
+        let stored =
+            [&pair.chain, &pair.key].map(|text| (shelf().digest(text.as_bytes()), text.as_bytes().into()));
+        let again =
+            Draft::plain(proposal.document().clone()).resolve(&Shelf(BTreeMap::from(stored))).unwrap();
+        assert_eq!(again.document(), proposal.document());
+        assert_eq!(again.digests(), proposal.digests());
+    }
+
+    #[test]
+    fn each_problem_has_its_place_and_shows_nothing_of_a_key() {
+        let (one, other) = (pair("a.example.com"), pair("b.example.com"));
+        let found = problems(&draft(FILES, &[("a.pem", &one.chain)]));
+        assert_eq!(found.len(), 1);
+        assert!(found[0].starts_with("web.yaml:4:") && found[0].contains("trestle apply"), "{found:?}");
+        let found = problems(&draft(FILES, &[("a.pem", &one.chain), ("a.key", &other.key)]));
+        assert_eq!(found.len(), 1);
+        assert!(found[0].starts_with("web.yaml:4:15: certificates.shop.key_file: "), "{found:?}");
+        let large = "x".repeat(MAX_CONTENT + 1);
+        let found = problems(&draft(FILES, &[("a.pem", &large), ("a.key", &one.key)]));
+        assert!(found[0].contains("at most 1048576 fit"), "{found:?}");
+        let digest = "ab".repeat(32);
+        let unknown = format!("certificates:\n  shop:\n    chain_file: a.pem\n    key: stored:{digest}\n");
+        let found = problems(&draft(&unknown, &[("a.pem", &one.chain)]));
+        assert!(found[0].starts_with("web.yaml:4:") && found[0].contains("is not stored"), "{found:?}");
+        let broken = one.key.replace("BEGIN PRIVATE KEY-----\n", "BEGIN PRIVATE KEY-----\n!");
+        let found = problems(&draft(FILES, &[("a.pem", &one.chain), ("a.key", &broken)]));
+        let line = one.key.lines().nth(1).unwrap();
+        assert!(!found.is_empty() && !found.iter().any(|found| found.contains(&line[1..20])), "{found:?}");
+    }
+
+    #[test]
+    fn what_can_t_be_told_here_is_taken_for_good() {
+        let digest = "ff".repeat(32);
+        let unseen = format!("certificates:\n  shop: {{ chain: stored:{digest}, key: stored:{digest} }}\n");
+        draft(&unseen, &[]).resolve(&shelf()).unwrap();
+    }
+
+    #[test]
+    fn a_document_and_its_files_fit_together_or_are_refused() {
+        let authority = pair("ca.example.com").chain;
+        let draft = |count: usize| {
+            let pool = |n: usize| format!("  p{n}: {{ members: [], tls: {{ ca_file: {n}.pem }} }}\n");
+            let text = format!("pools:\n{}", (0..count).map(pool).collect::<String>());
+            // Text around the certificate counts too. Each has another length, by which the shelf tells them apart.
+            let file = |n: usize| authority.clone() + &"#".repeat(MAX_CONTENT - authority.len() - n);
+            let files =
+                (0..count).map(|n| (PathBuf::from(format!("{n}.pem")), Arc::from(file(n).into_bytes())));
+            Draft { document: document(&text), files: files.collect() }
+        };
+        assert_eq!(draft(7).resolve(&shelf()).unwrap().digests().len(), 7);
+        let found = problems(&draft(8));
+        assert!(found[0].contains("with its 8 files, at most 8388608"), "{found:?}");
+    }
+
+    #[test]
+    fn files_are_read_beside_the_document_and_told_by_their_place() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("a.pem"), "chain").unwrap();
+        let error = Draft::read(document(FILES), dir.path()).unwrap_err();
+        assert_eq!(error.len(), 1);
+        assert!(
+            error[0].to_string().starts_with("web.yaml:4:15: certificates.shop.key_file: can't read `a.key`")
+        );
+        std::fs::create_dir(dir.path().join("a.key")).unwrap();
+        assert!(Draft::read(document(FILES), dir.path()).unwrap_err()[0].message.contains("folder"));
+        std::fs::remove_dir(dir.path().join("a.key")).unwrap();
+        std::fs::write(dir.path().join("a.key"), vec![b'x'; MAX_CONTENT + 1]).unwrap();
+        assert!(Draft::read(document(FILES), dir.path()).unwrap_err()[0].message.contains("more than"));
+        std::fs::write(dir.path().join("a.key"), "secret").unwrap();
+        let read = Draft::read(document(FILES), dir.path()).unwrap();
+        assert_eq!(read.files.iter().count(), 2);
+        assert!(!format!("{read:?}").contains("secret"));
+    }
+}

@@ -1,0 +1,175 @@
+//! Seals what the cluster keeps at rest: certificates, their keys, keys of session tickets.
+//!
+//! Both keys used here follow from the cluster's key by HKDF-SHA-256 (its expand step: the secret is
+//! random already), each under a label of its own. What is sealed is bound to what it is: a content to
+//! its digest, a ticket key to being one; so neither can be put in the place of another.
+//!
+//! ```text
+//! format 1 | nonce 24 | sealed bytes | tag 16        XChaCha20-Poly1305, nonces are random
+//! ```
+//!
+//! A digest is an HMAC-SHA-256: equal content has an equal one in a cluster, and it tells nothing about
+//! the content to whoever has not the cluster's key.
+
+use std::fmt;
+use std::sync::Arc;
+
+use aws_lc_rs::hmac::{self, HMAC_SHA256};
+use chacha20poly1305::aead::{Aead, KeyInit, Payload};
+use chacha20poly1305::{XChaCha20Poly1305, XNonce};
+use rand::TryRngCore;
+use rand::rngs::OsRng;
+use trestle_config::model::Digest;
+use trestle_raft_store::contents::Sealed;
+
+use crate::identity::ClusterKey;
+
+const FORMAT: u8 = 1;
+const NONCE: usize = 24;
+/// Bytes that sealing adds.
+pub(crate) const OVERHEAD: usize = 1 + NONCE + 16;
+/// What a ticket key is bound to; contents have their digest here.
+const TICKET: &[u8] = b"ticket key";
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Vault(Arc<Keys>);
+
+struct Keys {
+    digest: hmac::Key,
+    cipher: XChaCha20Poly1305,
+}
+
+/// There are no random numbers.
+#[derive(Debug, thiserror::Error)]
+#[error("the system gives no random numbers: {0}")]
+pub(crate) struct NoRandom(String);
+
+impl Vault {
+    pub(crate) fn new(key: &ClusterKey) -> Self {
+        let digest = hmac::Key::new(HMAC_SHA256, &derived(key, b"trestle content digest"));
+        let cipher = XChaCha20Poly1305::new(&derived(key, b"trestle content seal").into());
+        Self(Arc::new(Keys { digest, cipher }))
+    }
+
+    pub(crate) fn digest(&self, content: &[u8]) -> Digest {
+        let tag = hmac::sign(&self.0.digest, content);
+        Digest(tag.as_ref().try_into().expect("HMAC-SHA-256 has 32 bytes"))
+    }
+
+    pub(crate) fn seal_content(&self, digest: &Digest, content: &[u8]) -> Result<Sealed, NoRandom> {
+        self.seal(&digest.0, content)
+    }
+
+    /// `None`: it was sealed with another cluster's key, or is damaged.
+    pub(crate) fn open_content(&self, digest: &Digest, sealed: &Sealed) -> Option<Arc<[u8]>> {
+        self.open(&digest.0, sealed).map(Arc::from)
+    }
+
+    /// A new one.
+    pub(crate) fn make_ticket_key(&self) -> Result<Sealed, NoRandom> {
+        self.seal(TICKET, &random::<32>()?)
+    }
+
+    pub(crate) fn open_ticket_key(&self, sealed: &Sealed) -> Option<[u8; 32]> {
+        self.open(TICKET, sealed)?.try_into().ok()
+    }
+
+    fn seal(&self, what: &[u8], plain: &[u8]) -> Result<Sealed, NoRandom> {
+        let nonce = random::<NONCE>()?;
+        let payload = Payload { msg: plain, aad: what };
+        let sealed = self
+            .0
+            .cipher
+            .encrypt(XNonce::from_slice(&nonce), payload)
+            .expect("a content is far below the cipher's limit of 256 GiB");
+        Ok(Sealed([&[FORMAT][..], &nonce, &sealed].concat().into()))
+    }
+
+    fn open(&self, what: &[u8], sealed: &Sealed) -> Option<Vec<u8>> {
+        let (format, rest) = sealed.0.split_first()?;
+        let (nonce, sealed) = rest.split_at_checked(NONCE)?;
+        let payload = Payload { msg: sealed, aad: what };
+        (*format == FORMAT).then(|| self.0.cipher.decrypt(XNonce::from_slice(nonce), payload).ok()).flatten()
+    }
+}
+
+impl fmt::Debug for Vault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Vault").finish_non_exhaustive()
+    }
+}
+
+/// HKDF-Expand (RFC 5869, section 2.3) for its first block, which is all that is needed.
+fn derived(key: &ClusterKey, label: &[u8]) -> [u8; 32] {
+    let secret = hmac::Key::new(HMAC_SHA256, &key.gossip_key());
+    let block = hmac::sign(&secret, &[label, &[1]].concat());
+    block.as_ref().try_into().expect("HMAC-SHA-256 has 32 bytes")
+}
+
+fn random<const N: usize>() -> Result<[u8; N], NoRandom> {
+    let mut bytes = [0; N];
+    OsRng.try_fill_bytes(&mut bytes).map_err(|e| NoRandom(e.to_string()))?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vault() -> Vault {
+        Vault::new(&ClusterKey::generate().unwrap())
+    }
+
+    #[test]
+    fn what_was_sealed_opens_on_every_node_of_the_cluster_and_nowhere_else() {
+        let key = ClusterKey::generate().unwrap();
+        let (one, other) = (Vault::new(&key), Vault::new(&ClusterKey::parse(&key.to_pem()).unwrap()));
+        let digest = one.digest(b"a key");
+        assert_eq!(other.digest(b"a key"), digest);
+        let sealed = one.seal_content(&digest, b"a key").unwrap();
+        assert_eq!(other.open_content(&digest, &sealed).as_deref(), Some(&b"a key"[..]));
+        let stranger = vault();
+        assert_ne!(stranger.digest(b"a key"), digest, "it would tell that two clusters share a key");
+        assert_eq!(stranger.open_content(&digest, &sealed), None);
+    }
+
+    #[test]
+    fn the_plain_bytes_are_not_in_what_is_sealed_and_no_two_seals_are_alike() {
+        let (vault, plain) = (vault(), b"-----BEGIN PRIVATE KEY-----");
+        let digest = vault.digest(plain);
+        let seal = || vault.seal_content(&digest, plain).unwrap();
+        assert!(!seal().0.windows(8).any(|bytes| bytes == &plain[..8]));
+        assert_ne!(seal(), seal());
+        assert_eq!(seal().len(), plain.len() + OVERHEAD);
+    }
+
+    #[test]
+    fn nothing_opens_in_the_place_of_something_else() {
+        let vault = vault();
+        let (a, b) = (vault.digest(b"a"), vault.digest(b"b"));
+        let sealed = vault.seal_content(&a, b"a").unwrap();
+        assert_eq!(vault.open_content(&b, &sealed), None);
+        assert_eq!(vault.open_ticket_key(&sealed), None);
+        let key = vault.make_ticket_key().unwrap();
+        assert!(vault.open_ticket_key(&key).is_some());
+        assert_eq!(vault.open_content(&a, &key), None);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn damaged_and_foreign_bytes_do_not_open(
+            junk in proptest::collection::vec(proptest::num::u8::ANY, 0..100),
+            at in proptest::num::usize::ANY,
+            change in 1u8..,
+        ) {
+            let vault = vault();
+            let digest = vault.digest(&junk);
+            proptest::prop_assert_eq!(vault.open_content(&digest, &Sealed(junk.clone().into())), None);
+            let mut sealed = vault.seal_content(&digest, &junk).unwrap().0.to_vec();
+            let at = at % sealed.len();
+            sealed[at] ^= change;
+            proptest::prop_assert_eq!(vault.open_content(&digest, &Sealed(sealed.into())), None);
+        }
+    }
+}

@@ -14,8 +14,8 @@ use crate::model::{
     AccessLog, AccessLogFormat, AccessLogTarget, Balance, Bind, CheckKind, ClusterSettings, Config, Drain,
     HeaderMatch, HealthCheck, HostPattern, HttpCheck, HttpSettings, Listener, LocalAnswer, Match, Member,
     NewPath, OnQuorumLoss, Outlier, PathMatch, Policies, Pool, PoolTimeouts, Protocol, Redirect, Respond,
-    Retry, Rewrite, Route, RouteTimeouts, Rule, Scheme, TcpSettings, UdpSettings, ValueMatch, ValueOf, Vip,
-    WeightedPool,
+    Retry, Rewrite, Route, RouteTimeouts, Rule, Scheme, Sticky, TcpSettings, UdpSettings, ValueMatch,
+    ValueOf, Vip, WeightedPool,
 };
 use crate::problem::{Fault, shown};
 use crate::text::{Replacement, Template};
@@ -402,6 +402,7 @@ fn pool(fields: &Fields, sink: &mut Sink) -> Pool {
         set(first_byte, fields.duration("first_byte"));
         set(pool_idle, fields.duration("pool_idle"));
     }
+    pool.sticky = fields.object("sticky").and_then(|fields| sticky(fields, sink));
     if let Some(fields) = fields.object("breaker") {
         set(&mut pool.breaker.connections, fields.int32("connections"));
         set(&mut pool.breaker.pending, fields.int32("pending"));
@@ -435,6 +436,24 @@ fn pool(fields: &Fields, sink: &mut Sink) -> Pool {
         _ => {}
     }
     pool
+}
+
+fn sticky(fields: &Fields, sink: &mut Sink) -> Option<Sticky> {
+    let ttl = fields.duration("ttl").unwrap_or_default();
+    if let (Some(name), Some(value)) = (fields.text("cookie"), fields.at("cookie")) {
+        // A token: RFC 6265, section 4.1.1.
+        let fits = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
+        if name.is_empty() || !name.chars().all(fits) {
+            let fault = Fault::new(format!("{} is no name of a cookie", shown(name)));
+            sink.report(Place::Value(value.node), fault.help("letters, digits, `-` and `_` are safe"));
+        }
+        return Some(Sticky::Cookie { name: name.to_owned(), ttl });
+    }
+    if let Some(value) = fields.at("ttl").filter(|_| !ttl.is_zero()) {
+        let fault = Fault::new("only a cookie of ours has a life").help("`client: 1h` has its own");
+        sink.report(Place::Key(value.node), fault);
+    }
+    fields.has("client").then_some(Sticky::Client)
 }
 
 fn members(fields: &Fields, sink: &mut Sink) -> Vec<Member> {

@@ -16,7 +16,7 @@ use ipnet::IpNet;
 
 use crate::text::{Pattern, Replacement, Template};
 
-pub use pool::{Breaker, Queue};
+pub use pool::{Breaker, Queue, Sticky};
 pub use tls::{
     Alpn, Certificate, ClientAuth, ClientTls, Content, Digest, ListenerTls, PoolProtocol, PoolTls,
     TlsVersion, UnknownName,
@@ -436,6 +436,7 @@ pub struct Pool {
     pub protocol: PoolProtocol,
     pub tls: Option<PoolTls>,
     pub hash: Hash,
+    pub sticky: Option<Sticky>,
     pub timeout: PoolTimeouts,
     pub breaker: Breaker,
     pub queue: Queue,
@@ -786,6 +787,7 @@ impl Default for Pool {
             protocol: PoolProtocol::Auto,
             tls: None,
             hash: Hash::default(),
+            sticky: None,
             timeout: PoolTimeouts::default(),
             breaker: Breaker::default(),
             queue: Queue::default(),

@@ -1,4 +1,4 @@
-//! What keeps a pool's members from getting too many.
+//! What keeps a pool's members from getting too many, and clients at their member.
 
 use std::time::Duration;
 
@@ -32,4 +32,17 @@ impl Default for Queue {
     fn default() -> Self {
         Self { max: 0, timeout: Duration::from_secs(1) }
     }
+}
+
+/// What keeps a client at its member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sticky {
+    /// A cookie that we set.
+    Cookie {
+        name: String,
+        /// Zero: as long as the browser runs.
+        ttl: Duration,
+    },
+    /// The client's address, by which all nodes find the same member.
+    Client,
 }

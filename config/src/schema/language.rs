@@ -348,7 +348,7 @@ static POOL_OBJECT: Object = Object::new("pool", &[
     key("balance", one_of(&["round_robin", "random", "random_two", "least_request", "peak_ewma", "hash", "maglev"], &[]), Yaml("round_robin"), "How a member is chosen; `random_two` takes the less busy of two, `peak_ewma` the one of two that answers sooner, `hash` and `maglev` the same for what is alike"),
     key("hash", Type::Object(&HASH), Yaml("{}"), "What `hash` and `maglev` go by"),
     key("count", one_of(&["node", "cluster"], &[]), Yaml("node"), "What \"least\" counts").later(),
-    key("sticky", Type::OrOff(&Type::Object(&STICKY)), Yaml("off"), "Keeps a client at its member").later(),
+    key("sticky", Type::OrOff(&Type::Object(&STICKY)), Yaml("off"), "Keeps a client at its member"),
     key("protocol", one_of(&["auto", "http1", "h2c", "h2"], &[]), Yaml("auto"), "What members speak; `auto`: HTTP/1.1, and with `tls` HTTP/2 where a member offers it; `h2c`: HTTP/2 without TLS; `h2`: HTTP/2 over TLS"),
     key("tls", Type::OrOff(&Type::Object(&POOL_TLS)), Yaml("off"), "TLS to members, also of HTTP checks"),
     key("proxy_protocol", one_of(&["off", "v1", "v2"], &[]), Yaml("off"), "PROXY protocol to members").later(),
@@ -378,12 +378,14 @@ static HASH: Object = Object::new("pool.hash", &[
     key("bound", Type::Text(Format::Factor), Yaml("1.25"), "A member takes at most this much of its share of what is under way, then the next one does; not for `maglev`"),
 ]);
 
+const STICKY_KINDS: &[&str] = &["cookie", "learn", "client"];
 static STICKY: Object = Object::new("pool.sticky", &[
-    key("cookie", TEXT, Words("none"), "Name of a cookie that we set"),
-    key("ttl", TIME, Yaml("0s"), "Its life"),
-    key("learn", TEXT, Words("none"), "Name of a cookie that members set"),
-    key("client", TIME, Words("none"), "By client address, for this long"),
-]);
+    key("cookie", TEXT, Words("none"), "Name of a cookie that we set; http and https only"),
+    key("ttl", TIME, Yaml("0s"), "Its life, from when it is set; 0: until the browser ends"),
+    key("learn", TEXT, Words("none"), "Name of a cookie that members set").later(),
+    key("client", TIME_POSITIVE, Words("none"), "By client address, for this long at least"),
+])
+.choose(Choose::ExactlyOne(STICKY_KINDS));
 
 static POOL_TLS: Object = Object::new("pool.tls", &[
     key("ca_file", FILE, Words("the system's"), "PEM file of the authorities that are trusted"),

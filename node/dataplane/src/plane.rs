@@ -99,7 +99,7 @@ impl Inner {
             metrics: Metrics::new(count),
             ledger,
             tickets: Arc::default(),
-            site: Arc::new(Site { zone: options.zone.into() }),
+            site: Arc::new(Site { zone: options.zone.into(), secret: options.secret }),
             locals,
             turns,
             snapshot: ArcSwapOption::empty(),

@@ -361,6 +361,11 @@ impl Split {
         self.pools.get(at)
     }
 
+    /// Those with a weight.
+    pub(crate) fn pools(&self) -> &[Arc<Pool>] {
+        &self.pools
+    }
+
     pub(crate) fn edits(&self, at: usize) -> Option<&PoolEdits> {
         self.edits.get(at)
     }

@@ -64,6 +64,7 @@ fn without_descriptors_accepting_pauses_and_goes_on_when_there_are_some() {
         workers: NonZeroUsize::MIN,
         node: "n1".into(),
         zone: String::new(),
+        secret: [7; 32],
         pinned: BTreeMap::new(),
     };
     let plane = Plane::start(options).expect("a plane");

@@ -164,6 +164,7 @@ impl Prepared {
             workers: settings.workers,
             node: settings.name.clone(),
             zone: settings.zone.clone(),
+            secret: self.key.cookie_key(),
             pinned,
         };
         let plane = Plane::start(options).context("data plane")?;

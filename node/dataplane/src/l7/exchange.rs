@@ -11,7 +11,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
-use http::header::{CONTENT_LENGTH, ORIGIN, SEC_WEBSOCKET_ACCEPT};
+use http::header::{CONTENT_LENGTH, ORIGIN, SEC_WEBSOCKET_ACCEPT, SET_COOKIE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body;
 use hyper::body::Incoming;
@@ -214,6 +214,7 @@ impl Exchange<'_> {
             after(record.started, self.rule.timeout.request, Reason::RequestTimeout),
             self.patience.map(|patience| (record.started + patience, Reason::RequestTimeout)),
         );
+        record.stuck = self.stuck(outgoing.headers());
         let (at, key, first) = self.pick(record, outgoing.headers()).ok_or(Reason::NoMember)?;
         let pool = self.rule.split.pool(at).ok_or(Reason::Internal)?;
         record.pool = Some(at);
@@ -259,11 +260,24 @@ impl Exchange<'_> {
         record: &Record,
         headers: &HeaderMap,
     ) -> Option<(usize, Option<u64>, Result<Picked, Refusal>)> {
-        self.rule.split.next().find_map(|at| {
+        let stuck = record.stuck;
+        stuck.map(|(at, _)| at).into_iter().chain(self.rule.split.next()).find_map(|at| {
             let pool = self.rule.split.pool(at)?;
             let key = key(pool, record, headers);
-            let picked = pool.pick(&[], key, record.started);
+            let picked = match stuck {
+                Some((of, index)) if of == at => pool.pick_sticky(index, key, record.started),
+                _ => pool.pick(&[], key, record.started),
+            };
             (!matches!(picked, Err(Refusal::NoMember))).then_some((at, key, picked))
+        })
+    }
+
+    /// The pool and the member that the client's cookie names.
+    fn stuck(&self, headers: &HeaderMap) -> Option<(usize, usize)> {
+        self.rule.split.pools().iter().enumerate().find_map(|(at, pool)| {
+            let cookies = pool.cookies()?;
+            let mut values = values::cookie(headers, cookies.name());
+            Some((at, values.find_map(|value| cookies.member(&value))?))
         })
     }
 
@@ -606,6 +620,7 @@ impl Reply {
         let (mut parts, body) = self.response.into_parts();
         forward::clean(&mut parts.headers);
         record.edit_response(&mut parts.headers);
+        parts.headers.extend(record.new_cookie().map(|cookie| (SET_COOKIE, cookie)));
         parts.version = Version::HTTP_11;
         if record.conn.client.handle.is_closing() && !record.conn.is_http2() {
             parts.headers.insert(http::header::CONNECTION, HeaderValue::from_static("close"));
@@ -648,6 +663,7 @@ impl Reply {
         headers.remove(CONTENT_LENGTH);
         headers.insert(http::header::CONNECTION, HeaderValue::from_static("upgrade"));
         headers.extend(protocol.map(|protocol| (http::header::UPGRADE, protocol)));
+        headers.extend(record.new_cookie().map(|cookie| (SET_COOKIE, cookie)));
         std::mem::swap(response.headers_mut(), headers);
         let conn = Rc::clone(&record.conn);
         *conn.upgrade.borrow_mut() = Some(Upgrade { upstream, record, idle: self.idle });
@@ -667,6 +683,7 @@ impl Reply {
         headers.remove(CONTENT_LENGTH);
         headers.remove(SEC_WEBSOCKET_ACCEPT);
         record.edit_response(headers);
+        headers.extend(record.new_cookie().map(|cookie| (SET_COOKIE, cookie)));
         std::mem::swap(response.headers_mut(), headers);
         record.status = response.status().as_u16();
         let upgrade = Upgrade { upstream, record, idle: self.idle };

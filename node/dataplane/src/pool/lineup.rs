@@ -44,6 +44,8 @@ pub(super) struct Terms {
 pub(super) struct Lineup {
     pub(super) shares: Shares,
     pub(super) places: Places,
+    /// Of each member of the pool: whether clients that stick to it stay there.
+    pub(super) keeps: Box<[bool]>,
     /// So many are down that all are used.
     pub(super) panic: bool,
     /// From then on it is out of date: an ejection ends, or a member is warmer.
@@ -70,12 +72,13 @@ impl Lineup {
         let elsewhere = weighted().any(|c| c.up && Some(c.tier) != tier);
         let enough = weighted().nth(1).is_some() && !elsewhere;
         let panic = terms.panic > 0.0 && enough && down as f64 > terms.panic * of_tier.len() as f64;
+        let keeps = candidates.iter().map(|c| panic || c.up && !c.is_ejected(now)).collect();
         let used = if panic { of_tier } else { used(&of_tier, terms.zone_aware, now) };
         let warmth = |c: &Candidate| warmth::of(c.cold_since, terms.slow_start, now);
         let shares = Shares::new(used.iter().map(|(index, c)| (*index, c.weight * warmth(c).level)));
-        let ends = weighted().filter(|c| c.is_ejected(now)).filter_map(|c| c.ejected_until);
+        let ends = candidates.iter().filter(|c| c.is_ejected(now)).filter_map(|c| c.ejected_until);
         let valid_until = ends.chain(weighted().filter_map(|c| warmth(c).until)).min();
-        Self { shares, places: Places::None, panic, valid_until, generation }
+        Self { shares, places: Places::None, keeps, panic, valid_until, generation }
     }
 
     /// With what the picker makes of it.

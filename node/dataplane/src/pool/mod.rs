@@ -28,11 +28,13 @@ mod outlier;
 mod picked;
 mod queue;
 mod shared;
+mod sticky;
 
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -41,7 +43,7 @@ use std::task::{self, Poll};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::time::Instant;
-use trestle_config::model;
+use trestle_config::model::{self, Sticky};
 
 use crate::MemberView;
 use crate::balance::{Context, FULL, Picker, hashed, with_rng};
@@ -55,16 +57,25 @@ pub(crate) use member::{FailureKind, MemberState};
 pub(crate) use picked::{Picked, RetryPermit};
 pub(crate) use queue::Place;
 pub(crate) use shared::Shared;
+pub(crate) use sticky::Cookies;
 
 /// Retries that are always allowed at once, however few requests are live: a budget of a share alone
 /// would forbid the only retry of the only request.
 const RETRIES_MIN: u32 = 10;
 
 /// The node, as pools see it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Site {
     /// Where it stands; empty: nowhere in particular.
     pub(crate) zone: Box<str>,
+    /// All nodes of the cluster have it.
+    pub(crate) secret: [u8; 32],
+}
+
+impl fmt::Debug for Site {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Site").field("zone", &self.zone).finish_non_exhaustive()
+    }
 }
 
 /// Of one pick; see [`Pool::pick`].
@@ -85,6 +96,7 @@ pub(crate) struct Pool {
     /// In the order of `settings.members`.
     members: Box<[Arc<MemberState>]>,
     picker: Picker,
+    cookies: Option<Cookies>,
     tls: Option<Arc<Origination>>,
     lineup: ArcSwap<Lineup>,
     /// Held by the one who makes a new lineup; others go on with the old one meanwhile.
@@ -123,7 +135,11 @@ impl Pool {
         }
         shared.enrol(config, &members);
         let generation = shared.generation.load(Ordering::Acquire);
-        let picker = Picker::of(config.balance, config.hash.bound);
+        let picker = match config.sticky {
+            // Whatever a member has under way, its clients are its own.
+            Some(Sticky::Client) => Picker::Hash { bound: f64::INFINITY },
+            _ => Picker::of(config.balance, config.hash.bound),
+        };
         let lineup = Lineup::new(&candidates(config, site, &members), terms(config), now, generation);
         let lineup = lineup.placed(picker, |index| members[index].name());
         Pool {
@@ -133,6 +149,7 @@ impl Pool {
             site: Arc::clone(site),
             members,
             picker,
+            cookies: Cookies::of(name, config, &site.secret),
             tls: None,
             lineup: ArcSwap::from_pointee(lineup),
             remaking: Mutex::new(()),
@@ -177,18 +194,19 @@ impl Pool {
             // Those that wait come first.
             return Err(Refusal::Full);
         }
-        self.pick_within(self.limits.requests, Call { avoid, key, now })
+        self.admit(self.limits.requests, |live| self.choose(live, Call { avoid, key, now }))
     }
 
     /// As [`Pool::pick`], for a connection of L4.
     pub(crate) fn pick_connection(&self, call: Call<'_>) -> Result<Picked, Refusal> {
-        let picked = self.pick_within(self.limits.connections, call);
+        let picked = self.admit(self.limits.connections, |live| self.choose(live, call));
         picked.inspect_err(|refusal| self.count_refusal(*refusal))
     }
 
     /// As [`Pool::pick`], for a session.
     pub(crate) fn pick_session(&self, call: Call<'_>) -> Result<Picked, Refusal> {
-        let picked = self.pick_within((u32::MAX, Limit::Connections), call).map(Picked::for_session);
+        let picked = self.admit((u32::MAX, Limit::Connections), |live| self.choose(live, call));
+        let picked = picked.map(Picked::for_session);
         picked.inspect_err(|refusal| self.count_refusal(*refusal))
     }
 
@@ -221,17 +239,23 @@ impl Pool {
         if !place.is_first(cx) {
             return Poll::Pending;
         }
-        match self.pick_within(self.limits.requests, Call { avoid, key, now: Instant::now() }) {
+        let call = Call { avoid, key, now: Instant::now() };
+        match self.admit(self.limits.requests, |live| self.choose(live, call)) {
             Err(Refusal::Full) => Poll::Pending,
             outcome => Poll::Ready(outcome),
         }
     }
 
-    fn pick_within(&self, (most, limit): (u32, Limit), call: Call<'_>) -> Result<Picked, Refusal> {
+    /// Counts what `choose` chooses, if that is within the breaker's limit.
+    fn admit(
+        &self,
+        (most, limit): (u32, Limit),
+        choose: impl FnOnce(u32) -> Result<Picked, Refusal>,
+    ) -> Result<Picked, Refusal> {
         let (hot, counters) = (&self.shared.hot, &self.shared.counters);
         let live = hot.live.fetch_add(1, Ordering::Relaxed);
         let chosen = if live.saturating_sub(hot.sessions.load(Ordering::Relaxed)) < most {
-            self.choose(live, call)
+            choose(live)
         } else {
             counters.broken[limit as usize].inc();
             Err(Refusal::Breaker)
@@ -251,13 +275,13 @@ impl Pool {
         const RACES_MAX: usize = 3;
         let Call { avoid, key, now } = call;
         let lineup = self.lineup(now);
-        let most = |index: usize| self.settings.members[index].max_connections;
         let context = Context {
             cursor: &self.shared.hot.cursor,
             load: |index: usize| {
                 let member = &self.members[index];
                 let in_flight = member.in_flight();
-                if self.limits.of_members && most(index) > 0 && in_flight >= most(index) {
+                let most = self.most_at(index);
+                if self.limits.of_members && most > 0 && in_flight >= most {
                     return FULL;
                 }
                 match self.picker {
@@ -270,12 +294,11 @@ impl Pool {
             key,
             avoid,
         };
-        let timed = (self.picker == Picker::PeakEwma).then_some(now);
         for _ in 0..RACES_MAX {
             let index = with_rng(|rng| self.picker.pick(&lineup.shares, &lineup.places, &context, rng))
                 .ok_or(Refusal::NoMember)?;
-            if self.members[index].take(most(index)) {
-                return Ok(Picked::new(index, Arc::clone(&self.members[index]), timed));
+            if self.members[index].take(self.most_at(index)) {
+                return Ok(self.picked(index, now));
             }
         }
         if avoid.is_empty() {
@@ -285,8 +308,48 @@ impl Pool {
         self.choose(live, Call { avoid: &[], ..call })
     }
 
+    /// The member's own limit.
+    fn most_at(&self, index: usize) -> u32 {
+        self.settings.members[index].max_connections
+    }
+
+    /// Of a member that was taken.
+    fn picked(&self, index: usize, now: Instant) -> Picked {
+        let timed = (self.picker == Picker::PeakEwma).then_some(now);
+        Picked::new(index, Arc::clone(&self.members[index]), timed)
+    }
+
+    /// As [`Pool::pick`]: the member that the client sticks to, unless it is down, ejected or full.
+    pub(crate) fn pick_sticky(
+        &self,
+        index: usize,
+        key: Option<u64>,
+        now: Instant,
+    ) -> Result<Picked, Refusal> {
+        if !self.keeps(index, now) || self.limits.of_members && self.waiting() > 0 {
+            return self.pick(&[], key, now);
+        }
+        self.admit(self.limits.requests, |live| match self.members[index].take(self.most_at(index)) {
+            true => Ok(self.picked(index, now)),
+            false => self.choose(live, Call { avoid: &[], key, now }),
+        })
+    }
+
+    /// Whether clients that stick to the member stay there: also at weight 0, and in whatever tier.
+    pub(crate) fn keeps(&self, index: usize, now: Instant) -> bool {
+        self.lineup(now).keeps.get(index).copied().unwrap_or(false)
+    }
+
+    /// Of a pool that is sticky by cookie.
+    pub(crate) fn cookies(&self) -> Option<&Cookies> {
+        self.cookies.as_ref()
+    }
+
     /// What of a request its member is chosen by.
     pub(crate) fn hash_on(&self) -> Option<&model::HashOn> {
+        if self.settings.sticky == Some(Sticky::Client) {
+            return Some(&model::HashOn::Client);
+        }
         matches!(self.picker, Picker::Hash { .. } | Picker::Maglev).then_some(&self.settings.hash.on)
     }
 

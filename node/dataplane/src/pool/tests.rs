@@ -185,7 +185,9 @@ fn a_zone_that_is_the_nodes_own_is_preferred_while_it_carries_the_load() {
     settings.members[0].zone = "z1".into();
     settings.members[1].zone = "z1".into();
     settings.members[2].zone = "z2".into();
-    let at = |zone: &str| Pool::compile("p", &settings, &Arc::new(Site { zone: zone.into() }), None);
+    let at = |zone: &str| {
+        Pool::compile("p", &settings, &Arc::new(Site { zone: zone.into(), ..Site::default() }), None)
+    };
     assert_eq!(used(&at("z1")), names(&["m0", "m1"]));
     assert_eq!(used(&at("z2")), names(&["m2"]));
     for elsewhere in ["z3", ""] {

@@ -48,7 +48,7 @@ impl Proxy {
 
     pub(crate) fn with_pinned(pinned: crate::PinnedPorts) -> Self {
         let workers = NonZeroUsize::new(2).expect("not zero");
-        let options = Options { workers, node: "n1".into(), zone: String::new(), pinned };
+        let options = Options { workers, node: "n1".into(), zone: String::new(), secret: [7; 32], pinned };
         let log = Log::default();
         let plane = Plane::start_with_log(options, Box::new(log.clone())).expect("a plane");
         Self { plane, log }

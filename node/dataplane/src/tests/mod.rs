@@ -8,5 +8,6 @@ mod limits;
 mod listening;
 mod retrying;
 mod smuggling;
+mod sticky;
 mod streaming;
 mod tls;

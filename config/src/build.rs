@@ -196,9 +196,14 @@ fn rule(root: &Fields, index: usize, fields: &Fields, outer: &Policies, sink: &m
     let mut retry = Retry::default();
     if let Some(fields) = fields.object("retry") {
         set(&mut retry.attempts, fields.int32("attempts"));
+        set(&mut retry.backoff, fields.duration("backoff"));
+        set(&mut retry.buffer, bytes(fields, "buffer"));
         if let Some(on) = fields.list("on") {
-            retry.on_connect = on.iter().any(|value| value.as_word() == Some("connect"));
-            retry.on_reused = on.iter().any(|value| value.as_word() == Some("reused"));
+            let has = |word: &str| on.iter().any(|value| value.as_text() == Some(word));
+            (retry.on_connect, retry.on_reused, retry.on_reset) =
+                (has("connect"), has("reused"), has("reset"));
+            let status = |value: &Value| value.as_text()?.parse().ok().map(|status| (status, status));
+            retry.on_status = on.iter().filter_map(status).chain(has("5xx").then_some((500, 599))).collect();
         }
     }
     Rule {

@@ -387,6 +387,7 @@ fn typed_text(text: &str, format: Format) -> Result<Kind, Fault> {
         Format::Origin => Kind::Origin(scalar::origin(text)?),
         Format::HashOn => Kind::HashOn(scalar::hash_on(text)?),
         Format::Factor => Kind::Factor(scalar::factor(text)?),
+        Format::RetryOn => Kind::Text(scalar::retry_on(text)?),
         Format::File if text == "none" => Kind::Word("none"),
         Format::File => Kind::Content(scalar::file(text)?),
         Format::Pem => Kind::Content(scalar::pem(text)?),

@@ -424,6 +424,14 @@ pub struct Retry {
     pub on_connect: bool,
     /// A reused connection closed before a byte came back.
     pub on_reused: bool,
+    /// Any connection closed before a byte came back.
+    pub on_reset: bool,
+    /// One of these came back, or stands for what became of the request.
+    pub on_status: Vec<(u16, u16)>,
+    /// Wait before the first attempt after a reset or a status, doubled for each. Default 25 ms.
+    pub backoff: Duration,
+    /// Bytes of a body that are kept. Default 64 KiB.
+    pub buffer: usize,
 }
 
 // === pools ===
@@ -727,7 +735,15 @@ impl Default for Cors {
 
 impl Default for Retry {
     fn default() -> Self {
-        Self { attempts: 1, on_connect: true, on_reused: true }
+        Self {
+            attempts: 1,
+            on_connect: true,
+            on_reused: true,
+            on_reset: false,
+            on_status: Vec::new(),
+            backoff: Duration::from_millis(25),
+            buffer: 64 << 10,
+        }
     }
 }
 

@@ -203,6 +203,20 @@ fn is_token(c: char) -> bool {
 }
 
 /// `200` or `200-299`.
+/// A failure after which a request is sent again.
+pub(crate) fn retry_on(text: &str) -> Parsed<String> {
+    const WORDS: [&str; 4] = ["connect", "reused", "reset", "5xx"];
+    let is_status = text.len() == 3
+        && text.bytes().all(|b| b.is_ascii_digit())
+        && matches!(text.as_bytes()[0], b'4' | b'5');
+    if WORDS.contains(&text) || is_status {
+        return Ok(text.to_owned());
+    }
+    let fault =
+        Fault::new(format!("{} is none of `{}` and no status from 400 on", shown(text), WORDS.join("`, `")));
+    Err(fault.near(near_miss(text, WORDS.into_iter())))
+}
+
 pub(crate) fn status_range(text: &str) -> Parsed<(u16, u16)> {
     let code = |part: &str| -> Option<u16> {
         let fits = part.len() == 3 && part.bytes().all(|b| b.is_ascii_digit());

@@ -204,9 +204,9 @@ static ROUTE_TIMEOUT: Object = Object::new("rule.timeout", &[
 
 static RETRY: Object = Object::new("rule.retry", &[
     key("attempts", Type::Int { min: 0, max: 10 }, Yaml("1"), "Further attempts after the first"),
-    key("on", Type::List { of: &one_of(&["connect", "reused"], &["reset", "5xx", "STATUS"]), min: 0 }, Yaml("[connect, reused]"), "`connect`: nothing was sent; `reused`: a kept connection closed before a byte came back"),
-    key("backoff", TIME, Yaml("25ms"), "Wait before a further attempt").later(),
-    key("buffer", SIZE, Yaml("64KiB"), "Request body kept for it").later(),
+    key("on", Type::List { of: &Type::Text(Format::RetryOn), min: 0 }, Yaml("[connect, reused]"), "`connect`: nothing was sent; `reused`: a kept connection closed before a byte came back; `reset`: any did; `5xx` or a status such as `503`: this came back, or what we would answer with it; all but `connect` for idempotent methods only"),
+    key("backoff", TIME, Yaml("25ms"), "Wait before a further attempt after a failure that is not `connect` or `reused`, doubled for each; up to a half is taken off at random"),
+    key("buffer", Type::Size { min: 0, max: 16 << 20 }, Yaml("64KiB"), "As much of a request body is kept so that it can be sent again; 0: none"),
 ]);
 
 static REDIRECT: Object = Object::new("rule.redirect", &[

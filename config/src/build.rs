@@ -14,8 +14,8 @@ use crate::model::{
     AccessLog, AccessLogFormat, AccessLogTarget, Balance, Bind, CheckKind, ClusterSettings, Config, Drain,
     HeaderMatch, HealthCheck, HostPattern, HttpCheck, HttpSettings, Listener, LocalAnswer, Match, Member,
     Mirror, NewPath, OnQuorumLoss, Outlier, PathMatch, Policies, Pool, PoolTimeouts, Protocol, Redirect,
-    Respond, Retry, Rewrite, Route, RouteTimeouts, Rule, Scheme, TcpSettings, UdpSettings, ValueMatch,
-    ValueOf, Vip, WeightedPool,
+    Respond, Retry, Rewrite, Route, RouteTimeouts, Rule, Scheme, Sticky, TcpSettings, UdpSettings,
+    ValueMatch, ValueOf, Vip, WeightedPool,
 };
 use crate::problem::{Fault, shown};
 use crate::text::{Replacement, Template};
@@ -418,6 +418,16 @@ fn pool(fields: &Fields, sink: &mut Sink) -> Pool {
         set(first_byte, fields.duration("first_byte"));
         set(pool_idle, fields.duration("pool_idle"));
     }
+    pool.sticky = fields.object("sticky").and_then(|fields| sticky(fields, sink));
+    if let Some(fields) = fields.object("breaker") {
+        set(&mut pool.breaker.connections, fields.int32("connections"));
+        set(&mut pool.breaker.pending, fields.int32("pending"));
+        set(&mut pool.breaker.requests, fields.int32("requests"));
+    }
+    if let Some(fields) = fields.object("queue") {
+        set(&mut pool.queue.max, fields.int32("max"));
+        set(&mut pool.queue.timeout, fields.duration("timeout"));
+    }
     if let Some(fields) = fields.object("hash") {
         if let Some(Kind::HashOn(on)) = fields.at("on").map(|value| &value.kind) {
             pool.hash.on = on.clone();
@@ -433,6 +443,8 @@ fn pool(fields: &Fields, sink: &mut Sink) -> Pool {
         set(max_share, fields.share("max_share"));
     }
     set(&mut pool.panic, fields.share("panic"));
+    set(&mut pool.slow_start, fields.duration("slow_start"));
+    set(&mut pool.zone_aware, fields.bool("zone_aware"));
     set(&mut pool.retry_budget, fields.share("retry_budget"));
     match fields.at("health").map(|value| &value.kind) {
         Some(Kind::Off) => pool.health = None,
@@ -440,6 +452,24 @@ fn pool(fields: &Fields, sink: &mut Sink) -> Pool {
         _ => {}
     }
     pool
+}
+
+fn sticky(fields: &Fields, sink: &mut Sink) -> Option<Sticky> {
+    let ttl = fields.duration("ttl").unwrap_or_default();
+    if let (Some(name), Some(value)) = (fields.text("cookie"), fields.at("cookie")) {
+        // A token: RFC 6265, section 4.1.1.
+        let fits = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
+        if name.is_empty() || !name.chars().all(fits) {
+            let fault = Fault::new(format!("{} is no name of a cookie", shown(name)));
+            sink.report(Place::Value(value.node), fault.help("letters, digits, `-` and `_` are safe"));
+        }
+        return Some(Sticky::Cookie { name: name.to_owned(), ttl });
+    }
+    if let Some(value) = fields.at("ttl").filter(|_| !ttl.is_zero()) {
+        let fault = Fault::new("only a cookie of ours has a life").help("`client: 1h` has its own");
+        sink.report(Place::Key(value.node), fault);
+    }
+    fields.has("client").then_some(Sticky::Client)
 }
 
 fn members(fields: &Fields, sink: &mut Sink) -> Vec<Member> {
@@ -456,7 +486,12 @@ fn members(fields: &Fields, sink: &mut Sink) -> Vec<Member> {
             let help = "members need names that differ; use `weight` for a larger share";
             sink.report(Place::Value(place), fault.help(help));
         }
-        members.push(Member { address: *address, name, weight: fields.int32("weight").unwrap_or(1) });
+        let mut member = Member::new(&name, *address);
+        set(&mut member.weight, fields.int32("weight"));
+        set(&mut member.zone, fields.text("zone").map(str::to_owned));
+        set(&mut member.backup, fields.int32("backup"));
+        set(&mut member.max_connections, fields.int32("max_connections"));
+        members.push(member);
     }
     if !members.is_empty()
         && members.len() == items.len()

@@ -3,6 +3,7 @@
 //! A value of these types can't be bad: addresses are parsed, defaults filled in, names resolve.
 //! Only [`crate::parse`] makes a [`Config`], so the type is the proof that validation passed.
 
+mod pool;
 mod tls;
 
 use std::collections::BTreeMap;
@@ -15,6 +16,7 @@ use ipnet::IpNet;
 
 use crate::text::{Pattern, Replacement, Template};
 
+pub use pool::{Breaker, Queue, Sticky};
 pub use tls::{
     Alpn, Certificate, ClientAuth, ClientTls, Content, Digest, ListenerTls, PoolProtocol, PoolTls,
     TlsVersion, UnknownName,
@@ -461,10 +463,17 @@ pub struct Pool {
     pub protocol: PoolProtocol,
     pub tls: Option<PoolTls>,
     pub hash: Hash,
+    pub sticky: Option<Sticky>,
     pub timeout: PoolTimeouts,
+    pub breaker: Breaker,
+    pub queue: Queue,
     pub outlier: Outlier,
     /// Above this share of members down, all are used; 0: never. Default 0.5.
     pub panic: f64,
+    /// A member that is new or came up again rises to its full weight over this time; zero: has it at once.
+    pub slow_start: Duration,
+    /// Members of the node's own zone are preferred.
+    pub zone_aware: bool,
     /// Live requests of which retries may be a share. Default 0.2.
     pub retry_budget: f64,
     /// `None`: members are not probed and count as up.
@@ -477,6 +486,26 @@ pub struct Member {
     /// Unique in its pool. Default: the address.
     pub name: String,
     pub weight: u32,
+    /// Empty: nowhere in particular.
+    pub zone: String,
+    /// Its tier: the lowest that has somebody usable is used.
+    pub backup: u32,
+    /// Requests in flight, connections or sessions on one node; 0: no limit.
+    pub max_connections: u32,
+}
+
+impl Member {
+    /// With all else at its default.
+    pub fn new(name: &str, address: SocketAddr) -> Member {
+        Member {
+            address,
+            name: name.to_owned(),
+            weight: 1,
+            zone: String::new(),
+            backup: 0,
+            max_connections: 0,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -793,9 +822,14 @@ impl Default for Pool {
             protocol: PoolProtocol::Auto,
             tls: None,
             hash: Hash::default(),
+            sticky: None,
             timeout: PoolTimeouts::default(),
+            breaker: Breaker::default(),
+            queue: Queue::default(),
             outlier: Outlier::default(),
             panic: 0.5,
+            slow_start: Duration::ZERO,
+            zone_aware: false,
             retry_budget: 0.2,
             health: Some(HealthCheck::default()),
         }

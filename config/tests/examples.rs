@@ -1,4 +1,5 @@
-//! Every file in `examples/` is a config that a node would take.
+//! Every file in `examples/`, and every example in the docs that is a whole document, is a config that a
+//! node would take.
 
 use std::path::Path;
 
@@ -25,4 +26,19 @@ fn every_example_parses_without_a_warning() {
         seen += 1;
     }
     assert!(seen >= 2, "{}", folder.display());
+}
+
+#[test]
+fn every_example_of_the_docs_on_balancing_parses_without_a_warning() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/balancing.md");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let blocks: Vec<&str> =
+        text.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap_or_default()).collect();
+    assert!(blocks.len() >= 3, "{}", path.display());
+    for block in blocks {
+        match parse(Source { name: "balancing.md", text: block }) {
+            Ok(document) => assert!(document.warnings().is_empty(), "{:?}\n{block}", document.warnings()),
+            Err(problems) => panic!("{problems}\n{block}"),
+        }
+    }
 }

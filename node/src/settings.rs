@@ -51,6 +51,11 @@ pub(crate) const KEYS: &[Key] = &[
         help: "Where others reach this node's cluster port [default: as bound]",
     },
     Key { name: "admin-token-file", value: "FILE", help: "A token that admits to the admin API" },
+    Key {
+        name: "zone",
+        value: "ZONE",
+        help: "Where this node stands; pools that are `zone_aware` prefer members of the same zone [default: nowhere]",
+    },
     Key { name: "workers", value: "N", help: "Threads that carry traffic [default: one a core]" },
     Key { name: "log-format", value: "text|json", help: "How log lines look [default: text]" },
     Key {
@@ -92,6 +97,7 @@ pub(crate) struct NodeSettings {
     pub(crate) replace: bool,
     pub(crate) advertise: Option<String>,
     pub(crate) admin_token_file: Option<PathBuf>,
+    pub(crate) zone: String,
     pub(crate) workers: NonZeroUsize,
     pub(crate) log_format: LogFormat,
     pub(crate) log: Option<String>,
@@ -200,6 +206,7 @@ pub(crate) fn resolve(layers: Layers<'_>, host: &Host) -> Result<NodeSettings, M
         join: reader.value("join", peers).unwrap_or_default(),
         advertise: reader.value("advertise", host_and_port),
         admin_token_file: reader.value("admin-token-file", path),
+        zone: reader.value("zone", zone).unwrap_or_default(),
         workers: reader.value("workers", workers).unwrap_or(host.cores),
         log_format: reader.value("log-format", log_format).unwrap_or(LogFormat::Text),
         log: reader.value("log", log_filter),
@@ -288,6 +295,14 @@ fn switch(text: &str) -> Result<bool, String> {
         "true" | "yes" | "on" | "1" => Ok(true),
         "false" | "no" | "off" | "0" => Ok(false),
         _ => Err(format!("{text:?} is neither true nor false")),
+    }
+}
+
+fn zone(text: &str) -> Result<String, String> {
+    if (1..=63).contains(&text.len()) && !text.chars().any(char::is_control) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("{text:?} is no zone: 1 to 63 bytes of text, as members have it in the config"))
     }
 }
 

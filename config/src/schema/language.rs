@@ -348,17 +348,17 @@ static POOL_OBJECT: Object = Object::new("pool", &[
     key("balance", one_of(&["round_robin", "random", "random_two", "least_request", "peak_ewma", "hash", "maglev"], &[]), Yaml("round_robin"), "How a member is chosen; `random_two` takes the less busy of two, `peak_ewma` the one of two that answers sooner, `hash` and `maglev` the same for what is alike"),
     key("hash", Type::Object(&HASH), Yaml("{}"), "What `hash` and `maglev` go by"),
     key("count", one_of(&["node", "cluster"], &[]), Yaml("node"), "What \"least\" counts").later(),
-    key("sticky", Type::OrOff(&Type::Object(&STICKY)), Yaml("off"), "Keeps a client at its member").later(),
+    key("sticky", Type::OrOff(&Type::Object(&STICKY)), Yaml("off"), "Keeps a client at its member"),
     key("protocol", one_of(&["auto", "http1", "h2c", "h2"], &[]), Yaml("auto"), "What members speak; `auto`: HTTP/1.1, and with `tls` HTTP/2 where a member offers it; `h2c`: HTTP/2 without TLS; `h2`: HTTP/2 over TLS"),
     key("tls", Type::OrOff(&Type::Object(&POOL_TLS)), Yaml("off"), "TLS to members, also of HTTP checks"),
     key("proxy_protocol", one_of(&["off", "v1", "v2"], &[]), Yaml("off"), "PROXY protocol to members").later(),
     key("timeout", Type::Object(&POOL_TIMEOUT), Yaml("{}"), "Limits on time"),
-    key("breaker", Type::Object(&BREAKER), Yaml("{}"), "Limits on load").later(),
-    key("queue", Type::Object(&QUEUE), Yaml("{}"), "Requests that wait for a member").later(),
+    key("breaker", Type::Object(&BREAKER), Yaml("{}"), "Limits on what a node puts upon the pool"),
+    key("queue", Type::Object(&QUEUE), Yaml("{}"), "Requests that wait while every member has its `max_connections`"),
     key("outlier", Type::Object(&OUTLIER), Yaml("{}"), "Members that fail are left out for a time"),
     key("panic", Type::Share, Yaml("0.5"), "Above this share of members down, all are used; 0: never"),
-    key("slow_start", TIME, Yaml("0s"), "Time in which a new member comes to its full share").later(),
-    key("zone_aware", BOOL, Yaml("false"), "Prefers members in the node's own zone").later(),
+    key("slow_start", TIME, Yaml("0s"), "Time in which a member that is new, or came up again, rises from a tenth of its weight to all of it"),
+    key("zone_aware", BOOL, Yaml("false"), "Uses members in the node's own zone (`--zone`) alone, while half of their weight is usable"),
     key("retry_budget", Type::Share, Yaml("0.2"), "Live requests of which retries may be this share"),
     key("on_down", one_of(&["keep", "reset"], &[]), Yaml("keep"), "What happens to connections of a member that went down").later(),
     key("health", Type::OrOff(&Type::Object(&HEALTH)), Words("a TCP check; `off` for a pool that only udp listeners use"), "Checks of members; `off`: all count as up"),
@@ -368,9 +368,9 @@ static MEMBER: Object = Object::new("pool.member", &[
     key("address", Type::Text(Format::MemberAddress), Required, "`ADDRESS:PORT` or `[IPv6]:PORT`"),
     key("name", Type::Text(Format::Name), Words("its address"), "Name in status, logs and metrics, unique in the pool"),
     key("weight", MEMBER_WEIGHT, Yaml("1"), "Share of the traffic against the other members; 0: none"),
-    key("zone", TEXT, Yaml("\"\""), "Where it stands").later(),
-    key("backup", COUNT, Yaml("0"), "Tier: used when all lower ones are down").later(),
-    key("max_connections", COUNT, Yaml("0"), "0: no limit").later(),
+    key("zone", TEXT, Yaml("\"\""), "Where it stands, for `zone_aware`"),
+    key("backup", COUNT, Yaml("0"), "Tier: used while no lower one has a usable member"),
+    key("max_connections", COUNT, Yaml("0"), "Requests in flight (tcp: connections, udp: sessions) at the member on each node; 0: no limit"),
 ]);
 
 static HASH: Object = Object::new("pool.hash", &[
@@ -378,12 +378,14 @@ static HASH: Object = Object::new("pool.hash", &[
     key("bound", Type::Text(Format::Factor), Yaml("1.25"), "A member takes at most this much of its share of what is under way, then the next one does; not for `maglev`"),
 ]);
 
+const STICKY_KINDS: &[&str] = &["cookie", "learn", "client"];
 static STICKY: Object = Object::new("pool.sticky", &[
-    key("cookie", TEXT, Words("none"), "Name of a cookie that we set"),
-    key("ttl", TIME, Yaml("0s"), "Its life"),
-    key("learn", TEXT, Words("none"), "Name of a cookie that members set"),
-    key("client", TIME, Words("none"), "By client address, for this long"),
-]);
+    key("cookie", TEXT, Words("none"), "Name of a cookie that we set; http and https only"),
+    key("ttl", TIME, Yaml("0s"), "Its life, from when it is set; 0: until the browser ends"),
+    key("learn", TEXT, Words("none"), "Name of a cookie that members set").later(),
+    key("client", TIME_POSITIVE, Words("none"), "By client address, for this long at least"),
+])
+.choose(Choose::ExactlyOne(STICKY_KINDS));
 
 static POOL_TLS: Object = Object::new("pool.tls", &[
     key("ca_file", FILE, Words("the system's"), "PEM file of the authorities that are trusted"),
@@ -399,15 +401,15 @@ static POOL_TIMEOUT: Object = Object::new("pool.timeout", &[
 ]);
 
 static BREAKER: Object = Object::new("pool.breaker", &[
-    key("connections", COUNT, Yaml("1024"), "To one pool"),
-    key("pending", COUNT, Yaml("1024"), "Requests without a connection"),
-    key("requests", COUNT, Yaml("0"), "In flight; 0: no limit"),
-    key("adaptive", BOOL, Yaml("false"), "Finds the limit by itself"),
+    key("connections", COUNT, Yaml("1024"), "Connections to members, but for idle ones; 0: no limit"),
+    key("pending", COUNT, Yaml("1024"), "Requests that wait for a connection to be made; 0: no limit"),
+    key("requests", COUNT, Yaml("0"), "Requests in flight; 0: no limit"),
+    key("adaptive", BOOL, Yaml("false"), "Finds the limit by itself").later(),
 ]);
 
 static QUEUE: Object = Object::new("pool.queue", &[
-    key("max", COUNT, Yaml("0"), "Requests that may wait"),
-    key("timeout", TIME, Yaml("1s"), "How long"),
+    key("max", COUNT, Yaml("0"), "As many may wait on each node; 0: none"),
+    key("timeout", TIME_POSITIVE, Yaml("1s"), "For as long"),
 ]);
 
 static OUTLIER: Object = Object::new("pool.outlier", &[

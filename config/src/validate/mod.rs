@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::build::policies::{self, OF_REQUESTS};
 use crate::build::{pools_of_udp_alone, protocol, resolve};
 use crate::check::Sink;
-use crate::model::{CheckKind, Config, Protocol};
+use crate::model::{CheckKind, Config, Protocol, Sticky};
 use crate::problem::{Fault, near_miss, shown};
 use crate::scalar::duration_text;
 use crate::tree::{NodeId, Place};
@@ -40,6 +40,9 @@ pub(crate) fn warnings(root: &Fields, config: &Config, sink: &mut Sink) {
     timers(root, config, sink);
     same_matches(root, config, sink);
     tcp_checks_of_udp(root, config, sink);
+    zones_of_nobody(root, config, sink);
+    queues_for_nobody(root, config, sink);
+    cookies_without_requests(root, config, sink);
     tls::warnings(root, sink);
 }
 
@@ -345,6 +348,43 @@ fn tcp_checks_of_udp(root: &Fields, config: &Config, sink: &mut Sink) {
         if udp_only.contains(name) && health.kind == CheckKind::Tcp {
             let fault = Fault::new("members that only serve UDP are checked over TCP").help("`health: off`");
             sink.report(Place::Key(value.node), fault);
+        }
+    }
+}
+
+fn zones_of_nobody(root: &Fields, config: &Config, sink: &mut Sink) {
+    for (name, value) in root.map("pools") {
+        let Some(pool) = config.pools.get(name) else { continue };
+        let Some(value) = value.as_object().and_then(|fields| fields.at("zone_aware")) else { continue };
+        if pool.zone_aware && !pool.members.is_empty() && pool.members.iter().all(|m| m.zone.is_empty()) {
+            let fault = Fault::new("no member says in which zone it stands, so none is preferred");
+            sink.report(Place::Key(value.node), fault.help("give members a `zone`"));
+        }
+    }
+}
+
+fn queues_for_nobody(root: &Fields, config: &Config, sink: &mut Sink) {
+    for (name, value) in root.map("pools") {
+        let Some(pool) = config.pools.get(name) else { continue };
+        let Some(value) = value.as_object().and_then(|fields| fields.at("queue")) else { continue };
+        let limited = pool.members.iter().any(|member| member.max_connections > 0);
+        if pool.queue.max > 0 && !pool.members.is_empty() && !limited {
+            let fault = Fault::new("requests wait only where every member has a limit, and none has one");
+            sink.report(Place::Key(value.node), fault.help("give members `max_connections`"));
+        }
+    }
+}
+
+fn cookies_without_requests(root: &Fields, config: &Config, sink: &mut Sink) {
+    for (name, value) in root.map("listeners") {
+        let Some(listener) = config.listeners.get(name).filter(|l| !l.protocol.has_requests()) else {
+            continue;
+        };
+        let Some(pool) = listener.pool.as_ref().and_then(|pool| config.pools.get(pool)) else { continue };
+        let Some(value) = value.as_object().and_then(|fields| fields.at("pool")) else { continue };
+        if matches!(pool.sticky, Some(Sticky::Cookie { .. })) {
+            let fault = Fault::new("the pool is sticky by cookie, and this listener has no cookies");
+            sink.report(Place::Value(value.node), fault.help("`sticky: { client: 1h }` goes by address"));
         }
     }
 }

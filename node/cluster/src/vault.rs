@@ -47,8 +47,8 @@ pub(crate) struct NoRandom(String);
 
 impl Vault {
     pub(crate) fn new(key: &ClusterKey) -> Self {
-        let digest = hmac::Key::new(HMAC_SHA256, &derived(key, b"trestle content digest"));
-        let cipher = XChaCha20Poly1305::new(&derived(key, b"trestle content seal").into());
+        let digest = hmac::Key::new(HMAC_SHA256, &key.derived(b"trestle content digest"));
+        let cipher = XChaCha20Poly1305::new(&key.derived(b"trestle content seal").into());
         Self(Arc::new(Keys { digest, cipher }))
     }
 
@@ -98,13 +98,6 @@ impl fmt::Debug for Vault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Vault").finish_non_exhaustive()
     }
-}
-
-/// HKDF-Expand (RFC 5869, section 2.3) for its first block, which is all that is needed.
-fn derived(key: &ClusterKey, label: &[u8]) -> [u8; 32] {
-    let secret = hmac::Key::new(HMAC_SHA256, &key.gossip_key());
-    let block = hmac::sign(&secret, &[label, &[1]].concat());
-    block.as_ref().try_into().expect("HMAC-SHA-256 has 32 bytes")
 }
 
 fn random<const N: usize>() -> Result<[u8; N], NoRandom> {

@@ -59,6 +59,10 @@ pub struct Options {
     pub workers: NonZeroUsize,
     /// This node's name, for logs, `Via` and variables.
     pub node: String,
+    /// Where the node stands, for pools that are `zone_aware`; empty: nowhere in particular.
+    pub zone: String,
+    /// The same on all nodes of the cluster: cookies that keep clients at their member are made with it.
+    pub secret: [u8; 32],
     /// Ports that were chosen for `port 0` binds in an earlier life of this node.
     pub pinned: PinnedPorts,
 }

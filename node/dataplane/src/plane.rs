@@ -31,6 +31,7 @@ use crate::ledger::Ledger;
 use crate::listener::{Book, Opened, SocketKey};
 use crate::locals::Locals;
 use crate::metrics::{self, Counter, Histogram, Metrics, PerWorker};
+use crate::pool::Site;
 use crate::snapshot::{Around, Snapshot};
 use crate::tls::tickets::Ring;
 use crate::worker::{self, Command, Equipment, Serve};
@@ -50,6 +51,7 @@ pub(crate) struct Inner {
     pub(crate) metrics: Metrics,
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) tickets: Arc<Ring>,
+    site: Arc<Site>,
     locals: Arc<Locals>,
     turns: Arc<PerWorker<Histogram>>,
     snapshot: ArcSwapOption<Snapshot>,
@@ -97,6 +99,7 @@ impl Inner {
             metrics: Metrics::new(count),
             ledger,
             tickets: Arc::default(),
+            site: Arc::new(Site { zone: options.zone.into(), secret: options.secret }),
             locals,
             turns,
             snapshot: ArcSwapOption::empty(),
@@ -122,6 +125,7 @@ impl Inner {
             contents: &contents,
             previous: previous.as_deref(),
             metrics: &self.metrics,
+            site: &self.site,
             tickets: &self.tickets,
         };
         let snapshot = Snapshot::compile(revision, &config, &around);

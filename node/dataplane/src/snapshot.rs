@@ -20,7 +20,7 @@ use crate::l7::mirror::Mirror;
 use crate::l7::pages::ErrorPages;
 use crate::l7::router::{Entry, Router};
 use crate::metrics::{ListenerCounters, Metrics, RouteCounters};
-use crate::pool::Pool;
+use crate::pool::{Pool, Site};
 use crate::tls::Certificates;
 use crate::tls::server::Terminator;
 use crate::tls::tickets::Ring;
@@ -112,19 +112,20 @@ pub(crate) struct Around<'a> {
     /// The snapshot that is replaced.
     pub(crate) previous: Option<&'a Snapshot>,
     pub(crate) metrics: &'a Metrics,
+    pub(crate) site: &'a Arc<Site>,
     pub(crate) tickets: &'a Arc<Ring>,
 }
 
 impl Snapshot {
     /// Names resolve: the config was validated.
     pub(crate) fn compile(revision: u64, config: &Config, around: &Around<'_>) -> Self {
-        let Around { contents, previous, .. } = *around;
+        let Around { contents, previous, site, .. } = *around;
         let certificates =
             Certificates::compile(config, contents, previous.map(|snapshot| &snapshot.certificates));
         let pool = |(name, settings): (&String, &model::Pool)| {
             let previous = previous.and_then(|snapshot| snapshot.pools.get(name)).map(AsRef::as_ref);
             let tls = origination(name, settings, &certificates, contents, previous);
-            (name.clone(), Arc::new(Pool::compile(name, settings, previous).with_tls(tls)))
+            (name.clone(), Arc::new(Pool::compile(name, settings, site, previous).with_tls(tls)))
         };
         let pools: Pools = config.pools.iter().map(pool).collect();
         // Rules are shared by all listeners that say nothing of their own.
@@ -377,6 +378,11 @@ impl Split {
         self.pools.get(at)
     }
 
+    /// Those with a weight.
+    pub(crate) fn pools(&self) -> &[Arc<Pool>] {
+        &self.pools
+    }
+
     pub(crate) fn edits(&self, at: usize) -> Option<&PoolEdits> {
         self.edits.get(at)
     }
@@ -412,7 +418,7 @@ mod tests {
 
     fn split(weights: &[u32]) -> Split {
         let pool = |(at, weight): (usize, &u32)| {
-            let pool = Pool::compile(&at.to_string(), &model::Pool::default(), None);
+            let pool = Pool::compile(&at.to_string(), &model::Pool::default(), &Arc::default(), None);
             (Arc::new(pool), u64::from(*weight), PoolEdits::default())
         };
         Split::of(weights.iter().enumerate().map(pool).collect())

@@ -42,7 +42,7 @@ use tokio_rustls::{TlsConnector, TlsStream};
 use trestle_config::model::PoolProtocol;
 
 use crate::l7::body::Upload;
-use crate::pool::Pool;
+use crate::pool::{Open, Pool};
 use crate::stream::Stream;
 #[cfg(doc)]
 use crate::tls::upstream::Origination;
@@ -101,6 +101,8 @@ pub(crate) enum ConnectError {
     Tcp(#[from] io::Error),
     #[error("{0}")]
     Tls(String),
+    #[error("the pool has as many connections as its breaker allows")]
+    Breaker,
 }
 
 /// An open connection to a member, or a share of one.
@@ -395,11 +397,12 @@ impl Upstreams {
 
 /// A new connection, as the pool wants it.
 pub(crate) async fn connect(pool: &Pool, target: Target, http1_only: bool) -> Result<Upstream, ConnectError> {
+    let open = pool.open().ok_or(ConnectError::Breaker)?;
     let tcp = TcpStream::connect(target.member).await?;
     tcp.set_nodelay(true)?;
     let Some(tls) = pool.tls() else {
         let http2 = target.transport == Transport::H2c;
-        return Ok(begin(Stream::Plain(tcp), http2).await?);
+        return Ok(begin(Stream::Plain(tcp), http2, open).await?);
     };
     let config = if http1_only { &tls.http1 } else { &tls.config };
     let connecting = TlsConnector::from(Arc::clone(config)).connect(tls.name(target.member.ip()), tcp);
@@ -411,10 +414,11 @@ pub(crate) async fn connect(pool: &Pool, target: Target, http1_only: bool) -> Re
         }
         (None, _) => false,
     };
-    Ok(begin(Stream::Tls(Box::new(TlsStream::Client(stream))), http2).await?)
+    Ok(begin(Stream::Tls(Box::new(TlsStream::Client(stream))), http2, open).await?)
 }
 
-async fn begin(stream: Stream, http2: bool) -> io::Result<Upstream> {
+/// `open` counts the connection, to its end.
+async fn begin(stream: Stream, http2: bool, open: Open) -> io::Result<Upstream> {
     let io = TokioIo::new(stream);
     if http2 {
         let mut builder = http2::Builder::new(LocalTasks);
@@ -433,6 +437,7 @@ async fn begin(stream: Stream, http2: bool) -> io::Result<Upstream> {
         });
         let driven = Rc::clone(&load);
         tokio::task::spawn_local(poll_fn(move |cx| {
+            let _counted = &open;
             Pin::new(&mut *driven.connection.borrow_mut()).poll(cx).map(drop)
         }));
         return Ok(Upstream::Http2 { sender, share: Share::of(&load) });
@@ -442,6 +447,7 @@ async fn begin(stream: Stream, http2: bool) -> io::Result<Upstream> {
     let (sender, connection) = builder.handshake(io).await.map_err(io::Error::other)?;
     // Whoever waits for an answer hears of the connection's end from the sender.
     let connection: Pin<Box<dyn Future<Output = ()>>> = Box::pin(async move {
+        let _counted = open;
         let _ = connection.with_upgrades().await;
     });
     let relay = Arc::new(Relay::default());

@@ -28,7 +28,7 @@ fn config(member: SocketAddr) -> Config {
         http: HttpSettings::default(),
         policies: Policies::default(),
     };
-    let members = vec![Member { address: member, name: "a".into(), weight: 1 }];
+    let members = vec![Member::new("a", member)];
     let mut config = Config::default();
     config.listeners.insert("web".into(), listener);
     config.pools.insert("app".into(), Pool { members, ..Pool::default() });
@@ -60,7 +60,13 @@ fn cpu_seconds() -> f64 {
 #[test]
 fn without_descriptors_accepting_pauses_and_goes_on_when_there_are_some() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let options = Options { workers: NonZeroUsize::MIN, node: "n1".into(), pinned: BTreeMap::new() };
+    let options = Options {
+        workers: NonZeroUsize::MIN,
+        node: "n1".into(),
+        zone: String::new(),
+        secret: [7; 32],
+        pinned: BTreeMap::new(),
+    };
     let plane = Plane::start(options).expect("a plane");
     let install = Install {
         revision: 1,

@@ -160,7 +160,13 @@ impl Prepared {
             Some(self.key.admin_server_config(&settings.name, &hosts).context("admin API over TLS")?)
         };
         let pinned = self.earlier.as_ref().map(Ports::pinned).unwrap_or_default();
-        let options = Options { workers: settings.workers, node: settings.name.clone(), pinned };
+        let options = Options {
+            workers: settings.workers,
+            node: settings.name.clone(),
+            zone: settings.zone.clone(),
+            secret: self.key.cookie_key(),
+            pinned,
+        };
         let plane = Plane::start(options).context("data plane")?;
         let node = Arc::new(Node::new(plane, bind, settings.workers.get()));
         tracing::info!(admin = %bind, tls = tls.is_some(), "admin API listens");

@@ -66,7 +66,7 @@ mod tests {
 
     fn member(n: u16) -> Member {
         let address = std::net::SocketAddr::from(([192, 0, 2, 1], n));
-        Member { address, name: address.to_string(), weight: 1 }
+        Member::new(&address.to_string(), address)
     }
 
     fn pool(members: &[u16]) -> Pool {

@@ -106,7 +106,7 @@ fn config(addresses: &[SocketAddr]) -> Config {
 }
 
 fn member(address: SocketAddr) -> Member {
-    Member { address, name: address.to_string(), weight: 1 }
+    Member::new(&address.to_string(), address)
 }
 
 impl Node {

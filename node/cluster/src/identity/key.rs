@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use aws_lc_rs::hmac::{self, HMAC_SHA256};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     date_time_ymd,
@@ -104,6 +105,19 @@ impl ClusterKey {
     /// The key that seals gossip datagrams.
     pub fn gossip_key(&self) -> [u8; 32] {
         self.inner.gossip
+    }
+
+    /// What cookies that keep clients at their member are made with.
+    pub fn cookie_key(&self) -> [u8; 32] {
+        self.derived(b"trestle sticky cookie")
+    }
+
+    /// HKDF-Expand (RFC 5869, section 2.3) of the gossip key, which is random already: its first block,
+    /// which is all that is needed.
+    pub(crate) fn derived(&self, label: &[u8]) -> [u8; 32] {
+        let secret = hmac::Key::new(HMAC_SHA256, &self.gossip_key());
+        let block = hmac::sign(&secret, &[label, &[1]].concat());
+        block.as_ref().try_into().expect("HMAC-SHA-256 has 32 bytes")
     }
 
     /// A short fingerprint of the authority, for logs: equal on all nodes of a cluster.
@@ -241,6 +255,8 @@ mod tests {
         let again = ClusterKey::parse(&key.to_pem()).unwrap();
         assert_eq!(again.id(), key.id());
         assert_eq!(again.gossip_key(), key.gossip_key());
+        assert_eq!(again.cookie_key(), key.cookie_key());
+        assert!(key.cookie_key() != key.gossip_key());
         assert_eq!(again.ca(), key.ca());
         assert_eq!(again.to_pem(), key.to_pem());
     }

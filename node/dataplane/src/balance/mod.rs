@@ -5,8 +5,8 @@
 //! share is one cursor and the members' in-flight counts, both plain atomics; what they return is a
 //! *position* in the shares.
 //!
-//! Members in `avoid` (those that an earlier attempt has tried) are passed over unless nobody else is
-//! usable: then trying one again beats failing.
+//! Members in `avoid` (those that an earlier attempt has tried) and those that take no more ([`FULL`]) are
+//! passed over unless nobody else is usable: then trying one again beats failing, and who is full says so.
 
 mod least_request;
 mod maglev;
@@ -42,6 +42,9 @@ pub(crate) enum Picker {
     PeakEwma,
 }
 
+/// The load of a member that takes no more.
+pub(crate) const FULL: u32 = u32::MAX;
+
 /// What a picker makes of the shares, once.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) enum Places {
@@ -55,8 +58,10 @@ pub(crate) enum Places {
 pub(crate) struct Context<'a, L> {
     /// Shared by the workers; carried over from snapshot to snapshot.
     pub(crate) cursor: &'a AtomicU64,
-    /// Requests under way at the member with this index in the pool, or what they cost.
+    /// Requests under way at the member with this index in the pool, or what they cost; or [`FULL`].
     pub(crate) load: L,
+    /// Whether any can be full.
+    pub(crate) limited: bool,
     /// Requests under way at all of them.
     pub(crate) live: u32,
     /// What the request is hashed by; none: it has nothing of the kind.
@@ -122,13 +127,15 @@ pub(crate) fn hashed(salt: u64, bytes: &[u8]) -> u64 {
     hasher.finish()
 }
 
-/// Whether the member at `position` was tried already.
-fn tried<L>(shares: &Shares, context: &Context<'_, L>, position: usize) -> bool {
-    !context.avoid.is_empty() && context.avoid.contains(&shares.index(position))
+/// Whether the member at `position` is passed over: it was tried already, or is full.
+fn tried<L: Fn(usize) -> u32>(shares: &Shares, context: &Context<'_, L>, position: usize) -> bool {
+    let index = shares.index(position);
+    let was_tried = !context.avoid.is_empty() && context.avoid.contains(&index);
+    was_tried || context.limited && (context.load)(index) == FULL
 }
 
-/// The first position from `start` on, in a circle, that was not tried yet; `start` if all were.
-fn untried_from<L>(shares: &Shares, context: &Context<'_, L>, start: usize) -> usize {
+/// The first position from `start` on, in a circle, that is not passed over; `start` if all are.
+fn untried_from<L: Fn(usize) -> u32>(shares: &Shares, context: &Context<'_, L>, start: usize) -> usize {
     let circle = (start..shares.len()).chain(0..start);
     circle.into_iter().find(|position| !tried(shares, context, *position)).unwrap_or(start)
 }

@@ -8,7 +8,7 @@ use super::{Context, Shares, tried, untried_from};
 /// Turns that are looked at for a member not tried yet, before the nearest one is taken.
 const TURNS_MAX: usize = 8;
 
-pub(super) fn pick<L>(shares: &Shares, context: &Context<'_, L>) -> usize {
+pub(super) fn pick<L: Fn(usize) -> u32>(shares: &Shares, context: &Context<'_, L>) -> usize {
     let mut position = shares.turn(context.cursor.fetch_add(1, Relaxed));
     for _ in 1..TURNS_MAX {
         if !tried(shares, context, position) {

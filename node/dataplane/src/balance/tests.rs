@@ -29,7 +29,7 @@ fn shares(weights: &[u32]) -> Shares {
 /// Picks `n` times with nothing under way and returns who was picked.
 fn idle_picks(picker: Picker, weights: &[u32], n: usize) -> Vec<usize> {
     let (shares, cursor) = (shares(weights), AtomicU64::new(0));
-    let context = Context { cursor: &cursor, load: |_| 0, avoid: &[], live: 0, key: None };
+    let context = Context { cursor: &cursor, load: |_| 0, limited: false, avoid: &[], live: 0, key: None };
     let mut rng = SmallRng::seed_from_u64(7);
     let places = places(picker, &shares);
     (0..n).filter_map(|_| picker.pick(&shares, &places, &context, &mut rng)).collect()
@@ -72,8 +72,14 @@ fn least_request_takes_the_least_for_its_weight() {
         let (shares, cursor) = (shares(&weights), AtomicU64::new(0));
         for start in 0..4 {
             cursor.store(start, Relaxed);
-            let context =
-                Context { cursor: &cursor, load: |i: usize| loads[i], avoid: &[], live: 0, key: None };
+            let context = Context {
+                cursor: &cursor,
+                load: |i: usize| loads[i],
+                limited: false,
+                avoid: &[],
+                live: 0,
+                key: None,
+            };
             let picked =
                 Picker::LeastRequest.pick(&shares, &Places::None, &context, &mut SmallRng::seed_from_u64(1));
             assert_eq!(picked, Some(expected), "{weights:?} {loads:?}");
@@ -84,8 +90,14 @@ fn least_request_takes_the_least_for_its_weight() {
 #[test]
 fn random_two_never_takes_the_busiest_of_a_pool() {
     let (shares, cursor) = (shares(&[1, 1, 1, 1]), AtomicU64::new(0));
-    let context =
-        Context { cursor: &cursor, load: |i| if i == 2 { 9 } else { 1 }, avoid: &[], live: 0, key: None };
+    let context = Context {
+        cursor: &cursor,
+        load: |i| if i == 2 { 9 } else { 1 },
+        limited: false,
+        avoid: &[],
+        live: 0,
+        key: None,
+    };
     let mut rng = SmallRng::seed_from_u64(3);
     for _ in 0..1_000 {
         assert_ne!(Picker::RandomTwo.pick(&shares, &Places::None, &context, &mut rng), Some(2));
@@ -98,7 +110,8 @@ fn threads_share_the_turns() {
     let mut totals = vec![0; 3];
     std::thread::scope(|scope| {
         let run = || {
-            let context = Context { cursor: &cursor, load: |_| 0, avoid: &[], live: 0, key: None };
+            let context =
+                Context { cursor: &cursor, load: |_| 0, limited: false, avoid: &[], live: 0, key: None };
             let mut rng = SmallRng::seed_from_u64(1);
             let pick = |_| Picker::RoundRobin.pick(&shares, &Places::None, &context, &mut rng);
             counts(&(0..6_000).filter_map(pick).collect::<Vec<_>>(), 3)
@@ -152,22 +165,23 @@ proptest! {
     #[test]
     fn a_pick_is_usable_and_untried_while_there_is_one(
         weights in weights(),
-        loads in prop::collection::vec(0u32..5, 12),
+        loads in prop::collection::vec(prop_oneof![3 => 0u32..5, 1 => Just(FULL)], 12),
         avoid in prop::collection::vec(0usize..12, 0..6),
         seed in any::<u64>(),
         key in any::<Option<u64>>(),
     ) {
         let (shares, cursor) = (shares(&weights), AtomicU64::new(seed));
-        let context = Context { cursor: &cursor, load: |i: usize| loads[i], avoid: &avoid, live: loads.iter().sum(), key };
+        let context = Context { cursor: &cursor, load: |i: usize| loads[i], limited: true, avoid: &avoid, live: loads.iter().map(|load| load % FULL).sum(), key };
         let usable = |i: &usize| weights[*i] > 0;
-        let untried = (0..weights.len()).filter(usable).any(|i| !avoid.contains(&i));
+        let passed_over = |i: &usize| avoid.contains(i) || loads[*i] == FULL;
+        let untried = (0..weights.len()).filter(usable).any(|i| !passed_over(&i));
         for picker in ALL {
             let places = places(picker, &shares);
             let picked = picker.pick(&shares, &places, &context, &mut SmallRng::seed_from_u64(seed));
             prop_assert_eq!(picked.is_some(), (0..weights.len()).any(|i| usable(&i)));
             if let Some(picked) = picked {
                 prop_assert!(usable(&picked));
-                prop_assert!(!untried || !avoid.contains(&picked), "{picker:?} took a tried member");
+                prop_assert!(!untried || !passed_over(&picked), "{picker:?} took a tried or full member");
             }
         }
     }
@@ -180,7 +194,7 @@ fn owners(picker: Picker, weights: &[u32], keys: u64) -> Vec<usize> {
     let mut rng = SmallRng::seed_from_u64(1);
     let owner = |key: u64| {
         let key = Some(hashed(9, &key.to_be_bytes()));
-        let context = Context { cursor: &cursor, load: |_| 0, avoid: &[], live: 0, key };
+        let context = Context { cursor: &cursor, load: |_| 0, limited: false, avoid: &[], live: 0, key };
         picker.pick(&shares, &places, &context, &mut rng).expect("somebody is usable")
     };
     (0..keys).map(owner).collect()
@@ -232,7 +246,14 @@ fn no_member_has_more_than_the_bound_of_what_is_under_way() {
     // All the same key, as of one client behind which there are many.
     for live in 0..400u32 {
         let now = loads;
-        let context = Context { cursor: &cursor, load: |i: usize| now[i], avoid: &[], live, key: Some(7) };
+        let context = Context {
+            cursor: &cursor,
+            load: |i: usize| now[i],
+            limited: false,
+            avoid: &[],
+            live,
+            key: Some(7),
+        };
         let picked = picker.pick(&shares, &places, &context, &mut rng).expect("one");
         loads[picked] += 1;
         for (load, weight) in loads.iter().zip(weights) {

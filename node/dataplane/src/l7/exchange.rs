@@ -12,7 +12,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
-use http::header::{CONTENT_LENGTH, ORIGIN, SEC_WEBSOCKET_ACCEPT};
+use http::header::{CONTENT_LENGTH, ORIGIN, SEC_WEBSOCKET_ACCEPT, SET_COOKIE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body;
 use hyper::body::Incoming;
@@ -35,7 +35,7 @@ use super::{cors, forward, grpc, page, target, values};
 use crate::alarm::Elapsed;
 use crate::balance::hashed;
 use crate::metrics::{Reason, RetrySafe};
-use crate::pool::{FailureKind, Picked, Pool};
+use crate::pool::{FailureKind, Picked, Pool, Refusal};
 use crate::snapshot::Rule;
 use crate::upstream::{ConnectError, Target, Upstream, connect};
 
@@ -237,13 +237,18 @@ impl Exchange<'_> {
             after(record.started, self.rule.timeout.request, Reason::RequestTimeout),
             self.patience.map(|patience| (record.started + patience, Reason::RequestTimeout)),
         );
+        record.stuck = self.stuck(outgoing.headers());
         let (at, key, first) = self.pick(record, outgoing.headers()).ok_or(Reason::NoMember)?;
         let pool = self.rule.split.pool(at).ok_or(Reason::Internal)?;
         record.pool = Some(at);
-        record.picked = Some(first);
+        let waits = matches!(first, Err(Refusal::Full));
+        record.picked = Some(match first {
+            Err(Refusal::Full) => Box::pin(self.wait(pool, &[], key, total)).await?,
+            first => first?,
+        });
         self.edit_for_pool(record, outgoing.headers_mut());
         let mut tried: Vec<usize> = Vec::new();
-        let mut now = record.started;
+        let mut now = if waits { Instant::now() } else { record.started };
         // Held while the further attempt runs.
         let mut _permit = None;
         loop {
@@ -261,15 +266,25 @@ impl Exchange<'_> {
                 }
             };
             tried.push(picked.index());
+            if again.answer.is_none()
+                && let Some(failed) = &mut record.picked
+            {
+                // It may be the only one to ask again, and at its limit.
+                failed.let_go();
+            }
             now = Instant::now();
-            let next = pool.pick(&tried, key, now).filter(|next| {
-                // Nobody else is left, and this one has just refused.
-                !(again.refused && tried.contains(&next.index()))
-            });
+            let next = match pool.pick(&tried, key, now) {
+                Err(Refusal::Full) if again.answer.is_none() => {
+                    Some(Box::pin(self.wait(pool, &tried, key, total)).await?)
+                }
+                next => next.ok(),
+            };
+            // Nobody else is left, and this one has just refused.
+            let next = next.filter(|next| !(again.refused && tried.contains(&next.index())));
             let Some(next) = next else { return again.give_up(None) };
             let Some(permit) = pool.retry_permit() else { return again.give_up(Some(Reason::RetryBudget)) };
-            if let Some(Reply { response, .. }) = again.answer.as_deref() {
-                picked.answered(response.status().as_u16());
+            if let (Some(reply), Some(picked)) = (again.answer.as_deref(), &record.picked) {
+                picked.answered(reply.response.status().as_u16());
             }
             drop(again.answer);
             if again.pause && !self.pause(record.attempts, total).await {
@@ -288,12 +303,51 @@ impl Exchange<'_> {
     }
 
     /// The rule's pools share its requests by weight; one that has nobody gives way to the others.
-    fn pick(&self, record: &Record, headers: &HeaderMap) -> Option<(usize, Option<u64>, Picked)> {
-        self.rule.split.next().find_map(|at| {
+    fn pick(
+        &self,
+        record: &Record,
+        headers: &HeaderMap,
+    ) -> Option<(usize, Option<u64>, Result<Picked, Refusal>)> {
+        let stuck = record.stuck;
+        stuck.map(|(at, _)| at).into_iter().chain(self.rule.split.next()).find_map(|at| {
             let pool = self.rule.split.pool(at)?;
             let key = key(pool, record, headers);
-            Some((at, key, pool.pick(&[], key, record.started)?))
+            let picked = match stuck {
+                Some((of, index)) if of == at => pool.pick_sticky(index, key, record.started),
+                _ => pool.pick(&[], key, record.started),
+            };
+            (!matches!(picked, Err(Refusal::NoMember))).then_some((at, key, picked))
         })
+    }
+
+    /// The pool and the member that the client's cookie names.
+    fn stuck(&self, headers: &HeaderMap) -> Option<(usize, usize)> {
+        self.rule.split.pools().iter().enumerate().find_map(|(at, pool)| {
+            let cookies = pool.cookies()?;
+            let mut values = values::cookie(headers, cookies.name());
+            Some((at, values.find_map(|value| cookies.member(&value))?))
+        })
+    }
+
+    /// Waits for room at a member, if the pool lets requests wait.
+    async fn wait(
+        &self,
+        pool: &Pool,
+        tried: &[usize],
+        key: Option<u64>,
+        total: Option<Deadline>,
+    ) -> Result<Picked, Reason> {
+        let place = pool.queue().ok_or(Reason::QueueFull)?;
+        let own = after(Instant::now(), pool.settings().queue.timeout, Reason::QueueTimeout);
+        let deadline = earlier(total, own);
+        let turn = poll_fn(|cx| pool.poll_pick(&place, tried, key, cx));
+        match self.conn.alarm.within(deadline.map(|(at, _)| at), turn).await {
+            Ok(picked) => Ok(picked?),
+            Err(Elapsed) => {
+                pool.counters().queue_timeouts.inc();
+                Err(deadline.map_or(Reason::QueueTimeout, |(_, reason)| reason))
+            }
+        }
     }
 
     /// Whether to try again, and with what.
@@ -458,6 +512,7 @@ impl Exchange<'_> {
         target: Target,
         overall: Option<Deadline>,
     ) -> Result<Upstream, Reason> {
+        let _pending = pool.pending().ok_or(Reason::Breaker)?;
         let began = Instant::now();
         let own = after(began, pool.settings().timeout.connect, Reason::ConnectTimeout);
         let deadline = earlier(overall, own);
@@ -473,6 +528,7 @@ impl Exchange<'_> {
                 Err(match error {
                     ConnectError::Tcp(_) => Reason::ConnectFailed,
                     ConnectError::Tls(_) => Reason::TlsFailed,
+                    ConnectError::Breaker => Reason::Breaker,
                 })
             }
             Err(Elapsed) => Err(deadline.map_or(Reason::ConnectTimeout, |(_, reason)| reason)),
@@ -668,6 +724,7 @@ impl Reply {
         let (mut parts, body) = self.response.into_parts();
         forward::clean(&mut parts.headers);
         record.edit_response(&mut parts.headers);
+        parts.headers.extend(record.new_cookie().map(|cookie| (SET_COOKIE, cookie)));
         parts.version = Version::HTTP_11;
         if record.conn.client.handle.is_closing() && !record.conn.is_http2() {
             parts.headers.insert(http::header::CONNECTION, HeaderValue::from_static("close"));
@@ -710,6 +767,7 @@ impl Reply {
         headers.remove(CONTENT_LENGTH);
         headers.insert(http::header::CONNECTION, HeaderValue::from_static("upgrade"));
         headers.extend(protocol.map(|protocol| (http::header::UPGRADE, protocol)));
+        headers.extend(record.new_cookie().map(|cookie| (SET_COOKIE, cookie)));
         std::mem::swap(response.headers_mut(), headers);
         let conn = Rc::clone(&record.conn);
         *conn.upgrade.borrow_mut() = Some(Upgrade { upstream, record, idle: self.idle });
@@ -729,6 +787,7 @@ impl Reply {
         headers.remove(CONTENT_LENGTH);
         headers.remove(SEC_WEBSOCKET_ACCEPT);
         record.edit_response(headers);
+        headers.extend(record.new_cookie().map(|cookie| (SET_COOKIE, cookie)));
         std::mem::swap(response.headers_mut(), headers);
         record.status = response.status().as_u16();
         let upgrade = Upgrade { upstream, record, idle: self.idle };

@@ -67,7 +67,7 @@ impl Draft {
     pub(crate) fn send(self, worker: &Rc<Worker>, body: &[Bytes]) {
         for pool in &self.pools {
             let Some(copy) = worker.copies.take(COPIES_MAX) else { return };
-            let Some(picked) = pool.pick(&[], None, Instant::now()) else { continue };
+            let Ok(picked) = pool.pick(&[], None, Instant::now()) else { continue };
             let mut request = Request::new(match body {
                 [] => Upload::None,
                 pieces => Upload::Pieces(pieces.iter().cloned().collect::<VecDeque<_>>()),

@@ -51,6 +51,8 @@ pub(crate) struct Record {
     /// In the rule's split.
     pub(crate) pool: Option<usize>,
     pub(crate) picked: Option<Picked>,
+    /// In the rule's split, and in that pool: the member that the client's cookie names.
+    pub(crate) stuck: Option<(usize, usize)>,
     /// It is a gRPC call.
     pub(crate) grpc: bool,
     pub(crate) attempts: u32,
@@ -79,6 +81,7 @@ impl Record {
             origin: None,
             pool: None,
             picked: None,
+            stuck: None,
             grpc: false,
             attempts: 0,
             status: 0,
@@ -119,6 +122,21 @@ impl Record {
             let values = edits.values(scope);
             edits.apply(headers, &values);
         }
+    }
+
+    /// The cookie that keeps the client at its member, unless it has it. One that names a member which
+    /// was only busy stays.
+    pub(crate) fn new_cookie(&self) -> Option<HeaderValue> {
+        let (at, picked) = (self.pool?, self.picked.as_ref()?);
+        let pool = self.rule()?.split.pool(at)?;
+        let cookies = pool.cookies()?;
+        if let Some((of, index)) = self.stuck
+            && of == at
+            && (index == picked.index() || self.attempts == 1 && pool.keeps(index, self.started))
+        {
+            return None;
+        }
+        cookies.set(picked.index(), self.conn.client.tls.is_some())
     }
 
     /// Counts and logs the request, and lets the next one pass.

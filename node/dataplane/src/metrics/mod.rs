@@ -199,6 +199,12 @@ pub(crate) struct PoolCounters {
     pub(crate) retries: Counter,
     /// Retries that the budget forbade.
     pub(crate) retries_refused: Counter,
+    /// By [`crate::pool::Limit`].
+    pub(crate) broken: [Counter; crate::pool::Limit::COUNT],
+    /// Requests that waited in the queue, those that found it full, and those for which it took too long.
+    pub(crate) queued: Counter,
+    pub(crate) queue_refused: Counter,
+    pub(crate) queue_timeouts: Counter,
 }
 
 /// Of one member. On the member's own cache lines, which its in-flight count dirties anyway.

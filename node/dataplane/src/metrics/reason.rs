@@ -69,6 +69,12 @@ reasons! {
     NoRoute => ("no_route", 404, No);
     /// The pool has no usable member.
     NoMember => ("no_member", 503, No);
+    /// The pool's `breaker`: as much as it may have is under way.
+    Breaker => ("breaker", 503, No);
+    /// Every member has its `max_connections`, and the pool's queue is full (tcp and udp: always).
+    QueueFull => ("queue_full", 503, No);
+    /// No member had room in the pool's `queue.timeout`.
+    QueueTimeout => ("queue_timeout", 503, No);
     /// Trying again would have been safe, but too many retries are under way.
     RetryBudget => ("retry_budget", 503, No);
 

@@ -10,7 +10,7 @@ use super::{
     Counter, Histogram, ListenerCounters, ListenerPart, PerWorker, Reason, RouteCounters, RoutePart,
     StatusCounters,
 };
-use crate::pool::{FailureKind, MemberState, Pool};
+use crate::pool::{FailureKind, Limit, MemberState, Pool};
 
 type ListenerField = fn(&ListenerPart) -> &Counter;
 type RouteField = fn(&RoutePart) -> &Counter;
@@ -151,15 +151,42 @@ pub(crate) fn turns(workers: &PerWorker<Histogram>, out: &mut String) {
 
 fn pool_totals(all: &[&Pool], out: &mut String) {
     type PoolField = fn(&super::PoolCounters) -> &Counter;
-    let totals: [(&str, &str, PoolField); 3] = [
+    let totals: [(&str, &str, PoolField); 6] = [
         ("trestle_pool_no_member_total", "Picks that found no usable member.", |c| &c.no_member),
         ("trestle_pool_retries_total", "Attempts after the first.", |c| &c.retries),
         ("trestle_pool_retries_refused_total", "Retries that the budget forbade.", |c| &c.retries_refused),
+        ("trestle_pool_queued_total", "Requests that waited for room at a member.", |c| &c.queued),
+        ("trestle_pool_queue_refused_total", "Picks that found no room and no place to wait.", |c| {
+            &c.queue_refused
+        }),
+        ("trestle_pool_queue_timeouts_total", "Requests for which no member had room in time.", |c| {
+            &c.queue_timeouts
+        }),
     ];
     for (name, help, field) in totals {
         let mut family = Family::new(out, name, "counter", help);
         for pool in all {
             family.sample(&[("pool", pool.name())], field(pool.counters()).value());
+        }
+    }
+    let help = "Requests, connections and sessions refused by the breaker, by its limit.";
+    let mut broken = Family::new(out, "trestle_pool_breaker_refused_total", "counter", help);
+    for pool in all {
+        for limit in Limit::ALL {
+            let value = pool.counters().broken[limit as usize].value();
+            broken.sample_if_any(&[("pool", pool.name()), ("limit", limit.label())], value);
+        }
+    }
+    type PoolValue = fn(&Pool) -> u32;
+    let gauges: [(&str, &str, PoolValue); 3] = [
+        ("trestle_pool_in_flight", "Requests, connections and sessions under way.", Pool::live),
+        ("trestle_pool_connections", "HTTP connections to members, idle ones too.", Pool::open_connections),
+        ("trestle_pool_queue_length", "Requests that wait for room at a member.", Pool::waiting),
+    ];
+    for (name, help, value) in gauges {
+        let mut family = Family::new(out, name, "gauge", help);
+        for pool in all {
+            family.sample(&[("pool", pool.name())], value(pool));
         }
     }
     let help = "1 while so many members are down that all are used.";
@@ -275,10 +302,9 @@ mod tests {
         metrics.listener("web").at(0).ended.inc(Reason::NoRoute);
         metrics.route("a\"b\\c\n").at(1).record(204, Reason::Done, Duration::from_millis(2));
         metrics.route("a\"b\\c\n").at(0).record(503, Reason::NoMember, Duration::from_secs(90));
-        let member =
-            model::Member { address: "192.0.2.1:80".parse().expect("address"), name: "m".into(), weight: 1 };
+        let member = model::Member::new("m", "192.0.2.1:80".parse().expect("address"));
         let config = model::Pool { members: vec![member], ..model::Pool::default() };
-        let pool = Pool::compile("app", &config, None);
+        let pool = Pool::compile("app", &config, &Arc::default(), None);
         let picked = pool.pick(&[], None, Instant::now()).expect("one member");
         picked.failed(FailureKind::ConnectTimeout);
         let mut out = String::new();

@@ -56,13 +56,20 @@ pub(crate) struct MemberState {
     pub(super) counters: MemberCounters,
     /// Written on ejection, read when a lineup is made. The roster's lock is taken before this one.
     pub(super) ejection: Mutex<Ejection>,
+    /// When it was added, or came up again; `None`: as long as the plane knows.
+    pub(super) cold_since: Mutex<Option<Instant>>,
     pub(super) pool: Arc<Shared>,
     pub(super) name: Box<str>,
     pub(super) address: SocketAddr,
 }
 
 impl MemberState {
-    pub(super) fn new(pool: Arc<Shared>, name: &str, address: SocketAddr) -> Self {
+    pub(super) fn new(
+        pool: Arc<Shared>,
+        name: &str,
+        address: SocketAddr,
+        cold_since: Option<Instant>,
+    ) -> Self {
         Self {
             in_flight: AtomicU32::new(0),
             failures: AtomicU32::new(0),
@@ -71,6 +78,7 @@ impl MemberState {
             latency: Latency::default(),
             counters: MemberCounters::default(),
             ejection: Mutex::default(),
+            cold_since: Mutex::new(cold_since),
             pool,
             name: name.into(),
             address,
@@ -98,6 +106,16 @@ impl MemberState {
     /// Requests, connections and sessions under way on this node.
     pub(crate) fn in_flight(&self) -> u32 {
         self.in_flight.load(Relaxed)
+    }
+
+    /// Counts one more in flight, if that is within `most` (0: no limit).
+    pub(super) fn take(&self, most: u32) -> bool {
+        if most == 0 {
+            self.in_flight.fetch_add(1, Relaxed);
+            return true;
+        }
+        // Never above the limit, not even for a moment: who looks meanwhile would wait for room that is there.
+        self.in_flight.fetch_update(Relaxed, Relaxed, |n| (n < most).then_some(n + 1)).is_ok()
     }
 
     pub(crate) fn counters(&self) -> &MemberCounters {

@@ -9,55 +9,94 @@
 //! still alive follows, and a pick costs the same with 3 members and with 10,000.
 //!
 //! Invariants:
-//! - A member's in-flight count is the number of [`Picked`] of it that are alive.
+//! - A member's in-flight count is the number of [`Picked`] of it that are alive and were not let go; it
+//!   is never above the member's own limit in the snapshot that was picked by.
+//! - While requests wait in the [`queue`], nobody who comes later gets a member.
 //! - A member that is down is used only in panic; one that is ejected, only in panic or when nobody
-//!   else is up; one of weight 0, never.
+//!   else is up; one of weight 0, never; one of a higher tier, only while no lower one has anybody usable.
+//!
+//! [`breaker`] has what a pool as a whole does not take on. A pool without limits of members takes no lock.
 //!
 //! Left to others: verdicts (the cluster), connections (l4, upstream), what counts as a failure of the
 //! member and not of the client (those who call [`Picked::failed`]).
 
+mod breaker;
 mod latency;
 mod lineup;
 mod member;
 mod outlier;
 mod picked;
+mod queue;
+mod shared;
+mod sticky;
 
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{self, Poll};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use rand::Rng;
 use tokio::time::Instant;
-use trestle_config::model;
+use trestle_config::model::{self, Sticky};
 
 use crate::MemberView;
-use crate::balance::{Context, Picker, hashed, with_rng};
-use crate::metrics::{Padded, PoolCounters};
+use crate::balance::{Context, FULL, Picker, hashed, with_rng};
+use crate::metrics::PoolCounters;
 use crate::tls::upstream::Origination;
-use lineup::{Candidate, Lineup};
-use outlier::{Around, Ejection};
+use breaker::Limits;
+use lineup::{Candidate, Lineup, Terms};
 
+pub(crate) use breaker::{Limit, Open, Refusal};
 pub(crate) use member::{FailureKind, MemberState};
 pub(crate) use picked::{Picked, RetryPermit};
+pub(crate) use queue::Place;
+pub(crate) use shared::Shared;
+pub(crate) use sticky::Cookies;
 
 /// Retries that are always allowed at once, however few requests are live: a budget of a share alone
 /// would forbid the only retry of the only request.
 const RETRIES_MIN: u32 = 10;
+
+/// The node, as pools see it.
+#[derive(Clone, Default)]
+pub(crate) struct Site {
+    /// Where it stands; empty: nowhere in particular.
+    pub(crate) zone: Box<str>,
+    /// All nodes of the cluster have it.
+    pub(crate) secret: [u8; 32],
+}
+
+impl fmt::Debug for Site {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Site").field("zone", &self.zone).finish_non_exhaustive()
+    }
+}
+
+/// Of one pick; see [`Pool::pick`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Call<'a> {
+    pub(crate) avoid: &'a [usize],
+    pub(crate) key: Option<u64>,
+    pub(crate) now: Instant,
+}
 
 /// One pool of one snapshot.
 #[derive(Debug)]
 pub(crate) struct Pool {
     name: Box<str>,
     settings: model::Pool,
+    limits: Limits,
+    site: Arc<Site>,
     /// In the order of `settings.members`.
     members: Box<[Arc<MemberState>]>,
     picker: Picker,
+    cookies: Option<Cookies>,
     tls: Option<Arc<Origination>>,
     lineup: ArcSwap<Lineup>,
     /// Held by the one who makes a new lineup; others go on with the old one meanwhile.
@@ -65,53 +104,29 @@ pub(crate) struct Pool {
     shared: Arc<Shared>,
 }
 
-/// What all snapshots of a pool of this name have in common.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    name: Box<str>,
-    hot: Padded<Hot>,
-    /// Raised after anything that a lineup is made from has changed.
-    generation: Padded<AtomicU64>,
-    /// Failures in a row that lead to ejection, of the newest snapshot; 0: off. Beside the roster
-    /// so that a failure below it takes no lock.
-    threshold: AtomicU32,
-    roster: Mutex<Roster>,
-    counters: PoolCounters,
-}
-
-/// Written by every request.
-#[derive(Debug)]
-struct Hot {
-    cursor: AtomicU64,
-    /// Requests, connections and sessions under way.
-    live: AtomicU32,
-    retries: AtomicU32,
-}
-
-/// The newest snapshot's members, for ejection: also what an old snapshot's connection reports counts
-/// against the pool as it is now.
-#[derive(Debug)]
-struct Roster {
-    settings: model::Outlier,
-    /// Those of weight above 0. Weak, since members point here.
-    members: Vec<Weak<MemberState>>,
-    /// Ends of the ejections in force.
-    ejected: Vec<Instant>,
-}
-
 impl Pool {
     /// Makes the pool of a new snapshot. Members of `previous` with the same name and address keep
     /// their state; `previous` must be the pool of the same name in the snapshot before.
-    pub(crate) fn compile(name: &str, config: &model::Pool, previous: Option<&Pool>) -> Pool {
+    pub(crate) fn compile(
+        name: &str,
+        config: &model::Pool,
+        site: &Arc<Site>,
+        previous: Option<&Pool>,
+    ) -> Pool {
         let shared = previous.map_or_else(|| Arc::new(Shared::new(name)), |pool| Arc::clone(&pool.shared));
         let mut known: HashMap<&str, &Arc<MemberState>, ahash::RandomState> =
             previous.into_iter().flat_map(|pool| &pool.members).map(|m| (m.name(), m)).collect();
+        let now = Instant::now();
+        // Of a pool that is new itself, all members are as cold: none of them more so than the others.
+        let cold_since = previous.map(|_| now);
         let members: Box<[Arc<MemberState>]> = config
             .members
             .iter()
             .map(|member| match known.remove(member.name.as_str()) {
                 Some(state) if state.address == member.address => Arc::clone(state),
-                _ => Arc::new(MemberState::new(Arc::clone(&shared), &member.name, member.address)),
+                _ => {
+                    Arc::new(MemberState::new(Arc::clone(&shared), &member.name, member.address, cold_since))
+                }
             })
             .collect();
         if config.health.is_none() {
@@ -119,16 +134,22 @@ impl Pool {
             members.iter().for_each(|member| member.up.store(true, Ordering::Relaxed));
         }
         shared.enrol(config, &members);
-        let now = Instant::now();
         let generation = shared.generation.load(Ordering::Acquire);
-        let picker = Picker::of(config.balance, config.hash.bound);
-        let lineup = Lineup::new(&candidates(config, &members), config.panic, now, generation);
+        let picker = match config.sticky {
+            // Whatever a member has under way, its clients are its own.
+            Some(Sticky::Client) => Picker::Hash { bound: f64::INFINITY },
+            _ => Picker::of(config.balance, config.hash.bound),
+        };
+        let lineup = Lineup::new(&candidates(config, site, &members), terms(config), now, generation);
         let lineup = lineup.placed(picker, |index| members[index].name());
         Pool {
             name: name.into(),
             settings: config.clone(),
+            limits: Limits::of(config),
+            site: Arc::clone(site),
             members,
             picker,
+            cookies: Cookies::of(name, config, &site.secret),
             tls: None,
             lineup: ArcSwap::from_pointee(lineup),
             remaking: Mutex::new(()),
@@ -163,37 +184,172 @@ impl Pool {
         &self.shared.counters
     }
 
-    /// The member for the next request, connection or session; `None`: nobody is usable.
+    /// The member for the next request.
     ///
     /// `avoid` holds the indexes of members tried already. One of them is returned only when nobody else
     /// is usable, so a caller for whom trying again makes no sense compares.
     /// `key`: see [`Pool::hash_on`].
-    pub(crate) fn pick(&self, avoid: &[usize], key: Option<u64>, now: Instant) -> Option<Picked> {
+    pub(crate) fn pick(&self, avoid: &[usize], key: Option<u64>, now: Instant) -> Result<Picked, Refusal> {
+        if self.limits.of_members && self.waiting() > 0 {
+            // Those that wait come first.
+            return Err(Refusal::Full);
+        }
+        self.admit(self.limits.requests, |live| self.choose(live, Call { avoid, key, now }))
+    }
+
+    /// As [`Pool::pick`], for a connection of L4.
+    pub(crate) fn pick_connection(&self, call: Call<'_>) -> Result<Picked, Refusal> {
+        let picked = self.admit(self.limits.connections, |live| self.choose(live, call));
+        picked.inspect_err(|refusal| self.count_refusal(*refusal))
+    }
+
+    /// As [`Pool::pick`], for a session.
+    pub(crate) fn pick_session(&self, call: Call<'_>) -> Result<Picked, Refusal> {
+        let picked = self.admit((u32::MAX, Limit::Connections), |live| self.choose(live, call));
+        let picked = picked.map(Picked::for_session);
+        picked.inspect_err(|refusal| self.count_refusal(*refusal))
+    }
+
+    fn count_refusal(&self, refusal: Refusal) {
+        if refusal == Refusal::Full {
+            self.shared.counters.queue_refused.inc();
+        }
+    }
+
+    /// A place to wait in after [`Refusal::Full`]; `None`: there is none.
+    pub(crate) fn queue(&self) -> Option<Place> {
+        let place = Place::take(&self.shared, self.settings.queue.max);
+        let counters = &self.shared.counters;
+        if place.is_some() {
+            counters.queued.inc()
+        } else {
+            counters.queue_refused.inc()
+        }
+        place
+    }
+
+    /// As [`Pool::pick`], for one that waits; never [`Refusal::Full`]. Once it is ready, `place` is left.
+    pub(crate) fn poll_pick(
+        &self,
+        place: &Place,
+        avoid: &[usize],
+        key: Option<u64>,
+        cx: &task::Context<'_>,
+    ) -> Poll<Result<Picked, Refusal>> {
+        if !place.is_first(cx) {
+            return Poll::Pending;
+        }
+        let call = Call { avoid, key, now: Instant::now() };
+        match self.admit(self.limits.requests, |live| self.choose(live, call)) {
+            Err(Refusal::Full) => Poll::Pending,
+            outcome => Poll::Ready(outcome),
+        }
+    }
+
+    /// Counts what `choose` chooses, if that is within the breaker's limit.
+    fn admit(
+        &self,
+        (most, limit): (u32, Limit),
+        choose: impl FnOnce(u32) -> Result<Picked, Refusal>,
+    ) -> Result<Picked, Refusal> {
+        let (hot, counters) = (&self.shared.hot, &self.shared.counters);
+        let live = hot.live.fetch_add(1, Ordering::Relaxed);
+        let chosen = if live.saturating_sub(hot.sessions.load(Ordering::Relaxed)) < most {
+            choose(live)
+        } else {
+            counters.broken[limit as usize].inc();
+            Err(Refusal::Breaker)
+        };
+        if let Err(refusal) = chosen {
+            hot.live.fetch_sub(1, Ordering::Relaxed);
+            if refusal == Refusal::NoMember {
+                counters.no_member.inc();
+            }
+        }
+        chosen
+    }
+
+    /// `live`: requests under way, but for this one, which is counted already.
+    fn choose(&self, live: u32, call: Call<'_>) -> Result<Picked, Refusal> {
+        /// Others may take what was found first.
+        const RACES_MAX: usize = 3;
+        let Call { avoid, key, now } = call;
         let lineup = self.lineup(now);
         let context = Context {
             cursor: &self.shared.hot.cursor,
             load: |index: usize| {
                 let member = &self.members[index];
+                let in_flight = member.in_flight();
+                let most = self.most_at(index);
+                if self.limits.of_members && most > 0 && in_flight >= most {
+                    return FULL;
+                }
                 match self.picker {
-                    Picker::PeakEwma => member.latency.cost(member.in_flight(), now),
-                    _ => member.in_flight(),
+                    Picker::PeakEwma => member.latency.cost(in_flight, now),
+                    _ => in_flight,
                 }
             },
-            live: self.shared.hot.live.load(Ordering::Relaxed),
+            limited: self.limits.of_members,
+            live,
             key,
             avoid,
         };
-        let Some(index) = with_rng(|rng| self.picker.pick(&lineup.shares, &lineup.places, &context, rng))
-        else {
-            self.shared.counters.no_member.inc();
-            return None;
-        };
+        for _ in 0..RACES_MAX {
+            let index = with_rng(|rng| self.picker.pick(&lineup.shares, &lineup.places, &context, rng))
+                .ok_or(Refusal::NoMember)?;
+            if self.members[index].take(self.most_at(index)) {
+                return Ok(self.picked(index, now));
+            }
+        }
+        if avoid.is_empty() {
+            return Err(Refusal::Full);
+        }
+        // Who was tried may have room.
+        self.choose(live, Call { avoid: &[], ..call })
+    }
+
+    /// The member's own limit.
+    fn most_at(&self, index: usize) -> u32 {
+        self.settings.members[index].max_connections
+    }
+
+    /// Of a member that was taken.
+    fn picked(&self, index: usize, now: Instant) -> Picked {
         let timed = (self.picker == Picker::PeakEwma).then_some(now);
-        Some(Picked::new(index, Arc::clone(&self.members[index]), timed))
+        Picked::new(index, Arc::clone(&self.members[index]), timed)
+    }
+
+    /// As [`Pool::pick`]: the member that the client sticks to, unless it is down, ejected or full.
+    pub(crate) fn pick_sticky(
+        &self,
+        index: usize,
+        key: Option<u64>,
+        now: Instant,
+    ) -> Result<Picked, Refusal> {
+        if !self.keeps(index, now) || self.limits.of_members && self.waiting() > 0 {
+            return self.pick(&[], key, now);
+        }
+        self.admit(self.limits.requests, |live| match self.members[index].take(self.most_at(index)) {
+            true => Ok(self.picked(index, now)),
+            false => self.choose(live, Call { avoid: &[], key, now }),
+        })
+    }
+
+    /// Whether clients that stick to the member stay there: also at weight 0, and in whatever tier.
+    pub(crate) fn keeps(&self, index: usize, now: Instant) -> bool {
+        self.lineup(now).keeps.get(index).copied().unwrap_or(false)
+    }
+
+    /// Of a pool that is sticky by cookie.
+    pub(crate) fn cookies(&self) -> Option<&Cookies> {
+        self.cookies.as_ref()
     }
 
     /// What of a request its member is chosen by.
     pub(crate) fn hash_on(&self) -> Option<&model::HashOn> {
+        if self.settings.sticky == Some(Sticky::Client) {
+            return Some(&model::HashOn::Client);
+        }
         matches!(self.picker, Picker::Hash { .. } | Picker::Maglev).then_some(&self.settings.hash.on)
     }
 
@@ -245,6 +401,7 @@ impl Pool {
             changed = true;
             if *up {
                 member.failures.store(0, Ordering::Relaxed);
+                *member.cold_since.lock() = Some(Instant::now());
                 self.shared.readmit(member);
             }
             tracing::info!(pool = %self.name, member = member.name(), up, "member verdict");
@@ -283,94 +440,27 @@ impl Pool {
         }
         let Some(_remaking) = self.remaking.try_lock() else { return lineup };
         let generation = self.shared.generation.load(Ordering::Acquire);
-        let candidates = candidates(&self.settings, &self.members);
-        let lineup = Lineup::new(&candidates, self.settings.panic, now, generation);
+        let candidates = candidates(&self.settings, &self.site, &self.members);
+        let lineup = Lineup::new(&candidates, terms(&self.settings), now, generation);
         let lineup = lineup.placed(self.picker, |index| self.members[index].name());
         self.lineup.store(Arc::new(lineup));
         self.lineup.load()
     }
 }
 
-fn candidates(settings: &model::Pool, members: &[Arc<MemberState>]) -> Vec<Candidate> {
+fn candidates(settings: &model::Pool, site: &Site, members: &[Arc<MemberState>]) -> Vec<Candidate> {
     let candidate = |(member, state): (&model::Member, &Arc<MemberState>)| Candidate {
         weight: member.weight,
+        tier: member.backup,
+        near: !site.zone.is_empty() && *member.zone == *site.zone,
         up: state.is_up(),
         ejected_until: state.ejection.lock().until,
+        cold_since: *state.cold_since.lock(),
     };
     settings.members.iter().zip(members).map(candidate).collect()
 }
 
-impl Shared {
-    fn new(name: &str) -> Self {
-        let hot = Hot {
-            // At random, so that not every node's first request goes to the first member.
-            cursor: AtomicU64::new(with_rng(|rng| u64::from(rng.random::<u32>()))),
-            live: AtomicU32::new(0),
-            retries: AtomicU32::new(0),
-        };
-        let roster = Roster { settings: model::Outlier::default(), members: Vec::new(), ejected: Vec::new() };
-        Self {
-            name: name.into(),
-            hot: Padded(hot),
-            generation: Padded(AtomicU64::new(0)),
-            threshold: AtomicU32::new(0),
-            roster: Mutex::new(roster),
-            counters: PoolCounters::default(),
-        }
-    }
-
-    /// Takes the members and settings of a new snapshot.
-    fn enrol(&self, config: &model::Pool, members: &[Arc<MemberState>]) {
-        let mut roster = self.roster.lock();
-        let weighted = config.members.iter().zip(members).filter(|(member, _)| member.weight > 0);
-        roster.members = weighted.map(|(_, state)| Arc::downgrade(state)).collect();
-        roster.settings = config.outlier.clone();
-        roster.recount();
-        self.threshold.store(config.outlier.failures, Ordering::Relaxed);
-        drop(roster);
-        self.changed();
-    }
-
-    fn changed(&self) {
-        self.generation.fetch_add(1, Ordering::Release);
-    }
-
-    /// A member has failed `failures` times in a row.
-    fn failed(&self, member: &MemberState, failures: u32) {
-        let threshold = self.threshold.load(Ordering::Relaxed);
-        if threshold == 0 || failures < threshold {
-            return;
-        }
-        let now = Instant::now();
-        let mut roster = self.roster.lock();
-        roster.ejected.retain(|until| now < *until);
-        let around = Around { members: roster.members.len(), ejected: roster.ejected.len() };
-        let mut ejection = member.ejection.lock();
-        let Some(decided) = outlier::decide(&roster.settings, around, failures, &ejection, now) else {
-            return;
-        };
-        *ejection = decided;
-        drop(ejection);
-        roster.ejected.extend(decided.until);
-        drop(roster);
-        member.failures.store(0, Ordering::Relaxed);
-        member.counters.ejections.inc();
-        self.changed();
-        let seconds = decided.lasted.as_secs_f64();
-        tracing::info!(pool = %self.name, member = member.name(), failures, seconds, "member ejected");
-    }
-
-    fn readmit(&self, member: &MemberState) {
-        let mut roster = self.roster.lock();
-        *member.ejection.lock() = Ejection::default();
-        roster.recount();
-    }
-}
-
-impl Roster {
-    /// Ejections of members that left, or were let in again, must not use up the pool's share.
-    fn recount(&mut self) {
-        let until = |member: &Weak<MemberState>| member.upgrade().and_then(|m| m.ejection.lock().until);
-        self.ejected = self.members.iter().filter_map(until).collect();
-    }
+fn terms(settings: &model::Pool) -> Terms {
+    let model::Pool { panic, slow_start, zone_aware, .. } = *settings;
+    Terms { panic, slow_start, zone_aware }
 }

@@ -2,34 +2,60 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::{FailureKind, MemberState, Shared};
 
-/// A member in use by one request, connection or session: counted as in flight until this drops.
+/// A member in use by one request, connection or session: counted as in flight until this drops, or lets
+/// it go.
 /// It takes what happened to it, for outlier detection.
 #[derive(Debug)]
 pub(crate) struct Picked {
-    index: usize,
+    /// As small as it goes: each connection has one.
+    index: u32,
     member: Arc<MemberState>,
     /// When, if how long it takes is of interest.
     timed: Option<Instant>,
+    /// Not let go yet.
+    held: bool,
+    /// It takes no connection.
+    session: bool,
 }
 
 impl Picked {
+    /// Of a member that was taken, in a pool that has counted it.
     pub(super) fn new(index: usize, member: Arc<MemberState>, timed: Option<Instant>) -> Self {
-        member.in_flight.fetch_add(1, Relaxed);
-        member.pool.hot.live.fetch_add(1, Relaxed);
         member.counters.picked.inc();
-        Self { index, member, timed }
+        Self { index: u32::try_from(index).unwrap_or(u32::MAX), member, timed, held: true, session: false }
+    }
+
+    pub(super) fn for_session(mut self) -> Self {
+        self.member.pool.hot.sessions.fetch_add(1, Relaxed);
+        self.session = true;
+        self
+    }
+
+    /// Makes room for others, and goes on to say who it was.
+    pub(crate) fn let_go(&mut self) {
+        if !std::mem::replace(&mut self.held, false) {
+            return;
+        }
+        let pool = &self.member.pool;
+        // Before anybody who waits is looked for: see [`super::queue`].
+        self.member.in_flight.fetch_sub(1, SeqCst);
+        pool.hot.live.fetch_sub(1, Relaxed);
+        if self.session {
+            pool.hot.sessions.fetch_sub(1, Relaxed);
+        }
+        pool.queue.room();
     }
 
     /// In the pool that it was picked from; for `avoid`.
     pub(crate) fn index(&self) -> usize {
-        self.index
+        self.index as usize
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -90,8 +116,7 @@ impl Picked {
 
 impl Drop for Picked {
     fn drop(&mut self) {
-        self.member.in_flight.fetch_sub(1, Relaxed);
-        self.member.pool.hot.live.fetch_sub(1, Relaxed);
+        self.let_go();
     }
 }
 

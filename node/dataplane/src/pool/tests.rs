@@ -9,16 +9,12 @@ use trestle_config::model::{Balance, Member, Outlier};
 use super::*;
 
 fn config(members: usize) -> model::Pool {
-    let member = |n: usize| Member {
-        address: ([127, 0, 0, 1], 1_000 + n as u16).into(),
-        name: format!("m{n}"),
-        weight: 1,
-    };
+    let member = |n: usize| Member::new(&format!("m{n}"), ([127, 0, 0, 1], 1_000 + n as u16).into());
     model::Pool { members: (0..members).map(member).collect(), ..model::Pool::default() }
 }
 
 fn pool(config: &model::Pool) -> Pool {
-    Pool::compile("p", config, None)
+    Pool::compile("p", config, &Arc::default(), None)
 }
 
 fn verdicts(verdicts: &[(&str, bool)]) -> BTreeMap<String, bool> {
@@ -27,7 +23,7 @@ fn verdicts(verdicts: &[(&str, bool)]) -> BTreeMap<String, bool> {
 
 /// Names that 100 picks return.
 fn used(pool: &Pool) -> BTreeSet<String> {
-    (0..100).filter_map(|_| pool.pick(&[], None, Instant::now())).map(|p| p.name().to_owned()).collect()
+    (0..100).filter_map(|_| pool.pick(&[], None, Instant::now()).ok()).map(|p| p.name().to_owned()).collect()
 }
 
 fn names(names: &[&str]) -> BTreeSet<String> {
@@ -85,7 +81,7 @@ async fn a_success_between_failures_keeps_a_member_in() {
     let pool = pool(&config(2));
     for _ in 0..10 {
         fail(&pool, "m0", 4);
-        while pool.pick(&[], None, Instant::now()).is_none_or(|p| {
+        while pool.pick(&[], None, Instant::now()).is_ok_and(|p| {
             p.answered(200);
             p.name() != "m0"
         }) {}
@@ -125,7 +121,7 @@ async fn a_new_revision_keeps_the_state_of_members_that_stay() {
     let mut changed = config(4);
     changed.members.remove(1);
     changed.members[1].address.set_port(9);
-    let new = Pool::compile("p", &changed, Some(&old));
+    let new = Pool::compile("p", &changed, &Arc::default(), Some(&old));
     let states: Vec<_> = new.views().into_iter().map(|v| (v.member, v.up, v.ejected, v.in_flight)).collect();
     let state = |name: &str, up, ejected| (name.to_owned(), up, ejected, 0);
     // m2 has another address now: another member.
@@ -140,7 +136,7 @@ async fn what_an_old_revisions_connection_reports_counts_in_the_new_one() {
     let old = pool(&config(2));
     let connections: Vec<Picked> =
         (0..5).map(|_| old.pick(&[1], None, Instant::now()).expect("m0")).collect();
-    let new = Pool::compile("p", &config(2), Some(&old));
+    let new = Pool::compile("p", &config(2), &Arc::default(), Some(&old));
     connections.iter().for_each(|connection| connection.failed(FailureKind::Broken));
     assert_eq!(used(&new), names(&["m1"]));
     assert_eq!(new.views()[0].in_flight, 5);
@@ -148,12 +144,87 @@ async fn what_an_old_revisions_connection_reports_counts_in_the_new_one() {
     assert_eq!(new.views()[0].in_flight, 0);
 }
 
+/// Of 1,900 picks, how many each member gets.
+fn counts(pool: &Pool) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for _ in 0..1_900 {
+        let picked = pool.pick(&[], None, Instant::now()).expect("somebody is usable");
+        *counts.entry(picked.name().to_owned()).or_default() += 1;
+    }
+    counts
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_member_that_is_new_or_came_up_again_starts_slowly() {
+    let second = Duration::from_secs(1);
+    for balance in [Balance::RoundRobin, Balance::LeastRequest, Balance::Random] {
+        let settings = |members| model::Pool { slow_start: 18 * second, balance, ..config(members) };
+        let pool = pool(&settings(2));
+        let about = |pool: &Pool, member: &str, due: usize| {
+            let got = counts(pool)[member];
+            assert!(got.abs_diff(due) <= due / 5, "{balance:?}: {member} got {got}, {due} are due");
+        };
+        about(&pool, "m0", 950);
+        pool.set_verdicts(&verdicts(&[("m0", false)]));
+        pool.set_verdicts(&verdicts(&[("m0", true)]));
+        about(&pool, "m0", 173); // 0.1 of 1.1
+        tokio::time::advance(9 * second).await;
+        about(&pool, "m0", 674); // 0.55 of 1.55
+        let grown = Pool::compile("p", &settings(3), &Arc::default(), Some(&pool));
+        about(&grown, "m2", 115); // 0.1 of 1.65
+        tokio::time::advance(18 * second).await;
+        about(&grown, "m0", 633);
+        about(&grown, "m2", 633);
+    }
+}
+
+#[test]
+fn a_zone_that_is_the_nodes_own_is_preferred_while_it_carries_the_load() {
+    let mut settings = config(4);
+    settings.zone_aware = true;
+    settings.members[0].zone = "z1".into();
+    settings.members[1].zone = "z1".into();
+    settings.members[2].zone = "z2".into();
+    let at = |zone: &str| {
+        Pool::compile("p", &settings, &Arc::new(Site { zone: zone.into(), ..Site::default() }), None)
+    };
+    assert_eq!(used(&at("z1")), names(&["m0", "m1"]));
+    assert_eq!(used(&at("z2")), names(&["m2"]));
+    for elsewhere in ["z3", ""] {
+        assert_eq!(used(&at(elsewhere)).len(), 4);
+    }
+    let pool = at("z1");
+    pool.set_verdicts(&verdicts(&[("m0", false)]));
+    assert_eq!(used(&pool), names(&["m1"]));
+    pool.set_verdicts(&verdicts(&[("m1", false)]));
+    assert_eq!(used(&pool), names(&["m2", "m3"]));
+}
+
+#[test]
+fn backups_serve_while_nobody_else_can() {
+    let mut settings = config(3);
+    settings.members[1].backup = 1;
+    settings.members[2].backup = 2;
+    let pool = pool(&settings);
+    let step = |verdict, expected: &str| {
+        pool.set_verdicts(&verdicts(&[verdict]));
+        assert_eq!(used(&pool), names(&[expected]));
+    };
+    step(("m2", true), "m0");
+    step(("m0", false), "m1");
+    step(("m1", false), "m2");
+    step(("m1", true), "m1");
+    step(("m0", true), "m0");
+    fail(&pool, "m0", 5);
+    assert_eq!(used(&pool), names(&["m1"]), "one that is ejected is no use");
+}
+
 #[test]
 fn without_a_health_check_members_are_up() {
     let old = pool(&config(2));
     old.set_verdicts(&verdicts(&[("m0", false)]));
     let unchecked = model::Pool { health: None, ..config(2) };
-    let new = Pool::compile("p", &unchecked, Some(&old));
+    let new = Pool::compile("p", &unchecked, &Arc::default(), Some(&old));
     new.set_verdicts(&verdicts(&[("m0", false)]));
     assert_eq!(used(&new), names(&["m0", "m1"]));
 }
@@ -161,7 +232,7 @@ fn without_a_health_check_members_are_up() {
 #[test]
 fn an_empty_pool_has_nobody_and_counts_it() {
     let pool = pool(&config(0));
-    assert!(pool.pick(&[], None, Instant::now()).is_none());
+    assert_eq!(pool.pick(&[], None, Instant::now()).err(), Some(Refusal::NoMember));
     assert_eq!(pool.counters().no_member.value(), 1);
 }
 
@@ -177,8 +248,112 @@ fn retries_are_a_share_of_what_is_live_and_ten_at_least() {
     assert_eq!(permits(&pool), 40);
     drop(live);
     assert_eq!(permits(&pool), 10, "permits and requests are given back");
-    let none = Pool::compile("p", &model::Pool { retry_budget: 0.0, ..config(2) }, None);
+    let none = Pool::compile("p", &model::Pool { retry_budget: 0.0, ..config(2) }, &Arc::default(), None);
     assert_eq!(permits(&none), 0);
+}
+
+/// Members with these limits.
+fn with_limits(limits: &[u32]) -> model::Pool {
+    let mut settings = config(limits.len());
+    for (member, limit) in settings.members.iter_mut().zip(limits) {
+        member.max_connections = *limit;
+    }
+    settings
+}
+
+#[test]
+fn a_member_at_its_limit_is_passed_over_by_every_picker() {
+    for balance in [
+        Balance::RoundRobin,
+        Balance::Random,
+        Balance::RandomTwo,
+        Balance::LeastRequest,
+        Balance::PeakEwma,
+        Balance::Hash,
+        Balance::Maglev,
+    ] {
+        let pool = pool(&model::Pool { balance, ..with_limits(&[1, 2, 3]) });
+        let pick = || pool.pick(&[], Some(7), Instant::now());
+        let held: Vec<Picked> = (0..6).map(|_| pick().expect("there is room")).collect();
+        assert_eq!(
+            pool.views().iter().map(|view| view.in_flight).collect::<Vec<_>>(),
+            [1, 2, 3],
+            "{balance:?}"
+        );
+        assert_eq!(pick().err(), Some(Refusal::Full), "{balance:?}");
+        assert_eq!(pool.live(), 6);
+        let again = pool.pick(&[0, 1, 2], None, Instant::now());
+        assert_eq!(again.err(), Some(Refusal::Full));
+        drop(held);
+        assert_eq!(pool.pick(&[0, 1, 2], None, Instant::now()).map(drop), Ok(()), "tried, and has room");
+    }
+}
+
+#[test]
+fn sessions_do_not_use_up_the_breakers_connections() {
+    let mut settings = config(1);
+    settings.breaker.connections = 2;
+    let pool = pool(&settings);
+    let call = || Call { avoid: &[], key: None, now: Instant::now() };
+    let sessions: Vec<_> = (0..5).map(|_| pool.pick_session(call()).expect("no limit")).collect();
+    let connections: Vec<_> = (0..2).map(|_| pool.pick_connection(call()).expect("two")).collect();
+    assert_eq!(pool.pick_connection(call()).err(), Some(Refusal::Breaker));
+    drop(sessions);
+    assert_eq!(pool.pick_connection(call()).err(), Some(Refusal::Breaker));
+    drop(connections);
+    assert!(pool.pick_connection(call()).is_ok());
+}
+
+#[test]
+fn who_waits_comes_before_who_comes() {
+    let settings =
+        model::Pool { queue: model::Queue { max: 1, ..model::Queue::default() }, ..with_limits(&[1]) };
+    let pool = pool(&settings);
+    let pick = || pool.pick(&[], None, Instant::now());
+    let held = pick().expect("room");
+    let place = pool.queue().expect("a place");
+    assert!(pool.queue().is_none(), "one may wait");
+    let cx = std::task::Context::from_waker(std::task::Waker::noop());
+    assert!(pool.poll_pick(&place, &[], None, &cx).is_pending());
+    drop(held);
+    assert_eq!(pick().err(), Some(Refusal::Full), "another comes first");
+    let Poll::Ready(Ok(picked)) = pool.poll_pick(&place, &[], None, &cx) else { panic!("there is room") };
+    drop((place, picked));
+    assert!(pick().is_ok());
+}
+
+#[test]
+fn over_threads_all_who_wait_are_served_and_no_limit_is_passed() {
+    use std::future::poll_fn;
+    use std::sync::atomic::AtomicU32;
+
+    let queue = model::Queue { max: 1_000, ..model::Queue::default() };
+    let pool = Arc::new(pool(&model::Pool { queue, ..with_limits(&[1, 2]) }));
+    let most = Arc::new(AtomicU32::new(0));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build();
+    let run = async |pool: Arc<Pool>, most: Arc<AtomicU32>| {
+        for _ in 0..200 {
+            let picked = match pool.pick(&[], None, Instant::now()) {
+                Err(Refusal::Full) => {
+                    let place = pool.queue().expect("a place");
+                    poll_fn(|cx| pool.poll_pick(&place, &[], None, cx)).await
+                }
+                picked => picked,
+            };
+            let picked = picked.expect("somebody is usable");
+            most.fetch_max(pool.views().iter().map(|view| view.in_flight).sum(), Ordering::Relaxed);
+            tokio::task::yield_now().await;
+            drop(picked);
+        }
+    };
+    runtime.expect("a runtime").block_on(async {
+        let tasks: Vec<_> =
+            (0..16).map(|_| tokio::spawn(run(Arc::clone(&pool), Arc::clone(&most)))).collect();
+        let all = futures::future::join_all(tasks);
+        let ended = tokio::time::timeout(crate::testing::PATIENCE, all).await.expect("nobody waits for ever");
+        assert!(ended.iter().all(Result::is_ok));
+    });
+    assert_eq!((most.load(Ordering::Relaxed), pool.live(), pool.waiting()), (3, 0, 0));
 }
 
 /// What may happen to a pool.
@@ -226,8 +401,8 @@ proptest! {
                     let panic = views.len() >= 2 && down * 2 > views.len();
                     let picked = pool.pick(&[], None, Instant::now());
                     let usable = views.iter().any(|v| v.up) || panic;
-                    prop_assert_eq!(picked.is_some(), usable);
-                    if let Some(picked) = picked {
+                    prop_assert_eq!(picked.is_ok(), usable);
+                    if let Ok(picked) = picked {
                         let view = &views[picked.index()];
                         prop_assert_eq!(&view.member, picked.name());
                         let better = views.iter().any(|v| v.up && !v.ejected);
@@ -241,7 +416,7 @@ proptest! {
                 Step::Verdict(member, up) => {
                     pool.set_verdicts(&BTreeMap::from([(format!("m{member}"), up)]));
                 }
-                Step::Compile(members) => pool = Pool::compile("p", &settings(members), Some(&pool)),
+                Step::Compile(members) => pool = Pool::compile("p", &settings(members), &Arc::default(), Some(&pool)),
                 _ => {}
             }
             for view in pool.views() {

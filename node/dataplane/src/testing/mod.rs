@@ -48,7 +48,7 @@ impl Proxy {
 
     pub(crate) fn with_pinned(pinned: crate::PinnedPorts) -> Self {
         let workers = NonZeroUsize::new(2).expect("not zero");
-        let options = Options { workers, node: "n1".into(), pinned };
+        let options = Options { workers, node: "n1".into(), zone: String::new(), secret: [7; 32], pinned };
         let log = Log::default();
         let plane = Plane::start_with_log(options, Box::new(log.clone())).expect("a plane");
         Self { plane, log }
@@ -136,7 +136,7 @@ pub(crate) fn listener(protocol: Protocol, bind: Bind, pool: Option<&str>) -> Li
 }
 
 pub(crate) fn pool(members: &[SocketAddr]) -> Pool {
-    let member = |address: &SocketAddr| Member { address: *address, name: address.to_string(), weight: 1 };
+    let member = |address: &SocketAddr| Member::new(&address.to_string(), *address);
     Pool { members: members.iter().map(member).collect(), ..Pool::default() }
 }
 

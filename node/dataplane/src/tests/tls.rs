@@ -143,10 +143,13 @@ async fn requests_know_that_they_came_over_tls() {
         Some(edits("x-tls", "${tls.version} ${tls.sni} ${scheme}"));
     crate::testing::the_rule(&mut config).policies.response_headers =
         Some(trestle_config::model::HeaderEdits { security: true, ..Default::default() });
+    config.pools.get_mut("app").expect("the pool").sticky =
+        Some(trestle_config::model::Sticky::Cookie { name: "sid".into(), ttl: Duration::from_secs(60) });
     let (proxy, address) = Proxy::serving(config).await;
     let mut stream = shake(address, "a.test", &trusting(&authority)).await.expect("a handshake");
     let answer = ask(&mut stream, "/").await.expect("an answer");
     assert!(answer.contains("strict-transport-security: max-age="), "{answer}");
+    assert!(answer.contains("; HttpOnly; SameSite=Lax; Max-Age=60; Secure\r\n"), "{answer}");
     let seen = backend.last();
     assert_eq!(seen.header("x-forwarded-proto"), Some("https"));
     assert_eq!(seen.header("x-tls"), Some("TLSv1.3 a.test https"));

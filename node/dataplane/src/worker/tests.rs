@@ -23,6 +23,7 @@ async fn forty_connections_that_wait_in_the_queue_of_a_closing_socket_are_answer
         contents: &Contents::default(),
         previous: None,
         metrics: &metrics,
+        site: &Arc::default(),
         tickets: &Arc::default(),
     };
     let snapshot = Arc::new(Snapshot::compile(1, &config, &around));

@@ -12,10 +12,7 @@ fn address(n: u16) -> SocketAddr {
 
 fn config(pools: &[(&str, &[u16], Option<HealthCheck>)]) -> Config {
     let pool = |members: &[u16], health: &Option<HealthCheck>| Pool {
-        members: members
-            .iter()
-            .map(|n| Member { address: address(*n), name: format!("m{n}"), weight: 1 })
-            .collect(),
+        members: members.iter().map(|n| Member::new(&format!("m{n}"), address(*n))).collect(),
         health: health.clone(),
         ..Pool::default()
     };

@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Reason;
-use crate::pool::{FailureKind, MemberState, Picked, Pool};
+use crate::pool::{Call, FailureKind, MemberState, Picked, Pool};
 
 /// Members tried for one connection. Nothing was sent yet, so trying is safe; but each may take the
 /// whole connect time-out, and a client does not wait for ever.
@@ -34,7 +34,7 @@ pub(super) async fn connect(
                 None => return Err(failed),
             },
         };
-        let Some(picked) = pool.pick(&tried[..attempt], key, Instant::now()) else { return Err(failed) };
+        let Some(picked) = pick(pool, &tried[..attempt], key, &mut failed) else { return Err(failed) };
         if tried[..attempt].contains(&picked.index()) {
             return Err(failed);
         }
@@ -47,14 +47,28 @@ pub(super) async fn connect(
             Ok(stream) => return Ok((stream, picked)),
             Err(reason) => failed = (reason, Some(Arc::clone(picked.member()))),
         }
-        if matches!(failed.0, Reason::Internal | Reason::Closing) {
+        if matches!(failed.0, Reason::Internal | Reason::Closing | Reason::Breaker) {
             return Err(failed);
         }
     }
     Err(failed)
 }
 
+/// Without a first member, `failed` says why; without a further one it stays as it is.
+fn pick(pool: &Pool, tried: &[usize], key: Option<u64>, failed: &mut Failed) -> Option<Picked> {
+    match pool.pick_connection(Call { avoid: tried, key, now: Instant::now() }) {
+        Ok(picked) => Some(picked),
+        Err(refusal) => {
+            if tried.is_empty() {
+                failed.0 = refusal.into();
+            }
+            None
+        }
+    }
+}
+
 async fn once(pool: &Pool, picked: &Picked) -> Result<TcpStream, Reason> {
+    let _pending = pool.pending().ok_or(Reason::Breaker)?;
     let begun = Instant::now();
     match timeout(pool.settings().timeout.connect, TcpStream::connect(picked.address())).await {
         Ok(Ok(stream)) => {

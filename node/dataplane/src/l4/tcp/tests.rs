@@ -21,10 +21,9 @@ async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
 }
 
 fn pool(addresses: &[SocketAddr]) -> Arc<Pool> {
-    let member =
-        |address: &SocketAddr| model::Member { address: *address, name: address.to_string(), weight: 1 };
+    let member = |address: &SocketAddr| model::Member::new(&address.to_string(), *address);
     let members = addresses.iter().map(member).collect();
-    Arc::new(Pool::compile("p", &model::Pool { members, ..model::Pool::default() }, None))
+    Arc::new(Pool::compile("p", &model::Pool { members, ..model::Pool::default() }, &Arc::default(), None))
 }
 
 async fn backend() -> (TcpListener, SocketAddr) {
@@ -289,11 +288,10 @@ async fn a_member_that_does_not_answer_times_out_and_the_next_one_is_tried() {
         queued.push(stream);
     }
     let (listener, address) = backend().await;
-    let members =
-        [hanging, address].map(|address| model::Member { address, name: address.to_string(), weight: 1 });
+    let members = [hanging, address].map(|address| model::Member::new(&address.to_string(), address));
     let mut config = model::Pool { members: members.into(), ..model::Pool::default() };
     config.timeout.connect = Duration::from_millis(100);
-    let pool = Arc::new(Pool::compile("p", &config, None));
+    let pool = Arc::new(Pool::compile("p", &config, &Arc::default(), None));
     let timed_out = || pool.members()[0].counters().failures[FailureKind::ConnectTimeout as usize].value();
     for _ in 0..2 {
         let proxied = proxied(&pool, TcpSettings::default()).await;

@@ -36,7 +36,7 @@ use trestle_config::model::UdpSettings;
 use super::tcp::is_ours;
 use crate::ledger::Ledger;
 use crate::metrics::{ListenerCounters, ListenerPart, Reason};
-use crate::pool::{FailureKind, Pool};
+use crate::pool::{Call, FailureKind, Pool};
 use datagram::{DATAGRAM_MAX, Listening, Received};
 use session::{Session, is_unreachable};
 use table::{Entry, Key, Table};
@@ -217,8 +217,8 @@ impl Bound {
         let of = |address| pool.members().iter().position(|member| member.address() == address);
         let mut tried: Vec<usize> = avoid.and_then(of).into_iter().collect();
         for _ in 0..ATTEMPTS_MAX {
-            let picked =
-                pool.pick(&tried, pool.key_of_client(key.client), Instant::now()).ok_or(Reason::NoMember)?;
+            let call = Call { avoid: &tried, key: pool.key_of_client(key.client), now: Instant::now() };
+            let picked = pool.pick_session(call)?;
             let (index, member) = (picked.index(), Arc::clone(picked.member()));
             let admission = self.cx.ledger.open(self.cx.worker, key.client.ip());
             match Session::new(key, picked, settings.clone(), admission) {

@@ -61,10 +61,9 @@ impl Echo {
 }
 
 fn pool(addresses: &[SocketAddr]) -> Arc<Pool> {
-    let member =
-        |address: &SocketAddr| model::Member { address: *address, name: address.to_string(), weight: 1 };
+    let member = |address: &SocketAddr| model::Member::new(&address.to_string(), *address);
     let members = addresses.iter().map(member).collect();
-    Arc::new(Pool::compile("p", &model::Pool { members, ..model::Pool::default() }, None))
+    Arc::new(Pool::compile("p", &model::Pool { members, ..model::Pool::default() }, &Arc::default(), None))
 }
 
 struct Served {
@@ -261,11 +260,9 @@ async fn a_session_outlives_its_members_place_in_the_pool() {
     let served = served_at("127.0.0.1:0", SESSIONS_MAX, &pools, UdpSettings::default()).await;
     let staying = client(served.address).await;
     ask(&staying, b"x").await;
-    let config = model::Pool {
-        members: vec![model::Member { address: new.address, name: "new".into(), weight: 1 }],
-        ..model::Pool::default()
-    };
-    let second = Arc::new(Pool::compile("p", &config, Some(&first)));
+    let config =
+        model::Pool { members: vec![model::Member::new("new", new.address)], ..model::Pool::default() };
+    let second = Arc::new(Pool::compile("p", &config, &Arc::default(), Some(&first)));
     *pools.lock() = Arc::clone(&second);
     assert_eq!(ask(&staying, b"y").await, b"y");
     assert_eq!((first.views()[0].in_flight, second.views()[0].in_flight), (1, 0));

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use trestle_tests::lan::{Prober, SETTLE, VIP};
 use trestle_tests::{Lan, eventually, holds_for, peers, trestle};
 
@@ -251,6 +251,46 @@ fn a_vip_with_an_ipv6_address_moves_and_fails_over_with_both() {
     std::thread::sleep(Duration::from_millis(300));
     let seen = client.stop();
     assert!(seen["outage_ms"].as_u64().is_some_and(|ms| ms < 5_000), "{seen}");
+}
+
+#[test]
+fn who_can_not_add_an_address_says_so_and_another_node_holds_the_vip() {
+    if !peers::have_namespaces() {
+        return;
+    }
+    let lan = Lan::start(3, "1s");
+    let ipv6 = |disabled: u8| {
+        let setting = format!("net.ipv6.conf.eth0.disable_ipv6={disabled}");
+        let output = lan.beside(1, "sysctl").args(["-qw", &setting]).output().expect("sysctl runs");
+        assert!(output.status.success(), "{output:?}");
+    };
+    let vip = || -> anyhow::Result<serde_json::Value> { Ok(lan.nodes[1].status()?["vips"][0].clone()) };
+    let epoch = || vip()?["epoch"].as_u64().context("no epoch");
+    ipv6(1);
+    let before = epoch().expect("it is owned");
+    lan.apply(0, &Lan::config(&format!("addresses: [{VIP}/24, \"{VIP6}/64\"], prefer: [n2]"), ""))
+        .expect("it is applied");
+    eventually(SETTLE, "it says why", || {
+        let vip = vip()?;
+        ensure!(vip["problem"].as_str().is_some_and(|text| text.contains("IPv6 is disabled")), "{vip}");
+        Ok(())
+    });
+    eventually(SETTLE, "another one serves it", || lan.get(&format!("[{VIP6}]")).map(drop));
+    let served = epoch().expect("it is owned");
+    assert!(served - before < 20, "it was given again and again: from epoch {before} to {served}");
+    holds_for(Duration::from_secs(2), "it stays there", || {
+        ensure!(epoch()? == served, "epoch {}", epoch()?);
+        lan.get(VIP).map(drop)
+    });
+
+    ipv6(0);
+    eventually(SETTLE, "it is as good as the others again", || {
+        let vip = vip()?;
+        ensure!(vip["problem"].is_null(), "{vip}");
+        Ok(())
+    });
+    eventually(SETTLE, "it takes the VIP", || lan.nodes[0].cli(&["vip", "move", "front", "n2"]).map(drop));
+    assert_eq!(lan.owner(None), 1);
 }
 
 #[test]

@@ -14,6 +14,7 @@
 //!   guard has swept what a dead one had left. It is never held again under that epoch.
 //! - `on_quorum_loss: hold` is the one exception to the first, and shown as such.
 
+mod failure;
 mod vip;
 
 use std::collections::BTreeMap;
@@ -109,7 +110,7 @@ pub struct VipView {
     pub without_quorum: bool,
     pub interface: Option<String>,
     pub fenced: bool,
-    /// Why this node could not hold it.
+    /// Why this node can't hold it, or others should rather; the leader hears the same.
     pub problem: Option<String>,
     /// Another machine announced one of its addresses lately, while it was held here.
     pub rival: Option<String>,
@@ -207,6 +208,7 @@ impl Owner {
             *vip = Vip {
                 record: std::mem::take(&mut vip.record),
                 unseen: vip.unseen,
+                failure: vip.failure.take(),
                 ..Vip::new(vip.config.clone())
             };
         }
@@ -332,6 +334,7 @@ impl Owner {
                 } else {
                     vip.phase = Phase::Held { epoch: *epoch, there: false, asked: false };
                     (vip.granted, vip.without_quorum, vip.stood) = (None, false, None);
+                    vip.held_since = None;
                 }
             }
             // The guard that is there now has swept what this one held.
@@ -449,6 +452,9 @@ impl Owner {
             {
                 vip.stranger = Stranger::Unknown;
             }
+            if let Some(failure) = &mut vip.failure {
+                failure.look(now);
+            }
             vip.rival = vip.rival.take().filter(|rival| now.since(rival.seen) < RIVAL_SHOWN);
             if let Unseen::Until(settled) = vip.unseen
                 && settled <= now
@@ -497,11 +503,11 @@ impl Owner {
             }
             FromGuard::Usable { vip, interface, via, fenced, problem } => {
                 if let Some(vip) = self.vips.get_mut(vip.as_str()) {
-                    vip.usable = Some(Usable { interface, via, fenced, problem });
+                    vip.note_usable(Usable { interface, via, fenced, problem });
                 }
                 Vec::new()
             }
-            FromGuard::Holding { vip, epoch } => self.holds(&vip, epoch),
+            FromGuard::Holding { vip, epoch } => self.holds(&vip, epoch, now),
             FromGuard::Heard { vip } => {
                 if let Some(vip) = self.vips.get_mut(vip.as_str()) {
                     vip.unanswered = None;
@@ -514,16 +520,13 @@ impl Owner {
                 self.chance_settled(&vip);
                 Vec::new()
             }
-            FromGuard::Problem { vip: Some(vip), text } => {
+            FromGuard::Problem { vip: Some(vip), .. } => {
                 if let Some(vip) = self.vips.get_mut(vip.as_str()).filter(|v| v.stranger == Stranger::Asked) {
                     // It could not look; the first take-over will.
                     vip.stranger = Stranger::None;
                 }
                 // It comes without its second chance; what began elsewhere will end.
                 self.chance_settled(&vip);
-                if let Some(vip) = self.vips.get_mut(vip.as_str()) {
-                    vip.trouble = Some(text);
-                }
                 Vec::new()
             }
             FromGuard::Probed { vip, taken_by } => {
@@ -558,7 +561,7 @@ impl Owner {
         }
     }
 
-    fn holds(&mut self, name: &str, epoch: u64) -> Vec<Effect> {
+    fn holds(&mut self, name: &str, epoch: u64, now: BootTime) -> Vec<Effect> {
         let Some((name, _)) = self.vips.get_key_value(name) else { return Vec::new() };
         let name = name.clone();
         let Some(vip) = self.vips.get_mut(&name) else { return Vec::new() };
@@ -568,7 +571,10 @@ impl Owner {
             return Vec::new();
         }
         vip.phase = Phase::Held { epoch, there: true, asked };
-        (vip.trouble, vip.unseen) = (None, Unseen::No);
+        (vip.held_since, vip.unseen) = (Some(now), Unseen::No);
+        if let Some(failure) = &mut vip.failure {
+            failure.lift();
+        }
         Vec::from_iter(vip.changed(&name, Change::Owner, epoch))
     }
 
@@ -585,7 +591,7 @@ impl Owner {
         };
         match why {
             Why::Taken(mac) => vip.stranger = Stranger::Found { mac, again: now + TAKEN_PAUSE },
-            Why::Failed(text) => vip.trouble = Some(text),
+            Why::Failed(text) => vip.failed(text, now),
             Why::Asked | Why::Ended | Why::Unconfigured => {}
         }
         if let Phase::Held { epoch: held, .. } = vip.phase
@@ -641,11 +647,13 @@ impl Owner {
     pub fn wishes(&self) -> VipWishes {
         let report = |vip: &Vip| {
             let usable = vip.usable.as_ref();
+            let placed = usable.is_some() && vip.stranger == Stranger::None;
             VipReport {
-                usable: vip.problem().is_none() && usable.is_some() && vip.stranger == Stranger::None,
+                usable: vip.problem().is_none() && placed,
                 fenced: usable.is_some_and(|usable| usable.fenced),
                 via: usable.map_or_else(Vec::new, |usable| usable.via.clone()),
                 chance_ready: matches!(vip.chance, Chance::Ready(epoch) if epoch == vip.record.epoch()),
+                last_resort: vip.last_resort() && placed,
             }
         };
         let hold = self.vips.iter().filter_map(|(name, vip)| match vip.phase {
@@ -678,7 +686,7 @@ impl Owner {
             without_quorum: vip.without_quorum,
             interface: vip.usable.as_ref().and_then(|usable| usable.interface.clone()),
             fenced: vip.usable.as_ref().is_some_and(|usable| usable.fenced),
-            problem: self.no_guard.clone().or_else(|| vip.problem()).or_else(|| vip.trouble.clone()),
+            problem: self.no_guard.clone().or_else(|| vip.problem()),
             rival: vip.rival.as_ref().map(Rival::to_string),
         };
         self.vips.iter().map(|(name, vip)| (name.clone(), view(vip))).collect()

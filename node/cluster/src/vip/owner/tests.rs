@@ -673,3 +673,77 @@ fn who_holds_an_address_under_another_name_is_no_stranger() {
     node.says(FromGuard::Probed { vip, taken_by: Some((address, [2, 0, 0, 0, 0, 2])) });
     assert!(node.owner.wishes().report.vips["front"].usable);
 }
+
+/// Given the VIP under `epoch`, the guard can't hold it.
+fn fails(node: &mut Node, epoch: u64) {
+    node.given(epoch, ME, GUARD);
+    node.lease(epoch, node.now, false);
+    node.released(epoch, Why::Failed("IPv6 is disabled".to_owned()));
+}
+
+/// Usable, last resort, and what people are told.
+fn chances(node: &mut Node, ms: u64) -> (bool, bool, Option<String>) {
+    node.now = ms;
+    node.owner.tick(at(ms));
+    let report = node.owner.wishes().report.vips["front"].clone();
+    (report.usable, report.last_resort, node.owner.views()["front"].problem.clone())
+}
+
+#[test]
+fn a_node_that_fails_to_hold_it_says_so_for_a_pause_that_grows_and_then_no_more() {
+    let told = || Some("IPv6 is disabled".to_owned());
+    let mut node = Node::new();
+    fails(&mut node, 7);
+    assert_eq!(chances(&mut node, 0), (false, true, told()), "others come first; once may be chance");
+    fails(&mut node, 9);
+    assert_eq!(chances(&mut node, 500), (false, false, told()), "now it is not");
+    assert_eq!(chances(&mut node, 1_000), (false, true, told()));
+    assert_eq!(chances(&mut node, 19_900), (false, true, told()));
+    assert_eq!(chances(&mut node, 20_000), (true, false, None));
+    fails(&mut node, 11);
+    assert_eq!(chances(&mut node, 59_000), (false, true, told()));
+    node.owner.guard_went("killed".to_owned());
+    node.guard_starts(GUARD);
+    assert_eq!(chances(&mut node, 59_100), (false, true, told()), "another guard is no better");
+
+    node.holding(13);
+    assert_eq!(chances(&mut node, 59_200), (true, false, None), "it works");
+    node.released(13, Why::Failed("IPv6 is disabled".to_owned()));
+    assert_eq!(chances(&mut node, 59_300), (false, false, told()), "but not for long");
+}
+
+#[test]
+fn a_failure_is_over_when_what_it_was_about_has_changed() {
+    let gone = || Why::Failed("interface eth0 is gone".to_owned());
+    let mut node = Node::new();
+    node.holding(7);
+    node.usable(true, Some("interface eth0 is gone"));
+    node.released(7, gone());
+    assert!(!chances(&mut node, 100).0);
+    node.usable(true, None);
+    assert_eq!(chances(&mut node, 200), (true, false, None), "it is back");
+
+    node.holding(9);
+    node.usable(true, Some("interface eth0 is gone"));
+    node.released(9, gone());
+    node.usable(true, None);
+    assert!(!chances(&mut node, 300).0, "it comes and goes");
+    let (vip, interface) = ("front".to_owned(), Some("eth1".to_owned()));
+    node.says(FromGuard::Usable { vip, interface, via: Vec::new(), fenced: true, problem: None });
+    assert!(chances(&mut node, 400).0, "another interface");
+
+    let mut node = Node::new();
+    fails(&mut node, 7);
+    node.owner.configure(0, moved(), Duration::ZERO);
+    node.usable(true, None);
+    node.agree();
+    node.says(FromGuard::Probed { vip: "front".to_owned(), taken_by: None });
+    assert_eq!(chances(&mut node, 500), (true, false, None), "other addresses");
+}
+
+#[test]
+fn what_only_goes_wrong_by_the_way_is_no_reason_not_to_hold_it() {
+    let mut node = Node::new();
+    node.says(FromGuard::Problem { vip: Some("front".to_owned()), text: "no second chance".to_owned() });
+    assert_eq!(chances(&mut node, 0), (true, false, None));
+}

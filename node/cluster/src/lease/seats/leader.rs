@@ -305,16 +305,19 @@ impl Leader {
                 }
                 self.renew(claims, reply);
             }
+            Order::HandOver { node, until } => {
+                self.vacating.insert(node, until);
+            }
             Order::Vacate { node, until } => {
                 self.vacating.insert(node, until);
-                self.feed(Event::Vacate { key: Resource::Seat(node), until });
+                self.feed(Event::Vacate { key: Resource::Seat(node), node, until });
                 let state = self.state.borrow().clone();
                 let owned = state
                     .vips
                     .iter()
                     .filter(|(_, record)| record.owner.as_ref().is_some_and(|(_, owner)| owner.node == node));
                 for (vip, _) in owned {
-                    self.feed(Event::Vacate { key: Resource::Vip(VipName::from(vip.as_str())), until });
+                    self.feed(Event::Vacate { key: Resource::Vip(VipName::from(vip.as_str())), node, until });
                 }
             }
             Order::LetGo { vip, session, epoch } => {

@@ -474,6 +474,29 @@ fn of_several_owners_one_that_crashes_is_not_given_its_vip_again() {
 }
 
 #[test]
+fn an_owner_of_many_that_crashes_hands_all_over_without_waiting_for_a_lease() {
+    if !peers::have_namespaces() {
+        return;
+    }
+    let vip = |n: usize| format!("v{n}: {{ addresses: [198.18.0.{}/24], ttl: 20s, prefer: [n2] }}", 100 + n);
+    let more: Vec<_> = (1..20).map(vip).collect();
+    let front = format!("addresses: [{VIP}/24], ttl: 20s, prefer: [n2] }}, {}", more.join(", "));
+    let config = Lan::config(front.trim_end_matches(" }"), "");
+    let mut lan = Lan::with_config(3, &config);
+    eventually(SETTLE, "n2 owns all", || {
+        let owners = owners(&lan, 0)?;
+        ensure!(owners.len() == 20 && owners.iter().all(|owner| owner == "n2"), "{owners:?}");
+        Ok(())
+    });
+    lan.nodes[1].kill();
+    eventually(Duration::from_secs(10), "others own all, half a lease later", || {
+        let owners = owners(&lan, 0)?;
+        ensure!(owners.iter().all(|owner| owner == "n1" || owner == "n3"), "{owners:?}");
+        Ok(())
+    });
+}
+
+#[test]
 fn a_second_interface_on_the_segment_does_not_answer_for_it() {
     if !peers::have_namespaces() {
         return;

@@ -672,10 +672,10 @@ impl Owner {
         }
     }
 
-    /// What the guard should say for us if we die: VIPs and their epochs, all that it may hold.
-    pub fn notice(&self) -> Option<(Uuid, Vec<(VipName, u64)>)> {
-        let held: Vec<_> = self.wishes().hold.into_iter().collect();
-        self.guard.filter(|_| !held.is_empty()).map(|guard| (guard, held))
+    /// The guard that has something to say for us if we die: it may hold something.
+    pub fn notice(&self) -> Option<Uuid> {
+        let held = self.vips.values().any(|vip| matches!(vip.phase, Phase::Held { .. }));
+        self.guard.filter(|_| held)
     }
 
     /// For people.

@@ -121,9 +121,7 @@ enum Order {
     },
     /// A guard said that it let go of everything, since its node has died.
     LetGo {
-        vip: VipName,
         session: Uuid,
-        epoch: u64,
     },
 }
 
@@ -181,13 +179,11 @@ impl Seats {
         self.shared.vips.clone()
     }
 
-    /// What a guard's crash notice says: these VIPs were let go of under these epochs. Any node may
+    /// What a guard's crash notice says: `session` has let go of everything, and ends. Any node may
     /// hear it; it counts where the leader is, or soon will be.
-    pub fn let_go(&self, session: Uuid, vips: impl IntoIterator<Item = (VipName, u64)>) {
-        for (vip, epoch) in vips {
-            if self.shared.queue.try_send(Order::LetGo { vip, session, epoch }).is_err() {
-                self.shared.metrics.queue_full();
-            }
+    pub fn let_go(&self, session: Uuid) {
+        if self.shared.queue.try_send(Order::LetGo { session }).is_err() {
+            self.shared.metrics.queue_full();
         }
     }
 

@@ -425,11 +425,13 @@ fn a_vip_that_left_the_config_is_let_go_of_and_the_leader_hears_it() {
 }
 
 #[test]
-fn the_notice_names_all_that_the_guard_may_hold() {
+fn there_is_something_to_say_for_a_node_that_dies_while_its_guard_may_hold_a_vip() {
     let mut node = Node::new();
     assert_eq!(node.owner.notice(), None);
     node.given(7, ME, GUARD);
-    assert_eq!(node.owner.notice(), Some((GUARD, vec![("front".into(), 7)])));
+    assert_eq!(node.owner.notice(), Some(GUARD));
+    node.owner.set_ready(false, false);
+    assert_eq!(node.owner.notice(), None);
 }
 
 #[test]

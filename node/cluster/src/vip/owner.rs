@@ -43,8 +43,8 @@ const CHANCE_GRACE: Duration = Duration::from_secs(1);
 const TAKEN_OVER: Duration = Duration::from_millis(300);
 /// So long after that, the last stragglers have come.
 const STRAGGLERS: Duration = Duration::from_secs(1);
-/// A guard that has not answered a renewal for so long is stuck, and ended.
-const STUCK: Duration = Duration::from_secs(1);
+/// A guard that has not answered a renewal for half a TTL, within these bounds, is stuck, and ended.
+const STUCK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
 
 /// A VIP as the config has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -196,10 +196,9 @@ impl Owner {
     /// The guard is dead, or there is none. What it held ends with its lease, by the kernel's time.
     pub fn guard_went(&mut self, why: String) -> Vec<Effect> {
         self.guard = None;
-        self.no_guard = Some(match self.complaint.take() {
-            Some(complaint) => format!("{why}: {complaint}"),
-            None => why,
-        });
+        self.no_guard = Some(why);
+        self.no_guard = self.no_guard();
+        self.complaint = None;
         let mut effects = Vec::new();
         for (name, vip) in &mut self.vips {
             if let Phase::Held { epoch, there: true, .. } | Phase::Quiet { epoch, .. } = vip.phase {
@@ -443,7 +442,10 @@ impl Owner {
     /// Time has passed; about ten in a TTL. Keeps what is to be held without a quorum.
     pub fn tick(&mut self, now: BootTime) -> Vec<Effect> {
         let mut effects = Vec::new();
-        if self.vips.values().any(|vip| vip.unanswered.is_some_and(|since| now.since(since) >= STUCK)) {
+        // One that waits for the kernel goes on by itself; what it holds ends with its lease in any case.
+        let patience = |vip: &Vip| (vip.config.ttl / 2).clamp(STUCK.0, STUCK.1);
+        let stuck = |vip: &Vip| vip.unanswered.is_some_and(|since| now.since(since) >= patience(vip));
+        if self.vips.values().any(stuck) {
             effects.push(Effect::EndGuard);
         }
         for (name, vip) in &mut self.vips {
@@ -678,6 +680,14 @@ impl Owner {
         self.guard.filter(|_| held)
     }
 
+    /// Why there is none, and what the one that starts has said of that.
+    fn no_guard(&self) -> Option<String> {
+        match (&self.no_guard, &self.complaint) {
+            (Some(why), Some(complaint)) => Some(format!("{why}: {complaint}")),
+            (why, complaint) => why.as_ref().or(complaint.as_ref()).cloned(),
+        }
+    }
+
     /// For people.
     pub fn views(&self) -> BTreeMap<VipName, VipView> {
         let view = |vip: &Vip| VipView {
@@ -686,7 +696,7 @@ impl Owner {
             without_quorum: vip.without_quorum,
             interface: vip.usable.as_ref().and_then(|usable| usable.interface.clone()),
             fenced: vip.usable.as_ref().is_some_and(|usable| usable.fenced),
-            problem: self.no_guard.clone().or_else(|| vip.problem()),
+            problem: self.no_guard().or_else(|| vip.problem()),
             rival: vip.rival.as_ref().map(Rival::to_string),
         };
         self.vips.iter().map(|(name, vip)| (name.clone(), view(vip))).collect()

@@ -368,6 +368,16 @@ fn a_guard_that_does_not_answer_renewals_is_ended() {
 }
 
 #[test]
+fn a_guard_that_waits_for_the_kernel_is_given_half_of_a_long_lease_to_come_back() {
+    let mut node = Node::with(VipConfig { ttl: Duration::from_secs(8), ..config() });
+    node.holding(7);
+    node.now = 1_000;
+    node.lease(7, 1_000, false);
+    assert!(!node.owner.tick(at(4_900)).contains(&Effect::EndGuard));
+    assert!(node.owner.tick(at(5_000)).contains(&Effect::EndGuard));
+}
+
+#[test]
 fn a_stranger_with_the_address_is_told_and_the_vip_not_tried_for_a_while() {
     let mut node = Node::new();
     node.given(7, ME, GUARD);
@@ -571,7 +581,8 @@ fn why_a_guard_does_not_start_is_shown() {
     node.owner.guard_went("it ended".to_owned());
     node.owner.guard_came();
     node.says(FromGuard::Problem { vip: None, text: "another guard runs here".to_owned() });
-    assert!(node.owner.views()["front"].problem.is_some(), "not while it starts, either");
+    let problem = node.owner.views()["front"].problem.clone();
+    assert_eq!(problem.as_deref(), Some("it ended: another guard runs here"), "while it waits, too");
     node.owner.guard_went("it ended".to_owned());
     assert_eq!(node.owner.views()["front"].problem.as_deref(), Some("it ended: another guard runs here"));
     node.guard_starts(GUARD);

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use crate::types::{
-    Command, NodeId, NodeProfile, NodeRecord, Outcome, PutConfig, Refusal, Revision, Role, Seat, State,
-    TicketKey, VipHolder, VipRecord,
+    Command, LeaseTimes, NodeId, NodeProfile, NodeRecord, Outcome, PutConfig, Refusal, Revision, Role, Seat,
+    State, TicketKey, VipHolder, VipRecord,
 };
 use crate::{HISTORY, HISTORY_BYTES, REMOVED, TICKET_KEYS, VIPS};
 
@@ -126,9 +126,21 @@ fn put_config(state: &mut State, put: &PutConfig) -> Result<Outcome, Refusal> {
         at_ms: put.at_ms,
     }));
     forget_old_revisions(state);
+    lengthen_leases(state, &put.leases);
     let born = |name: &String| state.route_births.get(name).copied().unwrap_or(number);
     state.route_births = put.routes.iter().map(|name| (name.clone(), born(name))).collect();
     Ok(Outcome::Revision(number))
+}
+
+/// Leases of the present epochs may from now on be as long as this.
+fn lengthen_leases(state: &mut State, leases: &LeaseTimes) {
+    for seat in state.seats.values_mut() {
+        seat.longest_ms = seat.longest_ms.max(leases.seat_ms);
+    }
+    for (vip, record) in &mut state.vips {
+        record.longest_ms = record.longest_ms.max(leases.vips.get(vip).copied().unwrap_or(0));
+    }
+    state.leases = leases.clone();
 }
 
 fn forget_old_revisions(state: &mut State) {
@@ -179,9 +191,10 @@ fn update_node(state: &mut State, node: NodeId, profile: &NodeProfile) -> Result
 
 fn seat(state: &mut State, index: u64, node: NodeId, session: Uuid) -> Result<Outcome, Refusal> {
     member(state, node)?;
-    let seat = state.seats.entry(node).or_insert(Seat { epoch: index, session });
+    let fresh = Seat { epoch: index, session, longest_ms: state.leases.seat_ms };
+    let seat = state.seats.entry(node).or_insert(fresh);
     if seat.session != session {
-        *seat = Seat { epoch: index, session };
+        *seat = fresh;
     }
     Ok(Outcome::Seated { epoch: seat.epoch })
 }
@@ -211,6 +224,7 @@ fn give_vip(
     record.previous = record.owner.take().map(|(_, holder)| holder).or(record.previous.take());
     record.owner = Some((index, owner.clone()));
     record.moving_to = None;
+    record.longest_ms = state.leases.vips.get(vip).copied().unwrap_or(0);
     Ok(Outcome::VipGiven { epoch: index })
 }
 

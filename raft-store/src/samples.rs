@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::LogEntry;
 use crate::apply::apply;
 use crate::contents::{ContentDigest, Sealed};
-use crate::types::{Command, NodeId, NodeProfile, PutConfig, Role, State, TypeConfig, VipHolder};
+use crate::types::{Command, LeaseTimes, NodeId, NodeProfile, PutConfig, Role, State, TypeConfig, VipHolder};
 
 pub(crate) const CLUSTER: Uuid = Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_00ff);
 
@@ -33,6 +33,7 @@ pub(crate) fn put_routes(document: &[u8], routes: &[&str], expected: Option<u64>
     Command::PutConfig(PutConfig {
         document: Arc::from(document),
         routes: routes.iter().map(|r| (*r).to_owned()).collect(),
+        leases: leases(1_000, 1_000),
         uses: Vec::new(),
         contents: Vec::new(),
         expected,
@@ -40,6 +41,11 @@ pub(crate) fn put_routes(document: &[u8], routes: &[&str], expected: Option<u64>
         message: "more members".to_owned(),
         at_ms: 1_767_225_600_000,
     })
+}
+
+/// Of seats, and of the VIP of [`give_vip`].
+pub(crate) fn leases(seat_ms: u64, front_ms: u64) -> LeaseTimes {
+    LeaseTimes { seat_ms, vips: [("front".to_owned(), front_ms)].into() }
 }
 
 /// A document that names contents by number and comes with some.

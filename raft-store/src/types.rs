@@ -111,6 +111,8 @@ pub struct PutConfig {
     pub document: Arc<[u8]>,
     /// Names of the routes in it: the state remembers since when each exists.
     pub routes: Vec<String>,
+    /// How long leases last by it: the state remembers the longest that may be alive.
+    pub leases: LeaseTimes,
     /// What the document names by digest, each once.
     pub uses: Vec<ContentDigest>,
     /// Those of them that the cluster may not have yet.
@@ -120,6 +122,13 @@ pub struct PutConfig {
     pub author: String,
     pub message: String,
     pub at_ms: u64,
+}
+
+/// How long leases last by a config, milliseconds.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct LeaseTimes {
+    pub seat_ms: u64,
+    pub vips: BTreeMap<String, u64>,
 }
 
 impl PutConfig {
@@ -228,6 +237,8 @@ pub struct State {
     /// Join tokens of those: their data folders can't be used to join again.
     pub removed_tokens: BTreeMap<Uuid, NodeId>,
     pub seats: BTreeMap<NodeId, Seat>,
+    /// Of the revision in force.
+    pub leases: LeaseTimes,
     /// VIPs that have an owner, or had one.
     pub vips: BTreeMap<String, VipRecord>,
     /// Nodes drained by hand.
@@ -289,6 +300,9 @@ pub struct Seat {
     pub epoch: u64,
     /// The process that holds it: one that starts again asks for a new epoch.
     pub session: Uuid,
+    /// The longest lease that may have been granted under this epoch, milliseconds: a leader that knows only
+    /// the newest revisions must not take the seat for free earlier.
+    pub longest_ms: u64,
 }
 
 /// A VIP as it is agreed on.
@@ -300,6 +314,8 @@ pub struct VipRecord {
     pub previous: Option<VipHolder>,
     /// Where it moves to, by plan.
     pub moving_to: Option<NodeId>,
+    /// As [`Seat::longest_ms`].
+    pub longest_ms: u64,
 }
 
 impl VipRecord {

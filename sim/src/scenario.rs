@@ -311,6 +311,7 @@ impl World {
             let put = PutConfig {
                 document: document.clone(),
                 routes: Vec::new(),
+                leases: trestle_cluster::sim::lease_times(&document),
                 uses: Vec::new(),
                 contents: Vec::new(),
                 expected: compare.then(|| raft.state().revision_number()),

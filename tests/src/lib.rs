@@ -13,6 +13,8 @@ pub mod lan;
 mod nginx;
 pub mod node;
 pub mod peers;
+pub mod pki;
+pub mod python;
 mod wait;
 
 pub use binary::trestle;

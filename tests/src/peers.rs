@@ -33,7 +33,7 @@ pub fn have_namespaces() -> bool {
 }
 
 #[track_caller]
-fn skip(why: &str) -> bool {
+pub(crate) fn skip(why: &str) -> bool {
     assert!(
         std::env::var_os("TRESTLE_CI").is_none_or(|v| v != "1"),
         "under TRESTLE_CI=1 nothing is skipped: {why}"

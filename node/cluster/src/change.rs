@@ -11,6 +11,7 @@ use trestle_raft_store::types::{Command, NodeProfile, Outcome, PutConfig, Refusa
 
 use crate::cluster::Cluster;
 use crate::draft::{Draft, Found, Proposal, Stock};
+use crate::feed::lease_times;
 use crate::raft::ProposeError;
 use crate::vault::Vault;
 
@@ -99,6 +100,7 @@ impl Cluster {
         let command = Command::PutConfig(PutConfig {
             document: Arc::from(document.canonical().as_bytes()),
             routes: document.config().routes.keys().cloned().collect(),
+            leases: lease_times(document.config()),
             uses: proposal.digests().iter().map(stored_as).collect(),
             contents: self.sealed(proposal).map_err(ProposeError::Invalid)?,
             expected,

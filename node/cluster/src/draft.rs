@@ -14,7 +14,9 @@ use std::sync::Arc;
 use sha2::{Digest as _, Sha256};
 use trestle_config::model::{Content, Digest};
 use trestle_config::{Contents, Document, NamedContent, Problem};
-use trestle_raft_store::{MAX_CONTENT, MAX_DOCUMENT};
+use trestle_raft_store::{MAX_CONTENT, MAX_DOCUMENT, MAX_USES};
+
+use crate::vault::OVERHEAD;
 
 /// A document, and the files that it names as whoever applies it has read them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,6 +94,8 @@ impl Draft {
         let stored =
             self.document.stored(|named| digests.get(&named.path).copied().unwrap_or(Digest([0; 32])));
         let document = stored.map_err(Vec::from_iter)?;
+        let beside: usize = plain.values().map(|content| content.len() + OVERHEAD).sum();
+        let bytes = document.canonical().len() + beside;
         let contents = Contents::from_iter(plain);
         let is_seen = |path: &str| {
             let named = document.contents().iter().find(|named| named.path == path);
@@ -106,6 +110,19 @@ impl Draft {
         let mut digests: Vec<_> = document.contents().iter().filter_map(stored_under).collect();
         digests.sort_unstable();
         digests.dedup();
+        if digests.len() > MAX_USES || bytes > MAX_DOCUMENT {
+            let problem = format!(
+                "the document has {bytes} bytes with its {} files, at most {MAX_DOCUMENT} and {MAX_USES} fit",
+                digests.len()
+            );
+            return Err(self
+                .document
+                .contents()
+                .first()
+                .map(|named| named.problem(problem))
+                .into_iter()
+                .collect());
+        }
         Ok(Proposal { document, contents, digests })
     }
 
@@ -368,6 +385,23 @@ mod tests {
         let digest = "ff".repeat(32);
         let unseen = format!("certificates:\n  shop: {{ chain: stored:{digest}, key: stored:{digest} }}\n");
         draft(&unseen, &[]).resolve(&shelf()).unwrap();
+    }
+
+    #[test]
+    fn a_document_and_its_files_fit_together_or_are_refused() {
+        let authority = pair("ca.example.com").chain;
+        let draft = |count: usize| {
+            let pool = |n: usize| format!("  p{n}: {{ members: [], tls: {{ ca_file: {n}.pem }} }}\n");
+            let text = format!("pools:\n{}", (0..count).map(pool).collect::<String>());
+            // Text around the certificate counts too. Each has another length, by which the shelf tells them apart.
+            let file = |n: usize| authority.clone() + &"#".repeat(MAX_CONTENT - authority.len() - n);
+            let files =
+                (0..count).map(|n| (PathBuf::from(format!("{n}.pem")), Arc::from(file(n).into_bytes())));
+            Draft { document: document(&text), files: files.collect() }
+        };
+        assert_eq!(draft(7).resolve(&shelf()).unwrap().digests().len(), 7);
+        let found = problems(&draft(8));
+        assert!(found[0].contains("with its 8 files, at most 8388608"), "{found:?}");
     }
 
     #[test]

@@ -17,7 +17,7 @@ use trestle_config::model::Content;
 use trestle_config::{Config, Contents, Document, Source};
 use trestle_dataplane::{Install, Plane};
 use trestle_raft_store::contents::ContentDigest;
-use trestle_raft_store::types::{NodeId, Revision, State};
+use trestle_raft_store::types::{LeaseTimes, NodeId, Revision, State};
 
 use crate::lease::core::{TtlHistory, Ttls, VIP_TTL_MAX};
 use crate::lease::vips::VipName;
@@ -167,7 +167,7 @@ impl Feeder {
             }
             None => {}
         }
-        self.ttl.send_modify(|history| *history = history.extended(ttls));
+        self.ttl.send_modify(|history| *history = history.caught_up(longest_leases(state), ttls));
     }
 
     fn not_served(&self, revision: u64, error: &str) {
@@ -278,6 +278,24 @@ pub(crate) fn ttls(document: Result<&Document, &String>) -> Ttls {
     Ttls { seat: config.cluster.seat, vips: vips.collect() }
 }
 
+pub(crate) fn lease_times(config: &Config) -> LeaseTimes {
+    let ms = |ttl: &Duration| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+    let vips = config.vips.iter().map(|(name, vip)| (name.clone(), ms(&vip.ttl)));
+    LeaseTimes { seat_ms: ms(&config.cluster.seat), vips: vips.collect() }
+}
+
+/// What leases that are alive may have been granted with, by whichever revision.
+pub(crate) fn longest_leases(state: &State) -> Ttls {
+    let seat = state.seats.values().map(|seat| seat.longest_ms).fold(state.leases.seat_ms, u64::max);
+    let owned = state.vips.iter().map(|(name, record)| (name, record.longest_ms));
+    let mut longest: BTreeMap<VipName, Duration> = BTreeMap::new();
+    for (name, ms) in owned.chain(state.leases.vips.iter().map(|(name, ms)| (name, *ms))) {
+        let known = longest.entry(VipName::from(name.as_str())).or_default();
+        *known = (*known).max(Duration::from_millis(ms).min(VIP_TTL_MAX));
+    }
+    Ttls { seat: Duration::from_millis(seat), vips: longest }
+}
+
 pub(crate) fn rules(config: &Config) -> BTreeMap<VipName, VipRules> {
     let rules = |vip: &trestle_config::model::Vip| VipRules {
         addresses: crate::vip::in_order(vip.addresses.iter().map(|address| address.ip)),
@@ -293,4 +311,64 @@ pub(crate) fn parse(revision: &Revision) -> Result<Document, String> {
     let text = std::str::from_utf8(&revision.document).map_err(|e| e.to_string())?;
     let name = format!("revision {}", revision.number);
     trestle_config::parse(Source { name: &name, text }).map_err(|problems| problems.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use trestle_raft_store::contents::Sealed;
+    use trestle_raft_store::types::{Command, PutConfig};
+
+    use super::*;
+    use crate::identity::ClusterKey;
+
+    /// A state with a revision that names one content, sealed by this vault, and its document.
+    fn agreed(vault: &Vault) -> (State, Document) {
+        let digest = vault.digest(b"chain");
+        let name = format!("stored:{digest}");
+        let text =
+            serde_json::json!({ "certificates": { "shop": { "chain": name, "key": name } } }).to_string();
+        let document = trestle_config::parse(Source { name: "a.yaml", text: &text }).unwrap();
+        let sealed: Sealed = vault.seal_content(&digest, b"chain").unwrap();
+        let node = trestle_raft_store::types::NodeProfile {
+            name: "a".to_owned(),
+            cluster: String::new(),
+            admin: String::new(),
+            join_token: uuid::Uuid::nil(),
+            version: String::new(),
+            feature_level: 1,
+        };
+        let put = PutConfig {
+            document: Arc::from(document.canonical().as_bytes()),
+            routes: Vec::new(),
+            uses: vec![ContentDigest(digest.0)],
+            contents: vec![(ContentDigest(digest.0), sealed)],
+            expected: None,
+            author: String::new(),
+            message: String::new(),
+            at_ms: 0,
+        };
+        let mut state = State::default();
+        let found = Command::Found { cluster_id: uuid::Uuid::nil(), node, at_ms: 0 };
+        for (index, command) in (1..).zip([found, Command::PutConfig(put)]) {
+            trestle_raft_store::apply::apply(&mut state, index, &command);
+        }
+        (state, document)
+    }
+
+    #[test]
+    fn what_a_revision_names_is_opened_or_it_is_told_what_can_t_be() {
+        let vault = || Vault::new(&ClusterKey::generate().unwrap());
+        let ours = vault();
+        let (state, document) = agreed(&ours);
+        let contents = opened(&state, &document, &ours).unwrap();
+        let chain = &document.config().certificates["shop"].chain;
+        assert_eq!(contents.get(chain).as_deref(), Some(&b"chain"[..]));
+        let error = opened(&state, &document, &vault()).err().unwrap();
+        assert!(
+            error.contains("certificates.shop.chain") && error.contains("another cluster key"),
+            "{error}"
+        );
+        let error = opened(&State::default(), &document, &ours).err().unwrap();
+        assert!(error.contains("is missing"), "{error}");
+    }
 }

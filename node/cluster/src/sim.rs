@@ -23,10 +23,10 @@ use tonic::body::Body;
 use tonic::service::Routes;
 use tower::Service;
 use trestle_raft_store::simulated::{Process, Runtime};
-use trestle_raft_store::types::{NodeId, State};
+use trestle_raft_store::types::{LeaseTimes, NodeId, State};
 use uuid::Uuid;
 
-use crate::feed::{parse, rules as rules_of, ttls};
+use crate::feed::{longest_leases, parse, rules as rules_of, ttls};
 use crate::identity::{NodeIdentity, PeerIdentity};
 use crate::lease::core::{Rules, TtlHistory};
 use crate::lease::vips::VipName;
@@ -129,9 +129,16 @@ impl Rulebook {
             self.voters = document.config().cluster.voters;
         }
         let ttls = read.iter().map(|(number, document)| (*number, ttls(document.as_ref())));
-        self.ttl = self.ttl.extended(ttls);
+        self.ttl = self.ttl.caught_up(longest_leases(state), ttls.collect());
         !read.is_empty()
     }
+}
+
+/// What a document says of leases; nothing if it can't be read.
+pub fn lease_times(document: &[u8]) -> LeaseTimes {
+    let text = std::str::from_utf8(document).unwrap_or_default();
+    let document = trestle_config::parse(trestle_config::Source { name: "document", text });
+    document.map(|document| crate::feed::lease_times(document.config())).unwrap_or_default()
 }
 
 /// A cluster port of the process that opens it.

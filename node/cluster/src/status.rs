@@ -414,6 +414,23 @@ mod tests {
     }
 
     #[test]
+    fn a_certificate_is_told_of_from_thirty_days_before_it_runs_out() {
+        let left = |days_left| CertificateStatus {
+            certificate: "shop".into(),
+            names: Vec::new(),
+            subject: String::new(),
+            not_after_unix: 0,
+            days_left,
+            listeners: Vec::new(),
+            pools: Vec::new(),
+        };
+        assert_eq!(runs_out(&left(31)), None);
+        assert!(runs_out(&left(30)).unwrap().contains("shop runs out in 30 days"));
+        assert!(runs_out(&left(0)).unwrap().contains("runs out in 0 days"));
+        assert!(runs_out(&left(-1)).unwrap().contains("has run out"));
+    }
+
+    #[test]
     fn a_wrong_clock_is_told() {
         assert_eq!(wrong_clock(1_900), None);
         assert!(wrong_clock(7_200_000).is_some_and(|w| w.contains("7200s ahead of")));

@@ -47,7 +47,10 @@ pub(crate) async fn run(settings: TicketSettings, stop: CancellationToken) {
         let due = age.due_in(newest(&now), now_ms(), rotation);
         let mut pause = due.min(LOOK_EVERY);
         if let Some(term) = term.filter(|_| due.is_zero() && now.cluster_id.is_some()) {
-            add(consensus.as_ref(), &vault, term, &now).await;
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = add(consensus.as_ref(), &vault, term, &now) => {}
+            }
             // What was agreed on is in the state by then, or soon.
             pause = AGAIN;
         } else if due.is_zero() {

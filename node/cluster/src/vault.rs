@@ -26,6 +26,8 @@ use crate::identity::ClusterKey;
 
 const FORMAT: u8 = 1;
 const NONCE: usize = 24;
+/// Bytes that sealing adds.
+pub(crate) const OVERHEAD: usize = 1 + NONCE + 16;
 /// What a ticket key is bound to; contents have their digest here.
 const TICKET: &[u8] = b"ticket key";
 
@@ -139,6 +141,7 @@ mod tests {
         let seal = || vault.seal_content(&digest, plain).unwrap();
         assert!(!seal().0.windows(8).any(|bytes| bytes == &plain[..8]));
         assert_ne!(seal(), seal());
+        assert_eq!(seal().len(), plain.len() + OVERHEAD);
     }
 
     #[test]

@@ -114,13 +114,25 @@ pub(crate) enum Upstream {
 pub(crate) struct Share(Rc<Load>);
 
 /// Of a connection of HTTP/2.
-#[derive(Debug)]
 struct Load {
     requests: Cell<usize>,
-    /// As many may be.
-    most: Cell<usize>,
+    /// Driven by its own task; asked here how many the member takes.
+    connection: RefCell<http2::Connection<TokioIo<Stream>, Upload, LocalTasks>>,
     /// Since when it has none.
     idle_since: Cell<Instant>,
+}
+
+impl Load {
+    fn has_room(&self) -> bool {
+        let most = self.connection.borrow().current_max_send_streams().min(STREAMS_MAX);
+        self.requests.get() < most
+    }
+}
+
+impl fmt::Debug for Load {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Load").field("requests", &self.requests).finish_non_exhaustive()
+    }
 }
 
 impl Share {
@@ -334,9 +346,7 @@ impl Upstreams {
 
     fn take_share(&self, target: Target) -> Option<Upstream> {
         let shared = self.shared.borrow();
-        let has_room = |shared: &&Shared| {
-            !shared.sender.is_closed() && shared.load.requests.get() < shared.load.most.get()
-        };
+        let has_room = |shared: &&Shared| !shared.sender.is_closed() && shared.load.has_room();
         let shared = shared.get(&target)?.iter().find(has_room)?;
         Some(Upstream::Http2 { sender: shared.sender.clone(), share: Share::of(&shared.load) })
     }
@@ -415,18 +425,15 @@ async fn begin(stream: Stream, http2: bool) -> io::Result<Upstream> {
             .max_send_buf_size(UNSENT_MAX)
             .keep_alive_interval(PING_AFTER)
             .keep_alive_timeout(PONG_WITHIN);
-        let (sender, mut connection) = builder.handshake(io).await.map_err(io::Error::other)?;
+        let (sender, connection) = builder.handshake(io).await.map_err(io::Error::other)?;
         let load = Rc::new(Load {
             requests: Cell::new(0),
-            most: Cell::new(STREAMS_MAX),
+            connection: RefCell::new(connection),
             idle_since: Cell::new(Instant::now()),
         });
-        let of_task = Rc::clone(&load);
+        let driven = Rc::clone(&load);
         tokio::task::spawn_local(poll_fn(move |cx| {
-            let polled = Pin::new(&mut connection).poll(cx);
-            // The member says how many it takes, and may change its mind.
-            of_task.most.set(connection.current_max_send_streams().min(STREAMS_MAX));
-            polled.map(drop)
+            Pin::new(&mut *driven.connection.borrow_mut()).poll(cx).map(drop)
         }));
         return Ok(Upstream::Http2 { sender, share: Share::of(&load) });
     }

@@ -51,6 +51,32 @@ fn old(name: &str, token: u128, feature_level: u32) -> NodeProfile {
 }
 
 #[test]
+fn an_epoch_remembers_the_longest_lease_that_it_may_have_had() {
+    let put = |seat_ms, front_ms, document: &[u8]| {
+        let Command::PutConfig(put) = put_config(document, None) else { unreachable!("it is one") };
+        Command::PutConfig(PutConfig { leases: crate::samples::leases(seat_ms, front_ms), ..put })
+    };
+    let mut state = State::default();
+    let mut index = 0;
+    let mut longest = |commands: Vec<Command>| {
+        for command in commands {
+            index += 1;
+            apply(&mut state, index, &command);
+        }
+        (state.seats[&0].longest_ms, state.vips["front"].longest_ms)
+    };
+    let begin = vec![found(), put(1_000, 60_000, b"a"), seat_of(0, 1), give_vip(0, 0)];
+    assert_eq!(longest(begin), (1_000, 60_000));
+    // More revisions than are kept: what was granted by the first may be alive.
+    let many = (0..crate::HISTORY + 2).map(|n| put(1_000, 1_000, n.to_string().as_bytes()));
+    assert_eq!(longest(many.collect()), (1_000, 60_000));
+    assert_eq!(longest(vec![put(5_000, 2_000, b"b"), put(500, 2_000, b"c")]), (5_000, 60_000));
+    // Another epoch begins when no lease of an earlier one can be alive.
+    let epoch = 4;
+    assert_eq!(longest(vec![give_vip(epoch, 0), seat_of(0, 2)]), (500, 2_000));
+}
+
+#[test]
 fn the_samples_are_all_accepted() {
     let (_, outcomes) = run(samples::commands());
     assert!(!outcomes.iter().any(|o| matches!(o, Outcome::Refused(_))), "{outcomes:?}");
@@ -435,9 +461,21 @@ proptest! {
             for id in new {
                 prop_assert!(ids.insert(*id), "id {} was used twice", id);
             }
-            let seated = state.seats.iter().filter(|(id, s)| before.seats.get(id) != Some(s));
+            let epoch_before = |id| before.seats.get(id).map(|seat: &Seat| seat.epoch);
+            let seated = state.seats.iter().filter(|(id, s)| epoch_before(id) != Some(s.epoch));
             for (_, seat) in seated {
                 prop_assert!(epochs.insert(seat.epoch), "epoch {} was given twice", seat.epoch);
+            }
+            // In one epoch a lease never counts for less than it did.
+            for (id, seat) in &state.seats {
+                let same = before.seats.get(id).filter(|before| before.epoch == seat.epoch);
+                prop_assert!(same.is_none_or(|before| before.longest_ms <= seat.longest_ms));
+                prop_assert!(seat.longest_ms >= state.leases.seat_ms);
+            }
+            for (name, record) in state.vips.iter().filter(|(_, record)| record.owner.is_some()) {
+                let same = before.vips.get(name).filter(|before| before.epoch() == record.epoch());
+                prop_assert!(same.is_none_or(|before| before.longest_ms <= record.longest_ms));
+                prop_assert!(record.longest_ms >= state.leases.vips.get(name).copied().unwrap_or(0));
             }
             prop_assert!(state.removed.is_superset(&before.removed));
             prop_assert!(state.removed.iter().all(|id| !state.nodes.contains_key(id)));

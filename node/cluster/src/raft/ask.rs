@@ -309,7 +309,7 @@ fn read_reply(reply: trestle_proto::v1::ReadIndexReply) -> ProposeReply {
 
 #[cfg(test)]
 mod tests {
-    use trestle_raft_store::types::PutConfig;
+    use trestle_raft_store::types::{LeaseTimes, PutConfig};
 
     use super::*;
 
@@ -318,6 +318,7 @@ mod tests {
         let put = PutConfig {
             document: Vec::new().into(),
             routes: Vec::new(),
+            leases: LeaseTimes::default(),
             uses: Vec::new(),
             contents: Vec::new(),
             expected: None,

@@ -297,7 +297,7 @@ fn command_weight(command: &Command) -> usize {
 mod tests {
     use proptest::prelude::*;
     use trestle_raft_store::contents::{ContentDigest, Sealed};
-    use trestle_raft_store::types::PutConfig;
+    use trestle_raft_store::types::{LeaseTimes, PutConfig};
 
     use super::*;
 
@@ -345,7 +345,7 @@ mod tests {
             let contents: Vec<_> = contents.into_iter().map(sealed).collect();
             let uses = contents.iter().map(|(digest, _)| *digest).collect();
             let put = PutConfig {
-                document: document.into(), routes, uses, contents, expected: Some(u64::MAX),
+                document: document.into(), routes, leases: LeaseTimes::default(), uses, contents, expected: Some(u64::MAX),
                 author: "a".to_owned(), message, at_ms: u64::MAX,
             };
             let command = Command::PutConfig(put);

@@ -254,7 +254,10 @@ mod tests {
             let ids = 0..4;
             let state = State {
                 nodes: ids.clone().map(|id| (id, record(id))).collect(),
-                seats: ids.clone().map(|id| (id, Seat { epoch: 1, session: Uuid::nil() })).collect(),
+                seats: ids
+                    .clone()
+                    .map(|id| (id, Seat { epoch: 1, session: Uuid::nil(), longest_ms: 0 }))
+                    .collect(),
                 ..State::default()
             };
             World {

@@ -17,7 +17,7 @@ use trestle_cluster::Ended;
 use trestle_cluster::identity::ClusterKey;
 use trestle_cluster::raft::{Enter, RaftNode, Settings, StartError, Timers, Tuning};
 use trestle_raft_store::Store;
-use trestle_raft_store::types::{Command, NodeId, PutConfig};
+use trestle_raft_store::types::{Command, LeaseTimes, NodeId, PutConfig};
 
 /// For whatever must happen sooner or later.
 pub const SOON: Duration = Duration::from_secs(30);
@@ -255,6 +255,7 @@ pub fn put(document: Vec<u8>) -> Command {
     Command::PutConfig(PutConfig {
         document: document.into(),
         routes: vec![],
+        leases: LeaseTimes::default(),
         uses: Vec::new(),
         contents: Vec::new(),
         expected: None,

@@ -6,10 +6,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use http::{HeaderMap, Uri};
+use hyper::upgrade::OnUpgrade;
 use tokio::time::Instant;
 
 use super::client::Client;
 use super::gate::GateState;
+use super::h2::OpenStream;
 use super::tunnel::Upgrade;
 use crate::alarm::Alarm;
 
@@ -32,8 +34,10 @@ pub(crate) struct Conn {
     pub(crate) stream_idle: Cell<Duration>,
     /// Since when a stream of HTTP/2 could send and its client takes nothing.
     pub(crate) unsent_since: Cell<Option<Instant>>,
-    /// The client broke the request off.
-    pub(crate) abandoned: Cell<bool>,
+    /// Of HTTP/2: the connection knows by it how many there are.
+    pub(crate) stream: Option<OpenStream>,
+    /// What a stream of HTTP/2 becomes when its request for a WebSocket is granted (RFC 8441).
+    pub(crate) tunnel: RefCell<Option<OnUpgrade>>,
     /// The request of a stream as it came, if it may be sent twice. (Of HTTP/1.1 the gate keeps the head.)
     pub(crate) original: RefCell<Option<Box<(Uri, HeaderMap)>>>,
 }
@@ -57,7 +61,8 @@ impl Conn {
             used: Cell::new(false),
             stream_idle: Cell::new(Duration::ZERO),
             unsent_since: Cell::new(None),
-            abandoned: Cell::new(false),
+            stream: None,
+            tunnel: RefCell::default(),
             original: RefCell::default(),
             client,
         }

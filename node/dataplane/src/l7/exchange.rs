@@ -11,10 +11,12 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
-use http::header::{CONTENT_LENGTH, ORIGIN};
+use http::header::{CONTENT_LENGTH, ORIGIN, SEC_WEBSOCKET_ACCEPT};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body;
 use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 use trestle_config::model::{HashOn, PoolProtocol};
 
@@ -26,7 +28,7 @@ use super::record::{Record, RuleAt, rule_at};
 use super::router::Subject;
 use super::text::Scope;
 use super::transfer::{Deadline, Transfer};
-use super::tunnel::Upgrade;
+use super::tunnel::{self, Upgrade};
 use super::{cors, forward, grpc, page, target, values};
 use crate::alarm::Elapsed;
 use crate::balance::hashed;
@@ -591,6 +593,9 @@ impl Reply {
         }
         self.upstream.detach();
         let upstream = hyper::upgrade::on(&mut self.response);
+        if let Some(tunnel) = record.conn.tunnel.take() {
+            return self.switch_stream(record, upstream, tunnel);
+        }
         let mut response = Response::new(Answer::None);
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         let protocol = self.response.headers().get(http::header::UPGRADE).cloned();
@@ -602,6 +607,32 @@ impl Reply {
         std::mem::swap(response.headers_mut(), headers);
         let conn = Rc::clone(&record.conn);
         *conn.upgrade.borrow_mut() = Some(Upgrade { upstream, record, idle: self.idle });
+        response
+    }
+
+    /// The same for a stream of HTTP/2 (RFC 8441, section 5): its 200 says that it is one.
+    fn switch_stream(
+        mut self,
+        mut record: Record,
+        upstream: OnUpgrade,
+        tunnel: OnUpgrade,
+    ) -> Response<Answer> {
+        let mut response = Response::new(Answer::None);
+        forward::clean(self.response.headers_mut());
+        let headers = self.response.headers_mut();
+        headers.remove(CONTENT_LENGTH);
+        headers.remove(SEC_WEBSOCKET_ACCEPT);
+        record.edit_response(headers);
+        std::mem::swap(response.headers_mut(), headers);
+        record.status = response.status().as_u16();
+        let upgrade = Upgrade { upstream, record, idle: self.idle };
+        // Ends with its connection, at the latest.
+        tokio::task::spawn_local(async move {
+            match tunnel.await {
+                Ok(stream) => tunnel::run(upgrade, TokioIo::new(stream), Vec::new()).await,
+                Err(error) => tracing::debug!(%error, "the stream ended before it was upgraded"),
+            }
+        });
         response
     }
 }

@@ -5,6 +5,8 @@
 //! watched here: the idle time, a client that takes nothing of an answer, one that breaks off requests
 //! faster than anybody needs to, and whether the connection should go (GOAWAY).
 //!
+//! A request for a WebSocket (RFC 8441) is made one of HTTP/1.1, and its stream a [`super::tunnel`].
+//!
 //! Bounds: `h2_streams` requests at once; for each at most [`WINDOW`] bytes of a body that nobody has read
 //! and [`UNSENT_MAX`] of an answer that the client has not taken.
 
@@ -16,13 +18,17 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::header::{CONTENT_LENGTH, HOST};
-use http::{Method, Request};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE};
+use http::{HeaderValue, Method, Request};
 use http_body::Body;
 use hyper::body::Incoming;
+use hyper::ext::Protocol;
 use hyper::rt::Executor;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::task::spawn_local;
 use tokio::time::Instant;
@@ -56,15 +62,57 @@ const GOODBYE: Duration = Duration::from_secs(2);
 struct Session {
     client: Rc<Client>,
     alarm: Alarm,
-    streams: Cell<usize>,
-    /// Since when there is none.
-    idle_since: Cell<Instant>,
+    streams: Rc<Streams>,
     used: Cell<bool>,
     /// Since when the client knows that the connection ends.
     told: Cell<Option<Instant>>,
-    resets: Cell<(Instant, u32)>,
     /// The request that hyper is about to spawn.
     next: Cell<Option<Rc<Conn>>>,
+}
+
+/// The requests of a connection.
+#[derive(Debug)]
+struct Streams {
+    open: Cell<usize>,
+    /// Since when there is none.
+    idle_since: Cell<Instant>,
+    /// Broken off by the client, since when.
+    resets: Cell<(Instant, u32)>,
+}
+
+/// One of them, until all that belongs to it has ended.
+#[derive(Debug)]
+pub(crate) struct OpenStream {
+    all: Rc<Streams>,
+    broken_off: Cell<bool>,
+}
+
+impl OpenStream {
+    fn new(all: &Rc<Streams>) -> Self {
+        all.open.set(all.open.get() + 1);
+        Self { all: Rc::clone(all), broken_off: Cell::new(false) }
+    }
+
+    /// By the client.
+    pub(crate) fn break_off(&self) {
+        self.broken_off.set(true);
+    }
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        let all = &self.all;
+        let (now, left) = (Instant::now(), all.open.get() - 1);
+        all.open.set(left);
+        if left == 0 {
+            all.idle_since.set(now);
+        }
+        if self.broken_off.get() {
+            let (since, count) = all.resets.get();
+            let fresh = now.duration_since(since) >= Duration::from_secs(1);
+            all.resets.set(if fresh { (now, 1) } else { (since, count + 1) });
+        }
+    }
 }
 
 pub(crate) async fn serve(client: Rc<Client>, stream: Stream) {
@@ -74,11 +122,13 @@ pub(crate) async fn serve(client: Rc<Client>, stream: Stream) {
     let session = Rc::new(Session {
         client,
         alarm: Alarm::default(),
-        streams: Cell::new(0),
-        idle_since: Cell::new(now),
+        streams: Rc::new(Streams {
+            open: Cell::new(0),
+            idle_since: Cell::new(now),
+            resets: Cell::new((now, 0)),
+        }),
         used: Cell::new(false),
         told: Cell::new(None),
-        resets: Cell::new((now, 0)),
         next: Cell::new(None),
     });
     let service = service_fn(|request| session.begin(request));
@@ -91,6 +141,7 @@ pub(crate) async fn serve(client: Rc<Client>, stream: Stream) {
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_send_buf_size(UNSENT_MAX)
             .max_header_list_size(header_max)
+            .enable_connect_protocol()
             .keep_alive_interval(PING_AFTER)
             .keep_alive_timeout(PONG_WITHIN)
             .serve_connection(TokioIo::new(stream), service)
@@ -123,48 +174,41 @@ enum Watch {
 impl Session {
     fn begin(
         &self,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
     ) -> impl Future<Output = Result<http::Response<super::body::Answer>, Infallible>> + use<> {
-        let conn = Rc::new(Conn::new(Rc::clone(&self.client), HttpVersion::Http2));
+        let mut conn = Conn::new(Rc::clone(&self.client), HttpVersion::Http2);
+        conn.stream = Some(OpenStream::new(&self.streams));
+        if wants_websocket(&request) {
+            *conn.tunnel.borrow_mut() = Some(as_http1(&mut request));
+            conn.gate.upgrade.set(true);
+        }
         describe(&conn, &request);
+        let conn = Rc::new(conn);
         self.used.set(true);
-        self.streams.set(self.streams.get() + 1);
         self.next.set(Some(Rc::clone(&conn)));
         exchange::serve(conn, request)
     }
 
-    fn ended(&self, conn: &Conn) {
-        self.streams.set(self.streams.get() - 1);
-        let now = Instant::now();
-        if self.streams.get() == 0 {
-            self.idle_since.set(now);
-        }
-        if conn.abandoned.get() {
-            let (since, count) = self.resets.get();
-            let fresh = now.duration_since(since) >= Duration::from_secs(1);
-            self.resets.set(if fresh { (now, 1) } else { (since, count + 1) });
-        }
-    }
-
     fn watch(&self, cx: &mut Context<'_>) -> Watch {
-        if self.resets.get().1 > RESETS_MAX {
+        if self.streams.resets.get().1 > RESETS_MAX {
             tracing::debug!(client = ?self.client.address, "client breaks off too many requests");
             return Watch::End;
         }
         if self.client.handle.is_closing() && self.told.get().is_none() {
             return self.say_goodbye();
         }
-        if self.streams.get() > 0 {
+        if self.streams.open.get() > 0 {
             return Watch::Wait;
         }
+        let idle_since = self.streams.idle_since.get();
         if let Some(told) = self.told.get() {
-            let over = self.alarm.passed(cx, told.max(self.idle_since.get()) + GOODBYE);
+            let over = self.alarm.passed(cx, told.max(idle_since) + GOODBYE);
             return if over { Watch::End } else { Watch::Wait };
         }
         let listener = self.client.listener();
         let settings = &listener.settings.http;
         let patience = if self.used.get() { settings.idle } else { settings.header_timeout };
-        if !patience.is_zero() && self.alarm.passed(cx, self.idle_since.get() + patience) {
+        if !patience.is_zero() && self.alarm.passed(cx, idle_since + patience) {
             return self.say_goodbye();
         }
         Watch::Wait
@@ -176,11 +220,34 @@ impl Session {
     }
 }
 
+/// By an extended CONNECT (RFC 8441, section 4).
+fn wants_websocket(request: &Request<Incoming>) -> bool {
+    let protocol = request.extensions().get::<Protocol>();
+    request.method() == Method::CONNECT && protocol.is_some_and(|protocol| protocol.as_str() == "websocket")
+}
+
+/// Makes of it what HTTP/1.1 has for it (RFC 6455, section 4.1); what comes out is its stream, if it is
+/// granted.
+fn as_http1(request: &mut Request<Incoming>) -> OnUpgrade {
+    let tunnel = hyper::upgrade::on(&mut *request);
+    *request.method_mut() = Method::GET;
+    let headers = request.headers_mut();
+    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    let key = STANDARD.encode(rand::random::<[u8; 16]>());
+    if let Ok(key) = HeaderValue::from_maybe_shared(key.into_bytes()) {
+        headers.insert(SEC_WEBSOCKET_KEY, key);
+    }
+    headers.entry(SEC_WEBSOCKET_VERSION).or_insert(HeaderValue::from_static("13"));
+    tunnel
+}
+
 /// Tells of a request what of HTTP/1.1 the gate finds out.
 fn describe(conn: &Conn, request: &Request<Incoming>) {
     let length = request.headers().get(CONTENT_LENGTH);
     let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
     conn.gate.framing.set(match length {
+        _ if conn.tunnel.borrow().is_some() => Framing::None,
         _ if request.body().is_end_stream() => Framing::None,
         Some(length) => Framing::Length(length),
         None => Framing::Chunked,
@@ -254,11 +321,5 @@ impl Running {
         let patience = self.conn.stream_idle.get();
         let since = self.conn.unsent_since.get();
         since.is_some_and(|since| !patience.is_zero() && self.conn.alarm.passed(cx, since + patience))
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.session.ended(&self.conn);
     }
 }

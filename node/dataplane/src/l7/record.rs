@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::body::UploadState;
 use super::client::Tls;
 use super::conn::Conn;
+use super::h2::OpenStream;
 use super::text::Scope;
 use crate::access_log::{Object, timestamp};
 use crate::metrics::Reason;
@@ -184,7 +185,7 @@ impl Drop for Record {
         let reason = if self.conn.client.handle.is_cut() { Reason::Closing } else { Reason::ClientGone };
         if !self.ended {
             self.end(reason);
-            self.conn.abandoned.set(true);
+            self.conn.stream.iter().for_each(OpenStream::break_off);
         }
     }
 }

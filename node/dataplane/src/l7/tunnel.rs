@@ -1,4 +1,5 @@
-//! A connection after a 101: bytes both ways, without a look at them.
+//! A connection after a 101, or a stream of HTTP/2 that stands for one: bytes both ways, without a look at
+//! them.
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -31,7 +32,10 @@ pub(crate) struct Upgrade {
 
 /// Joins client and upstream until both have ended, one breaks, or nothing moves. `early` is what the
 /// client has sent behind its request.
-pub(crate) async fn run(upgrade: Upgrade, client: Stream, early: Vec<u8>) {
+pub(crate) async fn run<C>(upgrade: Upgrade, client: C, early: Vec<u8>)
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+{
     let Upgrade { upstream, mut record, idle } = upgrade;
     let reason = match join(upstream, &mut record, idle, client, &early).await {
         Ok(reason) => reason,
@@ -43,13 +47,16 @@ pub(crate) async fn run(upgrade: Upgrade, client: Stream, early: Vec<u8>) {
     record.end(reason);
 }
 
-async fn join(
+async fn join<C>(
     upstream: OnUpgrade,
     record: &mut Record,
     idle: Duration,
-    client: Stream,
+    client: C,
     early: &[u8],
-) -> io::Result<Reason> {
+) -> io::Result<Reason>
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+{
     let upgraded = upstream.await.map_err(io::Error::other)?;
     let parts = upgraded.downcast::<TokioIo<Stream>>().map_err(|_| io::Error::other("foreign stream"))?;
     let moved = Rc::new(Cell::new(Instant::now()));
@@ -79,19 +86,19 @@ async fn join(
 }
 
 /// Notes when bytes last moved.
-struct Watched {
-    stream: Stream,
+struct Watched<S> {
+    stream: S,
     moved: Rc<Cell<Instant>>,
     written: u64,
 }
 
-impl Watched {
-    fn new(stream: Stream, moved: &Rc<Cell<Instant>>) -> Self {
+impl<S> Watched<S> {
+    fn new(stream: S, moved: &Rc<Cell<Instant>>) -> Self {
         Self { stream, moved: Rc::clone(moved), written: 0 }
     }
 }
 
-impl AsyncRead for Watched {
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -103,7 +110,7 @@ impl AsyncRead for Watched {
     }
 }
 
-impl AsyncWrite for Watched {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes))?;
         self.written += written as u64;

@@ -15,6 +15,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http2::SendRequest;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
@@ -463,4 +464,78 @@ async fn a_call_that_its_caller_gives_up_is_given_up_at_the_member() {
     until("the call is there", || there.load(Relaxed) == 1).await;
     given_up.abort();
     until("the member hears of it", || gone.load(Relaxed) == 1).await;
+}
+
+// === WebSockets (RFC 8441) ===
+
+/// A member that takes up the protocol and sends back what it gets.
+async fn websocket() -> Backend {
+    Backend::raw(|mut stream| async move {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            if stream.read_buf(&mut head).await.unwrap_or(0) == 0 {
+                return;
+            }
+        }
+        let head = String::from_utf8(head).expect("text").to_ascii_lowercase();
+        let fits = head.starts_with("get /chat http/1.1\r\n")
+            && ["host: a.test", "upgrade: websocket", "connection: upgrade", "sec-websocket-version: 13"]
+                .iter()
+                .all(|line| head.contains(line))
+            && head.contains("sec-websocket-key: ");
+        let answer: &[u8] = match fits {
+            true => b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: x\r\n\r\n",
+            false => b"HTTP/1.1 403 Forbidden\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
+        };
+        stream.write_all(answer).await.expect("written");
+        if !fits {
+            return;
+        }
+        let (mut read, mut write) = stream.split();
+        let _ = tokio::io::copy(&mut read, &mut write).await;
+    })
+    .await
+}
+
+fn extended_connect(path: &str) -> Request<Body> {
+    let mut request = Request::builder()
+        .method(Method::CONNECT)
+        .uri(format!("http://a.test{path}"))
+        .body(empty())
+        .expect("a request");
+    request.extensions_mut().insert(hyper::ext::Protocol::from_static("websocket"));
+    request
+}
+
+#[tokio::test]
+async fn a_websocket_over_http2_reaches_a_member_of_http1() {
+    let backend = websocket().await;
+    let mut config = config(&[backend.address]);
+    config.listeners.get_mut("web").expect("web").http.idle = Duration::from_millis(200);
+    let (proxy, address) = Proxy::serving(config.clone()).await;
+    let mut client = connect(address).await;
+    // The server has to say first that it can.
+    assert_eq!(send(&mut client, get("/")).await.expect("an answer").status(), 403);
+    let mut response = send(&mut client, extended_connect("/chat")).await.expect("an answer");
+    assert_eq!(response.status(), 200);
+    assert!(!response.headers().contains_key("sec-websocket-accept"));
+    let upgraded =
+        timeout(PATIENCE, hyper::upgrade::on(&mut response)).await.expect("in time").expect("a tunnel");
+    let mut stream = TokioIo::new(upgraded);
+    for text in ["hello", "world"] {
+        stream.write_all(text.as_bytes()).await.expect("written");
+        let mut back = [0; 5];
+        timeout(PATIENCE, stream.read_exact(&mut back)).await.expect("in time").expect("an echo");
+        assert_eq!(&back, text.as_bytes());
+        // Longer than a connection without requests may live.
+        sleep(Duration::from_millis(500)).await;
+    }
+    drop(stream);
+    proxy.log.line(&["\"path\":\"/chat\"", "\"status\":200", "\"bytes_out\":10"]).await;
+
+    the_rule(&mut config).websocket = false;
+    proxy.install(2, config).await;
+    let mut client = connect(address).await;
+    send(&mut client, get("/")).await.expect("an answer");
+    assert_eq!(send(&mut client, extended_connect("/chat")).await.expect("an answer").status(), 403);
 }

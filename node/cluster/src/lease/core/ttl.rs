@@ -35,6 +35,16 @@ impl Ttls {
         }
     }
 
+    /// Of each key the longer one.
+    fn longer(&self, other: &Ttls) -> Ttls {
+        let mut vips = self.vips.clone();
+        for (name, ttl) in &other.vips {
+            let longest = vips.entry(name.clone()).or_default();
+            *longest = (*longest).max(*ttl);
+        }
+        Ttls { seat: self.seat.max(other.seat), vips }
+    }
+
     /// The shortest: who renews at its pace renews all.
     pub fn shortest(&self) -> Duration {
         self.vips.values().copied().fold(self.seat, Duration::min)
@@ -56,7 +66,7 @@ pub struct TtlHistory {
 }
 
 impl TtlHistory {
-    /// Revisions kept. Further back than this, a TTL is taken to have ended long ago.
+    /// Revisions kept apart. Of those before them the longest TTLs are.
     pub const KEPT: usize = 16;
 
     /// Before the first revision (0).
@@ -70,8 +80,29 @@ impl TtlHistory {
         let last = self.revision();
         let newer = newer.into_iter().filter(|(revision, _)| *revision > last);
         entries.extend(newer.map(|(revision, ttls)| (revision, Arc::new(ttls.into()))));
-        entries.drain(..entries.len().saturating_sub(Self::KEPT));
-        Self { entries }
+        let mut history = Self { entries };
+        history.shorten();
+        history
+    }
+
+    /// As [`Self::extended`], by one who may have missed revisions in between: for those stands `longest`,
+    /// which is as long as any of them that may have been granted.
+    pub fn caught_up(&self, longest: Ttls, newer: Vec<(u64, Ttls)>) -> Self {
+        match newer.first() {
+            Some((first, _)) if *first > self.revision() + 1 => {
+                self.extended([(first - 1, longest)]).extended(newer)
+            }
+            _ => self.extended(newer),
+        }
+    }
+
+    /// None is forgotten: it may have been granted, and who reads this may not have seen it yet.
+    fn shorten(&mut self) {
+        while self.entries.len() > Self::KEPT {
+            let (_, oldest) = self.entries.remove(0);
+            let next = &mut self.entries[0].1;
+            *next = Arc::new(oldest.longer(next));
+        }
     }
 
     /// The newest revision in it.
@@ -285,8 +316,28 @@ mod tests {
     }
 
     #[test]
-    fn the_history_is_bounded() {
-        let long = history(&[7; 100]);
+    fn the_history_is_bounded_and_forgets_no_long_ttl() {
+        let long = history(&[&[60][..], &[1; 99]].concat());
         assert_eq!((long.entries.len(), long.revision()), (TtlHistory::KEPT, 100));
+        let ttl = TtlRecord::new(at(0), long.since(0));
+        assert_eq!(ttl.longest(&SEATS, at(60)), 60 * SECOND);
+        assert_eq!(ttl.longest(&SEATS, at(61)), SECOND);
+        let mut reader = TtlRecord::new(at(0), history(&[1]).since(0));
+        reader.set(at(5), long.since(1));
+        assert_eq!(reader.longest(&SEATS, at(64)), 60 * SECOND);
+    }
+
+    #[test]
+    fn for_revisions_that_were_missed_stands_the_longest_of_them() {
+        let front = Resource::Vip(Arc::from("front"));
+        let start = TtlHistory::new(vips(&[]));
+        let newest = vec![(20, vips(&[("front", 1)])), (21, vips(&[("front", 1)]))];
+        let ttl = TtlRecord::new(at(0), start.caught_up(vips(&[("front", 60)]), newest.clone()).since(0));
+        assert_eq!((ttl.current(&front), ttl.longest(&front, at(60))), (Some(SECOND), 60 * SECOND));
+        // None was missed: nothing beside what was read counts.
+        let known = start.extended((1..20).map(|revision| (revision, vips(&[("front", 1)]))));
+        let mut ttl = TtlRecord::new(at(0), known.since(0));
+        ttl.set(at(1), known.caught_up(vips(&[("front", 60)]), newest).since(19));
+        assert_eq!(ttl.longest(&front, at(2)), SECOND);
     }
 }

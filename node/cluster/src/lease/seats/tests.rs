@@ -85,7 +85,7 @@ impl Raft {
             match *command {
                 Command::Seat { node, session } => {
                     let epoch = next.applied_index;
-                    next.seats.insert(node, CommittedSeat { epoch, session });
+                    next.seats.insert(node, CommittedSeat { epoch, session, longest_ms: 0 });
                     outcome = Outcome::Seated { epoch };
                 }
                 Command::Unseat { node, epoch } => {

@@ -13,6 +13,7 @@ use trestle_cluster::lease::clock::Clock as _;
 use trestle_cluster::membership::Act;
 use trestle_cluster::raft::{Enter, ProposeError, RaftNode};
 use trestle_config::{Source, parse};
+use trestle_raft_store::contents::{ContentDigest, Sealed};
 use trestle_raft_store::simulated::{Dice, Machine, Process, Runtime};
 use trestle_raft_store::types::{Command, NodeId, Outcome as Applied, PutConfig};
 
@@ -307,13 +308,14 @@ impl World {
         let (reply, answer) = oneshot::channel();
         let (Some(process), Some(raft)) = (host.process(), host.raft()) else { return answer };
         let (oracle, name) = (self.around.oracle.clone(), host.name.clone());
+        let (digest, content) = content(self.document / 3);
         drop(process.spawn(async move {
             let put = PutConfig {
                 document: document.clone(),
                 routes: Vec::new(),
                 leases: trestle_cluster::sim::lease_times(&document),
-                uses: Vec::new(),
-                contents: Vec::new(),
+                uses: vec![digest],
+                contents: vec![(digest, content)],
                 expected: compare.then(|| raft.state().revision_number()),
                 author: name,
                 message: String::new(),
@@ -715,6 +717,13 @@ impl World {
         }
         self.violation()
     }
+}
+
+/// What some neighbouring documents name beside them. A store that has lost one does not open.
+fn content(number: u64) -> (ContentDigest, Sealed) {
+    let mut digest = [0; 32];
+    digest[..8].copy_from_slice(&number.to_le_bytes());
+    (ContentDigest(digest), Sealed(Arc::from(digest.repeat(8))))
 }
 
 fn said(result: Result<(Applied, u64), ProposeError>) -> String {

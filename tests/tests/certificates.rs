@@ -199,6 +199,7 @@ fn a_certificate_comes_with_the_config_its_key_is_never_seen_again_and_it_can_be
     assert!(row["days_left"].as_i64() > Some(30), "{row}");
 
     done(&cluster.nodes[1], &["rollback", "2"]);
+    cluster.join("n4").wait_ready();
     all_show(&cluster, &first);
     for node in &mut cluster.nodes {
         node.kill9();

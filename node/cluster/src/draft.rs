@@ -274,8 +274,11 @@ impl fmt::Debug for Files {
     }
 }
 
-/// At most [`MAX_CONTENT`] bytes, whatever the file says of its size.
-fn read_file(path: &Path) -> Result<Arc<[u8]>, String> {
+/// A file that becomes a content: at most [`MAX_CONTENT`] bytes, whatever it says of its size.
+///
+/// # Errors
+/// Why not, without the path.
+pub fn read_file(path: &Path) -> Result<Arc<[u8]>, String> {
     let text = |e: std::io::Error| e.to_string();
     let file = std::fs::File::open(path).map_err(text)?;
     if file.metadata().map_err(text)?.is_dir() {

@@ -340,6 +340,7 @@ mod tests {
         let put = PutConfig {
             document: Arc::from(document.canonical().as_bytes()),
             routes: Vec::new(),
+            leases: lease_times(document.config()),
             uses: vec![ContentDigest(digest.0)],
             contents: vec![(ContentDigest(digest.0), sealed)],
             expected: None,

@@ -32,7 +32,7 @@ pub mod vip;
 
 pub use change::{Applied, ChangeError, Consistency};
 pub use cluster::{Cluster, Ended, StartError};
-pub use draft::{Draft, Files, Found, Offline, Proposal, Stock};
+pub use draft::{Draft, Files, Found, Offline, Proposal, Stock, read_file};
 pub use feed::InForce;
 pub use folder::FolderError;
 pub use settings::{Settings, Start};

@@ -25,7 +25,7 @@ use crate::vault::Vault;
 
 /// Between two looks at the clocks: the wall clock may be set.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
-/// After a key could not be agreed on.
+/// After a key was proposed, whatever came of it; and the shortest period that is followed.
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// What [`run`] needs.
@@ -42,7 +42,7 @@ pub(crate) async fn run(settings: TicketSettings, stop: CancellationToken) {
     let mut age = Age::new(newest(&state.borrow()).map(|key| key.epoch));
     loop {
         let now = state.borrow_and_update().clone();
-        let rotation = config.borrow_and_update().1.cluster.ticket_rotation;
+        let rotation = config.borrow_and_update().1.cluster.ticket_rotation.max(AGAIN);
         let term = *leadership.borrow_and_update();
         let due = age.due_in(newest(&now), now_ms(), rotation);
         let mut pause = due.min(LOOK_EVERY);

@@ -1,12 +1,13 @@
 //! Commands around certificates.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use anyhow::Context;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use http::Method;
 use serde_json::json;
+use trestle_cluster::read_file;
 
 use super::config::report;
 use super::output::{Outcome, Output, table};
@@ -100,12 +101,12 @@ fn set(args: &Set) -> Outcome {
     report((answer.json()?, answer.json()?), args.output)
 }
 
-fn bytes(path: &Path) -> anyhow::Result<Vec<u8>> {
-    std::fs::read(path).with_context(|| format!("can't read {}", path.display()))
+fn bytes(path: &Path) -> anyhow::Result<Arc<[u8]>> {
+    read_file(path).map_err(|why| anyhow::anyhow!("can't read {}: {why}", path.display()))
 }
 
 fn text(path: &Path) -> anyhow::Result<String> {
-    String::from_utf8(bytes(path)?).map_err(|_| {
+    String::from_utf8(bytes(path)?.to_vec()).map_err(|_| {
         anyhow::anyhow!("{} is no PEM text: `openssl` converts DER with `-outform PEM`", path.display())
     })
 }

@@ -96,6 +96,31 @@ fn a_preferred_node_gets_it_first_and_gets_it_back_only_if_asked() {
 }
 
 #[test]
+fn an_owner_that_may_not_have_it_any_more_hands_it_over_or_lets_it_go() {
+    if !peers::have_namespaces() {
+        return;
+    }
+    let lan = Lan::start(2, "1s");
+    let owner = lan.owner(None);
+    let other = &lan.nodes[1 - owner].name;
+    let client = Prober::start(&lan, "probe", &format!("{VIP}:80"));
+    std::thread::sleep(Duration::from_millis(300));
+    lan.apply(0, &front(&format!("nodes: [{other}]"))).expect("it is applied");
+    owned_by(&lan, 0, other);
+    std::thread::sleep(Duration::from_secs(1));
+    let seen = client.stop();
+    assert_eq!(seen["failed"], 0, "{seen}");
+    lan.apply(0, &front("nodes: [n9]")).expect("it is applied");
+    owned_by(&lan, 0, "-");
+    eventually(SETTLE, "it is let go of", || {
+        ensure!(lan.with_address().is_empty(), "{:?}", lan.with_address());
+        Ok(())
+    });
+    lan.apply(0, &front("")).expect("it is applied");
+    lan.wait_served();
+}
+
+#[test]
 fn a_move_can_be_asked_of_any_node_and_says_why_it_can_not_be() {
     if !peers::have_namespaces() {
         return;

@@ -49,8 +49,21 @@ pub struct Situation<'a> {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
-    Assign { vip: VipName, node: NodeId, session: Uuid },
-    Move { vip: VipName, epoch: u64, to: Option<NodeId> },
+    Assign {
+        vip: VipName,
+        node: NodeId,
+        session: Uuid,
+    },
+    Move {
+        vip: VipName,
+        epoch: u64,
+        to: Option<NodeId>,
+    },
+    /// Its owner may not have it any more, and nobody who may can take it: it is not renewed.
+    Vacate {
+        vip: VipName,
+        node: NodeId,
+    },
 }
 
 /// What should change now, in the order of names.
@@ -129,7 +142,10 @@ impl Situation<'_> {
         if let Some(to) = record.moving_to {
             return (!fit.contains_key(&to)).then(|| go(None));
         }
-        let better = best(Some(owner.node))?;
+        let Some(better) = best(Some(owner.node)) else {
+            let vacate = self.settled && !self.is_allowed(owner.node, rules);
+            return vacate.then(|| Decision::Vacate { vip: vip.clone(), node: owner.node });
+        };
         let must_go = self.should_leave(owner.node, rules);
         let (theirs, ours) = (self.preference(rules, better), self.preference(rules, owner.node));
         let load = |node| loads.get(&node).copied().unwrap_or(0);
@@ -180,9 +196,14 @@ impl Situation<'_> {
     /// Whether a node that owns a VIP should hand it over while it can.
     fn should_leave(&self, node: NodeId, rules: &VipRules) -> bool {
         let leaving = self.heard.get(&node).is_some_and(|report| report.leaving);
+        let drained = self.state.drained.contains(&node);
+        leaving || drained || self.vacating.contains(&node) || !self.is_allowed(node, rules)
+    }
+
+    /// By the VIP's `nodes`.
+    fn is_allowed(&self, node: NodeId, rules: &VipRules) -> bool {
         let name = self.name(node);
-        let allowed = rules.nodes.is_empty() || rules.nodes.iter().any(|n| Some(n.as_str()) == name);
-        leaving || self.state.drained.contains(&node) || self.vacating.contains(&node) || !allowed
+        rules.nodes.is_empty() || rules.nodes.iter().any(|n| Some(n.as_str()) == name)
     }
 
     fn rank(
@@ -305,6 +326,7 @@ mod tests {
                 Decision::Move { vip, epoch: 10, to: Some(to) } => format!("{vip} moves to {to}"),
                 Decision::Move { vip, epoch: 10, to: None } => format!("{vip} stays"),
                 Decision::Move { .. } => panic!("{decision:?} is of another epoch"),
+                Decision::Vacate { vip, node } => format!("{vip} not on {node}"),
             };
             decisions.iter().map(tell).collect()
         }
@@ -400,6 +422,20 @@ mod tests {
         assert!(moved.len() == 1 && moved[0].starts_with("a moves to ") && moved[0] != "a moves to 2");
         world.state.drained.extend([0, 1, 3]);
         assert_eq!(world.choose(), [""; 0], "there is nobody to take it");
+    }
+
+    #[test]
+    fn who_may_not_have_it_any_more_hands_it_over_or_lets_it_go() {
+        let mut world = World::new(&["a"]);
+        world.own("a", 1);
+        world.rules("a").nodes = vec!["n2".into(), "n3".into()];
+        world.rules("a").prefer = vec!["n3".into()];
+        assert_eq!(world.choose(), ["a moves to 3"]);
+        world.rules("a").nodes = vec!["n9".into()];
+        world.settled = false;
+        assert_eq!(world.choose(), [""; 0], "somebody who may can be heard in a moment");
+        world.settled = true;
+        assert_eq!(world.choose(), ["a not on 1"]);
     }
 
     #[test]

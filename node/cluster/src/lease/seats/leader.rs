@@ -474,6 +474,10 @@ impl Leader {
                 Decision::Assign { vip, node, session } => {
                     self.feed(Event::Assign { key: Resource::Vip(vip), node, session });
                 }
+                Decision::Vacate { vip, node } => {
+                    let until = now + self.table.ttl();
+                    self.feed(Event::Vacate { key: Resource::Vip(vip), node, until });
+                }
                 Decision::Move { vip, epoch, to } => {
                     if self.moves.contains_key(&vip) {
                         continue;

@@ -116,7 +116,7 @@ impl ProgramArgs {
         let chaos = std::env::current_exe().context("the running program can't be found")?;
         let trestle = match &self.trestle {
             Some(trestle) => std::path::absolute(trestle)?,
-            None => chaos.with_file_name("trestle"),
+            None => Programs::beside(&chaos),
         };
         ensure!(trestle.is_file(), "no {}: build it, or say --trestle FILE", trestle.display());
         Ok(Programs { trestle, chaos })

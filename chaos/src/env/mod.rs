@@ -12,7 +12,7 @@ mod process;
 pub mod switch;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -87,6 +87,13 @@ pub struct Programs {
     pub trestle: PathBuf,
     /// This tool: reaper, relay.
     pub chaos: PathBuf,
+}
+
+impl Programs {
+    /// The `trestle` that is taken where none is named.
+    pub fn beside(chaos: &Path) -> PathBuf {
+        chaos.with_file_name("trestle")
+    }
 }
 
 /// Which processes of a node.

@@ -66,6 +66,8 @@ pub struct Layout {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct VipLayout {
     pub ttl_ms: u64,
+    /// `on_quorum_loss: hold`.
+    pub hold: bool,
 }
 
 impl VipLayout {

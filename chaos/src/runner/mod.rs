@@ -188,7 +188,7 @@ fn vips(map: &Map, scenario: &Scenario) -> Vec<VipInfo> {
         name: env::VIP.to_owned(),
         addresses: map.vip.clone(),
         ttl: nanoseconds(vip.ttl()),
-        hold: false,
+        hold: vip.hold,
     };
     vip.map(info).into_iter().collect()
 }

@@ -198,6 +198,8 @@ pub struct Rule {
     pub matches: Vec<Match>,
     /// None where the rule answers by itself.
     pub pools: Vec<WeightedPool>,
+    /// Those that get a copy.
+    pub mirrors: Vec<Mirror>,
     pub answer: Option<LocalAnswer>,
     pub rewrite: Rewrite,
     pub timeout: RouteTimeouts,
@@ -281,6 +283,15 @@ pub struct Policies {
     pub request_headers: Option<HeaderEdits>,
     pub response_headers: Option<HeaderEdits>,
     pub cors: Option<Cors>,
+    pub error_pages: Option<Vec<ErrorPage>>,
+}
+
+/// What a client sees of errors that are ours.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ErrorPage {
+    /// The first and the last status.
+    pub statuses: (u16, u16),
+    pub page: Content,
 }
 
 impl Policies {
@@ -291,6 +302,7 @@ impl Policies {
             request_headers: self.request_headers.clone().or_else(|| outer.request_headers.clone()),
             response_headers: self.response_headers.clone().or_else(|| outer.response_headers.clone()),
             cors: self.cors.clone().or_else(|| outer.cors.clone()),
+            error_pages: self.error_pages.clone().or_else(|| outer.error_pages.clone()),
         }
     }
 }
@@ -392,6 +404,13 @@ pub enum ValueMatch {
 }
 
 #[derive(Clone, Debug, PartialEq)]
+pub struct Mirror {
+    pub pool: String,
+    /// Part of the requests, 0 to 1. Default 1.
+    pub share: f64,
+}
+
+#[derive(Clone, Debug, PartialEq)]
 pub struct WeightedPool {
     pub pool: String,
     /// 0: gets no traffic. Not all pools of a rule may be 0.
@@ -422,6 +441,14 @@ pub struct Retry {
     pub on_connect: bool,
     /// A reused connection closed before a byte came back.
     pub on_reused: bool,
+    /// Any connection closed before a byte came back.
+    pub on_reset: bool,
+    /// One of these came back, or stands for what became of the request.
+    pub on_status: Vec<(u16, u16)>,
+    /// Wait before the first attempt after a reset or a status, doubled for each. Default 25 ms.
+    pub backoff: Duration,
+    /// Bytes of a body that are kept. Default 64 KiB.
+    pub buffer: usize,
 }
 
 // === pools ===
@@ -698,7 +725,15 @@ impl Default for Cors {
 
 impl Default for Retry {
     fn default() -> Self {
-        Self { attempts: 1, on_connect: true, on_reused: true }
+        Self {
+            attempts: 1,
+            on_connect: true,
+            on_reused: true,
+            on_reset: false,
+            on_status: Vec::new(),
+            backoff: Duration::from_millis(25),
+            buffer: 64 << 10,
+        }
     }
 }
 

@@ -158,6 +158,10 @@ fn text(format: Format) -> Json {
         Format::HashOn => {
             json!({ "type": "string", "pattern": "^(client|client-port|path|header:.+|cookie:.+)$" })
         }
+        Format::ErrorStatus => json!({ "type": "string", "pattern": "^[45](xx|[0-9][0-9])$" }),
+        Format::RetryOn => {
+            json!({ "type": ["string", "integer"], "pattern": "^(connect|reused|reset|5xx|[45][0-9][0-9])$" })
+        }
         Format::File | Format::Pem => json!({ "type": "string" }),
         Format::ServerName => json!({ "type": "string", "pattern": "^[0-9A-Za-z_.:-]+$" }),
         Format::Factor => json!({ "type": "number", "minimum": 1, "maximum": 100 }),

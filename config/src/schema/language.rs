@@ -155,7 +155,7 @@ static RULE_KEYS: &[Key] = &[
     key("redirect", Type::Object(&REDIRECT), Words("none"), "Answers with a redirect"),
     key("respond", Type::Object(&RESPOND), Words("none"), "Answers by itself"),
     key("rewrite", Type::Object(&REWRITE), Words("none"), "Changes host and path before they are forwarded"),
-    key("mirror", Type::List { of: &Type::Object(&MIRROR), min: 0 }, Yaml("[]"), "Pools that get a copy").later(),
+    key("mirror", Type::List { of: &Type::Short("pool", &MIRROR), min: 0 }, Yaml("[]"), "Pools that get a copy of requests and whose answers nobody sees; bodies of up to 64 KiB go along, longer ones are not mirrored"),
     key("max_body", SIZE, Yaml("0"), "Longest request body; 0: no limit"),
     key("upgrade", Type::List { of: &one_of(&["websocket"], &[]), min: 0 }, Yaml("[websocket]"), "Protocols that a connection may change to; `[]`: none"),
     key("use", USE, Yaml("[]"), "Policies that apply"),
@@ -204,9 +204,9 @@ static ROUTE_TIMEOUT: Object = Object::new("rule.timeout", &[
 
 static RETRY: Object = Object::new("rule.retry", &[
     key("attempts", Type::Int { min: 0, max: 10 }, Yaml("1"), "Further attempts after the first"),
-    key("on", Type::List { of: &one_of(&["connect", "reused"], &["reset", "5xx", "STATUS"]), min: 0 }, Yaml("[connect, reused]"), "`connect`: nothing was sent; `reused`: a kept connection closed before a byte came back"),
-    key("backoff", TIME, Yaml("25ms"), "Wait before a further attempt").later(),
-    key("buffer", SIZE, Yaml("64KiB"), "Request body kept for it").later(),
+    key("on", Type::List { of: &Type::Text(Format::RetryOn), min: 0 }, Yaml("[connect, reused]"), "`connect`: nothing was sent; `reused`: a kept connection closed before a byte came back; `reset`: any did; `5xx` or a status such as `503`: this came back, or what we would answer with it; all but `connect` for idempotent methods only"),
+    key("backoff", TIME, Yaml("25ms"), "Wait before a further attempt after a failure that is not `connect` or `reused`, doubled for each; up to a half is taken off at random"),
+    key("buffer", Type::Size { min: 0, max: 16 << 20 }, Yaml("64KiB"), "As much of a request body is kept so that it can be sent again; 0: none"),
 ]);
 
 static REDIRECT: Object = Object::new("rule.redirect", &[
@@ -257,7 +257,7 @@ static POLICY_KEYS: &[Key] = &[
     key("request_headers", Type::Object(&HEADER_EDITS), Words("what stands further out"), "Edits of the request's header"),
     key("response_headers", Type::Object(&RESPONSE_HEADER_EDITS), Words("what stands further out"), "Edits of the response's header, also of answers of our own"),
     key("substitute", OPEN_LIST, Yaml("[]"), "`{ find, regex, with, types, max }`: edits of the response's body").later(),
-    key("error_pages", STRING_MAP, Yaml("{}"), "Files for answers of our own, by status or class").later(),
+    key("error_pages", Type::Map { key: Format::ErrorStatus, of: &FILE }, Words("what stands further out"), "Files for errors that we answer ourselves, by status (`\"503\"`) or class (`5xx`); `${request.id}` in them is filled in"),
 ];
 
 static FIREWALL: Object = Object::new("policy.firewall", &[

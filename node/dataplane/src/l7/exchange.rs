@@ -1,9 +1,10 @@
 //! One request: routed, sent, sent again where that is safe, answered.
 //!
 //! What may be sent again: a request that never left (the connection was refused, or had been closed
-//! before a byte was written), always; one that was written to a reused connection which then closed
-//! without a byte of an answer, if it is idempotent and has no body (RFC 9110, section 9.2.2; RFC 9112,
-//! section 9.3.1). It is built anew from the head that the gate has kept.
+//! before a byte was written), always; one that was written, if it is idempotent (RFC 9110, section 9.2.2) and
+//! its body is small enough to have been kept: after a reused connection closed without a byte of an answer
+//! (RFC 9112, section 9.3.1), and after what else the rule takes for a failure. It is built anew from the
+//! head that the gate has kept.
 
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -20,10 +21,11 @@ use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 use trestle_config::model::{HashOn, PoolProtocol};
 
-use super::body::{Answer, Upload, UploadState};
+use super::body::{Answer, Kept, Upload, UploadState};
 use super::conn::Conn;
 use super::edits::Edits;
 use super::head::{FIELD_LINES_MAX, Framing};
+use super::mirror::{self, Draft};
 use super::record::{Record, RuleAt, rule_at};
 use super::router::Subject;
 use super::text::Scope;
@@ -88,6 +90,7 @@ async fn exchange(conn: &Conn, record: &mut Record, request: Request<Incoming>) 
         return answer.answer(record, &parts.headers, record.prefix).map(Outcome::Local);
     }
     let framing = conn.gate.framing.get();
+    let mut kept = None;
     let upload = match framing {
         Framing::None => Upload::None,
         Framing::Length(length) if rule.max_body > 0 && length > rule.max_body => {
@@ -96,24 +99,42 @@ async fn exchange(conn: &Conn, record: &mut Record, request: Request<Incoming>) 
         _ => {
             let state = Rc::new(UploadState::default());
             record.upload = Some(Rc::clone(&state));
-            Upload::stream(body, state, rule.max_body, rule.timeout.idle)
+            let room = if may_be_repeated(rule, &record.method) { rule.retry.buffer } else { 0 };
+            let room = if rule.mirrors.is_empty() { room } else { room.max(mirror::BODY_MAX) };
+            if room > 0 {
+                let body = Kept::new(body, room);
+                kept = Some(Rc::clone(&body));
+                Upload::kept(&body, state, rule.max_body, rule.timeout.idle)
+            } else {
+                Upload::stream(body, state, rule.max_body, rule.timeout.idle)
+            }
         }
     };
     let upgrade = conn.gate.upgrade.get() && rule.websocket && forward::is_websocket(&parts.headers);
     if conn.is_http2() {
         forward::join_cookies(&mut parts.headers);
-        if framing == Framing::None && is_idempotent(&record.method) {
+        if (framing == Framing::None || kept.is_some()) && may_be_repeated(rule, &record.method) {
             *conn.original.borrow_mut() = Some(Box::new((parts.uri.clone(), parts.headers.clone())));
         }
     }
     let patience = record.grpc.then(|| grpc::timeout(&parts.headers)).flatten();
     prepare(record, rule, &mut parts.uri, &mut parts.headers, framing, upgrade)?;
+    let copy = Draft::of(&rule.mirrors, &parts.method, &parts.uri, &parts.headers).filter(|_| !upgrade);
     let mut outgoing = Request::new(upload);
     *outgoing.method_mut() = parts.method;
     *outgoing.uri_mut() = parts.uri;
     *outgoing.headers_mut() = parts.headers;
-    let exchange = Exchange { conn, rule, upgrade, patience };
-    exchange.run(record, outgoing).await.map(Outcome::Reply)
+    let exchange = Exchange { conn, rule, upgrade, patience, kept };
+    let worker = &conn.client.worker;
+    if framing == Framing::None {
+        copy.into_iter().for_each(|copy| copy.send(worker, &[]));
+        return exchange.run(record, outgoing).await.map(Outcome::Reply);
+    }
+    let reply = exchange.run(record, outgoing).await;
+    if let Some((copy, body)) = copy.zip(exchange.kept.as_ref().and_then(|kept| kept.all())) {
+        copy.send(worker, &body);
+    }
+    reply.map(Outcome::Reply)
 }
 
 /// By the rule that would take the request that the browser wants to send.
@@ -192,6 +213,8 @@ struct Exchange<'a> {
     upgrade: bool,
     /// How long the caller of gRPC waits.
     patience: Option<Duration>,
+    /// The request's body, if it may be sent again.
+    kept: Option<Rc<Kept>>,
 }
 
 /// An attempt that brought no answer.
@@ -227,20 +250,33 @@ impl Exchange<'_> {
             let Some(picked) = &record.picked else { return Err(Reason::Internal) };
             record.attempts += 1;
             let upload = record.upload.as_deref();
-            let failed = match self.attempt(pool, picked, outgoing, upload, now, total).await {
-                Ok(reply) => return Ok(reply),
-                Err(failed) => failed,
+            let again = match self.attempt(pool, picked, outgoing, upload, now, total).await {
+                Ok(reply) => match self.again_for(record, reply) {
+                    Ok(again) => again,
+                    Err(reply) => return Ok(*reply),
+                },
+                Err(failed) => {
+                    report(picked, failed.reason);
+                    self.again(record, failed)?
+                }
             };
-            report(picked, failed.reason);
             tried.push(picked.index());
-            let again = self.again(record, failed)?;
             now = Instant::now();
-            let next = pool.pick(&tried, key, now).ok_or(Reason::NoMember)?;
-            if again.refused && tried.contains(&next.index()) {
+            let next = pool.pick(&tried, key, now).filter(|next| {
                 // Nobody else is left, and this one has just refused.
+                !(again.refused && tried.contains(&next.index()))
+            });
+            let Some(next) = next else { return again.give_up(None) };
+            let Some(permit) = pool.retry_permit() else { return again.give_up(Some(Reason::RetryBudget)) };
+            if let Some(Reply { response, .. }) = again.answer.as_deref() {
+                picked.answered(response.status().as_u16());
+            }
+            drop(again.answer);
+            if again.pause && !self.pause(record.attempts, total).await {
                 return Err(again.reason);
             }
-            _permit = Some(pool.retry_permit().ok_or(Reason::RetryBudget)?);
+            now = Instant::now();
+            _permit = Some(permit);
             outgoing = again.request;
             record.picked = Some(next);
         }
@@ -262,29 +298,70 @@ impl Exchange<'_> {
 
     /// Whether to try again, and with what.
     fn again(&self, record: &Record, failed: Failed) -> Result<Again, Reason> {
-        let reason = failed.reason;
+        let (reason, retry) = (failed.reason, &self.rule.retry);
         let refused = reason.retry_safe() == RetrySafe::Yes;
-        let wanted = match reason.retry_safe() {
-            RetrySafe::Yes => self.rule.retry.on_connect,
-            RetrySafe::IfReused => self.rule.retry.on_reused && failed.reused,
+        let at_once = match reason.retry_safe() {
+            RetrySafe::Yes => retry.on_connect,
+            RetrySafe::IfReused => retry.on_reused && failed.reused,
             RetrySafe::No => false,
         };
-        if !wanted || record.attempts > self.rule.retry.attempts {
+        let reset = retry.on_reset && reason == Reason::UpstreamClosed;
+        let wanted = at_once || reset || (is_members_fault(reason) && self.counts(reason.status()));
+        if !wanted || record.attempts > retry.attempts {
             return Err(reason);
         }
         let request = failed.request.or_else(|| self.replay(record)).ok_or(reason)?;
-        Ok(Again { reason, refused, request })
+        Ok(Again { reason, refused, pause: !at_once, answer: None, request })
+    }
+
+    /// The same for an answer that the rule takes for a failure.
+    fn again_for(&self, record: &Record, reply: Reply) -> Result<Again, Box<Reply>> {
+        let status = reply.response.status().as_u16();
+        if !self.counts(Some(status)) || record.attempts > self.rule.retry.attempts {
+            return Err(Box::new(reply));
+        }
+        match self.replay(record) {
+            Some(request) => {
+                let answer = Some(Box::new(reply));
+                Ok(Again { reason: Reason::UpstreamClosed, refused: false, pause: true, answer, request })
+            }
+            None => Err(Box::new(reply)),
+        }
+    }
+
+    fn counts(&self, status: Option<u16>) -> bool {
+        let ranges = &self.rule.retry.on_status;
+        status.is_some_and(|status| ranges.iter().any(|(low, high)| (*low..=*high).contains(&status)))
+    }
+
+    /// Gives the members a moment, the longer the more often they failed. False: there is no time for it.
+    async fn pause(&self, attempts: u32, total: Option<Deadline>) -> bool {
+        let doubled = self.rule.retry.backoff.saturating_mul(1 << (attempts - 1).min(10));
+        let until = Instant::now() + doubled.mul_f64(rand::random_range(0.5..=1.0));
+        if total.is_some_and(|(deadline, _)| until >= deadline) {
+            return false;
+        }
+        let _ = self.conn.alarm.within(Some(until), std::future::pending::<()>()).await;
+        true
     }
 
     /// The request once more, if it may be sent twice.
     fn replay(&self, record: &Record) -> Option<Request<Upload>> {
-        if !is_idempotent(&record.method) || record.upload.is_some() {
+        if !is_idempotent(&record.method) {
             return None;
         }
+        let upload = match (&record.upload, &self.kept) {
+            (None, _) => Upload::None,
+            (Some(state), Some(kept)) if kept.is_whole() => {
+                Upload::kept(kept, Rc::clone(state), self.rule.max_body, self.rule.timeout.idle)
+            }
+            (Some(_), _) => return None,
+        };
         let (mut uri, mut headers) = self.original()?;
-        prepare(record, self.rule, &mut uri, &mut headers, Framing::None, self.upgrade).ok()?;
+        let framing = self.conn.gate.framing.get();
+        prepare(record, self.rule, &mut uri, &mut headers, framing, self.upgrade).ok()?;
         self.edit_for_pool(record, &mut headers);
-        let mut request = Request::new(Upload::None);
+        let mut request = Request::new(upload);
         *request.method_mut() = record.method.clone();
         *request.uri_mut() = uri;
         *request.headers_mut() = headers;
@@ -477,7 +554,36 @@ struct Again {
     reason: Reason,
     /// The member did not take a connection.
     refused: bool,
+    /// It was asked, and should not be asked again at once.
+    pause: bool,
+    /// What it answered, in case nobody can be asked again.
+    answer: Option<Box<Reply>>,
     request: Request<Upload>,
+}
+
+impl Again {
+    /// Nobody is asked any more: the last answer is better than none.
+    fn give_up(self, why: Option<Reason>) -> Result<Reply, Reason> {
+        self.answer.map(|reply| *reply).ok_or(why.unwrap_or(self.reason))
+    }
+}
+
+/// Failures that stand for a status as if the member had sent it.
+fn is_members_fault(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::UpstreamClosed
+            | Reason::UpstreamMalformed
+            | Reason::FirstByteTimeout
+            | Reason::AttemptTimeout
+    )
+}
+
+/// Whether a request of this method may be sent again after it was sent.
+fn may_be_repeated(rule: &Rule, method: &Method) -> bool {
+    let retry = &rule.retry;
+    let wanted = retry.on_reused || retry.on_reset || !retry.on_status.is_empty();
+    wanted && retry.attempts > 0 && is_idempotent(method)
 }
 
 /// What the member is judged by. What the client did is not the member's fault.

@@ -228,3 +228,141 @@ async fn a_member_that_is_killed_under_load_costs_no_request() {
         client.await.expect("no request failed");
     }
 }
+
+// === what a rule asks for: reset, 5xx, statuses ===
+
+/// Closes every other connection when a request has come, and answers on the others.
+async fn resets_every_other() -> (Backend, Arc<AtomicUsize>) {
+    let count = Arc::new(AtomicUsize::new(0));
+    let backend = Backend::raw({
+        let count = Arc::clone(&count);
+        move |mut stream| {
+            let count = Arc::clone(&count);
+            async move {
+                if read_request(&mut stream).await.is_some() && count.fetch_add(1, Relaxed) % 2 == 1 {
+                    let answer = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok";
+                    let _ = stream.write_all(answer).await;
+                }
+            }
+        }
+    })
+    .await;
+    (backend, count)
+}
+
+#[tokio::test]
+async fn a_reset_is_tried_again_where_that_is_wanted_and_safe() {
+    let (backend, count) = resets_every_other().await;
+    let mut config = config(&[backend.address]);
+    let (proxy, address) = Proxy::serving(config.clone()).await;
+    assert_eq!(get(address, "/").await.status, 502, "not wanted");
+    count.store(0, Relaxed);
+    the_rule(&mut config).retry.on_reset = true;
+    proxy.install(2, config).await;
+    assert_eq!(get(address, "/").await.text(), "ok");
+    proxy.log.line(&["\"attempts\":2", "\"status\":200"]).await;
+    let post = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n";
+    assert_eq!(send(address, post).await.status, 502, "not safe");
+}
+
+#[tokio::test]
+async fn an_answer_that_counts_as_a_failure_is_asked_for_elsewhere() {
+    let status = |code: u16| {
+        Backend::answering(move |_| {
+            let mut response = http::Response::new(http_body_util::Full::from("bad"));
+            *response.status_mut() = http::StatusCode::from_u16(code).expect("a status");
+            response
+        })
+    };
+    let (bad, busy, good) = (status(503).await, status(429).await, Backend::named("good").await);
+    let mut config = config(&[bad.address, good.address]);
+    config.pools.get_mut("app").expect("a pool").outlier.failures = 0;
+    the_rule(&mut config).retry.on_status = vec![(500, 599)];
+    let (proxy, address) = Proxy::serving(config.clone()).await;
+    for _ in 0..10 {
+        assert_eq!(get(address, "/").await.text(), "good");
+    }
+    assert!(!bad.seen().is_empty(), "the bad one was never asked");
+    // Not for a method that may do something twice: then the answer is what it is.
+    let post = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n";
+    let statuses = [send(address, post).await.status, send(address, post).await.status];
+    assert!(statuses.contains(&503), "{statuses:?}");
+
+    // Nobody who does better: the last answer goes out.
+    config.pools.insert("app".into(), pool(&[bad.address]));
+    proxy.install(2, config.clone()).await;
+    let reply = get(address, "/").await;
+    assert_eq!((reply.status, reply.text()), (503, "bad"));
+    proxy.log.line(&["\"attempts\":2", "\"status\":503"]).await;
+
+    config.pools.insert("app".into(), pool(&[busy.address, good.address]));
+    proxy.install(3, config.clone()).await;
+    let statuses = [get(address, "/").await.status, get(address, "/").await.status];
+    assert!(statuses.contains(&429), "5xx does not mean 429: {statuses:?}");
+    the_rule(&mut config).retry.on_status = vec![(429, 429)];
+    proxy.install(4, config).await;
+    for _ in 0..4 {
+        assert_eq!(get(address, "/").await.text(), "good");
+    }
+}
+
+#[tokio::test]
+async fn a_body_goes_along_if_it_was_small_enough_to_be_kept() {
+    let bodies = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let backend = Backend::answering({
+        let bodies = Arc::clone(&bodies);
+        move |seen| {
+            let mut bodies = bodies.lock().expect("not poisoned");
+            bodies.push(seen.body.len());
+            let mut response = http::Response::new(http_body_util::Full::from("x"));
+            if bodies.len() % 2 == 1 {
+                *response.status_mut() = http::StatusCode::SERVICE_UNAVAILABLE;
+            }
+            response
+        }
+    })
+    .await;
+    let mut config = config(&[backend.address]);
+    config.pools.get_mut("app").expect("a pool").outlier.failures = 0;
+    let retry = &mut the_rule(&mut config).retry;
+    (retry.on_status, retry.buffer) = (vec![(503, 503)], 10_000);
+    let (_proxy, address) = Proxy::serving(config).await;
+    let put = |size: usize| {
+        let body = "b".repeat(size);
+        format!("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: {size}\r\n\r\n{body}")
+    };
+    assert_eq!(send(address, &put(9_000)).await.status, 200);
+    assert_eq!(bodies.lock().expect("not poisoned").as_slice(), [9_000, 9_000]);
+    let chunked =
+        "PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n";
+    assert_eq!(send(address, chunked).await.status, 200);
+    assert_eq!(bodies.lock().expect("not poisoned")[2..], [5, 5]);
+    assert_eq!(send(address, &put(100_000)).await.status, 503, "too large to be kept");
+    assert_eq!(bodies.lock().expect("not poisoned")[4..], [100_000]);
+}
+
+#[tokio::test]
+async fn attempts_give_the_members_a_moment() {
+    let times = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let backend = Backend::answering({
+        let times = Arc::clone(&times);
+        move |_| {
+            times.lock().expect("not poisoned").push(std::time::Instant::now());
+            let mut response = http::Response::new(http_body_util::Full::from(""));
+            *response.status_mut() = http::StatusCode::BAD_GATEWAY;
+            response
+        }
+    })
+    .await;
+    let mut config = config(&[backend.address]);
+    config.pools.get_mut("app").expect("a pool").outlier.failures = 0;
+    let retry = &mut the_rule(&mut config).retry;
+    retry.on_status = vec![(500, 599)];
+    (retry.attempts, retry.backoff) = (2, Duration::from_millis(100));
+    let (_proxy, address) = Proxy::serving(config).await;
+    assert_eq!(get(address, "/").await.status, 502);
+    let times = times.lock().expect("not poisoned");
+    let pauses: Vec<Duration> = times.windows(2).map(|two| two[1] - two[0]).collect();
+    assert_eq!(pauses.len(), 2);
+    assert!(pauses[0] >= Duration::from_millis(50) && pauses[1] >= Duration::from_millis(100), "{pauses:?}");
+}

@@ -47,7 +47,7 @@ pub(crate) async fn serve(
     conn: Rc<Conn>,
     request: Request<Incoming>,
 ) -> Result<Response<Answer>, Infallible> {
-    let mut record = Record::begin(&conn, request.method(), request.uri());
+    let mut record = Record::begin(&conn, &request);
     Ok(match exchange(&conn, &mut record, request).await {
         Ok(Outcome::Reply(reply)) => reply.into_response(record),
         Ok(Outcome::Local(response)) => page::finish(record, response, Reason::Answered),
@@ -70,6 +70,7 @@ async fn exchange(conn: &Conn, record: &mut Record, request: Request<Incoming>) 
     let merge_slashes = record.listener.settings.http.merge_slashes;
     record.host = target::normalise(&mut parts.uri, &mut parts.headers, merge_slashes)?;
     record.target = parts.uri.clone();
+    record.keep_header_for_log(&parts.headers);
     if let Some(method) = cors::preflight(&record.method, &parts.headers)
         && let Some(answer) = answer_preflight(record, &parts.headers, &method)
     {
@@ -82,7 +83,7 @@ async fn exchange(conn: &Conn, record: &mut Record, request: Request<Incoming>) 
     if rule.cors.is_some() {
         record.origin = parts.headers.get(ORIGIN).cloned();
     }
-    if rule.keeps_header {
+    if rule.keeps_header && record.header.is_none() {
         record.header = Some(Box::new(parts.headers.clone()));
     }
     if let Some(answer) = &rule.answer {

@@ -5,6 +5,7 @@ mod forwarding;
 mod http2;
 mod leaving;
 mod listening;
+mod logging;
 mod retrying;
 mod smuggling;
 mod streaming;

@@ -9,6 +9,7 @@
 //! command's snapshot.
 
 mod connection;
+mod relayed;
 mod socket;
 
 #[cfg(test)]

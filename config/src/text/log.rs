@@ -35,6 +35,10 @@ pub enum LogVariable {
     BytesIn,
     BytesOut,
     DurationUs,
+    /// Spent on connecting to members.
+    ConnectUs,
+    /// From sending to the answer's header.
+    FirstByteUs,
     Reason,
     Attempts,
     Rule,
@@ -42,7 +46,7 @@ pub enum LogVariable {
     User,
 }
 
-const PLAIN: [(&str, LogVariable); 13] = [
+const PLAIN: [(&str, LogVariable); 15] = [
     ("time", LogVariable::Time),
     ("time.common", LogVariable::TimeCommon),
     ("request", LogVariable::Request),
@@ -52,6 +56,8 @@ const PLAIN: [(&str, LogVariable); 13] = [
     ("bytes_in", LogVariable::BytesIn),
     ("bytes_out", LogVariable::BytesOut),
     ("duration_us", LogVariable::DurationUs),
+    ("connect_us", LogVariable::ConnectUs),
+    ("first_byte_us", LogVariable::FirstByteUs),
     ("reason", LogVariable::Reason),
     ("attempts", LogVariable::Attempts),
     ("rule", LogVariable::Rule),

@@ -410,7 +410,10 @@ impl Exchange<'_> {
             let mut sent = pin!(upstream.send(request));
             let answer = poll_fn(|cx| upstream.poll(cx, |cx| sent.as_mut().poll(cx)));
             match self.answer(pool, answer, upload, now, overall).await {
-                Ok(Ok(response)) => return Ok(self.reply(pool, response, upstream, target, overall)),
+                Ok(Ok(response)) => {
+                    self.conn.phases.answered(now);
+                    return Ok(self.reply(pool, response, upstream, target, overall));
+                }
                 Ok(Err(mut error)) => match error.take_message() {
                     // It was closed while it lay idle; the next one may not be.
                     Some(unsent) if reused => request = unsent,
@@ -450,7 +453,9 @@ impl Exchange<'_> {
         let own = after(began, pool.settings().timeout.connect, Reason::ConnectTimeout);
         let deadline = earlier(overall, own);
         let connecting = Box::pin(connect(pool, target, self.upgrade));
-        match self.conn.alarm.within(deadline.map(|(at, _)| at), connecting).await {
+        let outcome = self.conn.alarm.within(deadline.map(|(at, _)| at), connecting).await;
+        self.conn.phases.connected(began);
+        match outcome {
             Ok(Ok(upstream)) => {
                 picked.connected(began.elapsed());
                 self.conn.client.worker.upstreams.share(target, &upstream, pool.settings().timeout.pool_idle);

@@ -25,14 +25,34 @@ fn json(record: &Record, reason: Reason, took: Duration, out: &mut Vec<u8>) {
     line.text("time", &timestamp(record.id.unix_ms))
         .text("request_id", &record.id.text)
         .text("client", record.conn.client.address.as_bytes())
+        .text("protocol", protocol(record.version))
+        .text("scheme", record.conn.client.scheme().as_str().as_bytes())
         .text("method", record.method.as_str().as_bytes())
         .text("host", record.host.as_ref().map_or(b"", HeaderValue::as_bytes))
-        .text("path", record.target.path().as_bytes())
-        .number("status", u64::from(record.status))
+        .text("path", record.target.path().as_bytes());
+    if let Some(query) = record.target.query() {
+        line.text("query", query.as_bytes());
+    }
+    if let Some(user_agent) = &record.visitor.user_agent {
+        line.text("user_agent", user_agent.as_bytes());
+    }
+    if let Some(tls) = &record.conn.client.tls {
+        line.text("tls_version", tls.version.as_bytes());
+        if let Some(name) = &tls.name {
+            line.text("sni", name.as_bytes());
+        }
+    }
+    line.number("status", u64::from(record.status))
         .number("bytes_in", record.bytes_in())
         .number("bytes_out", record.bytes_out)
-        .number("duration_us", micros(took))
-        .text("listener", record.listener.name.as_bytes());
+        .number("duration_us", micros(took));
+    let phases = &record.conn.phases;
+    for (name, time) in [("connect_us", phases.connect()), ("first_byte_us", phases.first_byte())] {
+        if let Some(time) = time {
+            line.number(name, micros(time));
+        }
+    }
+    line.text("listener", record.listener.name.as_bytes());
     if let Some(rule) = record.rule() {
         line.text("route", rule.route.as_bytes()).text("rule", rule.name.as_bytes());
         if let Some(pool) = record.pool.and_then(|at| rule.split.pool(at)) {
@@ -68,11 +88,17 @@ impl Facts for Ended<'_> {
             LogVariable::BytesIn => field.number(record.bytes_in()),
             LogVariable::BytesOut => field.number(record.bytes_out),
             LogVariable::DurationUs => field.number(micros(self.took)),
+            LogVariable::ConnectUs => return time(record.conn.phases.connect(), field),
+            LogVariable::FirstByteUs => return time(record.conn.phases.first_byte(), field),
             LogVariable::Reason => field.text(self.reason.label().as_bytes()),
             LogVariable::Attempts => field.number(record.attempts.into()),
         }
         true
     }
+}
+
+fn time(time: Option<Duration>, field: &mut Field<'_>) -> bool {
+    time.inspect(|time| field.number(micros(*time))).is_some()
 }
 
 fn of_request(record: &Record, variable: &Variable, field: &mut Field<'_>) -> bool {

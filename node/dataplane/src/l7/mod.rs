@@ -26,6 +26,7 @@ mod line;
 pub(crate) mod local;
 mod page;
 pub(crate) mod path;
+mod phases;
 mod record;
 pub(crate) mod router;
 pub(crate) mod server;

@@ -85,6 +85,7 @@ impl Record {
         let started = Instant::now();
         conn.used.set(true);
         let listener = conn.client.listener();
+        conn.phases.begin(listener.log.is_some());
         let visitor = listener.log.as_ref().map(|_| Visitor::of(request.headers())).unwrap_or_default();
         Self {
             conn: Rc::clone(conn),

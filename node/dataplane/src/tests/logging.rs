@@ -99,3 +99,46 @@ async fn a_connection_has_a_line_of_the_same_form() {
     let line = proxy.log.line(&["127.0.0.1"]).await;
     assert_eq!(timeless(&line), r#"127.0.0.1 - - [] "-" 000 0 "-" "-""#);
 }
+
+/// The number that a line of JSON has under this name.
+fn number(line: &str, name: &str) -> Option<u64> {
+    let (_, rest) = line.split_once(&format!("\"{name}\":"))?;
+    rest.split([',', '}']).next()?.parse().ok()
+}
+
+#[tokio::test]
+async fn json_tells_who_asked_how_and_where_the_time_went() {
+    let backend = Backend::answering(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        http::Response::new(http_body_util::Full::from("hello"))
+    })
+    .await;
+    let (proxy, address) = Proxy::serving(config(&[backend.address])).await;
+    let mut client = Client::connect(address).await;
+    client.write("GET /a?b=%22 HTTP/1.1\r\nHost: h\r\nUser-Agent: \"u\"\r\n\r\n").await;
+    client.reply().await;
+    let line = proxy.log.line(&["\"path\":\"/a\""]).await;
+    for part in
+        [r#""protocol":"HTTP/1.1""#, r#""scheme":"http""#, r#""query":"b=%22""#, r#""user_agent":"\"u\"""#]
+    {
+        assert!(line.contains(part), "{part} in {line}");
+    }
+    assert!(!line.contains("tls_version") && !line.contains("sni"), "{line}");
+    let times = ["connect_us", "first_byte_us", "duration_us"].map(|name| number(&line, name));
+    let [Some(connect), Some(first_byte), Some(all)] = times else { panic!("{line}") };
+    assert!(first_byte >= 20_000 && connect + first_byte <= all, "{line}");
+    client.get("/again").await;
+    let line = proxy.log.line(&["/again"]).await;
+    assert!(number(&line, "connect_us").is_none(), "the connection was there: {line}");
+    assert!(!line.contains("user_agent") && !line.contains("query"), "{line}");
+}
+
+#[tokio::test]
+async fn the_time_for_a_connection_that_is_not_made_is_told() {
+    // Nobody listens there.
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound");
+    let (proxy, address) = Proxy::serving(config(&[gone])).await;
+    send(address, "GET / HTTP/1.0\r\n\r\n").await;
+    let line = proxy.log.line(&["\"status\":502", "\"protocol\":\"HTTP/1.0\""]).await;
+    assert!(number(&line, "connect_us").is_some() && number(&line, "first_byte_us").is_none(), "{line}");
+}

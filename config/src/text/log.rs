@@ -40,13 +40,15 @@ pub enum LogVariable {
     /// From sending to the answer's header.
     FirstByteUs,
     Reason,
+    /// Of the W3C trace context.
+    TraceId,
     Attempts,
     Rule,
     /// Who the client says it is by basic authentication.
     User,
 }
 
-const PLAIN: [(&str, LogVariable); 15] = [
+const PLAIN: [(&str, LogVariable); 16] = [
     ("time", LogVariable::Time),
     ("time.common", LogVariable::TimeCommon),
     ("request", LogVariable::Request),
@@ -58,6 +60,7 @@ const PLAIN: [(&str, LogVariable); 15] = [
     ("duration_us", LogVariable::DurationUs),
     ("connect_us", LogVariable::ConnectUs),
     ("first_byte_us", LogVariable::FirstByteUs),
+    ("trace_id", LogVariable::TraceId),
     ("reason", LogVariable::Reason),
     ("attempts", LogVariable::Attempts),
     ("rule", LogVariable::Rule),

@@ -175,6 +175,7 @@ fn prepare(
         port: &client.port,
         via: client.worker.via(),
         request_id: record.id.value(),
+        trace: &record.trace,
         scheme: client.scheme(),
         certificate: client.tls.as_ref().and_then(|tls| tls.certificate.as_ref()),
         chain: client.tls.as_ref().and_then(|tls| tls.chain.as_ref()),

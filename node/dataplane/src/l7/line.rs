@@ -24,6 +24,7 @@ fn json(record: &Record, reason: Reason, took: Duration, out: &mut Vec<u8>) {
     let mut line = Object::begin(out);
     line.text("time", &timestamp(record.id.unix_ms))
         .text("request_id", &record.id.text)
+        .text("trace_id", record.trace.id())
         .text("client", record.conn.client.address.as_bytes())
         .text("protocol", protocol(record.version))
         .text("scheme", record.conn.client.scheme().as_str().as_bytes())
@@ -90,6 +91,7 @@ impl Facts for Ended<'_> {
             LogVariable::DurationUs => field.number(micros(self.took)),
             LogVariable::ConnectUs => return time(record.conn.phases.connect(), field),
             LogVariable::FirstByteUs => return time(record.conn.phases.first_byte(), field),
+            LogVariable::TraceId => field.text(record.trace.id()),
             LogVariable::Reason => field.text(self.reason.label().as_bytes()),
             LogVariable::Attempts => field.number(record.attempts.into()),
         }

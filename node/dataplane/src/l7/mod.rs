@@ -32,6 +32,7 @@ pub(crate) mod router;
 pub(crate) mod server;
 pub(crate) mod target;
 mod text;
+mod trace;
 mod transfer;
 mod tunnel;
 pub(crate) mod values;

@@ -17,6 +17,7 @@ use super::conn::Conn;
 use super::h2::OpenStream;
 use super::line;
 use super::text::Scope;
+use super::trace::Trace;
 use crate::access_log::Format;
 use crate::metrics::Reason;
 use crate::pool::Picked;
@@ -39,6 +40,7 @@ pub(crate) struct Record {
     pub(crate) listener: ListenerRef,
     pub(crate) started: Instant,
     pub(crate) id: RequestId,
+    pub(crate) trace: Trace,
     pub(crate) method: Method,
     pub(crate) target: Uri,
     pub(crate) version: Version,
@@ -85,13 +87,15 @@ impl Record {
         let started = Instant::now();
         conn.used.set(true);
         let listener = conn.client.listener();
+        let id = conn.client.worker.request_id(started);
         conn.phases.begin(listener.log.is_some());
         let visitor = listener.log.as_ref().map(|_| Visitor::of(request.headers())).unwrap_or_default();
         Self {
             conn: Rc::clone(conn),
             listener,
             started,
-            id: conn.client.worker.request_id(started),
+            trace: Trace::of(request.headers(), &id, conn.client.worker.random()),
+            id,
             method: request.method().clone(),
             target: request.uri().clone(),
             version: request.version(),

@@ -142,3 +142,24 @@ async fn the_time_for_a_connection_that_is_not_made_is_told() {
     let line = proxy.log.line(&["\"status\":502", "\"protocol\":\"HTTP/1.0\""]).await;
     assert!(number(&line, "connect_us").is_some() && number(&line, "first_byte_us").is_none(), "{line}");
 }
+
+#[tokio::test]
+async fn a_trace_is_passed_on_or_begun_and_the_log_has_its_id() {
+    let backend = Backend::named("hello").await;
+    let (proxy, address) = Proxy::serving(config(&[backend.address])).await;
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let given = format!("00-{trace}-00f067aa0ba902b7-01");
+    send(address, format!("GET /on HTTP/1.0\r\nTraceparent: {given}\r\nTracestate: a=1\r\n\r\n")).await;
+    let seen = backend.last();
+    let sent = seen.header("traceparent").expect("a trace");
+    assert!(sent.starts_with(&format!("00-{trace}-")) && sent.ends_with("-01") && sent != given, "{sent}");
+    assert_eq!(seen.header("tracestate"), Some("a=1"));
+    proxy.log.line(&["/on", &format!("\"trace_id\":\"{trace}\"")]).await;
+    send(address, "GET /new HTTP/1.0\r\nTraceparent: 00-bad\r\nTracestate: a=1\r\n\r\n").await;
+    let seen = backend.last();
+    let begun = seen.header("x-request-id").expect("an id").replace('-', "");
+    let sent = seen.header("traceparent").expect("a trace");
+    assert!(sent.starts_with(&format!("00-{begun}-")) && sent.ends_with("-00"), "{sent}");
+    assert_eq!(seen.header("tracestate"), None);
+    proxy.log.line(&["/new", &format!("\"trace_id\":\"{begun}\"")]).await;
+}

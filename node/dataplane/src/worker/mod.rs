@@ -367,6 +367,10 @@ impl Worker {
         via.split_once(' ').map_or(via, |(_, node)| node)
     }
 
+    pub(crate) fn random(&self) -> u64 {
+        self.random.borrow_mut().random()
+    }
+
     pub(crate) fn request_id(&self, now: Instant) -> RequestId {
         let (then, wall) = self.clock.get();
         let unix_ms = wall + u64::try_from(now.saturating_duration_since(then).as_millis()).unwrap_or(0);

@@ -11,11 +11,11 @@ use std::path::PathBuf;
 
 use crate::check::Sink;
 use crate::model::{
-    AccessLog, AccessLogFormat, AccessLogTarget, Balance, Bind, CheckKind, ClusterSettings, Config, Drain,
-    HeaderMatch, HealthCheck, HostPattern, HttpCheck, HttpSettings, Listener, LocalAnswer, Match, Member,
-    Mirror, NewPath, OnQuorumLoss, Outlier, PathMatch, Policies, Pool, PoolTimeouts, Protocol, Redirect,
-    Respond, Retry, Rewrite, Route, RouteTimeouts, Rule, Scheme, Sticky, TcpSettings, UdpSettings,
-    ValueMatch, ValueOf, Vip, WeightedPool,
+    AccessLog, Balance, Bind, CheckKind, ClusterSettings, Config, Drain, HeaderMatch, HealthCheck,
+    HostPattern, HttpCheck, HttpSettings, Listener, LocalAnswer, Match, Member, Mirror, NewPath,
+    OnQuorumLoss, Outlier, PathMatch, Policies, Pool, PoolTimeouts, Protocol, Redirect, Respond, Retry,
+    Rewrite, Route, RouteTimeouts, Rule, Scheme, Sticky, TcpSettings, UdpSettings, ValueMatch, ValueOf, Vip,
+    WeightedPool,
 };
 use crate::problem::{Fault, shown};
 use crate::text::{Replacement, Template};
@@ -589,11 +589,14 @@ fn vip(fields: &Fields) -> Vip {
 // === the rest ===
 
 fn access_log(fields: &Fields) -> AccessLog {
-    let format = match fields.word("format") {
-        Some("off") => AccessLogFormat::Off,
-        _ => AccessLogFormat::Json,
-    };
-    AccessLog { format, to: AccessLogTarget::Stdout }
+    let mut log = AccessLog::default();
+    if let Some(Kind::LogFormat(format)) = fields.at("format").map(|value| &value.kind) {
+        log.format = format.clone();
+    }
+    if let Some(Kind::LogTarget(target)) = fields.at("to").map(|value| &value.kind) {
+        log.to = target.clone();
+    }
+    log
 }
 
 fn cluster(fields: &Fields) -> ClusterSettings {

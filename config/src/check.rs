@@ -393,6 +393,8 @@ fn typed_text(text: &str, format: Format) -> Result<Kind, Fault> {
         Format::File if text == "none" => Kind::Word("none"),
         Format::File => Kind::Content(scalar::file(text)?),
         Format::Pem => Kind::Content(scalar::pem(text)?),
+        Format::LogLine => Kind::LogFormat(scalar::log_format(text)?),
+        Format::LogTarget => Kind::LogTarget(scalar::log_target(text)?),
         Format::ServerName => Kind::Text(scalar::server_name(text)?),
         Format::Status => {
             let (low, high) = scalar::status_range(text)?;

@@ -3,6 +3,7 @@
 //! A value of these types can't be bad: addresses are parsed, defaults filled in, names resolve.
 //! Only [`crate::parse`] makes a [`Config`], so the type is the proof that validation passed.
 
+mod access_log;
 mod pool;
 mod tls;
 
@@ -16,6 +17,7 @@ use ipnet::IpNet;
 
 use crate::text::{Pattern, Replacement, Template};
 
+pub use access_log::{AccessLog, AccessLogFormat, AccessLogTarget, SyslogAddress};
 pub use pool::{Breaker, Queue, Sticky};
 pub use tls::{
     Alpn, Certificate, ClientAuth, ClientTls, Content, Digest, ListenerTls, PoolProtocol, PoolTls,
@@ -659,25 +661,6 @@ pub enum OnQuorumLoss {
 }
 
 // === the rest ===
-
-#[derive(Clone, Debug, PartialEq, Default)]
-pub struct AccessLog {
-    pub format: AccessLogFormat,
-    pub to: AccessLogTarget,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum AccessLogFormat {
-    #[default]
-    Json,
-    Off,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub enum AccessLogTarget {
-    #[default]
-    Stdout,
-}
 
 /// Timers of the cluster itself. Raft's take effect when a node restarts.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,5 +1,7 @@
 //! Patterns and templates: texts of a config that are read once and used for every request.
 
+pub mod log;
+
 use std::fmt;
 use std::str::FromStr;
 
@@ -119,9 +121,9 @@ pub struct Template {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Part {
+pub enum Part<V = Variable> {
     Text(String),
-    Variable(Variable),
+    Variable(V),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -167,32 +169,7 @@ const PLAIN: [(&str, Variable); 15] = [
 
 impl Template {
     pub(crate) fn parse(text: &str) -> Result<Self, Fault> {
-        let mut parts = Vec::new();
-        let mut plain = String::new();
-        let mut rest = text;
-        while let Some(at) = rest.find("${") {
-            let (before, after) = (&rest[..at], &rest[at + 2..]);
-            if let Some(before) = before.strip_suffix('$') {
-                plain.push_str(before);
-                plain.push_str("${");
-                rest = after;
-                continue;
-            }
-            plain.push_str(before);
-            let Some((name, behind)) = after.split_once('}') else {
-                return Err(Fault::new("`${` has no `}`").help("`$${` stands for `${`"));
-            };
-            if !plain.is_empty() {
-                parts.push(Part::Text(std::mem::take(&mut plain)));
-            }
-            parts.push(Part::Variable(variable(name)?));
-            rest = behind;
-        }
-        plain.push_str(rest);
-        if !plain.is_empty() {
-            parts.push(Part::Text(plain));
-        }
-        Ok(Self { parts })
+        Ok(Self { parts: parts(text, variable)? })
     }
 
     /// A text without variables.
@@ -213,6 +190,36 @@ impl FromStr for Template {
     }
 }
 
+/// What stands between `${` and `}` is read by `variable`.
+fn parts<V>(text: &str, variable: impl Fn(&str) -> Result<V, Fault>) -> Result<Vec<Part<V>>, Fault> {
+    let mut parts = Vec::new();
+    let mut plain = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find("${") {
+        let (before, after) = (&rest[..at], &rest[at + 2..]);
+        if let Some(before) = before.strip_suffix('$') {
+            plain.push_str(before);
+            plain.push_str("${");
+            rest = after;
+            continue;
+        }
+        plain.push_str(before);
+        let Some((name, behind)) = after.split_once('}') else {
+            return Err(Fault::new("`${` has no `}`").help("`$${` stands for `${`"));
+        };
+        if !plain.is_empty() {
+            parts.push(Part::Text(std::mem::take(&mut plain)));
+        }
+        parts.push(Part::Variable(variable(name)?));
+        rest = behind;
+    }
+    plain.push_str(rest);
+    if !plain.is_empty() {
+        parts.push(Part::Text(plain));
+    }
+    Ok(parts)
+}
+
 fn variable(name: &str) -> Result<Variable, Fault> {
     if let Some((_, variable)) = PLAIN.iter().find(|(plain, _)| *plain == name) {
         return Ok(variable.clone());
@@ -221,6 +228,9 @@ fn variable(name: &str) -> Result<Variable, Fault> {
         Some(("header", of)) => Ok(Variable::Header(crate::scalar::header_name(of)?)),
         Some(("cookie", of)) if !of.is_empty() => Ok(Variable::Cookie(of.to_owned())),
         Some(("query", of)) if !of.is_empty() => Ok(Variable::Query(of.to_owned())),
+        _ if log::is_for_log(name) => {
+            Err(Fault::new(format!("only the access log has the variable {}", shown(name))))
+        }
         _ => {
             let fault = Fault::new(format!("there is no variable {}", shown(name)));
             let near = near_miss(name, PLAIN.iter().map(|(plain, _)| *plain));
@@ -237,11 +247,15 @@ fn variable(name: &str) -> Result<Variable, Fault> {
 impl fmt::Display for Template {
     /// As it was written.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.parts.iter().try_for_each(|part| match part {
-            Part::Text(text) => f.write_str(&text.replace("${", "$${")),
-            Part::Variable(variable) => write!(f, "${{{variable}}}"),
-        })
+        print(&self.parts, f)
     }
+}
+
+fn print<V: fmt::Display>(parts: &[Part<V>], f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    parts.iter().try_for_each(|part| match part {
+        Part::Text(text) => f.write_str(&text.replace("${", "$${")),
+        Part::Variable(variable) => write!(f, "${{{variable}}}"),
+    })
 }
 
 impl fmt::Display for Variable {

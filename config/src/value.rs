@@ -10,7 +10,9 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde_json::{Map, Number, Value as Json};
 
-use crate::model::{Bind, Content, HashOn, HostPattern, OriginPattern, VipAddress};
+use crate::model::{
+    AccessLogFormat, AccessLogTarget, Bind, Content, HashOn, HostPattern, OriginPattern, VipAddress,
+};
 use crate::scalar;
 use crate::schema::{Key, Object};
 use crate::text::{Pattern, Template};
@@ -45,6 +47,8 @@ pub(crate) enum Kind {
     HashOn(HashOn),
     Factor(f64),
     Content(Content),
+    LogFormat(AccessLogFormat),
+    LogTarget(AccessLogTarget),
     List(Vec<Value>),
     /// Prints as its only item if there is just one.
     OneOrList(Vec<Value>),
@@ -269,6 +273,8 @@ impl Value {
             Kind::Factor(x) if x.fract() == 0.0 => (*x as u64).into(),
             Kind::Factor(x) => Number::from_f64(*x).map_or(Json::Null, Json::Number),
             Kind::Content(content) => content.to_string().into(),
+            Kind::LogFormat(format) => format.to_string().into(),
+            Kind::LogTarget(target) => target.to_string().into(),
             Kind::Origin(origin) => origin.to_string().into(),
             Kind::Status(low, high) if low == high => (*low).into(),
             Kind::Status(low, high) => scalar::status_text((*low, *high)).into(),

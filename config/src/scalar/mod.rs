@@ -5,6 +5,7 @@
 
 mod content;
 mod http;
+mod log;
 mod vip;
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -20,6 +21,7 @@ pub(crate) use http::{
     error_status, hash_on, header_name, header_value, host_pattern, method, origin, request_path, retry_on,
     status_range, status_text,
 };
+pub(crate) use log::{log_format, log_target};
 pub(crate) use vip::{interface, program, vip_address};
 
 /// A year. Far from any sum of two durations overflowing.

@@ -162,6 +162,12 @@ fn text(format: Format) -> Json {
         Format::RetryOn => {
             json!({ "type": ["string", "integer"], "pattern": "^(connect|reused|reset|5xx|[45][0-9][0-9])$" })
         }
+        Format::LogLine => {
+            json!({ "type": ["string", "boolean"], "pattern": "^(json|combined|off|.*\\$\\{.*)$", "not": { "const": true } })
+        }
+        Format::LogTarget => {
+            json!({ "type": "string", "pattern": "^(stdout|file:/.+|syslog:(udp://.+:[0-9]{1,5}|unix:/.+))$" })
+        }
         Format::File | Format::Pem => json!({ "type": "string" }),
         Format::ServerName => json!({ "type": "string", "pattern": "^[0-9A-Za-z_.:-]+$" }),
         Format::Factor => json!({ "type": "number", "minimum": 1, "maximum": 100 }),

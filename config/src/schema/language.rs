@@ -479,8 +479,8 @@ static NETWORK: Object = Object::new("network", &[
 ]);
 
 static ACCESS_LOG: Object = Object::new("access_log", &[
-    key("format", one_of(&["json", "off"], &["combined"]), Yaml("json"), "Form of a line"),
-    key("to", TEXT, Yaml("stdout"), "`stdout`, `file:PATH` or `syslog:ADDRESS`").later(),
+    key("format", Type::Text(Format::LogLine), Yaml("json"), "Form of a line"),
+    key("to", Type::Text(Format::LogTarget), Yaml("stdout"), "Where lines go: an absolute path, `udp://HOST:PORT` or `unix:PATH`"),
 ]);
 
 static CLUSTER: Object = Object::new("cluster", &[

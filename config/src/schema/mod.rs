@@ -178,6 +178,10 @@ pub(crate) enum Format {
     File,
     /// PEM, or what was stored of it.
     Pem,
+    /// A word, or a text with variables, those of the access log among them.
+    LogLine,
+    /// Where a log goes.
+    LogTarget,
     /// A name or address that a certificate may have.
     ServerName,
 }

@@ -167,6 +167,8 @@ fn text(format: Format) -> String {
         Format::File => "path of a file",
         Format::Pem => "PEM",
         Format::ServerName => "name or address",
+        Format::LogLine => "`json`, `combined`, `off` or text with variables",
+        Format::LogTarget => "`stdout`, `file:PATH` or `syslog:ADDRESS`",
         Format::Factor => "1 to 100",
     }
     .to_owned()

@@ -150,8 +150,8 @@ impl Plane {
         Self::start_with_log(options, Box::new(std::io::stdout()))
     }
 
-    fn start_with_log(options: Options, log: access_log::Sink) -> Result<Plane, StartError> {
-        Ok(Plane { inner: Arc::new(plane::Inner::start(options, log)?) })
+    fn start_with_log(options: Options, stdout: access_log::Stdout) -> Result<Plane, StartError> {
+        Ok(Plane { inner: Arc::new(plane::Inner::start(options, stdout)?) })
     }
 
     /// Compiles the revision, puts it in force on every worker, opens, changes and closes
@@ -206,6 +206,11 @@ impl Plane {
     /// The clients with most connections, heaviest first.
     pub fn clients(&self, most: usize) -> Vec<ClientCount> {
         self.inner.ledger.heaviest(most)
+    }
+
+    /// Has the access log's file opened anew, for whoever has moved the old one away. Does not wait for it.
+    pub fn reopen_logs(&self) {
+        self.inner.reopen_logs();
     }
 
     /// Prometheus text of everything the plane counts.

@@ -10,7 +10,6 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -25,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use trestle_config::Config;
 use trestle_config::model::Protocol;
 
-use crate::access_log::{self, Sink};
+use crate::access_log::{self, Counts, Stdout, Tap};
 use crate::beat::{Beat, Pulse};
 use crate::ledger::Ledger;
 use crate::listener::{Book, Opened, SocketKey};
@@ -64,16 +63,17 @@ pub(crate) struct Inner {
     address_cuts: Counter,
     threads: SyncMutex<Vec<JoinHandle<()>>>,
     stop: CancellationToken,
-    log_dropped: Arc<AtomicU64>,
+    log_counts: Arc<Counts>,
+    /// Until the shutdown: the log ends with the last tap.
+    log: SyncMutex<Option<Tap>>,
     log_end: SyncMutex<Receiver<()>>,
 }
 
 impl Inner {
-    pub(crate) fn start(options: Options, log: Sink) -> Result<Self, StartError> {
+    pub(crate) fn start(options: Options, stdout: Stdout) -> Result<Self, StartError> {
         let count = options.workers.get();
         let failed = |index| move |source| StartError::Worker { index, source };
-        let (log, log_end) = access_log::start(log).map_err(failed(0))?;
-        let log_dropped = log.dropped();
+        let (log, log_end) = access_log::start(&options.node, stdout).map_err(failed(0))?;
         let stop = CancellationToken::new();
         let ledger = Arc::new(Ledger::new(count));
         let locals = Arc::new(Locals::new(count));
@@ -83,7 +83,7 @@ impl Inner {
             ledger: Arc::clone(&ledger),
             locals: Arc::clone(&locals),
             turns: Arc::clone(&turns),
-            log,
+            log: log.clone(),
             via: via.unwrap_or(HeaderValue::from_static("1.1 trestle")),
             stop: stop.clone(),
         };
@@ -111,7 +111,8 @@ impl Inner {
             address_cuts: Counter::default(),
             threads: SyncMutex::new(threads),
             stop,
-            log_dropped,
+            log_counts: log.counts(),
+            log: SyncMutex::new(Some(log)),
             log_end: SyncMutex::new(log_end),
         })
     }
@@ -130,6 +131,9 @@ impl Inner {
         };
         let snapshot = Snapshot::compile(revision, &config, &around);
         let snapshot = Arc::new(snapshot);
+        if let (Some(log), Some(tap)) = (&snapshot.log, &*self.log.lock()) {
+            tap.open(log);
+        }
         let closing = self.put_in_force(&mut book, &config, &snapshot).await;
         self.snapshot.store(Some(snapshot));
         self.metrics.retain(&config);
@@ -306,8 +310,17 @@ impl Inner {
                 tracing::error!("a worker panicked");
             }
         }
+        self.log.lock().take();
         // Nobody may be reading the log, so this has its bound.
         let _ = self.log_end.lock().recv_timeout(LOG_WAIT);
+    }
+
+    pub(crate) fn reopen_logs(&self) {
+        if let (Some(snapshot), Some(tap)) = (self.snapshot(), &*self.log.lock())
+            && let Some(log) = &snapshot.log
+        {
+            tap.reopen(log);
+        }
     }
 
     pub(crate) fn snapshot(&self) -> Option<Arc<Snapshot>> {
@@ -330,10 +343,21 @@ impl Inner {
         metrics::render_vips(vips.map(|(vip, at)| (vip.as_str(), self.locals.count(at))), out);
         metrics::render_turns(&self.turns, out);
         let revision = snapshot.as_ref().map_or(0, |snapshot| snapshot.revision);
-        let dropped = self.log_dropped.load(Ordering::Relaxed);
+        let log = &self.log_counts;
         for (name, kind, help, value) in [
             ("trestle_revision", "gauge", "Revision in force.", revision),
-            ("trestle_access_log_dropped_total", "counter", "Lines lost since nobody took them.", dropped),
+            (
+                "trestle_access_log_dropped_total",
+                "counter",
+                "Lines lost since nobody took them.",
+                log.dropped(),
+            ),
+            (
+                "trestle_access_log_failing",
+                "gauge",
+                "1: the target can't be opened or written.",
+                u64::from(log.is_failing()),
+            ),
             (
                 "trestle_address_drains_total",
                 "counter",

@@ -10,9 +10,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use trestle_config::model::{self, AccessLogFormat, WeightedPool};
+use trestle_config::model::{self, WeightedPool};
 use trestle_config::{Config, Contents};
 
+use crate::access_log::Log;
 use crate::l7::cors::Cors;
 use crate::l7::edits::Edits;
 use crate::l7::local::{LocalAnswer, Rewrite};
@@ -34,6 +35,7 @@ pub(crate) struct Snapshot {
     pub(crate) listeners: BTreeMap<String, Arc<Listener>>,
     pub(crate) pools: Pools,
     pub(crate) certificates: Certificates,
+    pub(crate) log: Option<Arc<Log>>,
     /// Their addresses.
     pub(crate) vips: BTreeMap<String, Box<[IpAddr]>>,
     /// How long connections of a listener that is gone may go on.
@@ -48,7 +50,8 @@ pub(crate) struct Listener {
     pub(crate) counters: Arc<ListenerCounters>,
     /// Where a connection or session goes (tcp, udp).
     pub(crate) pool: Option<Arc<Pool>>,
-    pub(crate) access_log: bool,
+    /// `None`: nothing is logged.
+    pub(crate) log: Option<Arc<Log>>,
     /// Of https. Without it, though it should be there, nobody is served.
     pub(crate) tls: Option<Terminator>,
     /// For requests that no rule takes.
@@ -135,15 +138,25 @@ impl Snapshot {
             .iter()
             .map(|(name, route)| (name.as_str(), rules(name, route, &outer, &pools, around)))
             .collect();
+        let log = Log::compile(&config.access_log, previous.and_then(|snapshot| snapshot.log.as_ref()));
         let listener = |(name, settings): (&String, &model::Listener)| {
             let mut listener = Listener::compile(name, settings, config, &routes, &pools, around);
+            listener.log = log.clone();
             listener.tls = terminator(name, settings, &certificates, around);
             (name.clone(), Arc::new(listener))
         };
         let listeners = config.listeners.iter().map(listener).collect();
         let addresses = |vip: &model::Vip| vip.addresses.iter().map(|address| address.ip).collect();
         let vips = config.vips.iter().map(|(name, vip)| (name.clone(), addresses(vip))).collect();
-        Self { revision, listeners, pools, certificates, vips, drain_deadline: config.cluster.drain.deadline }
+        Self {
+            revision,
+            listeners,
+            pools,
+            certificates,
+            log,
+            vips,
+            drain_deadline: config.cluster.drain.deadline,
+        }
     }
 }
 
@@ -276,7 +289,7 @@ impl Listener {
             settings: settings.clone(),
             counters: metrics.listener(name),
             pool: pool.map(Arc::clone),
-            access_log: config.access_log.format != AccessLogFormat::Off,
+            log: None,
             tls: None,
             error_pages: error_pages(&settings.policies, around.contents),
             router: Router::compile(entries),

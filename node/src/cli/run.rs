@@ -20,7 +20,8 @@ Every option may also stand in the node file, under its name, or in the environm
 variable, a variable beats the file. A node that starts again with its data folder needs neither
 --bootstrap nor --join.
 
-SIGTERM and SIGINT drain, then end; a second one ends at once. SIGHUP reads `log` from the node file.";
+SIGTERM and SIGINT drain, then end; a second one ends at once. SIGHUP opens the
+access log's file anew and reads `log` from the node file.";
 
 /// What was given on the command line, unchecked.
 #[derive(Debug, Default)]

@@ -96,7 +96,7 @@ async fn life(
     notify::notify("READY=1");
     tracing::info!(name = settings.name, cluster = %cluster.address(), admin = %node.admin, "node serves");
 
-    let reason = wait_for_end(&mut signals, &companion, &cluster, &settings, telemetry).await;
+    let reason = wait_for_end(&mut signals, &companion, &cluster, &node.plane, &settings, telemetry).await;
     tracing::info!(reason = %reason, "node stops");
     notify::notify("STOPPING=1");
     // While it stops, listeners close one by one: those ports are to be kept all the same.
@@ -358,6 +358,7 @@ async fn wait_for_end(
     signals: &mut Signals,
     companion: &Companion,
     cluster: &Cluster,
+    plane: &Plane,
     settings: &NodeSettings,
     telemetry: &Telemetry,
 ) -> Reason {
@@ -380,12 +381,15 @@ async fn wait_for_end(
                     _ => return Reason::Ended(Ended::Failed("the cluster task is gone".to_owned())),
                 }
             }
-            _ = signals.hangup.recv() => reread(settings, telemetry),
+            _ = signals.hangup.recv() => {
+                plane.reopen_logs();
+                reread(settings, telemetry);
+            }
         }
     }
 }
 
-/// SIGHUP: what can change in a running node is what it logs.
+/// What of the node file can change in a running node is what it logs.
 fn reread(settings: &NodeSettings, telemetry: &Telemetry) {
     let Some(path) = &settings.node_file else {
         tracing::info!("SIGHUP: there is no node file to read");

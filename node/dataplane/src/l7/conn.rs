@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::client::Client;
 use super::gate::GateState;
 use super::h2::OpenStream;
+use super::phases::Phases;
 use super::tunnel::Upgrade;
 use crate::alarm::Alarm;
 
@@ -30,6 +31,8 @@ pub(crate) struct Conn {
     pub(crate) idle_since: Cell<Instant>,
     /// The client has had a request.
     pub(crate) used: Cell<bool>,
+    /// Of the present request.
+    pub(crate) phases: Phases,
     /// How long the present stream may stand still.
     pub(crate) stream_idle: Cell<Duration>,
     /// Since when a stream of HTTP/2 could send and its client takes nothing.
@@ -59,6 +62,7 @@ impl Conn {
             linger: Cell::new(false),
             idle_since: Cell::new(Instant::now()),
             used: Cell::new(false),
+            phases: Phases::default(),
             stream_idle: Cell::new(Duration::ZERO),
             unsent_since: Cell::new(None),
             stream: None,

@@ -48,7 +48,7 @@ pub(crate) async fn serve(
     conn: Rc<Conn>,
     request: Request<Incoming>,
 ) -> Result<Response<Answer>, Infallible> {
-    let mut record = Record::begin(&conn, request.method(), request.uri());
+    let mut record = Record::begin(&conn, &request);
     Ok(match exchange(&conn, &mut record, request).await {
         Ok(Outcome::Reply(reply)) => reply.into_response(record),
         Ok(Outcome::Local(response)) => page::finish(record, response, Reason::Answered),
@@ -71,6 +71,7 @@ async fn exchange(conn: &Conn, record: &mut Record, request: Request<Incoming>) 
     let merge_slashes = record.listener.settings.http.merge_slashes;
     record.host = target::normalise(&mut parts.uri, &mut parts.headers, merge_slashes)?;
     record.target = parts.uri.clone();
+    record.keep_header_for_log(&parts.headers);
     if let Some(method) = cors::preflight(&record.method, &parts.headers)
         && let Some(answer) = answer_preflight(record, &parts.headers, &method)
     {
@@ -83,7 +84,7 @@ async fn exchange(conn: &Conn, record: &mut Record, request: Request<Incoming>) 
     if rule.cors.is_some() {
         record.origin = parts.headers.get(ORIGIN).cloned();
     }
-    if rule.keeps_header {
+    if rule.keeps_header && record.header.is_none() {
         record.header = Some(Box::new(parts.headers.clone()));
     }
     if let Some(answer) = &rule.answer {
@@ -187,6 +188,7 @@ fn prepare(
         port: &client.port,
         via: client.worker.via(),
         request_id: record.id.value(),
+        trace: &record.trace,
         scheme: client.scheme(),
         certificate: client.tls.as_ref().and_then(|tls| tls.certificate.as_ref()),
         chain: client.tls.as_ref().and_then(|tls| tls.chain.as_ref()),
@@ -476,7 +478,10 @@ impl Exchange<'_> {
             let mut sent = pin!(upstream.send(request));
             let answer = poll_fn(|cx| upstream.poll(cx, |cx| sent.as_mut().poll(cx)));
             match self.answer(pool, answer, upload, now, overall).await {
-                Ok(Ok(response)) => return Ok(self.reply(pool, response, upstream, target, overall)),
+                Ok(Ok(response)) => {
+                    self.conn.phases.answered(now);
+                    return Ok(self.reply(pool, response, upstream, target, overall));
+                }
                 Ok(Err(mut error)) => match error.take_message() {
                     // It was closed while it lay idle; the next one may not be.
                     Some(unsent) if reused => request = unsent,
@@ -517,7 +522,9 @@ impl Exchange<'_> {
         let own = after(began, pool.settings().timeout.connect, Reason::ConnectTimeout);
         let deadline = earlier(overall, own);
         let connecting = Box::pin(connect(pool, target, self.upgrade));
-        match self.conn.alarm.within(deadline.map(|(at, _)| at), connecting).await {
+        let outcome = self.conn.alarm.within(deadline.map(|(at, _)| at), connecting).await;
+        self.conn.phases.connected(began);
+        match outcome {
             Ok(Ok(upstream)) => {
                 picked.connected(began.elapsed());
                 self.conn.client.worker.upstreams.share(target, &upstream, pool.settings().timeout.pool_idle);

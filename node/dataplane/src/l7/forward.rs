@@ -8,6 +8,7 @@ use http::{HeaderMap, HeaderValue, Request, Uri};
 use trestle_config::model::Scheme;
 
 use super::head::{Framing, has_token};
+use super::trace::{TRACEPARENT, TRACESTATE, Trace};
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -19,7 +20,7 @@ const CLIENT_CERT_CHAIN: HeaderName = HeaderName::from_static("client-cert-chain
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Fields that [`prepare`] may add.
-const OURS_MOST: usize = 11;
+const OURS_MOST: usize = 12;
 
 /// What the upstream is told about the client's side.
 #[derive(Debug)]
@@ -28,6 +29,7 @@ pub(crate) struct Origin<'a> {
     pub(crate) port: &'a HeaderValue,
     pub(crate) via: &'a HeaderValue,
     pub(crate) request_id: HeaderValue,
+    pub(crate) trace: &'a Trace,
     pub(crate) scheme: Scheme,
     /// `Client-Cert` and `Client-Cert-Chain`.
     pub(crate) certificate: Option<&'a HeaderValue>,
@@ -66,6 +68,11 @@ pub(crate) fn prepare(headers: &mut HeaderMap, origin: Origin<'_>) {
         None => headers.remove(FORWARDED_HOST),
     };
     headers.insert(REQUEST_ID, origin.request_id);
+    headers.insert(TRACEPARENT, origin.trace.value());
+    if !origin.trace.is_continued {
+        // It belongs to another trace, or to none.
+        headers.remove(TRACESTATE);
+    }
     headers.append(VIA, origin.via.clone());
 }
 
@@ -168,6 +175,7 @@ pub(crate) fn is_websocket(headers: &HeaderMap) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::request_id::RequestId;
 
     fn headers(lines: &[(&'static str, &'static str)]) -> HeaderMap {
         let line = |(name, value): &(&'static str, &'static str)| {
@@ -178,11 +186,13 @@ mod tests {
 
     fn prepared(lines: &[(&'static str, &'static str)], framing: Framing, upgrade: bool) -> Vec<String> {
         let mut headers = headers(lines);
+        let trace = Trace::of(&headers, &RequestId::new(1, [1; 10]), 1);
         let origin = Origin {
             client: &HeaderValue::from_static("192.0.2.1"),
             port: &HeaderValue::from_static("80"),
             via: &HeaderValue::from_static("1.1 n1"),
             request_id: HeaderValue::from_static("id"),
+            trace: &trace,
             scheme: Scheme::Http,
             certificate: None,
             chain: None,
@@ -193,6 +203,7 @@ mod tests {
         prepare(&mut headers, origin);
         let mut lines: Vec<String> = headers
             .iter()
+            .filter(|(name, _)| *name != TRACEPARENT)
             .map(|(name, value)| format!("{name}: {}", value.to_str().expect("text")))
             .collect();
         lines.sort();

@@ -5,7 +5,7 @@
 //! [`exchange`] brings its [`target`] into one form, asks the [`router`] of the listener's present revision for a
 //! rule, prepares the headers ([`forward`]; a config's own [`edits`]), picks a member and sends, again where that is safe; the
 //! answer streams back as a [`transfer`], or the connection becomes a [`tunnel`]; a [`page`] says what went
-//! wrong, a rule may answer by itself ([`local`]); the [`record`] counts and logs it all, once.
+//! wrong, a rule may answer by itself ([`local`]); the [`record`] counts and logs it all ([`line`]), once.
 //!
 //! Invariant: a request sees one revision, from routing to its log line, and has one record, which ends
 //! exactly once whatever happens to the request.
@@ -22,16 +22,19 @@ mod gate;
 mod grpc;
 mod h2;
 mod head;
+mod line;
 pub(crate) mod local;
 pub(crate) mod mirror;
 mod page;
 pub(crate) mod pages;
 pub(crate) mod path;
+mod phases;
 mod record;
 pub(crate) mod router;
 pub(crate) mod server;
 pub(crate) mod target;
 mod text;
+mod trace;
 mod transfer;
 mod tunnel;
 pub(crate) mod values;

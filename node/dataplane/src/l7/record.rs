@@ -7,16 +7,19 @@ use std::borrow::Cow;
 use std::rc::Rc;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderValue, Method, Uri};
+use http::header::{AUTHORIZATION, REFERER, USER_AGENT};
+use http::{HeaderMap, HeaderValue, Method, Request, Uri, Version};
 use tokio::time::Instant;
 
 use super::body::UploadState;
 use super::client::Tls;
 use super::conn::Conn;
 use super::h2::OpenStream;
+use super::line;
 use super::pages::ErrorPages;
 use super::text::Scope;
-use crate::access_log::{Object, timestamp};
+use super::trace::Trace;
+use crate::access_log::Format;
 use crate::metrics::Reason;
 use crate::pool::Picked;
 use crate::request_id::RequestId;
@@ -38,13 +41,16 @@ pub(crate) struct Record {
     pub(crate) listener: ListenerRef,
     pub(crate) started: Instant,
     pub(crate) id: RequestId,
+    pub(crate) trace: Trace,
     pub(crate) method: Method,
     pub(crate) target: Uri,
+    pub(crate) version: Version,
     pub(crate) host: Option<HeaderValue>,
     pub(crate) rule: Option<RuleAt>,
     /// Bytes of the path that are the prefix by which the rule was found.
     pub(crate) prefix: usize,
-    /// The request's header, if an edit of the response reads it.
+    pub(crate) visitor: Visitor,
+    /// The request's header, if an edit of the response or the log reads it.
     pub(crate) header: Option<Box<HeaderMap>>,
     /// The page that a browser's request comes from, if that matters.
     pub(crate) origin: Option<HeaderValue>,
@@ -63,17 +69,40 @@ pub(crate) struct Record {
     ended: bool,
 }
 
+/// What the log tells of who asks, as it was sent. Kept only where there is a log.
+#[derive(Debug, Default)]
+pub(crate) struct Visitor {
+    pub(crate) user_agent: Option<HeaderValue>,
+    pub(crate) referer: Option<HeaderValue>,
+    pub(crate) authorization: Option<HeaderValue>,
+}
+
+impl Visitor {
+    /// Values share the memory of the head: nothing is copied.
+    fn of(headers: &HeaderMap) -> Self {
+        let value = |name| headers.get(name).cloned();
+        Self { user_agent: value(USER_AGENT), referer: value(REFERER), authorization: value(AUTHORIZATION) }
+    }
+}
+
 impl Record {
-    pub(crate) fn begin(conn: &Rc<Conn>, method: &Method, target: &Uri) -> Self {
+    pub(crate) fn begin<B>(conn: &Rc<Conn>, request: &Request<B>) -> Self {
         let started = Instant::now();
         conn.used.set(true);
+        let listener = conn.client.listener();
+        let id = conn.client.worker.request_id(started);
+        conn.phases.begin(listener.log.is_some());
+        let visitor = listener.log.as_ref().map(|_| Visitor::of(request.headers())).unwrap_or_default();
         Self {
             conn: Rc::clone(conn),
-            listener: conn.client.listener(),
+            listener,
             started,
-            id: conn.client.worker.request_id(started),
-            method: method.clone(),
-            target: target.clone(),
+            trace: Trace::of(request.headers(), &id, conn.client.worker.random()),
+            id,
+            method: request.method().clone(),
+            target: request.uri().clone(),
+            version: request.version(),
+            visitor,
             host: None,
             rule: None,
             prefix: 0,
@@ -139,6 +168,15 @@ impl Record {
         cookies.set(picked.index(), self.conn.client.tls.is_some())
     }
 
+    /// Keeps the request's header for the log, if that reads more of it than is kept anyway.
+    pub(crate) fn keep_header_for_log(&mut self, headers: &HeaderMap) {
+        if let Some(Format::Form(form)) = self.listener.log.as_ref().map(|log| &log.format)
+            && form.reads_header
+        {
+            self.header = Some(Box::new(headers.clone()));
+        }
+    }
+
     /// Counts and logs the request, and lets the next one pass.
     pub(crate) fn end(&mut self, reason: Reason) {
         self.end_at(reason, Instant::now());
@@ -150,15 +188,15 @@ impl Record {
         }
         let took = now - self.started;
         self.count(reason, took);
-        if self.listener.access_log {
-            self.conn.client.worker.log.push(|out| self.write(out, reason, took));
+        if let Some(log) = &self.listener.log {
+            self.conn.client.worker.log.push(log, |out| line::write(self, &log.format, reason, took, out));
         }
         self.picked = None;
         self.conn.idle_since.set(now);
         self.conn.gate.served();
     }
 
-    fn bytes_in(&self) -> u64 {
+    pub(super) fn bytes_in(&self) -> u64 {
         self.upload.as_ref().map_or(0, |upload| upload.bytes.get())
     }
 
@@ -177,31 +215,6 @@ impl Record {
             }
             None => listener.ended.inc(reason),
         }
-    }
-
-    fn write(&self, out: &mut Vec<u8>, reason: Reason, took: Duration) {
-        let mut line = Object::begin(out);
-        line.text("time", &timestamp(self.id.unix_ms))
-            .text("request_id", &self.id.text)
-            .text("client", self.conn.client.address.as_bytes())
-            .text("method", self.method.as_str().as_bytes())
-            .text("host", self.host.as_ref().map_or(b"", HeaderValue::as_bytes))
-            .text("path", self.target.path().as_bytes())
-            .number("status", u64::from(self.status))
-            .number("bytes_in", self.bytes_in())
-            .number("bytes_out", self.bytes_out)
-            .number("duration_us", u64::try_from(took.as_micros()).unwrap_or(u64::MAX))
-            .text("listener", self.listener.name.as_bytes());
-        if let Some(rule) = self.rule() {
-            line.text("route", rule.route.as_bytes()).text("rule", rule.name.as_bytes());
-            if let Some(pool) = self.pool.and_then(|at| rule.split.pool(at)) {
-                line.text("pool", pool.name().as_bytes());
-            }
-        }
-        if let Some(picked) = &self.picked {
-            line.text("member", picked.name().as_bytes());
-        }
-        line.number("attempts", u64::from(self.attempts)).text("reason", reason.label().as_bytes()).end();
     }
 }
 

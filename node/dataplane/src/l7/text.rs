@@ -99,7 +99,7 @@ fn write(template: &Template, scope: Scope<'_>, out: &mut Vec<u8>, put: impl Fn(
 }
 
 impl<'a> Scope<'a> {
-    fn read(&self, variable: &'a Variable) -> Cow<'a, [u8]> {
+    pub(super) fn read(&self, variable: &'a Variable) -> Cow<'a, [u8]> {
         let record = self.record;
         let owned = |text: String| Cow::Owned(text.into_bytes());
         match variable {

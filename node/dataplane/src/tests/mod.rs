@@ -6,6 +6,7 @@ mod http2;
 mod leaving;
 mod limits;
 mod listening;
+mod logging;
 mod retrying;
 mod smuggling;
 mod sticky;

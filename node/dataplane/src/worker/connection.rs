@@ -14,8 +14,9 @@ use tokio::task::spawn_local;
 use tokio::time::Instant;
 use trestle_config::model::Protocol;
 
+use super::relayed::Relayed;
 use super::{ListenerRef, Served, Worker};
-use crate::access_log::{Object, timestamp};
+use crate::access_log::Format;
 use crate::locals::At;
 use crate::metrics::ListenerCounters;
 use crate::snapshot::Listener;
@@ -187,22 +188,12 @@ async fn relay(worker: Rc<Worker>, listener: ListenerRef, stream: TcpStream, cli
     let settings = listener.settings.tcp.clone();
     let pool_name = Arc::clone(&pool);
     let ended = l4::tcp::proxy(stream, client, pool, settings, cx).await;
-    if !listener.access_log {
-        return;
-    }
-    worker.log.push(|out| {
-        let mut line = Object::begin(out);
-        line.text("time", &timestamp(id.unix_ms))
-            .text("connection_id", &id.text)
-            .text("client", client.ip().to_canonical().to_string().as_bytes())
-            .number("bytes_in", ended.bytes_in)
-            .number("bytes_out", ended.bytes_out)
-            .number("duration_us", u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX))
-            .text("listener", listener.name.as_bytes())
-            .text("pool", pool_name.name().as_bytes());
-        if let Some(member) = &ended.member {
-            line.text("member", member.name().as_bytes());
-        }
-        line.text("reason", ended.reason.label().as_bytes()).end();
+    let Some(log) = &listener.log else { return };
+    let took = began.elapsed();
+    let facts =
+        Relayed { node: worker.node(), listener: &listener, pool: pool_name.name(), client, id, took, ended };
+    worker.log.push(log, |out| match &log.format {
+        Format::Json => facts.json(out),
+        Format::Form(form) => form.write(&facts, out),
     });
 }

@@ -10,6 +10,7 @@
 
 mod connection;
 mod places;
+mod relayed;
 mod socket;
 
 #[cfg(test)]
@@ -369,6 +370,10 @@ impl Worker {
     pub(crate) fn node(&self) -> &str {
         let via = self.via.to_str().unwrap_or_default();
         via.split_once(' ').map_or(via, |(_, node)| node)
+    }
+
+    pub(crate) fn random(&self) -> u64 {
+        self.random.borrow_mut().random()
     }
 
     pub(crate) fn request_id(&self, now: Instant) -> RequestId {

@@ -27,7 +27,7 @@ async fn forty_connections_that_wait_in_the_queue_of_a_closing_socket_are_answer
         tickets: &Arc::default(),
     };
     let snapshot = Arc::new(Snapshot::compile(1, &config, &around));
-    let (log, _end) = crate::access_log::start(Box::new(io::sink())).expect("a thread");
+    let (log, _end) = crate::access_log::start("n1", Box::new(io::sink())).expect("a thread");
     let equipment = Equipment {
         ledger: Arc::new(Ledger::new(1)),
         locals: Arc::new(Locals::new(1)),

@@ -1,0 +1,149 @@
+//! A request's line in the access log.
+
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use http::{HeaderMap, HeaderValue, Version};
+use trestle_config::text::Variable;
+use trestle_config::text::log::LogVariable;
+
+use super::record::Record;
+use super::text::Scope;
+use crate::access_log::{Facts, Field, Format, Object, common, micros, timestamp};
+use crate::metrics::Reason;
+
+pub(super) fn write(record: &Record, format: &Format, reason: Reason, took: Duration, out: &mut Vec<u8>) {
+    match format {
+        Format::Json => json(record, reason, took, out),
+        Format::Form(form) => form.write(&Ended { record, reason, took }, out),
+    }
+}
+
+fn json(record: &Record, reason: Reason, took: Duration, out: &mut Vec<u8>) {
+    let mut line = Object::begin(out);
+    line.text("time", &timestamp(record.id.unix_ms))
+        .text("request_id", &record.id.text)
+        .text("trace_id", record.trace.id())
+        .text("client", record.conn.client.address.as_bytes())
+        .text("protocol", protocol(record.version))
+        .text("scheme", record.conn.client.scheme().as_str().as_bytes())
+        .text("method", record.method.as_str().as_bytes())
+        .text("host", record.host.as_ref().map_or(b"", HeaderValue::as_bytes))
+        .text("path", record.target.path().as_bytes());
+    if let Some(query) = record.target.query() {
+        line.text("query", query.as_bytes());
+    }
+    if let Some(user_agent) = &record.visitor.user_agent {
+        line.text("user_agent", user_agent.as_bytes());
+    }
+    if let Some(tls) = &record.conn.client.tls {
+        line.text("tls_version", tls.version.as_bytes());
+        if let Some(name) = &tls.name {
+            line.text("sni", name.as_bytes());
+        }
+    }
+    line.number("status", u64::from(record.status))
+        .number("bytes_in", record.bytes_in())
+        .number("bytes_out", record.bytes_out)
+        .number("duration_us", micros(took));
+    let phases = &record.conn.phases;
+    for (name, time) in [("connect_us", phases.connect()), ("first_byte_us", phases.first_byte())] {
+        if let Some(time) = time {
+            line.number(name, micros(time));
+        }
+    }
+    line.text("listener", record.listener.name.as_bytes());
+    if let Some(rule) = record.rule() {
+        line.text("route", rule.route.as_bytes()).text("rule", rule.name.as_bytes());
+        if let Some(pool) = record.pool.and_then(|at| rule.split.pool(at)) {
+            line.text("pool", pool.name().as_bytes());
+        }
+    }
+    if let Some(picked) = &record.picked {
+        line.text("member", picked.name().as_bytes());
+    }
+    line.number("attempts", u64::from(record.attempts)).text("reason", reason.label().as_bytes()).end();
+}
+
+/// A request whose end is known.
+struct Ended<'a> {
+    record: &'a Record,
+    reason: Reason,
+    took: Duration,
+}
+
+impl Facts for Ended<'_> {
+    fn put(&self, variable: &LogVariable, field: &mut Field<'_>) -> bool {
+        let record = self.record;
+        match variable {
+            LogVariable::Of(variable) => return of_request(record, variable, field),
+            LogVariable::RawQuery => return field.some(record.target.query().map(str::as_bytes)),
+            LogVariable::Rule => return field.some(record.rule().map(|rule| rule.name.as_bytes())),
+            LogVariable::User => return user(record.visitor.authorization.as_ref(), field),
+            LogVariable::Time => field.text(&timestamp(record.id.unix_ms)),
+            LogVariable::TimeCommon => field.text(&common(record.id.unix_ms)),
+            LogVariable::Request => request_line(record, field),
+            LogVariable::Protocol => field.text(protocol(record.version)),
+            LogVariable::Status => field.status(record.status),
+            LogVariable::BytesIn => field.number(record.bytes_in()),
+            LogVariable::BytesOut => field.number(record.bytes_out),
+            LogVariable::DurationUs => field.number(micros(self.took)),
+            LogVariable::ConnectUs => return time(record.conn.phases.connect(), field),
+            LogVariable::FirstByteUs => return time(record.conn.phases.first_byte(), field),
+            LogVariable::TraceId => field.text(record.trace.id()),
+            LogVariable::Reason => field.text(self.reason.label().as_bytes()),
+            LogVariable::Attempts => field.number(record.attempts.into()),
+        }
+        true
+    }
+}
+
+fn time(time: Option<Duration>, field: &mut Field<'_>) -> bool {
+    time.inspect(|time| field.number(micros(*time))).is_some()
+}
+
+fn of_request(record: &Record, variable: &Variable, field: &mut Field<'_>) -> bool {
+    let kept = match variable {
+        Variable::Header(name) if name == "user-agent" => &record.visitor.user_agent,
+        Variable::Header(name) if name == "referer" => &record.visitor.referer,
+        _ => {
+            let none = HeaderMap::new();
+            let scope = Scope { record, headers: record.header.as_deref().unwrap_or(&none) };
+            let value = scope.read(variable);
+            return field.some((!value.is_empty()).then_some(&*value));
+        }
+    };
+    field.some(kept.as_ref().map(HeaderValue::as_bytes))
+}
+
+fn request_line(record: &Record, field: &mut Field<'_>) {
+    field.text(record.method.as_str().as_bytes());
+    field.text(b" ");
+    field.text(record.target.path().as_bytes());
+    if let Some(query) = record.target.query() {
+        field.text(b"?");
+        field.text(query.as_bytes());
+    }
+    field.text(b" ");
+    field.text(protocol(record.version));
+}
+
+fn protocol(version: Version) -> &'static [u8] {
+    match version {
+        Version::HTTP_10 => b"HTTP/1.0",
+        Version::HTTP_2 => b"HTTP/2.0",
+        _ => b"HTTP/1.1",
+    }
+}
+
+/// The name that basic authentication (RFC 7617) gives. Nobody has checked it.
+fn user(authorization: Option<&HeaderValue>, field: &mut Field<'_>) -> bool {
+    let user = || {
+        let (scheme, encoded) = authorization?.as_bytes().split_at_checked(6)?;
+        let decoded = STANDARD.decode(encoded.trim_ascii()).ok()?;
+        let colon = memchr::memchr(b':', &decoded)?;
+        (scheme.eq_ignore_ascii_case(b"basic ") && colon > 0).then(|| decoded[..colon].to_vec())
+    };
+    field.some(user().as_deref())
+}

@@ -344,6 +344,7 @@ impl Inner {
         metrics::render_turns(&self.turns, out);
         let revision = snapshot.as_ref().map_or(0, |snapshot| snapshot.revision);
         let log = &self.log_counts;
+        let is_logged = snapshot.as_ref().is_some_and(|snapshot| snapshot.log.is_some());
         for (name, kind, help, value) in [
             ("trestle_revision", "gauge", "Revision in force.", revision),
             (
@@ -356,7 +357,7 @@ impl Inner {
                 "trestle_access_log_failing",
                 "gauge",
                 "1: the target can't be opened or written.",
-                u64::from(log.is_failing()),
+                u64::from(is_logged && log.is_failing()),
             ),
             (
                 "trestle_address_drains_total",

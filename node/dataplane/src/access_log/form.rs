@@ -6,8 +6,16 @@ use trestle_config::text::{Part, Variable};
 #[derive(Debug)]
 pub(crate) struct Form {
     template: LogTemplate,
-    /// A line says something of the request's header that [`Facts`] keep only if they are asked to.
-    pub(crate) reads_header: bool,
+}
+
+/// What of a request's header has to be kept until its line is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Kept {
+    pub(crate) user_agent: bool,
+    pub(crate) referer: bool,
+    pub(crate) authorization: bool,
+    /// All of it, since there is more.
+    pub(crate) header: bool,
 }
 
 /// What a line can be about.
@@ -21,12 +29,22 @@ pub(crate) struct Field<'a>(&'a mut Vec<u8>);
 
 impl Form {
     pub(crate) fn compile(template: LogTemplate) -> Self {
-        let reads_header = template.parts.iter().any(|part| match part {
-            Part::Variable(LogVariable::Of(Variable::Header(name))) => !is_kept(name),
-            Part::Variable(LogVariable::Of(Variable::Cookie(_))) => true,
-            _ => false,
-        });
-        Self { template, reads_header }
+        Self { template }
+    }
+
+    pub(super) fn kept(&self) -> Kept {
+        let mut kept = Kept::default();
+        for part in &self.template.parts {
+            let Part::Variable(variable) = part else { continue };
+            match variable {
+                LogVariable::Of(Variable::Header(name)) if name == "user-agent" => kept.user_agent = true,
+                LogVariable::Of(Variable::Header(name)) if name == "referer" => kept.referer = true,
+                LogVariable::Of(Variable::Header(_) | Variable::Cookie(_)) => kept.header = true,
+                LogVariable::User => kept.authorization = true,
+                _ => {}
+            }
+        }
+        kept
     }
 
     /// Writes one line, with `-` for what is not known.
@@ -43,11 +61,6 @@ impl Form {
         }
         out.push(b'\n');
     }
-}
-
-/// Fields that are kept of every request that is logged.
-fn is_kept(name: &str) -> bool {
-    matches!(name, "user-agent" | "referer")
 }
 
 impl Field<'_> {
@@ -85,6 +98,24 @@ impl Field<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_a_header_is_kept_what_the_form_reads() {
+        let of = |text: &str| {
+            let format =
+                trestle_config::Source { name: "-", text: &format!("access_log: {{ format: \"{text}\" }}") };
+            let document = trestle_config::parse(format).expect("a form");
+            match &document.config().access_log.format {
+                trestle_config::model::AccessLogFormat::Own(form) => Form::compile(form.clone()).kept(),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(of("${status} ${query.a}"), Kept::default());
+        assert_eq!(of("${header.user-agent}"), Kept { user_agent: true, ..Kept::default() });
+        assert_eq!(of("${header.X-A}"), Kept { header: true, ..Kept::default() });
+        let kept = Form::compile(LogTemplate::combined()).kept();
+        assert_eq!(kept, Kept { user_agent: true, referer: true, authorization: true, header: false });
+    }
 
     #[test]
     fn a_value_can_not_leave_its_quotes() {

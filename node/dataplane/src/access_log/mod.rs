@@ -26,7 +26,7 @@ use std::time::Duration;
 use trestle_config::model::{AccessLog, AccessLogFormat};
 use trestle_config::text::log::LogTemplate;
 
-pub(crate) use form::{Facts, Field, Form};
+pub(crate) use form::{Facts, Field, Form, Kept};
 pub(crate) use json::Object;
 use output::Output;
 pub(crate) use time::{common, micros, timestamp};
@@ -48,6 +48,7 @@ pub(crate) type Stdout = Box<dyn Write + Send>;
 #[derive(Debug)]
 pub(crate) struct Log {
     pub(crate) format: Format,
+    pub(crate) kept: Kept,
     settings: AccessLog,
     output: Arc<Output>,
 }
@@ -132,11 +133,15 @@ impl Log {
             AccessLogFormat::Combined => Format::Form(Form::compile(LogTemplate::combined())),
             AccessLogFormat::Own(template) => Format::Form(Form::compile(template.clone())),
         };
+        let kept = match &format {
+            Format::Json => Kept { user_agent: true, ..Kept::default() },
+            Format::Form(form) => form.kept(),
+        };
         let output = match previous.filter(|previous| previous.settings.to == settings.to) {
             Some(previous) => Arc::clone(&previous.output),
             None => Arc::new(Output::new(settings.to.clone())),
         };
-        Some(Arc::new(Log { format, settings: settings.clone(), output }))
+        Some(Arc::new(Log { format, kept, settings: settings.clone(), output }))
     }
 }
 

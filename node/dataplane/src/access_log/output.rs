@@ -8,6 +8,7 @@ use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use rustix::fs::OFlags;
 use tokio::time::Instant;
 use trestle_config::model::{AccessLogTarget, SyslogAddress};
 
@@ -55,7 +56,10 @@ impl Sink {
         match target {
             AccessLogTarget::Stdout => Ok(Sink::Stdout),
             AccessLogTarget::File(path) => {
-                OpenOptions::new().append(true).create(true).mode(MODE).open(path).map(Sink::File)
+                // Of a named pipe neither its opening nor a write may wait for a reader.
+                let flags = OFlags::NONBLOCK.bits() as i32;
+                let mut options = OpenOptions::new();
+                options.append(true).create(true).mode(MODE).custom_flags(flags).open(path).map(Sink::File)
             }
             AccessLogTarget::Syslog(SyslogAddress::Udp { host, port }) => {
                 // Its first address.

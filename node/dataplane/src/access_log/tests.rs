@@ -151,3 +151,18 @@ async fn lines_go_where_their_revision_wants_them() {
     assert_eq!(stdout.text(), "1\n3\n");
     assert_eq!(std::fs::read_to_string(&path).expect("read"), "2\n4\n");
 }
+
+#[tokio::test]
+async fn a_pipe_that_nobody_reads_holds_nobody_up() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("pipe");
+    let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU);
+    rustix::fs::mknodat(rustix::fs::CWD, &path, kind, mode, 0).expect("a pipe");
+    let (tap, end) = start("n1", Box::new(io::sink())).expect("a thread");
+    let (lines, log) = (Rc::new(tap.lines()), to(AccessLogTarget::File(path)));
+    push(&lines, &log, &["lost"]).await;
+    let counts = tap.counts();
+    drop((lines, tap));
+    assert!(end.recv_timeout(PATIENCE) == Err(std::sync::mpsc::RecvTimeoutError::Disconnected));
+    assert_eq!((counts.dropped(), counts.is_failing()), (1, true));
+}

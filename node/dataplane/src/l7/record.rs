@@ -19,7 +19,7 @@ use super::line;
 use super::pages::ErrorPages;
 use super::text::Scope;
 use super::trace::Trace;
-use crate::access_log::Format;
+use crate::access_log::Kept;
 use crate::metrics::Reason;
 use crate::pool::Picked;
 use crate::request_id::RequestId;
@@ -69,7 +69,7 @@ pub(crate) struct Record {
     ended: bool,
 }
 
-/// What the log tells of who asks, as it was sent. Kept only where there is a log.
+/// What the log tells of who asks, as it was sent; only what it reads.
 #[derive(Debug, Default)]
 pub(crate) struct Visitor {
     pub(crate) user_agent: Option<HeaderValue>,
@@ -79,9 +79,13 @@ pub(crate) struct Visitor {
 
 impl Visitor {
     /// Values share the memory of the head: nothing is copied.
-    fn of(headers: &HeaderMap) -> Self {
-        let value = |name| headers.get(name).cloned();
-        Self { user_agent: value(USER_AGENT), referer: value(REFERER), authorization: value(AUTHORIZATION) }
+    fn of(headers: &HeaderMap, kept: Kept) -> Self {
+        let value = |wanted, name| if wanted { headers.get(name).cloned() } else { None };
+        Self {
+            user_agent: value(kept.user_agent, USER_AGENT),
+            referer: value(kept.referer, REFERER),
+            authorization: value(kept.authorization, AUTHORIZATION),
+        }
     }
 }
 
@@ -92,7 +96,8 @@ impl Record {
         let listener = conn.client.listener();
         let id = conn.client.worker.request_id(started);
         conn.phases.begin(listener.log.is_some());
-        let visitor = listener.log.as_ref().map(|_| Visitor::of(request.headers())).unwrap_or_default();
+        let visitor =
+            listener.log.as_ref().map(|log| Visitor::of(request.headers(), log.kept)).unwrap_or_default();
         Self {
             conn: Rc::clone(conn),
             listener,
@@ -170,9 +175,7 @@ impl Record {
 
     /// Keeps the request's header for the log, if that reads more of it than is kept anyway.
     pub(crate) fn keep_header_for_log(&mut self, headers: &HeaderMap) {
-        if let Some(Format::Form(form)) = self.listener.log.as_ref().map(|log| &log.format)
-            && form.reads_header
-        {
+        if self.listener.log.as_ref().is_some_and(|log| log.kept.header) {
             self.header = Some(Box::new(headers.clone()));
         }
     }

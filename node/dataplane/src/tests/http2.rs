@@ -136,7 +136,8 @@ async fn requests_of_http2_reach_members_of_http1() {
     drop(frames);
     assert_eq!(answer.await.expect("no panic").expect("an answer").status(), 200);
     assert_eq!(backend.last().body, "one two");
-    proxy.log.line(&["\"method\":\"POST\"", "\"bytes_in\":7", "\"reason\":\"done\""]).await;
+    let parts = ["\"protocol\":\"HTTP/2.0\"", "\"method\":\"POST\"", "\"bytes_in\":7", "\"reason\":\"done\""];
+    proxy.log.line(&parts).await;
 }
 
 #[tokio::test]

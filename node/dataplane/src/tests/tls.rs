@@ -153,6 +153,8 @@ async fn requests_know_that_they_came_over_tls() {
     let seen = backend.last();
     assert_eq!(seen.header("x-forwarded-proto"), Some("https"));
     assert_eq!(seen.header("x-tls"), Some("TLSv1.3 a.test https"));
+    let parts = [r#""scheme":"https""#, r#""tls_version":"TLSv1.3""#, r#""sni":"a.test""#];
+    proxy.log.line(&parts).await;
     // At rest a connection is taken apart; it serves again.
     tokio::time::sleep(crate::l7::server::REST_AFTER * 2).await;
     ask(&mut stream, "/again").await.expect("an answer");

@@ -21,6 +21,8 @@ use trestle_chaos::{cleanup, load, relay, report};
 /// Of one scenario of a suite.
 const SHORT: Duration = Duration::from_secs(20);
 const LONG: Duration = Duration::from_secs(120);
+/// The longest run: a week.
+const TIME_MAX: Duration = Duration::from_secs(168 * 3_600);
 
 #[derive(Debug, Parser)]
 #[command(
@@ -116,7 +118,7 @@ impl ProgramArgs {
         let chaos = std::env::current_exe().context("the running program can't be found")?;
         let trestle = match &self.trestle {
             Some(trestle) => std::path::absolute(trestle)?,
-            None => chaos.with_file_name("trestle"),
+            None => Programs::beside(&chaos),
         };
         ensure!(trestle.is_file(), "no {}: build it, or say --trestle FILE", trestle.display());
         Ok(Programs { trestle, chaos })
@@ -126,13 +128,20 @@ impl ProgramArgs {
 fn duration(text: &str) -> Result<Duration, String> {
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
-    let number: u64 = number.parse().map_err(|_| format!("{text:?} is no time, such as 30s or 5m"))?;
-    match unit {
-        "s" => Ok(Duration::from_secs(number)),
-        "m" => Ok(Duration::from_secs(number * 60)),
-        "h" => Ok(Duration::from_secs(number * 3_600)),
-        _ => Err(format!("{text:?} is no time, such as 30s or 5m")),
+    let no_time = || format!("{text:?} is no time, such as 30s or 5m");
+    let unit = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        _ => return Err(no_time()),
+    };
+    if number.is_empty() {
+        return Err(no_time());
     }
+    // What is too long for a number is too long.
+    let time = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
+    let time = time.map(Duration::from_secs).filter(|time| *time <= TIME_MAX);
+    time.ok_or_else(|| format!("{text:?} is too long: at most {}h", TIME_MAX.as_secs() / 3_600))
 }
 
 fn main() -> ExitCode {
@@ -190,6 +199,7 @@ fn set_up() -> anyhow::Result<Arc<AtomicBool>> {
 
 fn list(there: Option<Kind>) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
+    let width = SCENARIOS.iter().map(|scenario| scenario.name.len()).max().unwrap_or_default();
     for scenario in SCENARIOS {
         let short = if scenario.short { "short" } else { "" };
         let line = match there {
@@ -197,11 +207,11 @@ fn list(there: Option<Kind>) -> anyhow::Result<()> {
                 let environments = scenario.environments();
                 let environments: Vec<_> =
                     environments.iter().map(|k| format!("{k:?}").to_lowercase()).collect();
-                format!("{:26} {short:5} {:22} {}", scenario.name, environments.join(","), scenario.about)
+                format!("{:width$} {short:5} {:20} {}", scenario.name, environments.join(","), scenario.about)
             }
             Some(kind) => match scenario.unfit(kind) {
-                None => format!("{:26} yes {}", scenario.name, scenario.about),
-                Some(why) => format!("{:26} no  {why}", scenario.name),
+                None => format!("{:width$} yes {}", scenario.name, scenario.about),
+                Some(why) => format!("{:width$} no  {why}", scenario.name),
             },
         };
         // A closed pipe ends the list.
@@ -278,6 +288,9 @@ fn one(options: &Options, interrupted: &AtomicBool) -> anyhow::Result<bool> {
     if let Some(why) = options.scenario.unfit(options.kind) {
         bail!("{} does not run in {:?}: {why}", options.scenario.name, options.kind);
     }
+    for path in options.html.iter().chain(&options.json) {
+        writable(path).with_context(|| format!("the report can't go to {}", path.display()))?;
+    }
     let done = runner::run(options, runner::witnesses(&options.programs), interrupted)?;
     // Whatever comes of the files, the verdicts are told.
     print(&done);
@@ -293,6 +306,13 @@ fn one(options: &Options, interrupted: &AtomicBool) -> anyhow::Result<bool> {
     Ok(done.pass)
 }
 
+/// Known before a run rather than after it. Nothing is left of what was not there.
+fn writable(path: &Path) -> std::io::Result<()> {
+    let there = path.exists();
+    std::fs::File::options().append(true).create(true).open(path)?;
+    if there { Ok(()) } else { std::fs::remove_file(path) }
+}
+
 /// An outage as people read it; what is shorter than five probes is none that a probe can tell.
 fn seen(outage: Option<Time>) -> String {
     outage.map_or("under 25 ms".to_owned(), span)
@@ -300,10 +320,10 @@ fn seen(outage: Option<Time>) -> String {
 
 /// The median and the worst of all faults.
 fn outages(report: &Report) -> Option<(Option<Time>, Option<Time>)> {
-    let count = report.trace.faults.len();
-    let mut all: Vec<_> = (0..count).map(|index| report::worst_outage(&report.trace, index)).collect();
+    let faults = report.trace.faults.iter().enumerate().filter(|(_, fault)| fault.in_force.is_some());
+    let mut all: Vec<_> = faults.map(|(index, _)| report::worst_outage(&report.trace, index)).collect();
     all.sort_unstable();
-    Some((*all.get(count / 2)?, *all.last()?))
+    Some((*all.get(all.len() / 2)?, *all.last()?))
 }
 
 fn print(report: &Report) {
@@ -324,14 +344,13 @@ fn print(report: &Report) {
         let _ = writeln!(out, "  {} {}: {}", verdict.judgement, verdict.name, verdict.text);
     }
     for (index, fault) in report.trace.faults.iter().enumerate() {
-        let seen = seen(report::worst_outage(&report.trace, index));
-        let _ = writeln!(
-            out,
-            "  at {}: {} of {}: outage {seen}",
-            moment(fault.begun),
-            fault.name,
-            fault.victims.join(", ")
-        );
+        let (at, name) = (moment(fault.begun), &fault.name);
+        let _ = if fault.in_force.is_none() {
+            writeln!(out, "  at {at}: {name} was never in force")
+        } else {
+            let seen = seen(report::worst_outage(&report.trace, index));
+            writeln!(out, "  at {at}: {name} of {}: outage {seen}", fault.victims.join(", "))
+        };
     }
     if let Some((median, worst)) = outages(report) {
         let _ = writeln!(out, "  outages: median {}, worst {}", seen(median), seen(worst));
@@ -340,4 +359,34 @@ fn print(report: &Report) {
         let _ = writeln!(out, "  note: {}", note.text);
     }
     let _ = writeln!(out, "  again: {}", run.again);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_or_refused() {
+        assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("168h"), Ok(TIME_MAX));
+        for text in ["", "s", "5", "5d", "-5s", "1.5m"] {
+            assert!(duration(text).is_err_and(|e| e.contains("is no time")), "{text:?}");
+        }
+        for text in ["169h", "999999999999999999h", "99999999999999999999999s"] {
+            assert!(duration(text).is_err_and(|e| e.contains("at most 168h")), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_report_that_can_not_be_written_is_known_before_the_run() {
+        let folder = std::env::temp_dir().join(format!("chaos-report-{}", std::process::id()));
+        assert!(writable(&folder.join("run.html")).is_err());
+        std::fs::create_dir(&folder).unwrap();
+        writable(&folder.join("run.html")).unwrap();
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0, "nothing is left");
+        std::fs::write(folder.join("run.json"), "before").unwrap();
+        writable(&folder.join("run.json")).unwrap();
+        assert_eq!(std::fs::read_to_string(folder.join("run.json")).unwrap(), "before");
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
 }

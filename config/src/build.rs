@@ -13,9 +13,9 @@ use crate::check::Sink;
 use crate::model::{
     AccessLog, AccessLogFormat, AccessLogTarget, Balance, Bind, CheckKind, ClusterSettings, Config, Drain,
     HeaderMatch, HealthCheck, HostPattern, HttpCheck, HttpSettings, Listener, LocalAnswer, Match, Member,
-    NewPath, OnQuorumLoss, Outlier, PathMatch, Policies, Pool, PoolTimeouts, Protocol, Redirect, Respond,
-    Retry, Rewrite, Route, RouteTimeouts, Rule, Scheme, Sticky, TcpSettings, UdpSettings, ValueMatch,
-    ValueOf, Vip, WeightedPool,
+    Mirror, NewPath, OnQuorumLoss, Outlier, PathMatch, Policies, Pool, PoolTimeouts, Protocol, Redirect,
+    Respond, Retry, Rewrite, Route, RouteTimeouts, Rule, Scheme, Sticky, TcpSettings, UdpSettings,
+    ValueMatch, ValueOf, Vip, WeightedPool,
 };
 use crate::problem::{Fault, shown};
 use crate::text::{Replacement, Template};
@@ -57,8 +57,10 @@ pub(crate) fn pools_of_udp_alone(config: &Config) -> HashSet<String> {
         let users = if listener.protocol == Protocol::Udp { &mut udp } else { &mut other };
         users.extend(listener.pool.clone());
     }
-    let weighted = config.routes.values().flat_map(|route| &route.rules).flat_map(|rule| &rule.pools);
-    other.extend(weighted.map(|pool| pool.pool.clone()));
+    for rule in config.routes.values().flat_map(|route| &route.rules) {
+        other.extend(rule.pools.iter().map(|pool| pool.pool.clone()));
+        other.extend(rule.mirrors.iter().map(|mirror| mirror.pool.clone()));
+    }
     &udp - &other
 }
 
@@ -212,12 +214,21 @@ fn rule(root: &Fields, index: usize, fields: &Fields, outer: &Policies, sink: &m
         rewrite: rewrite(fields, &matches, sink),
         matches,
         pools,
+        mirrors: mirrors(fields),
         timeout,
         retry,
         max_body: fields.size("max_body").unwrap_or(0),
         websocket: fields.list("upgrade").is_none_or(|protocols| !protocols.is_empty()),
         policies: policies::of(root, fields, sink).or(outer),
     }
+}
+
+fn mirrors(fields: &Fields) -> Vec<Mirror> {
+    let mirror = |value: &Value| {
+        let fields = value.as_object()?;
+        Some(Mirror { pool: fields.text("pool")?.to_owned(), share: fields.share("share").unwrap_or(1.0) })
+    };
+    fields.list("mirror").unwrap_or_default().iter().filter_map(mirror).collect()
 }
 
 fn weighted_pools(fields: &Fields, sink: &mut Sink) -> Vec<WeightedPool> {

@@ -329,6 +329,7 @@ fn map_key(text: &str, format: Format) -> Result<String, Fault> {
     match format {
         Format::Name => scalar::name(text),
         Format::HeaderName => scalar::header_name(text),
+        Format::ErrorStatus => scalar::error_status(text).map(|_| text.to_owned()),
         _ => Ok(text.to_owned()),
     }
 }
@@ -387,6 +388,7 @@ fn typed_text(text: &str, format: Format) -> Result<Kind, Fault> {
         Format::Origin => Kind::Origin(scalar::origin(text)?),
         Format::HashOn => Kind::HashOn(scalar::hash_on(text)?),
         Format::Factor => Kind::Factor(scalar::factor(text)?),
+        Format::ErrorStatus => Kind::Text(scalar::error_status(text).map(|_| text.to_owned())?),
         Format::RetryOn => Kind::Text(scalar::retry_on(text)?),
         Format::File if text == "none" => Kind::Word("none"),
         Format::File => Kind::Content(scalar::file(text)?),

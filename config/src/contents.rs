@@ -100,7 +100,13 @@ fn find_in<'f>(
                 steps.pop();
             }
         }
-        // No content stands in a list.
+        Kind::List(items) => {
+            for (at, value) in items.iter().enumerate() {
+                steps.push(at.to_string());
+                find_in(value, steps, found);
+                steps.pop();
+            }
+        }
         _ => {}
     }
 }
@@ -118,7 +124,10 @@ pub(crate) fn stored(
     let mut json = json.clone();
     for named in contents.iter().filter(|named| named.is_stored_beside()) {
         let Some((key, outer)) = named.steps.split_last() else { continue };
-        let object = outer.iter().try_fold(&mut json, |json, step| json.get_mut(step));
+        let object = outer.iter().try_fold(&mut json, |json, step| match json {
+            Json::Array(items) => items.get_mut(step.parse::<usize>().ok()?),
+            other => other.get_mut(step),
+        });
         let Some(object) = object.and_then(Json::as_object_mut) else { continue };
         object.remove(key);
         // `chain` and `key` are themselves; other files have no other key.
@@ -154,6 +163,7 @@ mod tests {
                 "bind": ":443", "protocol": "https", "pool": "app",
                 "tls": { "certificates": ["a"], "client": { "mode": "required", "ca_file": "ca.pem" } }
             } },
+            "routes": { "r": { "rules": [{ "pools": ["app"], "error_pages": { "503": "503.html" } }] } },
             "pools": { "app": { "members": [], "tls": { "ca_file": "up.pem" } } },
             "certificates": {
                 "a": { "chain_file": "a.pem", "key_file": "a.key", "ocsp_file": "a.ocsp" },
@@ -167,6 +177,7 @@ mod tests {
             paths,
             [
                 ("listeners.web.tls.client.ca_file", false),
+                ("routes.r.rules[0].error_pages.503", false),
                 ("pools.app.tls.ca_file", false),
                 ("certificates.a.chain_file", false),
                 ("certificates.a.key_file", true),
@@ -179,7 +190,7 @@ mod tests {
         assert!(!stored.canonical().contains("PRIVATE"), "{}", stored.canonical());
         assert!(stored.canonical().contains("BEGIN CERTIFICATE"), "what is no secret stays where it stands");
         let names = |content: &Content| matches!(content, Content::Stored(_));
-        assert_eq!(stored.contents().iter().filter(|named| names(&named.content)).count(), 6);
+        assert_eq!(stored.contents().iter().filter(|named| names(&named.content)).count(), 7);
         let certificate = &stored.config().certificates["a"];
         assert_eq!(certificate.key, Content::Stored(Digest([23; 32])));
         assert_eq!(stored.stored(|_| panic!("all is stored")).expect("as it is"), stored);

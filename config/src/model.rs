@@ -200,6 +200,8 @@ pub struct Rule {
     pub matches: Vec<Match>,
     /// None where the rule answers by itself.
     pub pools: Vec<WeightedPool>,
+    /// Those that get a copy.
+    pub mirrors: Vec<Mirror>,
     pub answer: Option<LocalAnswer>,
     pub rewrite: Rewrite,
     pub timeout: RouteTimeouts,
@@ -283,6 +285,15 @@ pub struct Policies {
     pub request_headers: Option<HeaderEdits>,
     pub response_headers: Option<HeaderEdits>,
     pub cors: Option<Cors>,
+    pub error_pages: Option<Vec<ErrorPage>>,
+}
+
+/// What a client sees of errors that are ours.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ErrorPage {
+    /// The first and the last status.
+    pub statuses: (u16, u16),
+    pub page: Content,
 }
 
 impl Policies {
@@ -293,6 +304,7 @@ impl Policies {
             request_headers: self.request_headers.clone().or_else(|| outer.request_headers.clone()),
             response_headers: self.response_headers.clone().or_else(|| outer.response_headers.clone()),
             cors: self.cors.clone().or_else(|| outer.cors.clone()),
+            error_pages: self.error_pages.clone().or_else(|| outer.error_pages.clone()),
         }
     }
 }
@@ -391,6 +403,13 @@ pub enum ValueMatch {
     Present(bool),
     /// The whole value.
     Regex(Pattern),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mirror {
+    pub pool: String,
+    /// Part of the requests, 0 to 1. Default 1.
+    pub share: f64,
 }
 
 #[derive(Clone, Debug, PartialEq)]

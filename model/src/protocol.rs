@@ -215,7 +215,9 @@ impl<const N: usize> Lease<N> {
     }
 
     fn is_about(&self, release: Release, held: Held) -> bool {
-        release.epoch == held.epoch && self.is_owner(held, release.node, release.session)
+        // A notice is about whatever its session was given, also while it was on its way.
+        let epoch = release.via == Via::Noticed || release.epoch == held.epoch;
+        epoch && self.is_owner(held, release.node, release.session)
     }
 
     /// Rule 4.
@@ -457,9 +459,7 @@ impl<const N: usize> Lease<N> {
         } else {
             n.guard = Guard::Frozen { write: None };
         }
-        if release.epoch > 0 {
-            state.tell(release);
-        }
+        state.tell(release);
     }
 
     /// States that can't be told apart by anything to come are made one.
@@ -489,7 +489,7 @@ impl<const N: usize> Lease<N> {
             }
         }
         for slot in &mut state.releases {
-            *slot = slot.filter(|release| release.epoch >= committed);
+            *slot = slot.filter(|release| release.via == Via::Noticed || release.epoch >= committed);
         }
         state.releases.sort_unstable();
     }

@@ -105,7 +105,8 @@ pub struct Node {
     pub asks: [Option<Ask>; ASKS_MAX],
 }
 
-/// An epoch was given up: a notice or a release on the way, to whoever leads.
+/// An epoch was given up: a notice or a release on the way, to whoever leads. A notice is about all that its
+/// session was given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Release {
     pub node: u8,

@@ -1,11 +1,14 @@
 //! Log lines: on stderr, as text or JSON, by a filter that can be changed while the node runs.
 
+mod pace;
+
 use std::io::IsTerminal;
 
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 
+use self::pace::Pace;
 use crate::settings::LogFormat;
 
 /// Libraries speak up only when something is wrong: what they do in between is told by ours. (openraft
@@ -29,6 +32,7 @@ impl Telemetry {
                 lines.with_ansi(colour).boxed()
             }
         };
+        let lines = lines.with_filter(Pace::default());
         let _ = tracing_subscriber::registry().with(layer).with(lines).try_init();
         Telemetry { filter: handle }
     }

@@ -461,7 +461,7 @@ async fn own(
         for (vip, epoch) in &given_up {
             gone.entry(vip.clone()).or_default().push(LetGo { session: guard, epoch: *epoch });
         }
-        let can = VipReport { usable: true, fenced: host.fenced, via: Vec::new(), chance_ready: true };
+        let can = VipReport { usable: true, fenced: host.fenced, chance_ready: true, ..VipReport::default() };
         let vips = rules.borrow_and_update().1.keys().map(|vip| (vip.clone(), can.clone())).collect();
         let report = NodeReport { guard: Some(guard), ready: !leaving, leaving, vips };
         // The guard lets go before anybody is told that it has.

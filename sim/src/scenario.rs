@@ -445,8 +445,7 @@ impl World {
             if told {
                 let hosts = hosts.lock().clone();
                 for seats in hosts.iter().filter_map(|host| host.seats()) {
-                    let vips = orphans.iter().map(|orphan| (orphan.vip.clone(), orphan.epoch));
-                    seats.let_go(orphans[0].session, vips);
+                    seats.let_go(orphans[0].session);
                 }
             }
         }));

@@ -374,7 +374,7 @@ fn events_pass_as_they_come() {
     }
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let member = listener.local_addr().expect("bound");
-    let (go, gone) = std::sync::mpsc::channel::<()>();
+    let (go, gone) = std::sync::mpsc::sync_channel::<()>(1);
     std::thread::spawn(move || {
         // A health check connects too, and asks nothing.
         for stream in listener.incoming().flatten() {

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use trestle_tests::pki::Authority;
+
 use serde_json::Value;
 
 /// Crate -> the crates of ours that it may name.
@@ -147,8 +149,15 @@ fn queues_have_bounds() {
 
 #[test]
 fn every_example_is_a_valid_config() {
+    // With the files that they name beside them.
+    let dir = tempfile::tempdir().expect("a folder");
+    let authority = Authority::new("an authority");
+    authority.write(dir.path(), "backend-ca");
+    authority.issue(dir.path(), "shop", &["shop.example.com"]);
     for entry in std::fs::read_dir(root().join("examples")).expect("examples/") {
-        let path = entry.expect("entry").path();
+        let example = entry.expect("entry").path();
+        let path = dir.path().join(example.file_name().expect("a name"));
+        std::fs::copy(&example, &path).expect("the folder is writable");
         let output =
             Command::new(trestle_tests::trestle()).arg("validate").arg(&path).output().expect("runs");
         assert!(output.status.success(), "{}: {}", path.display(), String::from_utf8_lossy(&output.stderr));

@@ -166,6 +166,45 @@ fn stopping_each_node_in_turn_fails_no_request() {
 }
 
 #[test]
+fn an_owner_that_is_removed_hands_over_first_and_serves_what_it_had() {
+    if !peers::have_namespaces() {
+        return;
+    }
+    let lan = Lan::start(3, "1s");
+    let owner = owner_that_follows(&lan);
+    let (name, leader) = (&lan.nodes[owner].name, lan.leader());
+    let fresh = Prober::start(&lan, "probe", &format!("{VIP}:80"));
+    let kept = Prober::start(&lan, "keep", &format!("{VIP}:81"));
+    std::thread::sleep(Duration::from_millis(300));
+    lan.nodes[leader].cli(&["node", "remove", name]).expect("it is removed");
+    let status = lan.nodes[leader].status().expect("it answers");
+    assert!(status["vips"][0]["owner"].as_str().is_some_and(|other| other != name), "{status}");
+    std::thread::sleep(Duration::from_secs(2));
+    let (fresh, kept) = (fresh.stop(), kept.stop());
+    assert_eq!(fresh["failed"], 0, "{fresh}");
+    assert!(kept["lost"].is_null() && kept["answers"].as_u64() > Some(100), "{kept}");
+}
+
+#[test]
+fn an_owner_that_is_removed_dead_costs_its_lease_and_no_more() {
+    if !peers::have_namespaces() {
+        return;
+    }
+    let mut lan = Lan::start(3, "1s");
+    let owner = owner_that_follows(&lan);
+    let (name, leader) = (lan.nodes[owner].name.clone(), lan.leader());
+    let client = Prober::start(&lan, "probe", &format!("{VIP}:80"));
+    std::thread::sleep(Duration::from_millis(300));
+    lan.nodes[owner].kill_all();
+    lan.nodes[leader].cli(&["node", "remove", &name]).expect("it is removed");
+    lan.wait_served();
+    std::thread::sleep(Duration::from_millis(300));
+    let seen = client.stop();
+    assert!(outage(&seen) < 5_000, "{seen}");
+    println!("removal of a dead owner: {seen}");
+}
+
+#[test]
 fn a_drained_node_gives_its_vip_away_and_takes_none() {
     if !peers::have_namespaces() {
         return;

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use trestle_tests::lan::{Prober, SETTLE, VIP};
 use trestle_tests::{Lan, eventually, holds_for, peers, trestle};
 
@@ -93,6 +93,31 @@ fn a_preferred_node_gets_it_first_and_gets_it_back_only_if_asked() {
     assert_eq!(seen["failed"], 0, "{seen}");
     let status = lan.nodes[2].status().expect("it answers").to_string();
     assert!(status.contains("names nodes that are not in the cluster: n9"), "{status}");
+}
+
+#[test]
+fn an_owner_that_may_not_have_it_any_more_hands_it_over_or_lets_it_go() {
+    if !peers::have_namespaces() {
+        return;
+    }
+    let lan = Lan::start(2, "1s");
+    let owner = lan.owner(None);
+    let other = &lan.nodes[1 - owner].name;
+    let client = Prober::start(&lan, "probe", &format!("{VIP}:80"));
+    std::thread::sleep(Duration::from_millis(300));
+    lan.apply(0, &front(&format!("nodes: [{other}]"))).expect("it is applied");
+    owned_by(&lan, 0, other);
+    std::thread::sleep(Duration::from_secs(1));
+    let seen = client.stop();
+    assert_eq!(seen["failed"], 0, "{seen}");
+    lan.apply(0, &front("nodes: [n9]")).expect("it is applied");
+    owned_by(&lan, 0, "-");
+    eventually(SETTLE, "it is let go of", || {
+        ensure!(lan.with_address().is_empty(), "{:?}", lan.with_address());
+        Ok(())
+    });
+    lan.apply(0, &front("")).expect("it is applied");
+    lan.wait_served();
 }
 
 #[test]
@@ -251,6 +276,46 @@ fn a_vip_with_an_ipv6_address_moves_and_fails_over_with_both() {
     std::thread::sleep(Duration::from_millis(300));
     let seen = client.stop();
     assert!(seen["outage_ms"].as_u64().is_some_and(|ms| ms < 5_000), "{seen}");
+}
+
+#[test]
+fn who_can_not_add_an_address_says_so_and_another_node_holds_the_vip() {
+    if !peers::have_namespaces() {
+        return;
+    }
+    let lan = Lan::start(3, "1s");
+    let ipv6 = |disabled: u8| {
+        let setting = format!("net.ipv6.conf.eth0.disable_ipv6={disabled}");
+        let output = lan.beside(1, "sysctl").args(["-qw", &setting]).output().expect("sysctl runs");
+        assert!(output.status.success(), "{output:?}");
+    };
+    let vip = || -> anyhow::Result<serde_json::Value> { Ok(lan.nodes[1].status()?["vips"][0].clone()) };
+    let epoch = || vip()?["epoch"].as_u64().context("no epoch");
+    ipv6(1);
+    let before = epoch().expect("it is owned");
+    lan.apply(0, &Lan::config(&format!("addresses: [{VIP}/24, \"{VIP6}/64\"], prefer: [n2]"), ""))
+        .expect("it is applied");
+    eventually(SETTLE, "it says why", || {
+        let vip = vip()?;
+        ensure!(vip["problem"].as_str().is_some_and(|text| text.contains("IPv6 is disabled")), "{vip}");
+        Ok(())
+    });
+    eventually(SETTLE, "another one serves it", || lan.get(&format!("[{VIP6}]")).map(drop));
+    let served = epoch().expect("it is owned");
+    assert!(served - before < 20, "it was given again and again: from epoch {before} to {served}");
+    holds_for(Duration::from_secs(2), "it stays there", || {
+        ensure!(epoch()? == served, "epoch {}", epoch()?);
+        lan.get(VIP).map(drop)
+    });
+
+    ipv6(0);
+    eventually(SETTLE, "it is as good as the others again", || {
+        let vip = vip()?;
+        ensure!(vip["problem"].is_null(), "{vip}");
+        Ok(())
+    });
+    eventually(SETTLE, "it takes the VIP", || lan.nodes[0].cli(&["vip", "move", "front", "n2"]).map(drop));
+    assert_eq!(lan.owner(None), 1);
 }
 
 #[test]
@@ -431,6 +496,29 @@ fn of_several_owners_one_that_crashes_is_not_given_its_vip_again() {
     // Far below the lease's life: nobody waited for its end.
     assert!(seen["outage_ms"].as_u64().is_some_and(|ms| ms < 4_000), "{seen}");
     println!("crash of one of three owners: {seen}");
+}
+
+#[test]
+fn an_owner_of_many_that_crashes_hands_all_over_without_waiting_for_a_lease() {
+    if !peers::have_namespaces() {
+        return;
+    }
+    let vip = |n: usize| format!("v{n}: {{ addresses: [198.18.0.{}/24], ttl: 20s, prefer: [n2] }}", 100 + n);
+    let more: Vec<_> = (1..20).map(vip).collect();
+    let front = format!("addresses: [{VIP}/24], ttl: 20s, prefer: [n2] }}, {}", more.join(", "));
+    let config = Lan::config(front.trim_end_matches(" }"), "");
+    let mut lan = Lan::with_config(3, &config);
+    eventually(SETTLE, "n2 owns all", || {
+        let owners = owners(&lan, 0)?;
+        ensure!(owners.len() == 20 && owners.iter().all(|owner| owner == "n2"), "{owners:?}");
+        Ok(())
+    });
+    lan.nodes[1].kill();
+    eventually(Duration::from_secs(10), "others own all, half a lease later", || {
+        let owners = owners(&lan, 0)?;
+        ensure!(owners.iter().all(|owner| owner == "n1" || owner == "n3"), "{owners:?}");
+        Ok(())
+    });
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::{Inquiry, Verdict, moment, span};
-use crate::trace::{Answers, Asked, FOREVER, MILLISECOND, Part, Sight, Time, Trace, VipInfo};
+use crate::trace::{Answers, Asked, FOREVER, FaultRecord, MILLISECOND, Part, Sight, Time, Trace, VipInfo};
 
 /// By which an element's end is told wrongly: a tick of the kernel.
 const TICK: Time = 4 * MILLISECOND;
@@ -106,28 +106,45 @@ pub(super) fn one_owner(trace: &Trace) -> Verdict {
     by_events(inquiry, trace, &vips)
 }
 
-/// `on_quorum_loss: hold` gives exclusivity up: two owners are told, and are no failure.
+/// `on_quorum_loss: hold` gives exclusivity up: two owners are told, and are no failure while a fault is in
+/// force or healing.
 pub(super) fn held_on_purpose(trace: &Trace) -> Verdict {
-    let inquiry = Inquiry::new("VIP owners under `on_quorum_loss: hold`");
+    let mut inquiry = Inquiry::new("VIP owners under `on_quorum_loss: hold`");
     let vips: Vec<_> = trace.vips.iter().filter(|vip| vip.hold).collect();
     if vips.is_empty() {
         return inquiry.skip("no VIP is held without a quorum");
     }
+    inquiry.needs(trace, &["sights", "watched"]);
+    if let Some(why) = trace.run.lack(Part::Sights) {
+        return inquiry.skip(why);
+    }
+    watched_throughout(&mut inquiry, trace);
+    let allowed = |(from, until): Span| {
+        let end = |fault: &FaultRecord| fault.healed.map_or(FOREVER, |healed| healed + fault.bounds.heal);
+        trace.faults.iter().any(|fault| fault.begun <= from && until <= end(fault))
+    };
     let mut both = Vec::new();
     for vip in vips {
+        if held(trace, vip).iter().all(|held| held.possible.is_empty()) {
+            inquiry.unknown(0, trace.run.length, format!("nobody ever held {}", vip.name));
+        }
         each_overlap(trace, vip, |sure, (from, until), text| {
-            if sure {
-                both.push(format!("{text} from {} for {}", moment(from), span(until - from)));
+            let text = format!("{text} from {} for {}", moment(from), span(until - from));
+            if sure && allowed((from, until)) {
+                both.push(text);
+            } else if sure {
+                inquiry.fail(from, until, format!("{text}, with nothing wrong"));
             }
         });
     }
-    match both.first() {
-        None => inquiry.close("never two, although it was allowed"),
-        Some(first) => {
-            let more = if both.len() > 1 { format!(", and {} more", both.len() - 1) } else { String::new() };
-            inquiry.close(format!("two owners, as allowed: {first}{more}"))
+    let text = match both.first() {
+        None => "never two, although it was allowed".to_owned(),
+        Some(first) if both.len() > 1 => {
+            format!("two owners, as allowed: {first}, and {} more", both.len() - 1)
         }
-    }
+        Some(first) => format!("two owners, as allowed: {first}"),
+    };
+    inquiry.close(text)
 }
 
 /// Each time at which two nodes held `vip`, or may have.
@@ -489,6 +506,14 @@ mod tests {
         let verdict = held_on_purpose(&trace);
         assert_eq!(verdict.judgement, Judgement::Pass);
         assert!(verdict.text.contains("two owners, as allowed: n1 and n2"), "{}", verdict.text);
+
+        // Before the fault nobody was without a quorum.
+        trace.sights.insert(4, sight("n2", 2_000 * MS, true, 2_300 * MS));
+        let verdict = held_on_purpose(&trace);
+        assert_eq!(verdict.judgement, Judgement::Fail, "{}", verdict.text);
+        assert!(verdict.text.contains("with nothing wrong"), "{}", verdict.text);
+        trace.sights.clear();
+        assert_eq!(held_on_purpose(&trace).judgement, Judgement::Unknown);
     }
 
     fn answer(asked: Asked, at: Time, by: &[&str]) -> Answers {

@@ -39,7 +39,8 @@ pub fn document(layout: &Layout, parts: &Parts, value: u64) -> String {
     };
     if let Some(vip) = layout.vip {
         let addresses = VIP_ADDRESSES.map(|(address, prefix)| format!("\"{address}/{prefix}\"")).join(", ");
-        let _ = writeln!(text, "vips:\n  {VIP}: {{ addresses: [{addresses}], ttl: {}ms }}", vip.ttl_ms);
+        let hold = if vip.hold { ", on_quorum_loss: hold" } else { "" };
+        let _ = writeln!(text, "vips:\n  {VIP}: {{ addresses: [{addresses}], ttl: {}ms{hold} }}", vip.ttl_ms);
     }
     let [web, stream, datagram] = &parts.binds;
     let _ = writeln!(text, "listeners:\n  web: {{ bind: [\"{web}\"{}], protocol: http }}", front(80));

@@ -12,7 +12,7 @@ mod process;
 pub mod switch;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -66,6 +66,8 @@ pub struct Layout {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct VipLayout {
     pub ttl_ms: u64,
+    /// `on_quorum_loss: hold`.
+    pub hold: bool,
 }
 
 impl VipLayout {
@@ -87,6 +89,13 @@ pub struct Programs {
     pub trestle: PathBuf,
     /// This tool: reaper, relay.
     pub chaos: PathBuf,
+}
+
+impl Programs {
+    /// The `trestle` that is taken where none is named.
+    pub fn beside(chaos: &Path) -> PathBuf {
+        chaos.with_file_name("trestle")
+    }
 }
 
 /// Which processes of a node.

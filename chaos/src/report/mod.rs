@@ -185,7 +185,8 @@ fn fault_table(page: &mut String, trace: &Trace) {
         cell(page, &since(fault.healed, fault.in_force));
         cell(page, &since(fault.whole, fault.healed));
         cell(page, &span(fault.bounds.heal));
-        cell(page, &worst_outage(trace, index).map_or("none".to_owned(), span));
+        let seen = fault.in_force.map(|_| worst_outage(trace, index).map_or("none".to_owned(), span));
+        cell(page, &seen.unwrap_or_else(|| "never in force".to_owned()));
         cell(page, &fault.bounds.outage.map_or("no failure".to_owned(), span));
         proofs(page, fault);
         page.push_str("</tr>");

@@ -7,6 +7,7 @@ mod traffic;
 mod watch;
 pub mod witness;
 
+use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -128,11 +129,10 @@ fn run_in(
 
 fn describe(options: &Options, map: &Map) -> Run {
     let kind = format!("{:?}", options.kind).to_lowercase();
-    let (name, seed, time) = (options.scenario.name, options.seed, options.time.as_secs());
     Run {
-        scenario: name.to_owned(),
-        seed,
-        again: format!("trestle-chaos run {name} --env {kind} --seed {seed} --for {time}s"),
+        scenario: options.scenario.name.to_owned(),
+        seed: options.seed,
+        again: again(options, &kind),
         environment: kind,
         nodes: map.nodes.iter().map(|n| n.name.clone()).collect(),
         backends: map.backends.iter().map(|b| b.name.clone()).collect(),
@@ -140,6 +140,21 @@ fn describe(options: &Options, map: &Map) -> Run {
         lacks: lacks(options, map),
         ..Run::default()
     }
+}
+
+/// The command that does it again.
+fn again(options: &Options, kind: &str) -> String {
+    let (name, seed, programs) = (options.scenario.name, options.seed, &options.programs);
+    // A number of faults has a pace of its own, and no time.
+    let length = match options.faults {
+        Some(faults) => format!("--faults {faults}"),
+        None => format!("--for {}s", options.time.as_secs()),
+    };
+    let mut command = format!("trestle-chaos run {name} --env {kind} --seed {seed} {length}");
+    if programs.trestle != Programs::beside(&programs.chaos) {
+        let _ = write!(command, " --trestle {}", programs.trestle.display());
+    }
+    command
 }
 
 /// What an environment or a scenario can't give.
@@ -173,7 +188,7 @@ fn vips(map: &Map, scenario: &Scenario) -> Vec<VipInfo> {
         name: env::VIP.to_owned(),
         addresses: map.vip.clone(),
         ttl: nanoseconds(vip.ttl()),
-        hold: false,
+        hold: vip.hold,
     };
     vip.map(info).into_iter().collect()
 }
@@ -272,5 +287,30 @@ fn pause(time: Duration, interrupted: &AtomicBool) {
     let end = Instant::now() + time;
     while Instant::now() < end && !interrupted.load(Ordering::Relaxed) {
         std::thread::sleep(POLL.min(end.saturating_duration_since(Instant::now())));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_does_the_same_again() {
+        let programs = Programs { trestle: "/opt/a/trestle".into(), chaos: "/opt/a/trestle-chaos".into() };
+        let mut options = Options {
+            scenario: Scenario::find("kill-owner").unwrap(),
+            kind: Kind::Netns,
+            seed: 7,
+            time: Duration::from_secs(30),
+            programs,
+            faults: None,
+            html: None,
+            json: None,
+        };
+        let run = "trestle-chaos run kill-owner --env netns --seed 7";
+        assert_eq!(again(&options, "netns"), format!("{run} --for 30s"));
+        options.faults = Some(5);
+        options.programs.trestle = "/opt/b/trestle".into();
+        assert_eq!(again(&options, "netns"), format!("{run} --faults 5 --trestle /opt/b/trestle"));
     }
 }

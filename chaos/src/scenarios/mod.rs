@@ -111,7 +111,7 @@ const COMPOSE: Layout = Layout {
     nodes: 3,
     backends: 2,
     clients: 2,
-    vip: Some(VipLayout { ttl_ms: 1_000 }),
+    vip: Some(VipLayout { ttl_ms: 1_000, hold: false }),
     election: None,
     small_disks: None,
 };

@@ -20,11 +20,13 @@ const fn s(n: u64) -> Duration {
 const PLAIN: Layout =
     Layout { nodes: 3, backends: 2, clients: 1, vip: None, election: None, small_disks: None };
 
-const VIP: Layout = Layout { vip: Some(VipLayout { ttl_ms: 1_000 }), clients: 2, ..PLAIN };
+const VIP: Layout = Layout { vip: Some(VipLayout { ttl_ms: 1_000, hold: false }), clients: 2, ..PLAIN };
+
+const HOLD_VIP: Layout = Layout { vip: Some(VipLayout { ttl_ms: 1_000, hold: true }), ..VIP };
 
 /// Timers for a quick LAN with quick disks.
 const QUICK_VIP: Layout =
-    Layout { vip: Some(VipLayout { ttl_ms: 250 }), election: Some("100ms-150ms"), ..VIP };
+    Layout { vip: Some(VipLayout { ttl_ms: 250, hold: false }), election: Some("100ms-150ms"), ..VIP };
 
 const FIVE: Layout = Layout { nodes: 5, ..PLAIN };
 
@@ -135,6 +137,14 @@ pub static SCENARIOS: &[Scenario] = &[
         faults: &[Fault::Isolate(Target::OwnerNotLeader)],
         expect: LEASE,
         short: true,
+        ..BASE
+    },
+    Scenario {
+        name: "hold-partition-owner",
+        about: "as partition-owner, with `on_quorum_loss: hold`: two owners while it lasts, then one",
+        layout: HOLD_VIP,
+        faults: &[Fault::Isolate(Target::OwnerNotLeader)],
+        expect: LEASE,
         ..BASE
     },
     Scenario {

@@ -1,14 +1,15 @@
 //! Policy keys: those of bundles that are pulled in, and those that stand there themselves.
 
 use crate::check::Sink;
-use crate::model::{Cors, HeaderEdits, OriginPattern, Policies};
+use crate::model::{Cors, ErrorPage, HeaderEdits, OriginPattern, Policies};
 use crate::problem::{Fault, shown};
+use crate::scalar;
 use crate::text::Template;
 use crate::tree::Place;
 use crate::value::{Fields, Kind, Value};
 
 /// Keys that are about requests, and mean nothing for a connection.
-pub(crate) const OF_REQUESTS: [&str; 3] = ["request_headers", "response_headers", "cors"];
+pub(crate) const OF_REQUESTS: [&str; 4] = ["request_headers", "response_headers", "cors", "error_pages"];
 
 /// Of a listener, a route or a rule: what is inline beats what `use` pulls in.
 pub(super) fn of(root: &Fields, fields: &Fields, sink: &mut Sink) -> Policies {
@@ -40,7 +41,21 @@ fn own(fields: &Fields, sink: &mut Sink) -> Policies {
         request_headers,
         response_headers,
         cors: fields.object("cors").map(|cors| self::cors(cors, sink)),
+        error_pages: fields.at("error_pages").map(|_| error_pages(fields)),
     }
+}
+
+/// Those of a single status first.
+fn error_pages(fields: &Fields) -> Vec<ErrorPage> {
+    let page = |(status, value): &(String, Value)| match &value.kind {
+        Kind::Content(page) => {
+            Some(ErrorPage { statuses: scalar::error_status(status).ok()?, page: page.clone() })
+        }
+        _ => None,
+    };
+    let mut pages: Vec<ErrorPage> = fields.map("error_pages").iter().filter_map(page).collect();
+    pages.sort_by_key(|page| page.statuses.1 - page.statuses.0);
+    pages
 }
 
 fn cors(fields: &Fields, sink: &mut Sink) -> Cors {
@@ -81,13 +96,17 @@ pub(super) fn bundles(root: &Fields, sink: &mut Sink) {
 }
 
 /// Whether the value of one of [`OF_REQUESTS`] changes nothing.
-pub(crate) fn is_empty(fields: &Fields) -> bool {
-    fields.set.iter().all(|(_, value)| match &value.kind {
+pub(crate) fn is_empty(value: &Value) -> bool {
+    let says_nothing = |value: &Value| match &value.kind {
         Kind::Map(entries) => entries.is_empty(),
         Kind::List(items) => items.is_empty(),
         Kind::Word(word) => *word == "none",
         _ => true,
-    })
+    };
+    match value.as_object() {
+        Some(fields) => fields.set.iter().all(|(_, value)| says_nothing(value)),
+        None => says_nothing(value),
+    }
 }
 
 pub(super) fn edits(fields: &Fields, sink: &mut Sink) -> HeaderEdits {

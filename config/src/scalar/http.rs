@@ -203,6 +203,22 @@ fn is_token(c: char) -> bool {
 }
 
 /// `200` or `200-299`.
+/// The status of an error, or a class of them, as a range.
+pub(crate) fn error_status(text: &str) -> Parsed<(u16, u16)> {
+    match text.as_bytes() {
+        [class @ (b'4' | b'5'), b'x', b'x'] => {
+            let first = u16::from(class - b'0') * 100;
+            Ok((first, first + 99))
+        }
+        [b'4' | b'5', b'0'..=b'9', b'0'..=b'9'] => {
+            let status = text.parse().unwrap_or_default();
+            Ok((status, status))
+        }
+        _ => Err(Fault::new(format!("{} is no status of an error", shown(text)))
+            .help("a status from 400 to 599 in quotes, or `4xx`, `5xx`")),
+    }
+}
+
 /// A failure after which a request is sent again.
 pub(crate) fn retry_on(text: &str) -> Parsed<String> {
     const WORDS: [&str; 4] = ["connect", "reused", "reset", "5xx"];

@@ -17,8 +17,8 @@ use crate::value::WrittenBind;
 pub(crate) use content::{file, pem, server_name};
 use http::hostname;
 pub(crate) use http::{
-    hash_on, header_name, header_value, host_pattern, method, origin, request_path, retry_on, status_range,
-    status_text,
+    error_status, hash_on, header_name, header_value, host_pattern, method, origin, request_path, retry_on,
+    status_range, status_text,
 };
 pub(crate) use vip::{interface, program, vip_address};
 

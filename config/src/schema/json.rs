@@ -158,6 +158,7 @@ fn text(format: Format) -> Json {
         Format::HashOn => {
             json!({ "type": "string", "pattern": "^(client|client-port|path|header:.+|cookie:.+)$" })
         }
+        Format::ErrorStatus => json!({ "type": "string", "pattern": "^[45](xx|[0-9][0-9])$" }),
         Format::RetryOn => {
             json!({ "type": ["string", "integer"], "pattern": "^(connect|reused|reset|5xx|[45][0-9][0-9])$" })
         }

@@ -155,7 +155,7 @@ static RULE_KEYS: &[Key] = &[
     key("redirect", Type::Object(&REDIRECT), Words("none"), "Answers with a redirect"),
     key("respond", Type::Object(&RESPOND), Words("none"), "Answers by itself"),
     key("rewrite", Type::Object(&REWRITE), Words("none"), "Changes host and path before they are forwarded"),
-    key("mirror", Type::List { of: &Type::Object(&MIRROR), min: 0 }, Yaml("[]"), "Pools that get a copy").later(),
+    key("mirror", Type::List { of: &Type::Short("pool", &MIRROR), min: 0 }, Yaml("[]"), "Pools that get a copy of requests and whose answers nobody sees; bodies of up to 64 KiB go along, longer ones are not mirrored"),
     key("max_body", SIZE, Yaml("0"), "Longest request body; 0: no limit"),
     key("upgrade", Type::List { of: &one_of(&["websocket"], &[]), min: 0 }, Yaml("[websocket]"), "Protocols that a connection may change to; `[]`: none"),
     key("use", USE, Yaml("[]"), "Policies that apply"),
@@ -257,7 +257,7 @@ static POLICY_KEYS: &[Key] = &[
     key("request_headers", Type::Object(&HEADER_EDITS), Words("what stands further out"), "Edits of the request's header"),
     key("response_headers", Type::Object(&RESPONSE_HEADER_EDITS), Words("what stands further out"), "Edits of the response's header, also of answers of our own"),
     key("substitute", OPEN_LIST, Yaml("[]"), "`{ find, regex, with, types, max }`: edits of the response's body").later(),
-    key("error_pages", STRING_MAP, Yaml("{}"), "Files for answers of our own, by status or class").later(),
+    key("error_pages", Type::Map { key: Format::ErrorStatus, of: &FILE }, Words("what stands further out"), "Files for errors that we answer ourselves, by status (`\"503\"`) or class (`5xx`); `${request.id}` in them is filled in"),
 ];
 
 static FIREWALL: Object = Object::new("policy.firewall", &[

@@ -170,6 +170,8 @@ pub(crate) enum Format {
     HashOn,
     /// A number from 1 to 100.
     Factor,
+    /// The status of an error, or a class of them.
+    ErrorStatus,
     /// A failure after which a request is sent again.
     RetryOn,
     /// A file of whoever applies, or what was stored of one.

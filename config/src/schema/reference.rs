@@ -162,6 +162,7 @@ fn text(format: Format) -> String {
         Format::Network => "network",
         Format::Origin => "origin",
         Format::HashOn => "word",
+        Format::ErrorStatus => "status or class",
         Format::RetryOn => "word or status",
         Format::File => "path of a file",
         Format::Pem => "PEM",

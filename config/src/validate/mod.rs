@@ -54,7 +54,7 @@ fn listener(root: &Fields, value: &Value, fields: &Fields, sink: &mut Sink) {
         let word = fields.word("protocol").unwrap_or_default();
         for key in OF_REQUESTS {
             if let Some(value) = fields.at(key)
-                && value.as_object().is_some_and(|edits| !policies::is_empty(edits))
+                && !policies::is_empty(value)
             {
                 let fault = Fault::new(format!("a listener of protocol {} has no requests", shown(word)));
                 sink.report(
@@ -109,6 +109,18 @@ fn route(root: &Fields, fields: &Fields, sink: &mut Sink) {
                 reference(root, "pools", name, sink);
             }
         }
+        mirrors(root, rule, sink);
+    }
+}
+
+fn mirrors(root: &Fields, rule: &Fields, sink: &mut Sink) {
+    let mirrors = rule.list("mirror").unwrap_or_default();
+    for pool in mirrors.iter().filter_map(Value::as_object).filter_map(|mirror| mirror.at("pool")) {
+        reference(root, "pools", pool, sink);
+    }
+    if let (Some(value), false, false) = (rule.at("mirror"), mirrors.is_empty(), rule.has("pools")) {
+        let fault = Fault::new("no request is sent on, so there is none to mirror");
+        sink.report(Place::Key(value.node), fault);
     }
 }
 

@@ -365,11 +365,9 @@ impl Cluster {
         }
         let command = Command::MoveVip { vip: vip.to_owned(), epoch, to: Some(to) };
         let index = match self.inner.raft.propose(command).await {
-            Ok((Outcome::Refused(Refusal::VipEpoch { .. }), _)) => {
-                return Ok(false);
-            }
-            Ok((Outcome::Refused(refusal), _)) => return Err(refusal.into()),
             Ok((_, index)) => index,
+            // It has changed hands meanwhile, perhaps to there.
+            Err(raft::ProposeError::Refused(Refusal::VipEpoch { .. })) => return Ok(false),
             Err(error) => return Err(self.change_error(error)),
         };
         // Asked of a follower, the intent is not in its state yet: that it is not there says nothing.

@@ -16,6 +16,8 @@ use trestle_config::{Config, Contents};
 use crate::l7::cors::Cors;
 use crate::l7::edits::Edits;
 use crate::l7::local::{LocalAnswer, Rewrite};
+use crate::l7::mirror::Mirror;
+use crate::l7::pages::ErrorPages;
 use crate::l7::router::{Entry, Router};
 use crate::metrics::{ListenerCounters, Metrics, RouteCounters};
 use crate::pool::{Pool, Site};
@@ -49,6 +51,8 @@ pub(crate) struct Listener {
     pub(crate) access_log: bool,
     /// Of https. Without it, though it should be there, nobody is served.
     pub(crate) tls: Option<Terminator>,
+    /// For requests that no rule takes.
+    pub(crate) error_pages: Option<Box<ErrorPages>>,
     router: Router,
     rules: Box<[Arc<Rule>]>,
     /// Takes what no rule takes (http).
@@ -73,9 +77,11 @@ pub(crate) struct Rule {
     pub(crate) request_edits: Option<Box<Edits>>,
     pub(crate) response_edits: Option<Box<Edits>>,
     pub(crate) cors: Option<Box<Cors>>,
+    pub(crate) error_pages: Option<Box<ErrorPages>>,
     /// Some response edit reads the request's header.
     pub(crate) keeps_header: bool,
     pub(crate) split: Split,
+    pub(crate) mirrors: Box<[Mirror]>,
 }
 
 /// Pools that share a rule's requests by weight, exactly: of any `total` requests in a row, each pool
@@ -113,7 +119,7 @@ pub(crate) struct Around<'a> {
 impl Snapshot {
     /// Names resolve: the config was validated.
     pub(crate) fn compile(revision: u64, config: &Config, around: &Around<'_>) -> Self {
-        let Around { contents, previous, metrics, site, .. } = *around;
+        let Around { contents, previous, site, .. } = *around;
         let certificates =
             Certificates::compile(config, contents, previous.map(|snapshot| &snapshot.certificates));
         let pool = |(name, settings): (&String, &model::Pool)| {
@@ -127,7 +133,7 @@ impl Snapshot {
         let routes: BTreeMap<&str, Vec<Arc<Rule>>> = config
             .routes
             .iter()
-            .map(|(name, route)| (name.as_str(), rules(name, route, &outer, &pools, metrics)))
+            .map(|(name, route)| (name.as_str(), rules(name, route, &outer, &pools, around)))
             .collect();
         let listener = |(name, settings): (&String, &model::Listener)| {
             let mut listener = Listener::compile(name, settings, config, &routes, &pools, around);
@@ -173,13 +179,14 @@ fn rules(
     route: &model::Route,
     outer: &model::Policies,
     pools: &Pools,
-    metrics: &Metrics,
+    around: &Around<'_>,
 ) -> Vec<Arc<Rule>> {
-    let counters = metrics.route(name);
+    let counters = around.metrics.route(name);
     let route_name: Arc<str> = name.into();
     let rule = |rule: &model::Rule| {
         let policies = rule.policies.or(outer);
         let split = Split::new(&rule.pools, pools);
+        let mirror = |mirror: &model::Mirror| Some(Mirror::new(mirror, pools.get(&mirror.pool)?));
         Arc::new(
             Rule {
                 route: Arc::clone(&route_name),
@@ -194,13 +201,19 @@ fn rules(
                 request_edits: None,
                 response_edits: None,
                 cors: None,
+                error_pages: None,
                 keeps_header: false,
                 split,
+                mirrors: rule.mirrors.iter().filter_map(mirror).collect(),
             }
-            .with(&policies),
+            .with(&policies, around.contents),
         )
     };
     route.rules.iter().map(rule).collect()
+}
+
+fn error_pages(policies: &model::Policies, contents: &Contents) -> Option<Box<ErrorPages>> {
+    ErrorPages::compile(policies.error_pages.as_deref()?, contents)
 }
 
 /// Whether the listener's requests go by this route.
@@ -252,7 +265,7 @@ impl Listener {
         let mut taken = Vec::new();
         for (route_name, route) in config.routes.iter().filter(|(_, route)| sees(route, name, settings)) {
             let own = (settings.policies != model::Policies::default())
-                .then(|| rules(route_name, route, &settings.policies, pools, metrics));
+                .then(|| rules(route_name, route, &settings.policies, pools, around));
             let compiled = own.as_ref().or_else(|| routes.get(route_name.as_str()));
             taken.extend(compiled.into_iter().flatten().map(Arc::clone));
         }
@@ -265,11 +278,12 @@ impl Listener {
             pool: pool.map(Arc::clone),
             access_log: config.access_log.format != AccessLogFormat::Off,
             tls: None,
+            error_pages: error_pages(&settings.policies, around.contents),
             router: Router::compile(entries),
             rules: taken.into(),
             fallback: pool
                 .filter(|_| http)
-                .map(|pool| Arc::new(Rule::of_pool(pool).with(&settings.policies))),
+                .map(|pool| Arc::new(Rule::of_pool(pool).with(&settings.policies, around.contents))),
         }
     }
 
@@ -302,15 +316,18 @@ impl Rule {
             request_edits: None,
             response_edits: None,
             cors: None,
+            error_pages: None,
             keeps_header: false,
             split: Split::of(vec![(Arc::clone(pool), 1, PoolEdits::default())]),
+            mirrors: Box::default(),
         }
     }
 
-    fn with(mut self, policies: &model::Policies) -> Self {
+    fn with(mut self, policies: &model::Policies, contents: &Contents) -> Self {
         self.request_edits = policies.request_headers.as_ref().and_then(Edits::compile);
         self.response_edits = policies.response_headers.as_ref().and_then(Edits::compile);
         self.cors = policies.cors.as_ref().and_then(Cors::compile);
+        self.error_pages = error_pages(policies, contents);
         let mut all =
             self.response_edits.iter().chain(self.split.edits.iter().filter_map(|e| e.response.as_ref()));
         self.keeps_header = all.any(|edits| edits.reads_header());

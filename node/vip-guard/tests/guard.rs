@@ -20,7 +20,10 @@ use trestle_netlink::{
     route::{NewAddress, Route},
     testing::Namespace,
 };
-use trestle_vip_guard::protocol::{FromGuard, ToGuard, VipSpec, Why};
+use trestle_vip_guard::{
+    protocol::{FromGuard, ToGuard, VipSpec, Why},
+    spawn,
+};
 
 fn released(message: &FromGuard) -> bool {
     matches!(message, FromGuard::Released { .. })
@@ -370,6 +373,30 @@ fn a_second_guard_in_the_namespace_is_refused() {
     );
     assert_eq!(second.ended().code(), Some(3));
     assert!(first.has_address());
+}
+
+#[test]
+fn a_guard_waits_for_an_earlier_one_of_its_node_that_hangs_and_says_so() {
+    let Some(segment) = segment(&[]) else { return };
+    let host = &segment.hosts[0];
+    let lock = std::env::temp_dir().join(format!("guard-of-one-node-{}", std::process::id()));
+    let start = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_trestle-vip-guard"));
+        command.env(spawn::LOCK, &lock);
+        Guard::start_with(host, command)
+    };
+    let mut first = start();
+    first.configure();
+    // As one that waits in the kernel, it can't end.
+    first.signal(Signal::STOP);
+    let mut second = start();
+    let message = second.wait_for("Problem", |m| matches!(m, FromGuard::Problem { .. }));
+    let FromGuard::Problem { text, .. } = message else { unreachable!() };
+    let who = format!("the earlier guard of this node (process {})", first.pid().as_raw_pid());
+    assert!(text.contains(&who), "{text}");
+    first.signal(Signal::KILL);
+    second.configure();
+    std::fs::remove_file(&lock).unwrap();
 }
 
 #[test]

@@ -28,6 +28,8 @@ pub struct VipReport {
     pub via: Vec<IpAddr>,
     /// It is ready to take over by plan.
     pub chance_ready: bool,
+    /// Not usable, since it failed lately; but if nobody else can hold it, it may be tried again.
+    pub last_resort: bool,
 }
 
 /// A right that was let go of, to be told to the leader until the state says so.
@@ -78,6 +80,7 @@ impl NodeReport {
             fenced: report.fenced,
             via: report.via.iter().map(address_bytes).collect(),
             chance_ready: report.chance_ready,
+            last_resort: report.last_resort,
         };
         (guard, self.vips.iter().map(report).collect())
     }
@@ -95,6 +98,7 @@ impl NodeReport {
                 fenced: report.fenced,
                 via: via.collect::<Result<_, _>>()?,
                 chance_ready: report.chance_ready,
+                last_resort: report.last_resort,
             };
             Ok::<_, String>((VipName::from(report.vip.as_str()), seen))
         };
@@ -140,6 +144,7 @@ mod tests {
                     fenced: true,
                     via: vec![[198, 18, 0, 11].into(), "2001:db8::11".parse().unwrap()],
                     chance_ready: true,
+                    last_resort: true,
                 },
             )]),
         };

@@ -6,7 +6,8 @@
 //! node does not cost a leader and an owner at once), then rendezvous hashing, so that the choice
 //! does not hang on the order of anything. Nobody who owns a VIP loses it to somebody better unless
 //! the config says `preempt`, or the VIP is still where it was put first: the first node of a cluster
-//! gets all VIPs, and hands them on once others have joined.
+//! gets all VIPs, and hands them on once others have joined. A node that failed to hold a VIP says so for
+//! a while, and gets it only if nobody else can.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -14,7 +15,7 @@ use std::net::IpAddr;
 use trestle_raft_store::types::{NodeId, State, VipRecord};
 use uuid::Uuid;
 
-use crate::lease::vips::{NodeReport, VipName};
+use crate::lease::vips::{NodeReport, VipName, VipReport};
 use crate::rendezvous::StableHash;
 
 /// What the config says of who may own a VIP.
@@ -48,8 +49,21 @@ pub struct Situation<'a> {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
-    Assign { vip: VipName, node: NodeId, session: Uuid },
-    Move { vip: VipName, epoch: u64, to: Option<NodeId> },
+    Assign {
+        vip: VipName,
+        node: NodeId,
+        session: Uuid,
+    },
+    Move {
+        vip: VipName,
+        epoch: u64,
+        to: Option<NodeId>,
+    },
+    /// Its owner may not have it any more, and nobody who may can take it: it is not renewed.
+    Vacate {
+        vip: VipName,
+        node: NodeId,
+    },
 }
 
 /// What should change now, in the order of names.
@@ -108,7 +122,7 @@ impl Situation<'_> {
         record: &VipRecord,
         loads: &BTreeMap<NodeId, usize>,
     ) -> Option<Decision> {
-        let fit = self.fit(vip, rules);
+        let fit = self.fit(vip, rules, |seen| seen.usable);
         let best = |without: Option<NodeId>| {
             let nodes = fit.keys().copied().filter(|node| Some(*node) != without);
             nodes.min_by_key(|node| self.rank(vip, rules, *node, loads))
@@ -120,14 +134,18 @@ impl Situation<'_> {
             }
             let planned = record.moving_to.filter(|to| fit.contains_key(to));
             let known = record.owner.is_some() || record.previous.is_some();
-            return planned.or_else(|| best(None)).filter(|_| known || self.settled).map(assign);
+            let chosen = planned.or_else(|| best(None)).filter(|_| known || self.settled).map(assign);
+            return chosen.or_else(|| self.try_again(vip, rules, loads));
         }
         let (epoch, owner) = record.owner.as_ref()?;
         let go = |to| Decision::Move { vip: vip.clone(), epoch: *epoch, to };
         if let Some(to) = record.moving_to {
             return (!fit.contains_key(&to)).then(|| go(None));
         }
-        let better = best(Some(owner.node))?;
+        let Some(better) = best(Some(owner.node)) else {
+            let vacate = self.settled && !self.is_allowed(owner.node, rules);
+            return vacate.then(|| Decision::Vacate { vip: vip.clone(), node: owner.node });
+        };
         let must_go = self.should_leave(owner.node, rules);
         let (theirs, ours) = (self.preference(rules, better), self.preference(rules, owner.node));
         let load = |node| loads.get(&node).copied().unwrap_or(0);
@@ -145,10 +163,29 @@ impl Situation<'_> {
         others.any(|(_, record)| record.holds_any(&rules.addresses))
     }
 
+    /// One of those that failed lately, while there is nobody else. None of those who have not spoken yet
+    /// may be better.
+    fn try_again(
+        &self,
+        vip: &VipName,
+        rules: &VipRules,
+        loads: &BTreeMap<NodeId, usize>,
+    ) -> Option<Decision> {
+        let nodes = self.fit(vip, rules, |seen| seen.last_resort);
+        let (node, session) =
+            nodes.into_iter().min_by_key(|(node, _)| self.rank(vip, rules, *node, loads))?;
+        self.settled.then(|| Decision::Assign { vip: vip.clone(), node, session })
+    }
+
     /// Nodes that could own it, and the guards that would.
-    fn fit(&self, vip: &VipName, rules: &VipRules) -> BTreeMap<NodeId, Uuid> {
+    fn fit(
+        &self,
+        vip: &VipName,
+        rules: &VipRules,
+        able: impl Fn(&VipReport) -> bool,
+    ) -> BTreeMap<NodeId, Uuid> {
         let fits = |(node, report): (&NodeId, &&NodeReport)| {
-            let usable = report.ready && report.vips.get(vip).is_some_and(|seen| seen.usable);
+            let usable = report.ready && report.vips.get(vip).is_some_and(&able);
             let seated = self.state.seats.contains_key(node) && !self.vacating.contains(node);
             let stays = !self.should_leave(*node, rules);
             report.guard.filter(|_| usable && seated && stays).map(|guard| (*node, guard))
@@ -159,9 +196,14 @@ impl Situation<'_> {
     /// Whether a node that owns a VIP should hand it over while it can.
     fn should_leave(&self, node: NodeId, rules: &VipRules) -> bool {
         let leaving = self.heard.get(&node).is_some_and(|report| report.leaving);
+        let drained = self.state.drained.contains(&node);
+        leaving || drained || self.vacating.contains(&node) || !self.is_allowed(node, rules)
+    }
+
+    /// By the VIP's `nodes`.
+    fn is_allowed(&self, node: NodeId, rules: &VipRules) -> bool {
         let name = self.name(node);
-        let allowed = rules.nodes.is_empty() || rules.nodes.iter().any(|n| Some(n.as_str()) == name);
-        leaving || self.state.drained.contains(&node) || self.vacating.contains(&node) || !allowed
+        rules.nodes.is_empty() || rules.nodes.iter().any(|n| Some(n.as_str()) == name)
     }
 
     fn rank(
@@ -191,7 +233,6 @@ mod tests {
     use trestle_raft_store::types::{NodeProfile, NodeRecord, Role, Seat, VipHolder};
 
     use super::*;
-    use crate::lease::vips::VipReport;
 
     /// Nodes 0 to 3, named n0 to n3; 0 leads. All are seated and could own everything.
     struct World {
@@ -285,6 +326,7 @@ mod tests {
                 Decision::Move { vip, epoch: 10, to: Some(to) } => format!("{vip} moves to {to}"),
                 Decision::Move { vip, epoch: 10, to: None } => format!("{vip} stays"),
                 Decision::Move { .. } => panic!("{decision:?} is of another epoch"),
+                Decision::Vacate { vip, node } => format!("{vip} not on {node}"),
             };
             decisions.iter().map(tell).collect()
         }
@@ -335,6 +377,30 @@ mod tests {
     }
 
     #[test]
+    fn who_failed_lately_gets_it_only_if_nobody_else_can_and_never_by_a_move() {
+        let mut world = World::new(&["a"]);
+        world.rules("a").prefer = vec!["n1".into()];
+        world.rules("a").preempt = true;
+        let fails = |world: &mut World, node| {
+            let report = VipReport { last_resort: true, ..VipReport::default() };
+            world.reports.get_mut(&node).unwrap().vips.insert("a".into(), report);
+        };
+        fails(&mut world, 1);
+        let chosen = world.choose();
+        assert!(chosen.len() == 1 && chosen[0] != "a to 1", "{chosen:?}");
+        world.own("a", 2);
+        assert_eq!(world.choose(), [""; 0], "what works is not given up for it");
+        world.state.drained.insert(2);
+        [0, 3].into_iter().for_each(|node| fails(&mut world, node));
+        assert_eq!(world.choose(), [""; 0], "nor by a drain");
+        world.free.insert("a");
+        world.settled = false;
+        assert_eq!(world.choose(), [""; 0], "somebody better may be heard in a moment");
+        world.settled = true;
+        assert_eq!(world.choose(), ["a to 1"]);
+    }
+
+    #[test]
     fn what_is_held_stays_unless_its_owner_should_go() {
         let mut world = World::new(&["a"]);
         world.own("a", 1);
@@ -356,6 +422,20 @@ mod tests {
         assert!(moved.len() == 1 && moved[0].starts_with("a moves to ") && moved[0] != "a moves to 2");
         world.state.drained.extend([0, 1, 3]);
         assert_eq!(world.choose(), [""; 0], "there is nobody to take it");
+    }
+
+    #[test]
+    fn who_may_not_have_it_any_more_hands_it_over_or_lets_it_go() {
+        let mut world = World::new(&["a"]);
+        world.own("a", 1);
+        world.rules("a").nodes = vec!["n2".into(), "n3".into()];
+        world.rules("a").prefer = vec!["n3".into()];
+        assert_eq!(world.choose(), ["a moves to 3"]);
+        world.rules("a").nodes = vec!["n9".into()];
+        world.settled = false;
+        assert_eq!(world.choose(), [""; 0], "somebody who may can be heard in a moment");
+        world.settled = true;
+        assert_eq!(world.choose(), ["a not on 1"]);
     }
 
     #[test]

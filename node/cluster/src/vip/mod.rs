@@ -187,9 +187,9 @@ async fn hear_notices(gossip: Gossip, seats: Seats, stop: CancellationToken) {
     let Some(mut inbox) = gossip.take_release_inbox() else { return };
     while let Some(Some((from, bytes))) = stop.run_until_cancelled(inbox.recv()).await {
         match notice::read(&bytes) {
-            Some((session, vips)) => {
-                tracing::info!(%from, ?vips, "a node has died, and its guard let its VIPs go");
-                seats.let_go(session, vips);
+            Some(session) => {
+                tracing::info!(%from, %session, "a node has died, and its guard let its VIPs go");
+                seats.let_go(session);
             }
             None => tracing::debug!(%from, "crash notice does not parse"),
         }

@@ -14,6 +14,7 @@
 //!   guard has swept what a dead one had left. It is never held again under that epoch.
 //! - `on_quorum_loss: hold` is the one exception to the first, and shown as such.
 
+mod failure;
 mod vip;
 
 use std::collections::BTreeMap;
@@ -42,8 +43,8 @@ const CHANCE_GRACE: Duration = Duration::from_secs(1);
 const TAKEN_OVER: Duration = Duration::from_millis(300);
 /// So long after that, the last stragglers have come.
 const STRAGGLERS: Duration = Duration::from_secs(1);
-/// A guard that has not answered a renewal for so long is stuck, and ended.
-const STUCK: Duration = Duration::from_secs(1);
+/// A guard that has not answered a renewal for half a TTL, within these bounds, is stuck, and ended.
+const STUCK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
 
 /// A VIP as the config has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,7 +110,7 @@ pub struct VipView {
     pub without_quorum: bool,
     pub interface: Option<String>,
     pub fenced: bool,
-    /// Why this node could not hold it.
+    /// Why this node can't hold it, or others should rather; the leader hears the same.
     pub problem: Option<String>,
     /// Another machine announced one of its addresses lately, while it was held here.
     pub rival: Option<String>,
@@ -195,10 +196,9 @@ impl Owner {
     /// The guard is dead, or there is none. What it held ends with its lease, by the kernel's time.
     pub fn guard_went(&mut self, why: String) -> Vec<Effect> {
         self.guard = None;
-        self.no_guard = Some(match self.complaint.take() {
-            Some(complaint) => format!("{why}: {complaint}"),
-            None => why,
-        });
+        self.no_guard = Some(why);
+        self.no_guard = self.no_guard();
+        self.complaint = None;
         let mut effects = Vec::new();
         for (name, vip) in &mut self.vips {
             if let Phase::Held { epoch, there: true, .. } | Phase::Quiet { epoch, .. } = vip.phase {
@@ -207,6 +207,7 @@ impl Owner {
             *vip = Vip {
                 record: std::mem::take(&mut vip.record),
                 unseen: vip.unseen,
+                failure: vip.failure.take(),
                 ..Vip::new(vip.config.clone())
             };
         }
@@ -332,6 +333,7 @@ impl Owner {
                 } else {
                     vip.phase = Phase::Held { epoch: *epoch, there: false, asked: false };
                     (vip.granted, vip.without_quorum, vip.stood) = (None, false, None);
+                    vip.held_since = None;
                 }
             }
             // The guard that is there now has swept what this one held.
@@ -440,7 +442,10 @@ impl Owner {
     /// Time has passed; about ten in a TTL. Keeps what is to be held without a quorum.
     pub fn tick(&mut self, now: BootTime) -> Vec<Effect> {
         let mut effects = Vec::new();
-        if self.vips.values().any(|vip| vip.unanswered.is_some_and(|since| now.since(since) >= STUCK)) {
+        // One that waits for the kernel goes on by itself; what it holds ends with its lease in any case.
+        let patience = |vip: &Vip| (vip.config.ttl / 2).clamp(STUCK.0, STUCK.1);
+        let stuck = |vip: &Vip| vip.unanswered.is_some_and(|since| now.since(since) >= patience(vip));
+        if self.vips.values().any(stuck) {
             effects.push(Effect::EndGuard);
         }
         for (name, vip) in &mut self.vips {
@@ -448,6 +453,9 @@ impl Owner {
                 && again <= now
             {
                 vip.stranger = Stranger::Unknown;
+            }
+            if let Some(failure) = &mut vip.failure {
+                failure.look(now);
             }
             vip.rival = vip.rival.take().filter(|rival| now.since(rival.seen) < RIVAL_SHOWN);
             if let Unseen::Until(settled) = vip.unseen
@@ -497,11 +505,11 @@ impl Owner {
             }
             FromGuard::Usable { vip, interface, via, fenced, problem } => {
                 if let Some(vip) = self.vips.get_mut(vip.as_str()) {
-                    vip.usable = Some(Usable { interface, via, fenced, problem });
+                    vip.note_usable(Usable { interface, via, fenced, problem });
                 }
                 Vec::new()
             }
-            FromGuard::Holding { vip, epoch } => self.holds(&vip, epoch),
+            FromGuard::Holding { vip, epoch } => self.holds(&vip, epoch, now),
             FromGuard::Heard { vip } => {
                 if let Some(vip) = self.vips.get_mut(vip.as_str()) {
                     vip.unanswered = None;
@@ -514,16 +522,13 @@ impl Owner {
                 self.chance_settled(&vip);
                 Vec::new()
             }
-            FromGuard::Problem { vip: Some(vip), text } => {
+            FromGuard::Problem { vip: Some(vip), .. } => {
                 if let Some(vip) = self.vips.get_mut(vip.as_str()).filter(|v| v.stranger == Stranger::Asked) {
                     // It could not look; the first take-over will.
                     vip.stranger = Stranger::None;
                 }
                 // It comes without its second chance; what began elsewhere will end.
                 self.chance_settled(&vip);
-                if let Some(vip) = self.vips.get_mut(vip.as_str()) {
-                    vip.trouble = Some(text);
-                }
                 Vec::new()
             }
             FromGuard::Probed { vip, taken_by } => {
@@ -558,7 +563,7 @@ impl Owner {
         }
     }
 
-    fn holds(&mut self, name: &str, epoch: u64) -> Vec<Effect> {
+    fn holds(&mut self, name: &str, epoch: u64, now: BootTime) -> Vec<Effect> {
         let Some((name, _)) = self.vips.get_key_value(name) else { return Vec::new() };
         let name = name.clone();
         let Some(vip) = self.vips.get_mut(&name) else { return Vec::new() };
@@ -568,7 +573,10 @@ impl Owner {
             return Vec::new();
         }
         vip.phase = Phase::Held { epoch, there: true, asked };
-        (vip.trouble, vip.unseen) = (None, Unseen::No);
+        (vip.held_since, vip.unseen) = (Some(now), Unseen::No);
+        if let Some(failure) = &mut vip.failure {
+            failure.lift();
+        }
         Vec::from_iter(vip.changed(&name, Change::Owner, epoch))
     }
 
@@ -585,7 +593,7 @@ impl Owner {
         };
         match why {
             Why::Taken(mac) => vip.stranger = Stranger::Found { mac, again: now + TAKEN_PAUSE },
-            Why::Failed(text) => vip.trouble = Some(text),
+            Why::Failed(text) => vip.failed(text, now),
             Why::Asked | Why::Ended | Why::Unconfigured => {}
         }
         if let Phase::Held { epoch: held, .. } = vip.phase
@@ -641,11 +649,13 @@ impl Owner {
     pub fn wishes(&self) -> VipWishes {
         let report = |vip: &Vip| {
             let usable = vip.usable.as_ref();
+            let placed = usable.is_some() && vip.stranger == Stranger::None;
             VipReport {
-                usable: vip.problem().is_none() && usable.is_some() && vip.stranger == Stranger::None,
+                usable: vip.problem().is_none() && placed,
                 fenced: usable.is_some_and(|usable| usable.fenced),
                 via: usable.map_or_else(Vec::new, |usable| usable.via.clone()),
                 chance_ready: matches!(vip.chance, Chance::Ready(epoch) if epoch == vip.record.epoch()),
+                last_resort: vip.last_resort() && placed,
             }
         };
         let hold = self.vips.iter().filter_map(|(name, vip)| match vip.phase {
@@ -664,10 +674,18 @@ impl Owner {
         }
     }
 
-    /// What the guard should say for us if we die: VIPs and their epochs, all that it may hold.
-    pub fn notice(&self) -> Option<(Uuid, Vec<(VipName, u64)>)> {
-        let held: Vec<_> = self.wishes().hold.into_iter().collect();
-        self.guard.filter(|_| !held.is_empty()).map(|guard| (guard, held))
+    /// The guard that has something to say for us if we die: it may hold something.
+    pub fn notice(&self) -> Option<Uuid> {
+        let held = self.vips.values().any(|vip| matches!(vip.phase, Phase::Held { .. }));
+        self.guard.filter(|_| held)
+    }
+
+    /// Why there is none, and what the one that starts has said of that.
+    fn no_guard(&self) -> Option<String> {
+        match (&self.no_guard, &self.complaint) {
+            (Some(why), Some(complaint)) => Some(format!("{why}: {complaint}")),
+            (why, complaint) => why.as_ref().or(complaint.as_ref()).cloned(),
+        }
     }
 
     /// For people.
@@ -678,7 +696,7 @@ impl Owner {
             without_quorum: vip.without_quorum,
             interface: vip.usable.as_ref().and_then(|usable| usable.interface.clone()),
             fenced: vip.usable.as_ref().is_some_and(|usable| usable.fenced),
-            problem: self.no_guard.clone().or_else(|| vip.problem()).or_else(|| vip.trouble.clone()),
+            problem: self.no_guard().or_else(|| vip.problem()),
             rival: vip.rival.as_ref().map(Rival::to_string),
         };
         self.vips.iter().map(|(name, vip)| (name.clone(), view(vip))).collect()

@@ -18,6 +18,7 @@ use trestle_config::model::OnQuorumLoss;
 use trestle_dataplane::Plane;
 use trestle_raft_store::types::{NodeId, State};
 use trestle_vip_guard::protocol::{FromGuard, ToGuard, Why};
+use uuid::Uuid;
 
 use super::metrics::VipMetrics;
 use super::notify::{Call, Notifier};
@@ -73,8 +74,8 @@ struct Running {
     drained: mpsc::Sender<VipName>,
     /// What was said of each VIP in the log.
     usable: BTreeMap<String, String>,
-    /// What the last notice said, and when it was sealed.
-    told: Option<(Vec<(VipName, u64)>, Instant)>,
+    /// For which guard the last notice was sealed, and when.
+    told: Option<(Uuid, Instant)>,
 }
 
 impl Task {
@@ -416,19 +417,18 @@ impl Running {
     }
 
     fn seal_notice(&mut self) {
-        let Some((session, vips)) = self.owner.notice() else {
+        let Some(session) = self.owner.notice() else {
             if self.told.take().is_some() {
                 // A planned end is no crash.
                 self.tell(&ToGuard::Notice { datagrams: Vec::new() });
             }
             return;
         };
-        let fresh = self.told.as_ref().is_some_and(|(told, at)| *told == vips && at.elapsed() < SEAL_AGAIN);
-        if fresh {
+        if self.told.is_some_and(|(told, at)| told == session && at.elapsed() < SEAL_AGAIN) {
             return;
         }
-        let datagrams = self.task.gossip.seal_ahead(&notice::write(session, &vips));
-        self.told = Some((vips, Instant::now()));
+        let datagrams = self.task.gossip.seal_ahead(&notice::write(session));
+        self.told = Some((session, Instant::now()));
         self.tell(&ToGuard::Notice { datagrams });
     }
 

@@ -3,6 +3,7 @@
 //! An [`Upload`] is polled by the upstream connection's task, an [`Answer`] by the client's. Each polls its source only when its sink takes more, so back-pressure goes through.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -24,6 +25,8 @@ pub(crate) struct Interrupted(pub(crate) Reason);
 #[derive(Debug)]
 pub(crate) enum Upload {
     None,
+    /// One that is here already.
+    Pieces(VecDeque<Bytes>),
     Stream(Box<Streaming>),
 }
 
@@ -84,6 +87,12 @@ impl Kept {
 
     pub(crate) fn is_whole(&self) -> bool {
         !self.lost.get()
+    }
+
+    /// What the client has sent, if that is all and all of it is kept.
+    pub(crate) fn all(&self) -> Option<Vec<Bytes>> {
+        let ended = self.client.borrow().is_end_stream();
+        (ended && self.is_whole()).then(|| self.pieces.borrow().clone())
     }
 
     fn keep(&self, frame: &Frame<Bytes>) {
@@ -243,6 +252,7 @@ impl Body for Upload {
     ) -> Poll<Option<Result<Frame<Bytes>, Interrupted>>> {
         match self.get_mut() {
             Upload::None => Poll::Ready(None),
+            Upload::Pieces(pieces) => Poll::Ready(pieces.pop_front().map(|piece| Ok(Frame::data(piece)))),
             Upload::Stream(streaming) => streaming.poll(cx),
         }
     }
@@ -250,6 +260,7 @@ impl Body for Upload {
     fn is_end_stream(&self) -> bool {
         match self {
             Upload::None => true,
+            Upload::Pieces(pieces) => pieces.is_empty(),
             Upload::Stream(streaming) => streaming.source.is_end_stream(),
         }
     }
@@ -257,6 +268,9 @@ impl Body for Upload {
     fn size_hint(&self) -> SizeHint {
         match self {
             Upload::None => SizeHint::with_exact(0),
+            Upload::Pieces(pieces) => {
+                SizeHint::with_exact(pieces.iter().map(|piece| piece.len() as u64).sum())
+            }
             Upload::Stream(streaming) => streaming.source.size_hint(),
         }
     }

@@ -25,6 +25,7 @@ use super::body::{Answer, Kept, Upload, UploadState};
 use super::conn::Conn;
 use super::edits::Edits;
 use super::head::{FIELD_LINES_MAX, Framing};
+use super::mirror::{self, Draft};
 use super::record::{Record, RuleAt, rule_at};
 use super::router::Subject;
 use super::text::Scope;
@@ -98,8 +99,10 @@ async fn exchange(conn: &Conn, record: &mut Record, request: Request<Incoming>) 
         _ => {
             let state = Rc::new(UploadState::default());
             record.upload = Some(Rc::clone(&state));
-            if may_be_repeated(rule, &record.method) && rule.retry.buffer > 0 {
-                let body = Kept::new(body, rule.retry.buffer);
+            let room = if may_be_repeated(rule, &record.method) { rule.retry.buffer } else { 0 };
+            let room = if rule.mirrors.is_empty() { room } else { room.max(mirror::BODY_MAX) };
+            if room > 0 {
+                let body = Kept::new(body, room);
                 kept = Some(Rc::clone(&body));
                 Upload::kept(&body, state, rule.max_body, rule.timeout.idle)
             } else {
@@ -116,12 +119,22 @@ async fn exchange(conn: &Conn, record: &mut Record, request: Request<Incoming>) 
     }
     let patience = record.grpc.then(|| grpc::timeout(&parts.headers)).flatten();
     prepare(record, rule, &mut parts.uri, &mut parts.headers, framing, upgrade)?;
+    let copy = Draft::of(&rule.mirrors, &parts.method, &parts.uri, &parts.headers).filter(|_| !upgrade);
     let mut outgoing = Request::new(upload);
     *outgoing.method_mut() = parts.method;
     *outgoing.uri_mut() = parts.uri;
     *outgoing.headers_mut() = parts.headers;
     let exchange = Exchange { conn, rule, upgrade, patience, kept };
-    exchange.run(record, outgoing).await.map(Outcome::Reply)
+    let worker = &conn.client.worker;
+    if framing == Framing::None {
+        copy.into_iter().for_each(|copy| copy.send(worker, &[]));
+        return exchange.run(record, outgoing).await.map(Outcome::Reply);
+    }
+    let reply = exchange.run(record, outgoing).await;
+    if let Some((copy, body)) = copy.zip(exchange.kept.as_ref().and_then(|kept| kept.all())) {
+        copy.send(worker, &body);
+    }
+    reply.map(Outcome::Reply)
 }
 
 /// By the rule that would take the request that the browser wants to send.

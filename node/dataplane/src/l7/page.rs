@@ -19,9 +19,11 @@ pub(crate) fn answer(record: Record, reason: Reason) -> Response<Answer> {
     if record.grpc {
         return finish(record, failed_call(reason, status), reason);
     }
-    let mut response = Response::new(Answer::Page(page(status, &record)));
+    let own = record.error_pages().and_then(|pages| pages.page(status.as_u16(), record.id.as_str()));
+    let (page, kind) = own.unwrap_or_else(|| (page(status, &record), PLAIN));
+    let mut response = Response::new(Answer::Page(page));
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, PLAIN);
+    response.headers_mut().insert(CONTENT_TYPE, kind);
     finish(record, response, reason)
 }
 

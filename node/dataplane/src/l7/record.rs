@@ -14,6 +14,7 @@ use super::body::UploadState;
 use super::client::Tls;
 use super::conn::Conn;
 use super::h2::OpenStream;
+use super::pages::ErrorPages;
 use super::text::Scope;
 use crate::access_log::{Object, timestamp};
 use crate::metrics::Reason;
@@ -97,6 +98,12 @@ impl Record {
 
     pub(crate) fn rule(&self) -> Option<&Rule> {
         rule_at(&self.listener, self.rule?)
+    }
+
+    /// Of the rule; of the listener where no rule was found.
+    pub(crate) fn error_pages(&self) -> Option<&ErrorPages> {
+        let of_rule = self.rule().map(|rule| rule.error_pages.as_deref());
+        of_rule.unwrap_or(self.listener.error_pages.as_deref())
     }
 
     /// What the rule, and then its pool, change in a response.

@@ -175,6 +175,7 @@ pub(crate) fn rule(pools: &[&str]) -> Rule {
         name: "0".into(),
         matches: vec![Match::default()],
         pools: pools.iter().map(|pool| weighted(pool, 1)).collect(),
+        mirrors: Vec::new(),
         timeout: RouteTimeouts::default(),
         retry: Retry::default(),
         max_body: 0,

@@ -347,3 +347,90 @@ async fn a_member_that_answers_slowly_gets_less_by_peak_ewma() {
     }
     assert!((1..10).contains(&slow), "{slow} of 100 went to the slow one");
 }
+
+#[tokio::test]
+async fn errors_of_ours_look_as_the_operator_wants_them() {
+    let bad = Backend::answering(|_| {
+        let mut response = http::Response::new(http_body_util::Full::from("the member's own"));
+        *response.status_mut() = http::StatusCode::SERVICE_UNAVAILABLE;
+        response
+    })
+    .await;
+    let mut config = written(&format!(
+        r#"
+pools: {{ nobody: {{ members: [] }}, bad: {{ members: ["{}"] }} }}
+routes:
+  all:
+    rules:
+      - {{ match: [{{ path: {{ prefix: /none }} }}], pools: [nobody] }}
+      - {{ match: [{{ path: {{ prefix: /bad }} }}], pools: [bad] }}
+"#,
+        bad.address
+    ));
+    let page = |statuses, text: &str| trestle_config::model::ErrorPage {
+        statuses,
+        page: trestle_config::model::Content::Inline(text.into()),
+    };
+    let policies = &mut config.listeners.get_mut("web").expect("web").policies;
+    policies.error_pages = Some(vec![
+        page((503, 503), "<h1>Back soon</h1> ${request.id}"),
+        page((400, 499), "{\"error\": true}"),
+    ]);
+    let (_proxy, address) = Proxy::serving(config).await;
+    let mut client = Client::connect(address).await;
+    let reply = client.get("/none").await;
+    let id = reply.header("x-request-id").expect("an id").to_owned();
+    assert_eq!((reply.status, reply.text()), (503, format!("<h1>Back soon</h1> {id}").as_str()));
+    assert_eq!(reply.header("content-type"), Some("text/html; charset=utf-8"));
+    let reply = client.get("/elsewhere").await;
+    assert_eq!((reply.status, reply.text()), (404, "{\"error\": true}"));
+    assert_eq!(reply.header("content-type"), Some("application/json"));
+    // What a member says is its own affair.
+    assert_eq!(client.get("/bad").await.text(), "the member's own");
+}
+
+#[tokio::test]
+async fn a_mirror_gets_copies_and_nobody_waits_for_it() {
+    let (app, shadow) = (Backend::named("app").await, Backend::named("shadow").await);
+    let stuck = Backend::raw(|stream| async move {
+        let _stream = stream;
+        std::future::pending::<()>().await;
+    })
+    .await;
+    let config = written(&format!(
+        r#"
+pools:
+  app: {{ members: ["{}"] }}
+  shadow: {{ members: ["{}"] }}
+  stuck: {{ members: ["{}"] }}
+  nobody: {{ members: [] }}
+routes:
+  all:
+    rules:
+      - {{ pools: [app], mirror: [shadow, stuck, nobody], rewrite: {{ path: {{ prefix: /new }} }} }}
+      - {{ match: [{{ path: {{ prefix: /some }} }}], pools: [app], mirror: [{{ pool: shadow, share: 0.2 }}] }}
+"#,
+        app.address, shadow.address, stuck.address
+    ));
+    let (_proxy, address) = Proxy::serving(config).await;
+    assert_eq!(send(address, "GET /a HTTP/1.1\r\nHost: a\r\n\r\n").await.text(), "app");
+    crate::testing::until("the copy comes", || shadow.seen().len() == 1).await;
+    let (original, copy) = (app.last(), shadow.last());
+    assert_eq!((original.line.as_str(), copy.line.as_str()), ("GET /new/a", "GET /new/a"));
+    assert_eq!(original.header("x-request-id"), copy.header("x-request-id"));
+    let post = "POST /b HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello";
+    assert_eq!(send(address, post).await.text(), "app");
+    crate::testing::until("the copy comes", || shadow.seen().len() == 2).await;
+    assert_eq!(shadow.last().body, "hello");
+    let large =
+        format!("POST /b HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n{}", "x".repeat(100_000));
+    assert_eq!(send(address, &large).await.text(), "app");
+    assert_eq!(app.last().body.len(), 100_000);
+
+    for _ in 0..100 {
+        assert_eq!(send(address, "GET /some HTTP/1.1\r\nHost: a\r\n\r\n").await.text(), "app");
+    }
+    crate::testing::until("copies come", || shadow.seen().len() > 5).await;
+    assert!(shadow.seen().len() < 60, "{} of 100 are more than a fifth", shadow.seen().len());
+    assert!(shadow.seen().iter().all(|seen| seen.body.len() < 100_000), "too large to be copied");
+}

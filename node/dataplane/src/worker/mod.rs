@@ -9,6 +9,7 @@
 //! command's snapshot.
 
 mod connection;
+mod places;
 mod socket;
 
 #[cfg(test)]
@@ -43,6 +44,7 @@ use crate::snapshot::{Listener, Snapshot};
 use crate::upstream::Upstreams;
 
 pub(crate) use connection::Handle;
+pub(crate) use places::Places;
 pub(crate) use socket::Served;
 use socket::{Closed, serve_udp};
 
@@ -113,6 +115,8 @@ pub(crate) struct Worker {
     pub(crate) index: usize,
     pub(crate) log: Rc<Lines>,
     pub(crate) upstreams: Upstreams,
+    /// Copies of requests that are under way.
+    pub(crate) copies: Places,
     ledger: Arc<Ledger>,
     locals: Arc<Locals>,
     turns: Arc<PerWorker<Histogram>>,
@@ -178,6 +182,7 @@ impl Worker {
             index,
             log: Rc::new(equipment.log.lines()),
             upstreams: Upstreams::default(),
+            copies: Places::default(),
             ledger: equipment.ledger,
             locals: equipment.locals,
             turns: equipment.turns,

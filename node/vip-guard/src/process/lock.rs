@@ -18,10 +18,22 @@ use rustix::fs::{FlockOperation, flock};
 const PATIENCE: Duration = Duration::from_secs(2);
 const PACE: Duration = Duration::from_millis(20);
 
+fn open(path: &OsStr) -> io::Result<File> {
+    OpenOptions::new().create(true).truncate(false).write(true).open(Path::new(path))
+}
+
+/// Whether an earlier guard of this node lives.
+pub(super) fn is_taken(path: Option<&OsStr>) -> bool {
+    let file = path.and_then(|path| open(path).ok());
+    file.is_some_and(|file| {
+        flock(&file, FlockOperation::NonBlockingLockExclusive) == Err(rustix::io::Errno::WOULDBLOCK)
+    })
+}
+
 /// Waits a moment for the lock of a guard that is ending.
 pub(super) fn take(path: Option<&OsStr>) -> io::Result<Option<File>> {
     let Some(path) = path else { return Ok(None) };
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(Path::new(path))?;
+    let file = open(path)?;
     let mut waited = Duration::ZERO;
     loop {
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -42,9 +54,13 @@ mod tests {
     #[test]
     fn a_second_guard_of_a_node_waits_and_is_refused() {
         let path = std::env::temp_dir().join(format!("guard-lock-{}", std::process::id()));
+        let taken = || is_taken(Some(path.as_os_str()));
+        assert!(!taken() && !is_taken(None));
         let first = take(Some(path.as_os_str())).unwrap().unwrap();
+        assert!(taken());
         assert!(take(Some(path.as_os_str())).is_err());
         drop(first);
+        assert!(!taken());
         assert!(take(Some(path.as_os_str())).unwrap().is_some());
         std::fs::remove_file(&path).unwrap();
         assert!(take(None).unwrap().is_none());

@@ -72,12 +72,18 @@ pub(crate) fn run_over(link: NodeLink, options: Options, node: &mut init::Node) 
 fn run(link: NodeLink, options: Options, node: Option<&mut init::Node>) -> u8 {
     let _ = rustix::thread::set_name(c"trestle-guard");
     let _ = leave_stdio();
-    let claim = match namespace::claim(&link) {
+    let lock_file = std::env::var_os(spawn::LOCK);
+    let ours = || lock::is_taken(lock_file.as_deref());
+    let tell = |text| {
+        // Only said; a node that does not read it hears why from what comes next.
+        let _ = link.send(&problem(text));
+    };
+    let claim = match namespace::claim(&link, ours, tell) {
         Ok(claim) => claim,
         Err(namespace::Refused::NodeGone) => return 0,
         Err(refused) => return refuse(&link, EXIT_SECOND, refused.to_string()),
     };
-    let lock = match lock::take(std::env::var_os(spawn::LOCK).as_deref()) {
+    let lock = match lock::take(lock_file.as_deref()) {
         Ok(lock) => lock,
         Err(error) => {
             return refuse(&link, EXIT_SECOND, format!("an earlier guard of this node lives ({error})"));

@@ -6,7 +6,7 @@
 //! the kernel knows whether its table belongs to a process that lives. If not, the guard goes on without
 //! the name and says so.
 
-use std::{io, os::fd::OwnedFd, time::Duration};
+use std::{fmt, io, os::fd::OwnedFd, time::Duration};
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -23,6 +23,9 @@ use crate::protocol::NodeLink;
 const NAME: &[u8] = b"trestle-vip-guard";
 /// How long the guard of a node that has just ended is waited for.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long an earlier guard of this very node is waited for: it was told to end, and does when the kernel
+/// lets it.
+const PATIENCE_WITH_OURS: Duration = Duration::from_secs(60);
 const PACE: Duration = Duration::from_millis(20);
 /// Connections of guards that were refused stay in it: nobody takes them.
 const QUEUE: i32 = 128;
@@ -45,6 +48,8 @@ pub(super) enum Refused {
          can have; stop the other, or give this one a namespace of its own"
     )]
     Another(String),
+    #[error("the earlier guard of this node ({0}) has not ended within {PATIENCE_WITH_OURS:?}")]
+    Earlier(String),
     #[error("the name of this network namespace's guard can't be taken: {0}")]
     Failed(#[from] io::Error),
 }
@@ -63,24 +68,35 @@ impl Claim {
     }
 }
 
-/// Waits a moment for a guard that is ending.
-pub(super) fn claim(link: &NodeLink) -> Result<Claim, Refused> {
-    let deadline = clock::after(clock::now(), PATIENCE);
+/// Waits a moment for a guard that is ending; longer, if `ours` says that it is an earlier one of this node.
+/// `tell` hears what is waited for.
+pub(super) fn claim(
+    link: &NodeLink,
+    ours: impl Fn() -> bool,
+    mut tell: impl FnMut(String),
+) -> Result<Claim, Refused> {
+    let began = clock::now();
+    let mut told = false;
     loop {
         if let Some(socket) = try_bind()? {
             return Ok(Claim::Ours { _socket: socket });
         }
-        if clock::now() >= deadline {
-            return match who_has_it()? {
-                Holder::Known(by) if by.uid.is_root() || by.uid == geteuid() => {
-                    Err(Refused::Another(format!("process {}", by.pid.as_raw_pid())))
-                }
-                holder if fence_is_guarded(&holder) => {
-                    Err(Refused::Another("the owner of the table netdev trestle_vip".to_owned()))
-                }
-                Holder::Known(by) => Ok(Claim::Squatted(Some(by))),
-                Holder::Busy | Holder::Silent => Ok(Claim::Squatted(None)),
-            };
+        if clock::now() >= clock::after(began, PATIENCE) {
+            let holder = who_has_it()?;
+            if !may_be_a_guard(&holder) || !ours() {
+                return someone_elses(holder);
+            }
+            let by = holder.to_string();
+            if clock::now() >= clock::after(began, PATIENCE_WITH_OURS) {
+                return Err(Refused::Earlier(by));
+            }
+            if !std::mem::replace(&mut told, true) {
+                tell(format!(
+                    "the earlier guard of this node ({by}) has not ended yet: it hangs, perhaps in the kernel while \
+                     another program loads nf_tables; what it held ends with its lease, and this one starts when \
+                     it is gone"
+                ));
+            }
         }
         let mut fds = [PollFd::new(link, PollFlags::empty())];
         let pace = Timespec { tv_sec: 0, tv_nsec: PACE.subsec_nanos().into() };
@@ -114,6 +130,27 @@ fn try_bind() -> io::Result<Option<OwnedFd>> {
     }
 }
 
+fn someone_elses(holder: Holder) -> Result<Claim, Refused> {
+    if matches!(holder, Holder::Known(_)) && may_be_a_guard(&holder) {
+        return Err(Refused::Another(holder.to_string()));
+    }
+    if fence_is_guarded(&holder) {
+        return Err(Refused::Another("the owner of the table netdev trestle_vip".to_owned()));
+    }
+    match holder {
+        Holder::Known(by) => Ok(Claim::Squatted(Some(by))),
+        Holder::Busy | Holder::Silent => Ok(Claim::Squatted(None)),
+    }
+}
+
+/// Whether it runs as who could be one, or does not say.
+fn may_be_a_guard(holder: &Holder) -> bool {
+    match holder {
+        Holder::Known(by) => by.uid.is_root() || by.uid == geteuid(),
+        Holder::Busy | Holder::Silent => true,
+    }
+}
+
 /// Who has the name.
 enum Holder {
     Known(UCred),
@@ -121,6 +158,15 @@ enum Holder {
     Busy,
     /// It does not listen, as a guard does right after it has bound.
     Silent,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Known(by) => write!(f, "process {}", by.pid.as_raw_pid()),
+            Self::Busy | Self::Silent => f.write_str("a process that does not say who it is"),
+        }
+    }
 }
 
 fn who_has_it() -> io::Result<Holder> {

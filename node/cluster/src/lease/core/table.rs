@@ -85,9 +85,11 @@ pub enum Event {
         outcome: Proposal,
     },
     Ttl(TtlInForce),
-    /// Nothing more is granted for the key until `until`, and it is taken back as soon as it may be.
+    /// Until `until` the key is neither granted nor given to this node, and taken back from it as soon as
+    /// it may be. Others may have it.
     Vacate {
         key: Resource,
+        node: NodeId,
         until: BootTime,
     },
     /// Time has passed; about ten in a TTL.
@@ -176,7 +178,14 @@ struct Entry {
     /// The holder itself let this epoch go: nothing to wait for.
     released: Option<u64>,
     change: Option<Pending>,
-    vacate_until: BootTime,
+    /// This node is to have it no more, until then.
+    vacated: Option<(NodeId, BootTime)>,
+}
+
+impl Entry {
+    fn is_vacated(&self, node: NodeId, now: BootTime) -> bool {
+        self.vacated.is_some_and(|(by, until)| by == node && now < until)
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -238,7 +247,7 @@ impl Table {
             Event::Committed { applied, revision, held } => self.committed(now, applied, revision, held),
             Event::Proposed { change, outcome } => self.proposed(now, change, outcome),
             Event::Ttl(next) => self.ttl.set(now, next),
-            Event::Vacate { key, until } => self.vacate(key, until),
+            Event::Vacate { key, node, until } => self.vacate(key, node, until),
             Event::Tick => self.tick(now, &mut actions),
         }
         actions
@@ -338,7 +347,7 @@ impl Table {
         let refuse = |why| Action::Answer { token, answer: Answer::Refused { epoch: own_epoch, why } };
         let vip = matches!(key, Resource::Vip(_));
         let entry = self.entry(&key);
-        let (change, vacating) = (entry.change, now < entry.vacate_until);
+        let (change, vacating) = (entry.change, entry.is_vacated(claim.node, now));
         let let_go = own.is_some_and(|own| entry.released == Some(own.epoch));
         if let Some(own) = own
             && vip
@@ -407,7 +416,7 @@ impl Table {
         session: Uuid,
         actions: &mut Vec<Action>,
     ) {
-        let vacating = self.lead.is_some() && now < self.entry(&key).vacate_until;
+        let vacating = self.lead.is_some() && self.entry(&key).is_vacated(node, now);
         if !vacating && self.is_free(now, &key) {
             self.propose(key, Change::Give { node, session }, actions);
         }
@@ -500,9 +509,9 @@ impl Table {
         }
     }
 
-    fn vacate(&mut self, key: Resource, until: BootTime) {
+    fn vacate(&mut self, key: Resource, node: NodeId, until: BootTime) {
         if self.lead.is_some() {
-            self.entry(&key).vacate_until = until;
+            self.entry(&key).vacated = Some((node, until));
         }
     }
 
@@ -525,7 +534,10 @@ impl Table {
         }
         let held = &self.held;
         let Some(lead) = &mut self.lead else { return };
-        lead.entries.retain(|key, e| held.contains_key(key) || e.change.is_some() || e.vacate_until > now);
+        lead.entries.retain(|key, entry| {
+            let vacated = entry.vacated.is_some_and(|(_, until)| now < until);
+            held.contains_key(key) || entry.change.is_some() || vacated
+        });
         for (key, entry) in &mut lead.entries {
             // Nothing was granted since the first time, so it is as harmless now as it was then. The
             // log keeps the order of proposals: once this one has landed, no earlier one can.
@@ -546,7 +558,7 @@ impl Table {
         let entry = lead.entries.get(key).copied().unwrap_or_default();
         let in_round = lead.round.iter().flat_map(|(_, waiting)| waiting);
         let asks = in_round.chain(&lead.waiting).any(|w| w.key == *key && w.claim.session == held.session);
-        let asks = asks && now >= entry.vacate_until;
+        let asks = asks && !entry.is_vacated(held.node, now);
         entry.change.is_none() && !asks && now >= self.no_lease_from(now, key, Some(held))
     }
 

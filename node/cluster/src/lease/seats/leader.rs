@@ -1,6 +1,6 @@
 //! The leader's task: the one that owns the lease table.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -79,8 +79,11 @@ struct Leader {
     rules: watch::Receiver<Arc<(u64, BTreeMap<VipName, VipRules>)>>,
     /// Members only.
     heard: BTreeMap<NodeId, Heard>,
-    /// Guards that have said that their node has died: nothing is given to them any more.
-    dead: BTreeSet<Uuid>,
+    /// Guards that have said that their node has died and that they hold nothing: nothing is given to them
+    /// any more, and what they were given is free. Also of those that said so while another node led.
+    dead: VecDeque<Uuid>,
+    /// Epochs of theirs that the table knows to be free, in this term.
+    freed: BTreeSet<u64>,
     leads_since: Option<(u64, BootTime)>,
     /// The nodes, and since when these.
     gathered: (BTreeSet<NodeId>, BootTime),
@@ -88,8 +91,6 @@ struct Leader {
     moves: BTreeMap<VipName, BootTime>,
     /// Since when somebody else should rather lead.
     burdened: Option<BootTime>,
-    /// VIP, guard and epoch that were let go, as crash notices said.
-    notices: BTreeSet<(VipName, Uuid, u64)>,
     /// One round and one proposal a key, at most.
     running: FuturesUnordered<BoxFuture<'static, Done>>,
     slow: bool,
@@ -116,13 +117,13 @@ pub(super) fn run(
         groups: BTreeMap::new(),
         rules: settings.rules.clone(),
         heard: BTreeMap::new(),
-        dead: BTreeSet::new(),
+        dead: VecDeque::new(),
+        freed: BTreeSet::new(),
         leads_since: None,
         gathered: (BTreeSet::new(), BootTime::default()),
         vacating: BTreeMap::new(),
         moves: BTreeMap::new(),
         burdened: None,
-        notices: BTreeSet::new(),
         running: FuturesUnordered::new(),
         slow: false,
     };
@@ -260,9 +261,8 @@ impl Leader {
             Some(term) => {
                 self.leads_since = Some((term, self.clock.now()));
                 self.feed(Event::BecameLeader { term });
-                for (vip, session, epoch) in self.notices.clone() {
-                    self.let_go(vip, session, epoch);
-                }
+                self.freed.clear();
+                self.free_of_the_dead();
             }
             None => {
                 (self.leads_since, self.burdened) = (None, None);
@@ -286,8 +286,8 @@ impl Leader {
         let (applied, revision) = (state.applied_index, state.revision_number());
         let held = seats.chain(vips).collect();
         self.heard.retain(|node, _| state.nodes.contains_key(node));
-        self.notices.retain(|(vip, _, epoch)| state.vips.get(&**vip).is_some_and(|r| r.epoch() <= *epoch));
         self.feed(Event::Committed { applied, revision, held });
+        self.free_of_the_dead();
     }
 
     fn learn_ttl(&mut self) {
@@ -305,29 +305,30 @@ impl Leader {
                 }
                 self.renew(claims, reply);
             }
+            Order::HandOver { node, until } => {
+                self.vacating.insert(node, until);
+            }
             Order::Vacate { node, until } => {
                 self.vacating.insert(node, until);
-                self.feed(Event::Vacate { key: Resource::Seat(node), until });
+                self.feed(Event::Vacate { key: Resource::Seat(node), node, until });
                 let state = self.state.borrow().clone();
                 let owned = state
                     .vips
                     .iter()
                     .filter(|(_, record)| record.owner.as_ref().is_some_and(|(_, owner)| owner.node == node));
                 for (vip, _) in owned {
-                    self.feed(Event::Vacate { key: Resource::Vip(VipName::from(vip.as_str())), until });
+                    self.feed(Event::Vacate { key: Resource::Vip(VipName::from(vip.as_str())), node, until });
                 }
             }
-            Order::LetGo { vip, session, epoch } => {
-                if self.notices.len() >= NOTICES {
-                    self.notices.pop_first();
+            Order::LetGo { session } => {
+                if !self.dead.contains(&session) {
+                    self.dead.push_back(session);
+                    if self.dead.len() > NOTICES {
+                        self.dead.pop_front();
+                    }
                 }
-                self.notices.insert((vip.clone(), session, epoch));
-                if self.dead.len() >= NOTICES {
-                    self.dead.pop_first();
-                }
-                self.dead.insert(session);
                 self.heard.retain(|_, heard| heard.report.guard != Some(session));
-                self.let_go(vip, session, epoch);
+                self.free_of_the_dead();
             }
         }
         self.choose();
@@ -346,14 +347,27 @@ impl Leader {
         self.feed(Event::Renewals(renewals));
     }
 
-    /// A crash notice, as a release that nobody waits to hear more of.
-    fn let_go(&mut self, vip: VipName, session: Uuid, epoch: u64) {
+    /// Crash notices, as releases that nobody waits to hear more of: one for each epoch, also for one that
+    /// was given while the notice was on its way.
+    fn free_of_the_dead(&mut self) {
+        if self.dead.is_empty() || self.leads_since.is_none() {
+            return;
+        }
         let state = self.state.borrow().clone();
-        let owner = state.vips.get(&*vip).and_then(|record| record.owner.as_ref());
-        let Some((_, owner)) = owner.filter(|(_, owner)| owner.session == session) else { return };
-        self.last_token += 1;
-        let claim = Claim { node: owner.node, session, epoch, release: true };
-        self.feed(Event::Renewals(vec![(self.last_token, Resource::Vip(vip), claim)]));
+        let owned = state.vips.iter().filter_map(|(vip, record)| Some((vip, record.owner.as_ref()?)));
+        let theirs: Vec<_> = owned.filter(|(_, (_, owner))| self.dead.contains(&owner.session)).collect();
+        self.freed.retain(|freed| theirs.iter().any(|(_, (epoch, _))| epoch == freed));
+        let mut releases = Vec::new();
+        for (vip, (epoch, owner)) in theirs {
+            if self.freed.insert(*epoch) {
+                self.last_token += 1;
+                let claim = Claim { node: owner.node, session: owner.session, epoch: *epoch, release: true };
+                releases.push((self.last_token, Resource::Vip(VipName::from(vip.as_str())), claim));
+            }
+        }
+        if !releases.is_empty() {
+            self.feed(Event::Renewals(releases));
+        }
     }
 
     fn done(&mut self, done: Done) {
@@ -362,6 +376,9 @@ impl Leader {
                 self.measure(self.clock.now().since(began), confirmed);
                 if confirmed {
                     self.committed();
+                } else {
+                    // What it was to bear out is said again.
+                    self.freed.clear();
                 }
                 self.feed(Event::RoundDone { round, confirmed });
             }
@@ -456,6 +473,10 @@ impl Leader {
             match decision {
                 Decision::Assign { vip, node, session } => {
                     self.feed(Event::Assign { key: Resource::Vip(vip), node, session });
+                }
+                Decision::Vacate { vip, node } => {
+                    let until = now + self.table.ttl();
+                    self.feed(Event::Vacate { key: Resource::Vip(vip), node, until });
                 }
                 Decision::Move { vip, epoch, to } => {
                     if self.moves.contains_key(&vip) {

@@ -20,8 +20,9 @@ use futures::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::warn;
 use trestle_proto::v1::{RenewReply, RenewRequest, VipAnswer};
-use trestle_raft_store::types::NodeId;
+use trestle_raft_store::types::{NodeId, State};
 use uuid::Uuid;
 
 use super::Consensus;
@@ -38,6 +39,11 @@ const QUEUE: usize = 1024;
 const RENEWALS: u32 = 5;
 /// Renewals of this node on the way at once.
 const CALLS: usize = 4;
+/// How long the VIPs of a node that is to be expelled may take to move to others, if it lives, or to be
+/// taken over.
+const VIPS_MOVE_WITHIN: Duration = Duration::from_secs(5);
+/// So long after it lost its seat the node gets no new one.
+const VACATED: Duration = Duration::from_secs(5);
 
 /// What seats need.
 pub struct SeatSettings {
@@ -104,15 +110,18 @@ enum Order {
         report: NodeReport,
         reply: oneshot::Sender<Vec<Answered>>,
     },
+    /// The node's VIPs are to move to others, and it gets none until then.
+    HandOver {
+        node: NodeId,
+        until: BootTime,
+    },
     Vacate {
         node: NodeId,
         until: BootTime,
     },
     /// A guard said that it let go of everything, since its node has died.
     LetGo {
-        vip: VipName,
         session: Uuid,
-        epoch: u64,
     },
 }
 
@@ -170,13 +179,11 @@ impl Seats {
         self.shared.vips.clone()
     }
 
-    /// What a guard's crash notice says: these VIPs were let go of under these epochs. Any node may
+    /// What a guard's crash notice says: `session` has let go of everything, and ends. Any node may
     /// hear it; it counts where the leader is, or soon will be.
-    pub fn let_go(&self, session: Uuid, vips: impl IntoIterator<Item = (VipName, u64)>) {
-        for (vip, epoch) in vips {
-            if self.shared.queue.try_send(Order::LetGo { vip, session, epoch }).is_err() {
-                self.shared.metrics.queue_full();
-            }
+    pub fn let_go(&self, session: Uuid) {
+        if self.shared.queue.try_send(Order::LetGo { session }).is_err() {
+            self.shared.metrics.queue_full();
         }
     }
 
@@ -259,26 +266,53 @@ impl Seats {
         Ok(claims)
     }
 
-    /// For the leader, before a node is expelled: grants it nothing more and takes its seat back as
-    /// soon as its lease has ended. Returns when the node has no seat; for a while after that it
-    /// gets no new one.
+    /// For the leader, before a node is expelled: its VIPs move to others, as in a drain; then it is granted
+    /// nothing more, and its seat is taken back as soon as its lease has ended. Returns when the node has
+    /// no seat; for a while after that it gets no new one. VIPs that nobody else could take by then end
+    /// with their leases.
     ///
     /// # Errors
-    /// This node does not lead, or the seat was not taken back within twice the TTL and a second.
+    /// This node does not lead, or the seat was not taken back within twice the TTL and a second then.
     pub async fn vacate(&self, node: NodeId) -> Result<(), VacateError> {
         if self.shared.consensus.leadership().borrow().is_none() {
             return Err(VacateError::NotLeader);
         }
         let ttl = self.shared.ttl.borrow().longest_seat();
-        let deadline = self.shared.clock.now() + with_drift(ttl) * 2 + Duration::from_secs(1);
-        let order = Order::Vacate { node, until: deadline + Duration::from_secs(5) };
-        self.shared.queue.send(order).await.map_err(|_| VacateError::NotLeader)?;
+        let seat_within = with_drift(ttl) * 2 + Duration::from_secs(1);
+        self.hand_over_vips_of(node, seat_within + VACATED).await?;
+        let deadline = self.shared.clock.now() + seat_within;
+        self.order(Order::Vacate { node, until: deadline + VACATED }).await?;
         let mut state = self.shared.consensus.state();
         let gone = state.wait_for(|state| !state.seats.contains_key(&node));
         tokio::select! {
             gone = gone => gone.map(|_| ()).map_err(|_| VacateError::NotLeader),
             () = self.shared.clock.sleep_until(deadline) => Err(VacateError::TimedOut),
         }
+    }
+
+    /// Returns when the node owns none, or after a while.
+    async fn hand_over_vips_of(&self, node: NodeId, and_then: Duration) -> Result<(), VacateError> {
+        let deadline = self.shared.clock.now() + VIPS_MOVE_WITHIN;
+        self.order(Order::HandOver { node, until: deadline + and_then }).await?;
+        let mut state = self.shared.consensus.state();
+        let owns = |state: &State| {
+            state
+                .vips
+                .values()
+                .any(|record| record.owner.as_ref().is_some_and(|(_, owner)| owner.node == node))
+        };
+        let moved = state.wait_for(|state| !owns(state));
+        tokio::select! {
+            moved = moved => moved.map(drop).map_err(|_| VacateError::NotLeader),
+            () = self.shared.clock.sleep_until(deadline) => {
+                warn!(node, within = ?VIPS_MOVE_WITHIN, "a node is removed before others have taken all its VIPs over");
+                Ok(())
+            }
+        }
+    }
+
+    async fn order(&self, order: Order) -> Result<(), VacateError> {
+        self.shared.queue.send(order).await.map_err(|_| VacateError::NotLeader)
     }
 
     /// Prometheus text.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use trestle_raft_store::types::{
-    Command, NodeProfile, NodeRecord, Outcome, Role, Seat as CommittedSeat, State,
+    Command, NodeProfile, NodeRecord, Outcome, Role, Seat as CommittedSeat, State, VipHolder, VipRecord,
 };
 
 use super::*;
@@ -93,11 +93,37 @@ impl Raft {
                         next.seats.remove(&node);
                     }
                 }
+                Command::TakeVip { ref vip, epoch } => {
+                    let record = next.vips.get_mut(vip).filter(|record| record.epoch() == epoch);
+                    record.expect("it is taken once").owner = None;
+                }
                 ref other => panic!("not expected from leases: {other}"),
             }
             *state = Arc::new(next);
         });
         (outcome, self.state.borrow().applied_index)
+    }
+
+    /// This guard of node 1 is given so many VIPs more.
+    fn give_vips(&self, count: usize, session: Uuid) {
+        self.state.send_modify(|state| {
+            let mut next = State::clone(state);
+            for _ in 0..count {
+                next.applied_index += 1;
+                let owner =
+                    VipHolder { node: 1, session, fenced: true, via: Vec::new(), addresses: Vec::new() };
+                let record = VipRecord { owner: Some((next.applied_index, owner)), ..VipRecord::default() };
+                next.vips.insert(format!("v{}", next.applied_index), record);
+            }
+            *state = Arc::new(next);
+        });
+    }
+
+    /// Waits until nobody owns a VIP.
+    async fn until_all_are_free(&self) {
+        let mut state = self.state.subscribe();
+        let free = state.wait_for(|state| state.vips.values().all(|record| record.owner.is_none()));
+        tokio::time::timeout(TTL / 2, free).await.expect("long before a lease ends").expect("raft lives");
     }
 
     fn epoch(&self, node: NodeId) -> Option<u64> {
@@ -341,6 +367,26 @@ async fn a_vacated_seat_is_not_given_again_at_once() {
     assert!(nodes[1].seats.shared.clock.now() >= until);
     tokio::time::sleep(TTL).await;
     assert_eq!(raft.epoch(1), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crash_notice_frees_all_that_its_guard_was_given_whoever_leads() {
+    let (raft, _, nodes) = cluster(3);
+    raft.elect(Some(0));
+    until_seated(&nodes[2], true).await;
+    let (dead, other) = (Uuid::from_u128(0x51), Uuid::from_u128(0x52));
+    raft.give_vips(64, dead);
+    nodes.iter().for_each(|node| node.seats.let_go(dead));
+    raft.until_all_are_free().await;
+    raft.give_vips(1, dead);
+    raft.until_all_are_free().await;
+    raft.elect(None);
+    raft.give_vips(20, dead);
+    raft.elect(Some(2));
+    raft.until_all_are_free().await;
+    raft.give_vips(1, other);
+    tokio::time::sleep(TTL).await;
+    assert_eq!(raft.state.borrow().vips.values().filter(|record| record.owner.is_some()).count(), 1);
 }
 
 #[tokio::test(start_paused = true)]

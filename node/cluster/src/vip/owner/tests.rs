@@ -368,6 +368,16 @@ fn a_guard_that_does_not_answer_renewals_is_ended() {
 }
 
 #[test]
+fn a_guard_that_waits_for_the_kernel_is_given_half_of_a_long_lease_to_come_back() {
+    let mut node = Node::with(VipConfig { ttl: Duration::from_secs(8), ..config() });
+    node.holding(7);
+    node.now = 1_000;
+    node.lease(7, 1_000, false);
+    assert!(!node.owner.tick(at(4_900)).contains(&Effect::EndGuard));
+    assert!(node.owner.tick(at(5_000)).contains(&Effect::EndGuard));
+}
+
+#[test]
 fn a_stranger_with_the_address_is_told_and_the_vip_not_tried_for_a_while() {
     let mut node = Node::new();
     node.given(7, ME, GUARD);
@@ -425,11 +435,13 @@ fn a_vip_that_left_the_config_is_let_go_of_and_the_leader_hears_it() {
 }
 
 #[test]
-fn the_notice_names_all_that_the_guard_may_hold() {
+fn there_is_something_to_say_for_a_node_that_dies_while_its_guard_may_hold_a_vip() {
     let mut node = Node::new();
     assert_eq!(node.owner.notice(), None);
     node.given(7, ME, GUARD);
-    assert_eq!(node.owner.notice(), Some((GUARD, vec![("front".into(), 7)])));
+    assert_eq!(node.owner.notice(), Some(GUARD));
+    node.owner.set_ready(false, false);
+    assert_eq!(node.owner.notice(), None);
 }
 
 #[test]
@@ -569,7 +581,8 @@ fn why_a_guard_does_not_start_is_shown() {
     node.owner.guard_went("it ended".to_owned());
     node.owner.guard_came();
     node.says(FromGuard::Problem { vip: None, text: "another guard runs here".to_owned() });
-    assert!(node.owner.views()["front"].problem.is_some(), "not while it starts, either");
+    let problem = node.owner.views()["front"].problem.clone();
+    assert_eq!(problem.as_deref(), Some("it ended: another guard runs here"), "while it waits, too");
     node.owner.guard_went("it ended".to_owned());
     assert_eq!(node.owner.views()["front"].problem.as_deref(), Some("it ended: another guard runs here"));
     node.guard_starts(GUARD);
@@ -672,4 +685,78 @@ fn who_holds_an_address_under_another_name_is_no_stranger() {
     let (vip, address) = ("front".to_owned(), [198, 18, 0, 100].into());
     node.says(FromGuard::Probed { vip, taken_by: Some((address, [2, 0, 0, 0, 0, 2])) });
     assert!(node.owner.wishes().report.vips["front"].usable);
+}
+
+/// Given the VIP under `epoch`, the guard can't hold it.
+fn fails(node: &mut Node, epoch: u64) {
+    node.given(epoch, ME, GUARD);
+    node.lease(epoch, node.now, false);
+    node.released(epoch, Why::Failed("IPv6 is disabled".to_owned()));
+}
+
+/// Usable, last resort, and what people are told.
+fn chances(node: &mut Node, ms: u64) -> (bool, bool, Option<String>) {
+    node.now = ms;
+    node.owner.tick(at(ms));
+    let report = node.owner.wishes().report.vips["front"].clone();
+    (report.usable, report.last_resort, node.owner.views()["front"].problem.clone())
+}
+
+#[test]
+fn a_node_that_fails_to_hold_it_says_so_for_a_pause_that_grows_and_then_no_more() {
+    let told = || Some("IPv6 is disabled".to_owned());
+    let mut node = Node::new();
+    fails(&mut node, 7);
+    assert_eq!(chances(&mut node, 0), (false, true, told()), "others come first; once may be chance");
+    fails(&mut node, 9);
+    assert_eq!(chances(&mut node, 500), (false, false, told()), "now it is not");
+    assert_eq!(chances(&mut node, 1_000), (false, true, told()));
+    assert_eq!(chances(&mut node, 19_900), (false, true, told()));
+    assert_eq!(chances(&mut node, 20_000), (true, false, None));
+    fails(&mut node, 11);
+    assert_eq!(chances(&mut node, 59_000), (false, true, told()));
+    node.owner.guard_went("killed".to_owned());
+    node.guard_starts(GUARD);
+    assert_eq!(chances(&mut node, 59_100), (false, true, told()), "another guard is no better");
+
+    node.holding(13);
+    assert_eq!(chances(&mut node, 59_200), (true, false, None), "it works");
+    node.released(13, Why::Failed("IPv6 is disabled".to_owned()));
+    assert_eq!(chances(&mut node, 59_300), (false, false, told()), "but not for long");
+}
+
+#[test]
+fn a_failure_is_over_when_what_it_was_about_has_changed() {
+    let gone = || Why::Failed("interface eth0 is gone".to_owned());
+    let mut node = Node::new();
+    node.holding(7);
+    node.usable(true, Some("interface eth0 is gone"));
+    node.released(7, gone());
+    assert!(!chances(&mut node, 100).0);
+    node.usable(true, None);
+    assert_eq!(chances(&mut node, 200), (true, false, None), "it is back");
+
+    node.holding(9);
+    node.usable(true, Some("interface eth0 is gone"));
+    node.released(9, gone());
+    node.usable(true, None);
+    assert!(!chances(&mut node, 300).0, "it comes and goes");
+    let (vip, interface) = ("front".to_owned(), Some("eth1".to_owned()));
+    node.says(FromGuard::Usable { vip, interface, via: Vec::new(), fenced: true, problem: None });
+    assert!(chances(&mut node, 400).0, "another interface");
+
+    let mut node = Node::new();
+    fails(&mut node, 7);
+    node.owner.configure(0, moved(), Duration::ZERO);
+    node.usable(true, None);
+    node.agree();
+    node.says(FromGuard::Probed { vip: "front".to_owned(), taken_by: None });
+    assert_eq!(chances(&mut node, 500), (true, false, None), "other addresses");
+}
+
+#[test]
+fn what_only_goes_wrong_by_the_way_is_no_reason_not_to_hold_it() {
+    let mut node = Node::new();
+    node.says(FromGuard::Problem { vip: Some("front".to_owned()), text: "no second chance".to_owned() });
+    assert_eq!(chances(&mut node, 0), (true, false, None));
 }

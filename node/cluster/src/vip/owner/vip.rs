@@ -9,6 +9,7 @@ use trestle_raft_store::types::{NodeId, VipRecord};
 use trestle_vip_guard::protocol::ToGuard;
 
 use super::super::in_order;
+use super::failure::Failure;
 use super::{Change, Effect, VipConfig};
 use crate::lease::clock::BootTime;
 use crate::lease::vips::VipName;
@@ -127,8 +128,10 @@ pub(super) struct Vip {
     pub(super) rival: Option<Rival>,
     /// Of the phase, since the first grant.
     pub(super) stood: Option<Stood>,
-    /// What did not work last.
-    pub(super) trouble: Option<String>,
+    /// Of the phase: since when the guard has held it.
+    pub(super) held_since: Option<BootTime>,
+    /// The last time that it could not be held.
+    pub(super) failure: Option<Failure>,
 }
 
 #[derive(Debug)]
@@ -156,7 +159,8 @@ impl Vip {
             unseen: Unseen::No,
             rival: None,
             stood: None,
-            trouble: None,
+            held_since: None,
+            failure: None,
         }
     }
 
@@ -173,7 +177,7 @@ impl Vip {
             stranger,
             unseen: Unseen::Yes,
             rival: None,
-            trouble: None,
+            failure: None,
             usable: None,
             forwards: None,
             ..self
@@ -235,8 +239,37 @@ impl Vip {
         Some(Effect::Tell(ToGuard::Probe { vip: name.to_string() }))
     }
 
-    /// Why it can't be held here.
+    /// What the guard says of where it would go.
+    pub(super) fn note_usable(&mut self, usable: Usable) {
+        if let (Some(failure), Some(before)) = (&mut self.failure, &self.usable) {
+            let moved = (&before.interface, &before.via) != (&usable.interface, &usable.via);
+            let mended = before.problem.is_some() && usable.problem.is_none();
+            // One that goes and comes is no reason to try again each time.
+            if moved || (mended && failure.is_first()) {
+                failure.lift();
+            }
+        }
+        self.usable = Some(usable);
+    }
+
+    /// It could not be held, or not any more.
+    pub(super) fn failed(&mut self, why: String, now: BootTime) {
+        let held = self.held_since.map_or(Duration::ZERO, |since| now.since(since));
+        self.failure = Some(Failure::new(why, held, self.failure.take(), now));
+    }
+
+    /// Why another node should hold it rather than this one.
     pub(super) fn problem(&self) -> Option<String> {
+        self.unfit().or_else(|| self.failure.as_ref()?.why().cloned())
+    }
+
+    /// Nothing is known against it but that it failed lately, and the others may be no better.
+    pub(super) fn last_resort(&self) -> bool {
+        self.unfit().is_none() && self.failure.as_ref().is_some_and(Failure::last_resort)
+    }
+
+    /// Why it can't be held here.
+    fn unfit(&self) -> Option<String> {
         if let Stranger::Found { mac: of, .. } = self.stranger {
             return Some(format!(
                 "the address is used by another machine ({}): take it off there, or give the VIP another",

@@ -326,7 +326,7 @@ fn a_vacated_seat_is_not_renewed_and_taken_back_when_its_lease_has_ended() {
     let mut leader = Leader::new(Some((5, A)));
     leader.now = 2_000;
     leader.granted(A, 5);
-    leader.event(Event::Vacate { key: SEAT, until: at(9_000) });
+    leader.event(Event::Vacate { key: SEAT, node: 1, until: at(9_000) });
     assert_eq!(leader.granted(A, 5), [refuse(999, 5, Refused::BeingTaken)]);
     assert_eq!(leader.tick_at(3_009), []);
     change(&leader.tick_at(3_010));
@@ -446,6 +446,24 @@ fn a_vip_goes_to_another_only_when_no_lease_can_be_alive() {
     assert_eq!(leader.assign(2), None);
     leader.now = 806;
     assert_eq!(leader.assign(2), Some(Change::Give { node: 2, session: GUARD }));
+}
+
+#[test]
+fn a_vip_that_a_node_has_to_vacate_goes_to_another_when_its_lease_has_ended_and_stays_there() {
+    let mut leader = VipLeader::new(Some(held(1, 9)));
+    leader.now = 1_000;
+    leader.ask(1, 9, false);
+    leader.event(Event::Vacate { key: front(), node: 1, until: at(9_000) });
+    assert_eq!(leader.ask(1, 9, false), Answer::Refused { epoch: 9, why: Refused::BeingTaken });
+    leader.now = 1_504;
+    assert_eq!(leader.assign(2), None, "its lease is alive");
+    leader.now = 1_506;
+    assert_eq!(leader.assign(1), None);
+    assert_eq!(leader.assign(2), Some(Change::Give { node: 2, session: GUARD }));
+    let id = leader.table.last_id;
+    leader.commit(Some(held(2, 12)));
+    leader.event(Event::Proposed { change: id, outcome: Proposal::Committed { index: 12 } });
+    assert_eq!(leader.ask(2, 12, false), Answer::Granted { epoch: 12, ttl: VIP_TTL });
 }
 
 #[test]

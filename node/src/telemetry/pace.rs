@@ -84,7 +84,7 @@ mod tests {
         let layer = fmt::layer().with_writer(move || copy.clone()).with_filter(pace);
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
             for _ in 0..100 {
-                tracing::error!(target: "openraft::raft", "stopped");
+                tracing::error!(target: concat!("openraft", "::raft"), "stopped");
                 tracing::error!(target: "openraftish", "ours");
             }
             tracing::error!(target: "openraft", "another place");

@@ -59,7 +59,10 @@ impl Agreed {
     fn apply(&mut self, index: u64, command: Command) {
         match command {
             Command::Change { node, to: Change::Give { session, .. } } => {
-                self.seats.insert(node, Held { node, session, epoch: index, slack: Duration::ZERO });
+                self.seats.insert(
+                    node,
+                    Held { node, session, epoch: index, slack: Duration::ZERO, longest: Duration::ZERO },
+                );
             }
             Command::Change { node, to: Change::Take { epoch, .. } } => {
                 if self.seats.get(&node).is_some_and(|held| held.epoch == epoch) {

@@ -32,6 +32,8 @@ pub struct Held {
     pub epoch: u64,
     /// How long what the lease stands for may outlive it at the holder.
     pub slack: Duration,
+    /// The longest lease that may have been granted under this epoch; zero: nobody has noted it.
+    pub longest: Duration,
 }
 
 /// A renewal, as its sender puts it.
@@ -453,7 +455,8 @@ impl Table {
         let current = || self.ttl.current(key).unwrap_or_default();
         let longest = if self.rules.keep_longer_ttl { self.ttl.longest(key, now) } else { current() };
         // A name that no revision of late had: whatever was granted for it, it was not longer than this.
-        let longest = if longest.is_zero() { VIP_TTL_MAX } else { longest };
+        let noted = if held.longest.is_zero() { VIP_TTL_MAX } else { held.longest };
+        let longest = if longest.is_zero() { noted } else { longest };
         let predecessors = self.with_drift(lead.since, longest + held.slack);
         if self.rules.wait_out_predecessor { entry.ends.max(predecessors) } else { entry.ends }
     }

@@ -16,7 +16,9 @@ use uuid::Uuid;
 use super::metrics::LeaseMetrics;
 use super::{Answered, Order, SeatSettings};
 use crate::lease::clock::{BootTime, Clock};
-use crate::lease::core::{Action, Answer, Change, Claim, Event, Held, Proposal, Resource, Table, TtlHistory};
+use crate::lease::core::{
+    Action, Answer, Change, Claim, Event, Held, Proposal, Resource, Table, TtlHistory, VIP_TTL_MAX,
+};
 use crate::lease::vips::{NodeReport, VipName};
 use crate::lease::{Consensus, ConsensusError};
 use crate::vip::choice::{Decision, Situation, VipRules, choose, should_lead};
@@ -274,13 +276,16 @@ impl Leader {
     fn committed(&mut self) {
         let state = self.state.borrow_and_update().clone();
         let seats = state.seats.iter().map(|(node, seat)| {
-            let held = Held { node: *node, session: seat.session, epoch: seat.epoch, slack: Duration::ZERO };
+            let longest = Duration::from_millis(seat.longest_ms);
+            let (session, epoch) = (seat.session, seat.epoch);
+            let held = Held { node: *node, session, epoch, slack: Duration::ZERO, longest };
             (Resource::Seat(*node), held)
         });
         let vips = state.vips.iter().filter_map(|(vip, record)| {
             let (epoch, owner) = record.owner.as_ref()?;
             let slack = if owner.fenced { Duration::ZERO } else { UNFENCED_SLACK };
-            let held = Held { node: owner.node, session: owner.session, epoch: *epoch, slack };
+            let longest = Duration::from_millis(record.longest_ms).min(VIP_TTL_MAX);
+            let held = Held { node: owner.node, session: owner.session, epoch: *epoch, slack, longest };
             Some((Resource::Vip(VipName::from(vip.as_str())), held))
         });
         let (applied, revision) = (state.applied_index, state.revision_number());

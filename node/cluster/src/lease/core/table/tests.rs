@@ -46,7 +46,9 @@ impl Leader {
         self.seat = seat;
         let (applied, revision) = (self.applied, self.revision);
         let held = seat
-            .map(|(epoch, session)| (SEAT, Held { node: 1, session, epoch, slack: Duration::ZERO }))
+            .map(|(epoch, session)| {
+                (SEAT, Held { node: 1, session, epoch, slack: Duration::ZERO, longest: Duration::ZERO })
+            })
             .into_iter()
             .collect();
         assert_eq!(self.event(Event::Committed { applied, revision, held }), []);
@@ -419,7 +421,7 @@ impl VipLeader {
 }
 
 fn held(node: NodeId, epoch: u64) -> Held {
-    Held { node, session: GUARD, epoch, slack: Duration::ZERO }
+    Held { node, session: GUARD, epoch, slack: Duration::ZERO, longest: Duration::ZERO }
 }
 
 #[test]
@@ -520,6 +522,23 @@ fn a_vip_that_is_in_no_config_any_more_runs_out() {
     assert_eq!(leader.event(Event::Tick), []);
     // Nobody waits for it: its owner lets it go by itself, and a dead one's is out of every config.
     leader.now = 61_000;
+    let taken = leader.event(Event::Tick);
+    assert!(
+        matches!(taken[..], [Action::Propose { to: Change::Take { node: 1, epoch: 9 }, .. }]),
+        "{taken:?}"
+    );
+}
+
+#[test]
+fn whoever_waits_for_its_addresses_waits_for_the_longest_lease_of_its_epoch_only() {
+    let mut leader = VipLeader::new(Some(Held { longest: VIP_TTL, ..held(1, 9) }));
+    leader.ask(1, 9, false);
+    let gone = TtlHistory::new(TTL).extended([(1, Ttls::from(TTL)), (2, Ttls::from(TTL))]);
+    leader.event(Event::Ttl(gone.since(1)));
+    leader.now = 500;
+    assert_eq!(leader.event(Event::Tick), [], "its lease is alive");
+    // Later than the moment until which its TTL is remembered with the config's.
+    leader.now = 2_000;
     let taken = leader.event(Event::Tick);
     assert!(
         matches!(taken[..], [Action::Propose { to: Change::Take { node: 1, epoch: 9 }, .. }]),

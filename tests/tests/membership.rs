@@ -179,6 +179,8 @@ fn a_wiped_node_is_a_new_node() {
 fn a_dead_node_is_removed_by_any_live_one() {
     let backend = HttpBackend::start("a");
     let mut cluster = Cluster::start(3, &config(&backend, 5));
+    // Of two voters none may die.
+    cluster.wait_voters(3);
     let leader = cluster.leader();
     let mut dead = cluster.nodes.remove(leader);
     dead.kill9();

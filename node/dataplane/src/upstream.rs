@@ -1,8 +1,8 @@
 //! One worker's connections to members: made on demand, kept while idle, given out last in first out.
 //!
 //! Of HTTP/2 a connection is shared by up to [`STREAMS_MAX`] requests, has a task of its own, and is
-//! closed after it was idle. The rest of this page is about HTTP/1.1: a request holds an [`Upstream`] and gives it back when the answer is whole. As a rule the request's
-//! own task drives hyper's client half too: a hop between two tasks for each direction would cost more
+//! closed after it was idle. The rest of this page is about HTTP/1.1: a request holds an [`Upstream`] and
+//! gives it back when the answer is whole. As a rule the request's own task drives hyper's client half too: a hop between two tasks for each direction would cost more
 //! than the proxy's own work on a request. A request whose body streams, or that becomes a tunnel,
 //! lets its connection go into a task of its own ([`Upstream::detach`]), where it stays: the upload must
 //! go on while the client takes no answer. Nothing here is shared between workers.
@@ -353,13 +353,20 @@ impl Upstreams {
         Some(Upstream::Http2 { sender: shared.sender.clone(), share: Share::of(&shared.load) })
     }
 
-    /// Lets others have a share of a new connection, if it is one that can be shared.
-    pub(crate) fn share(&self, target: Target, upstream: &Upstream, keep: Duration) {
-        if let Upstream::Http2 { sender, share } = upstream {
+    /// A new connection, as the pool wants it; of one that can be shared others may have a share.
+    pub(crate) async fn connect(
+        &self,
+        pool: &Pool,
+        target: Target,
+        http1_only: bool,
+    ) -> Result<Upstream, ConnectError> {
+        let upstream = connect(pool, target, http1_only).await?;
+        if let Upstream::Http2 { sender, share } = &upstream {
             let load = Rc::clone(&share.0);
-            let shared = Shared { sender: sender.clone(), load, keep };
+            let shared = Shared { sender: sender.clone(), load, keep: pool.settings().timeout.pool_idle };
             self.shared.borrow_mut().entry(target).or_default().push(shared);
         }
+        Ok(upstream)
     }
 
     /// Keeps a connection whose answer has been read to its end.
@@ -395,8 +402,7 @@ impl Upstreams {
     }
 }
 
-/// A new connection, as the pool wants it.
-pub(crate) async fn connect(pool: &Pool, target: Target, http1_only: bool) -> Result<Upstream, ConnectError> {
+async fn connect(pool: &Pool, target: Target, http1_only: bool) -> Result<Upstream, ConnectError> {
     let open = pool.open().ok_or(ConnectError::Breaker)?;
     let tcp = TcpStream::connect(target.member).await?;
     tcp.set_nodelay(true)?;

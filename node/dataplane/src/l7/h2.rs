@@ -288,8 +288,7 @@ impl<F: Future<Output = ()> + 'static> Executor<F> for Spawner {
     fn execute(&self, future: F) {
         match self.0.next.take() {
             Some(conn) => {
-                let running = Running { session: Rc::clone(&self.0), conn };
-                spawn_local(running.run(future));
+                spawn_local(run(conn, future));
             }
             None => {
                 spawn_local(future);
@@ -298,28 +297,20 @@ impl<F: Future<Output = ()> + 'static> Executor<F> for Spawner {
     }
 }
 
-/// A request whose task lives.
-struct Running {
-    session: Rc<Session>,
-    conn: Rc<Conn>,
+/// Runs a request until it ends, its client has taken nothing for too long, or the connection is cut.
+async fn run(conn: Rc<Conn>, future: impl Future<Output = ()>) {
+    let mut future = pin!(future);
+    poll_fn(|cx| {
+        if conn.client.handle.is_cut() || future.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        if is_stuck(&conn, cx) { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
 }
 
-impl Running {
-    /// Until it ends, its client has taken nothing for too long, or the connection is cut.
-    async fn run(self, future: impl Future<Output = ()>) {
-        let mut future = pin!(future);
-        poll_fn(|cx| {
-            if self.session.client.handle.is_cut() || future.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(());
-            }
-            if self.is_stuck(cx) { Poll::Ready(()) } else { Poll::Pending }
-        })
-        .await;
-    }
-
-    fn is_stuck(&self, cx: &mut Context<'_>) -> bool {
-        let patience = self.conn.stream_idle.get();
-        let since = self.conn.unsent_since.get();
-        since.is_some_and(|since| !patience.is_zero() && self.conn.alarm.passed(cx, since + patience))
-    }
+fn is_stuck(conn: &Conn, cx: &mut Context<'_>) -> bool {
+    let patience = conn.stream_idle.get();
+    let since = conn.unsent_since.get();
+    since.is_some_and(|since| !patience.is_zero() && conn.alarm.passed(cx, since + patience))
 }

@@ -24,7 +24,7 @@ use trestle_config::model;
 use super::body::Upload;
 use super::forward;
 use crate::pool::{FailureKind, Picked, Pool};
-use crate::upstream::{Target, connect};
+use crate::upstream::Target;
 use crate::worker::Worker;
 
 const COPIES_MAX: usize = 256;
@@ -56,11 +56,18 @@ pub(crate) struct Draft {
 impl Draft {
     /// `None`: it is nobody's turn.
     pub(crate) fn of(mirrors: &[Mirror], method: &Method, uri: &Uri, headers: &HeaderMap) -> Option<Draft> {
+        if mirrors.is_empty() {
+            return None;
+        }
         let mut random = rand::rng();
         let pools = mirrors.iter().filter(|mirror| random.random::<f64>() < mirror.share);
         let pools: Vec<_> = pools.map(|mirror| Arc::clone(&mirror.pool)).collect();
-        let (method, uri, headers) = (method.clone(), uri.clone(), headers.clone());
-        (!pools.is_empty()).then_some(Draft { pools, method, uri, headers })
+        (!pools.is_empty()).then(|| Draft {
+            pools,
+            method: method.clone(),
+            uri: uri.clone(),
+            headers: headers.clone(),
+        })
     }
 
     /// Sends the copies, with what is known of the body.
@@ -101,11 +108,9 @@ async fn ask(
     let mut upstream = match worker.upstreams.take(target, false) {
         Some(upstream) => upstream,
         None => {
-            let connecting = timeout(pool.settings().timeout.connect, connect(pool, target, false));
-            let connected = connecting.await.map_err(|_| FailureKind::ConnectTimeout)?;
-            let upstream = connected.map_err(|_| FailureKind::Connect)?;
-            worker.upstreams.share(target, &upstream, keep);
-            upstream
+            let connecting = worker.upstreams.connect(pool, target, false);
+            let connected = timeout(pool.settings().timeout.connect, connecting).await;
+            connected.map_err(|_| FailureKind::ConnectTimeout)?.map_err(|_| FailureKind::Connect)?
         }
     };
     upstream.detach();

@@ -18,7 +18,7 @@ use crate::l7::head::Framing;
 use crate::l7::transfer::Deadline;
 use crate::metrics::Reason;
 use crate::pool::{FailureKind, Picked, Pool};
-use crate::upstream::{ConnectError, Target, Upstream, connect};
+use crate::upstream::{ConnectError, Target, Upstream};
 
 /// An idle connection whose answer has been read needs one poll of its task to be ready again. One
 /// that takes longer is no use.
@@ -125,13 +125,12 @@ impl Exchange<'_> {
         let began = Instant::now();
         let own = after(began, pool.settings().timeout.connect, Reason::ConnectTimeout);
         let deadline = earlier(overall, own);
-        let connecting = Box::pin(connect(pool, target, self.upgrade));
+        let connecting = Box::pin(self.conn.client.worker.upstreams.connect(pool, target, self.upgrade));
         let outcome = self.conn.alarm.within(deadline.map(|(at, _)| at), connecting).await;
         self.conn.phases.connected(began);
         match outcome {
             Ok(Ok(upstream)) => {
                 picked.connected(began.elapsed());
-                self.conn.client.worker.upstreams.share(target, &upstream, pool.settings().timeout.pool_idle);
                 Ok(upstream)
             }
             Ok(Err(error)) => {

@@ -9,7 +9,7 @@ use http::Method;
 use serde_json::json;
 use trestle_cluster::read_file;
 
-use super::config::report;
+use super::config::{Entry, report};
 use super::output::{Outcome, Output, table};
 use super::views::Certificates;
 use super::{Target, run_async};
@@ -49,12 +49,8 @@ pub(crate) struct Set {
     /// DER: the OCSP response to staple
     #[arg(long, value_name = "FILE")]
     ocsp: Option<PathBuf>,
-    /// Refuse unless this revision is in force
-    #[arg(long, value_name = "N")]
-    if_revision: Option<u64>,
-    /// Why, for the history
-    #[arg(short, long, value_name = "TEXT")]
-    message: Option<String>,
+    #[command(flatten)]
+    entry: Entry,
     #[command(flatten)]
     target: Target,
     #[command(flatten)]
@@ -93,8 +89,8 @@ fn set(args: &Set) -> Outcome {
         "chain": text(&args.chain)?,
         "key": text(&args.key)?,
         "ocsp": args.ocsp.as_deref().map(bytes).transpose()?.map(|bytes| BASE64_STANDARD.encode(bytes)),
-        "message": args.message,
-        "if_revision": args.if_revision,
+        "message": args.entry.message,
+        "if_revision": args.entry.if_revision,
     });
     let call = Call::new(Method::PUT, &format!("/v1/certificates/{}", encode(&args.name)));
     let answer = run_async(args.target.client()?.send(&call.body(order.to_string())))?;

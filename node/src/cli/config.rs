@@ -83,17 +83,24 @@ pub(crate) struct HistoryArgs {
     output: Output,
 }
 
+/// What a change is made on, and what the history says of it.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Entry {
+    /// Refuse unless this revision is in force
+    #[arg(long, value_name = "N")]
+    pub(crate) if_revision: Option<u64>,
+    /// Why, for the history
+    #[arg(short, long, value_name = "TEXT")]
+    pub(crate) message: Option<String>,
+}
+
 #[derive(Debug, clap::Args)]
 pub(crate) struct Rollback {
     /// The revision whose document is to be in force again
     #[arg(value_name = "N")]
     to: u64,
-    /// Refuse unless this revision is in force
-    #[arg(long, value_name = "N")]
-    if_revision: Option<u64>,
-    /// Why, for the history
-    #[arg(short, long, value_name = "TEXT")]
-    message: Option<String>,
+    #[command(flatten)]
+    entry: Entry,
     #[command(flatten)]
     target: Target,
     #[command(flatten)]
@@ -247,7 +254,8 @@ pub(crate) fn history(args: &HistoryArgs) -> Outcome {
 }
 
 pub(crate) fn rollback(args: &Rollback) -> Outcome {
-    let order = json!({ "to": args.to, "if_revision": args.if_revision, "message": args.message });
+    let order =
+        json!({ "to": args.to, "if_revision": args.entry.if_revision, "message": args.entry.message });
     let call = Call::new(Method::POST, "/v1/config/rollback").body(order.to_string());
     let answer = run_async(args.target.client()?.send(&call))?;
     report((answer.json()?, answer.json()?), args.output)

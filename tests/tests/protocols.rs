@@ -40,6 +40,16 @@ fn applied(cluster: &Cluster, dir: &Path, config: &str) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// A node that serves by this config, with where `web` and `plain` listen.
+fn serving(dir: &Path, config: &str) -> (Cluster, SocketAddr, SocketAddr) {
+    let cluster = Cluster::start(1, "{}");
+    applied(&cluster, dir, config);
+    let node = &cluster.nodes[0];
+    let web = eventually(SOON, "the listener", || node.listener("web"));
+    let plain = node.listener("plain").expect("bound");
+    (cluster, web, plain)
+}
+
 fn curl(args: &[&str]) -> anyhow::Result<String> {
     let output = Command::new("curl").args(["-sS", "--max-time", "60"]).args(args).output()?;
     ensure!(output.status.success(), "curl {args:?}: {}", String::from_utf8_lossy(&output.stderr));
@@ -75,11 +85,8 @@ fn curl_speaks_every_version_to_nginx_over_tls_and_without() {
          health: {{ interval: 100ms, http: {{ path: /, status: 200 }} }} }} }}\n",
         listeners()
     );
-    let cluster = Cluster::start(1, "{}");
-    applied(&cluster, dir.path(), &config);
+    let (cluster, web, plain) = serving(dir.path(), &config);
     let node = &cluster.nodes[0];
-    let web = eventually(SOON, "the listener", || node.listener("web"));
-    let plain = node.listener("plain").expect("bound");
     let ca = dir.path().join("ca.pem");
     let resolve = format!("shop.test:{}:127.0.0.1", web.port());
     let url = format!("https://shop.test:{}/", web.port());
@@ -147,11 +154,7 @@ fn the_https_example_does_what_it_says() {
         assert!(config.contains(there), "{there} is not in the example");
         config = config.replace(there, &here);
     }
-    let cluster = Cluster::start(1, "{}");
-    applied(&cluster, dir.path(), &config);
-    let node = &cluster.nodes[0];
-    let web = eventually(SOON, "the listener", || node.listener("web"));
-    let plain = node.listener("plain").expect("bound");
+    let (_cluster, web, plain) = serving(dir.path(), &config);
     let ca = dir.path().join("ca.pem");
     let resolve = format!("shop.example.com:{}:127.0.0.1", web.port());
     let ask = |path: &str| {
@@ -189,12 +192,8 @@ fn h2load_gets_an_answer_to_every_request() {
     }
     let (dir, _authority) = papers(&["shop.test"]);
     let backend = HttpBackend::start("app");
-    let cluster = Cluster::start(1, "{}");
     let config = format!("{}pools: {{ app: {{ members: [\"{}\"] }} }}\n", listeners(), backend.address);
-    applied(&cluster, dir.path(), &config);
-    let node = &cluster.nodes[0];
-    let web = eventually(SOON, "the listener", || node.listener("web"));
-    let plain = node.listener("plain").expect("bound");
+    let (_cluster, web, plain) = serving(dir.path(), &config);
     for url in [format!("https://{web}/"), format!("http://{plain}/")] {
         let output = Command::new("h2load")
             .args(["-n", "2000", "-c", "8", "-m", "16", "--connection-inactivity-timeout=20", &url])
@@ -219,11 +218,9 @@ fn grpc_calls_of_all_kinds_pass() {
          health: {{ interval: 100ms, grpc: {{ service: echo }} }} }} }}\n",
         listeners()
     );
-    let cluster = Cluster::start(1, "{}");
-    applied(&cluster, dir.path(), &config);
+    let (cluster, web, plain) = serving(dir.path(), &config);
     let node = &cluster.nodes[0];
-    let web = eventually(SOON, "the listener", || node.listener("web")).to_string();
-    let plain = node.listener("plain").expect("bound").to_string();
+    let [web, plain] = [web, plain].map(|address| address.to_string());
     let ca = dir.path().join("ca.pem");
     eventually(SOON, "the member is up", || up(node, true));
     for args in [&["calls", &plain][..], &["calls", &web, text(&ca)]] {
@@ -265,12 +262,8 @@ fn websockets_pass_over_tls() {
     }
     let (dir, _authority) = papers(&["ws.test"]);
     let server = python::Server::start("websocket_peer.py");
-    let cluster = Cluster::start(1, "{}");
     let pools = format!("pools: {{ app: {{ members: [\"127.0.0.1:{}\"] }} }}\n", server.port);
-    applied(&cluster, dir.path(), &format!("{}{pools}", listeners()));
-    let node = &cluster.nodes[0];
-    let web = eventually(SOON, "the listener", || node.listener("web"));
-    let plain = node.listener("plain").expect("bound");
+    let (_cluster, web, plain) = serving(dir.path(), &format!("{}{pools}", listeners()));
     let ca = dir.path().join("ca.pem");
     for url in [format!("wss://ws.test:{}/", web.port()), format!("ws://ws.test:{}/", plain.port())] {
         assert_eq!(python::run("websocket_peer.py", &["talk", &url, text(&ca)]), "same\nsame\n");
@@ -327,12 +320,9 @@ fn a_large_body_and_slow_clients_fill_no_memory() {
         return;
     }
     let (dir, _authority) = papers(&["shop.test"]);
-    let cluster = Cluster::start(1, "{}");
     let pools = format!("pools: {{ app: {{ members: [\"{}\"] }} }}\n", endless(LARGE));
-    applied(&cluster, dir.path(), &format!("{}{pools}", listeners()));
+    let (cluster, web, plain) = serving(dir.path(), &format!("{}{pools}", listeners()));
     let node = &cluster.nodes[0];
-    let web = eventually(SOON, "the listener", || node.listener("web"));
-    let plain = node.listener("plain").expect("bound");
     let (before, _) = memory(node.pid());
     // Who takes little holds no more than a window's worth, however many they are.
     let slow: Vec<_> = (0..20)
@@ -391,13 +381,8 @@ fn events_pass_as_they_come() {
         }
     });
     let (dir, _authority) = papers(&["shop.test"]);
-    let cluster = Cluster::start(1, "{}");
-    applied(
-        &cluster,
-        dir.path(),
-        &format!("{}pools: {{ app: {{ members: [\"{member}\"] }} }}\n", listeners()),
-    );
-    let web = eventually(SOON, "the listener", || cluster.nodes[0].listener("web"));
+    let config = format!("{}pools: {{ app: {{ members: [\"{member}\"] }} }}\n", listeners());
+    let (_cluster, web, _) = serving(dir.path(), &config);
     let mut child = Command::new("curl")
         .args(["-sNk", "--http2", "--max-time", "60", &format!("https://{web}/events")])
         .stdout(std::process::Stdio::piped())

@@ -3,21 +3,30 @@
 //! Runs also on a document with problems, so that [`crate::validate`] and the local rules here find
 //! theirs in the same run; the result is then thrown away.
 
+mod checks;
+mod guard;
+mod limits;
 pub(crate) mod policies;
+mod rates;
 mod tls;
+mod waf;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 
 use crate::check::Sink;
 use crate::model::{
-    AccessLog, Balance, Bind, CheckKind, ClusterSettings, Config, Drain, HeaderMatch, HealthCheck,
-    HostPattern, HttpCheck, HttpSettings, Listener, LocalAnswer, Match, Member, Mirror, NewPath,
-    OnQuorumLoss, Outlier, PathMatch, Policies, Pool, PoolTimeouts, Protocol, Redirect, Respond, Retry,
-    Rewrite, Route, RouteTimeouts, Rule, Scheme, Sticky, TcpSettings, UdpSettings, ValueMatch, ValueOf, Vip,
+    AcceptProxy, AccessLog, Balance, Bind, CheckKind, ClusterSettings, Config, Count, DnsName, Drain,
+    FtpAuth, FtpSettings, HeaderMatch, HealthCheck, HostPattern, HttpCheck, HttpSettings, Keepalive,
+    KernelHash, KernelMode, KernelSettings, Listener, LocalAnswer, Match, Member, Mirror, NamedMember,
+    NetworkRef, NetworkSet, NewPath, OnDown, OnLimit, OnQuorumLoss, Outlier, PathMatch, Policies, Pool,
+    PoolTimeouts, Protocol, ProxyProtocol, ProxyVersion, Redirect, Respond, Retry, Rewrite, Route,
+    RouteTimeouts, Rule, Scheme, Sticky, TcpSettings, UdpSettings, ValueMatch, ValueOf, Via, Vip,
     WeightedPool,
 };
 use crate::problem::{Fault, shown};
+use crate::scalar::{self, MemberAddress};
+use crate::schema::language::HEALTH_KINDS;
 use crate::text::{Replacement, Template};
 use crate::tree::Place;
 use crate::value::{Fields, Kind, Value, WrittenBind};
@@ -30,6 +39,7 @@ pub(crate) fn config(root: &Fields, sink: &mut Sink) -> Config {
         pools: BTreeMap::new(),
         certificates: named(root, "certificates", tls::certificate),
         vips,
+        networks: named(root, "networks", network_set),
         access_log: root.object("access_log").map(access_log).unwrap_or_default(),
         cluster: root.object("cluster").map(cluster).unwrap_or_default(),
     };
@@ -51,17 +61,24 @@ pub(crate) fn config(root: &Fields, sink: &mut Sink) -> Config {
 
 /// Pools that udp listeners use, and nobody else.
 pub(crate) fn pools_of_udp_alone(config: &Config) -> HashSet<String> {
-    let mut udp = HashSet::new();
+    pools_only_of(config, |protocol| protocol == Protocol::Udp)
+}
+
+/// Pools that listeners of these protocols use, and nobody else. What TLS names pass through is as of tls.
+pub(crate) fn pools_only_of(config: &Config, of: impl Fn(Protocol) -> bool) -> HashSet<String> {
+    let mut these = HashSet::new();
     let mut other = HashSet::new();
     for listener in config.listeners.values() {
-        let users = if listener.protocol == Protocol::Udp { &mut udp } else { &mut other };
+        let users = if of(listener.protocol) { &mut these } else { &mut other };
         users.extend(listener.pool.clone());
+        let users = if of(Protocol::Tls) { &mut these } else { &mut other };
+        users.extend(listener.sni.values().cloned());
     }
     for rule in config.routes.values().flat_map(|route| &route.rules) {
         other.extend(rule.pools.iter().map(|pool| pool.pool.clone()));
         other.extend(rule.mirrors.iter().map(|mirror| mirror.pool.clone()));
     }
-    &udp - &other
+    &these - &other
 }
 
 fn named<T>(root: &Fields, key: &str, mut build: impl FnMut(&Fields) -> T) -> BTreeMap<String, T> {
@@ -83,6 +100,7 @@ pub(crate) fn protocol(fields: &Fields) -> Option<Protocol> {
         "tcp" => Protocol::Tcp,
         "udp" => Protocol::Udp,
         "tcp+udp" => Protocol::TcpUdp,
+        "tls" => Protocol::Tls,
         _ => Protocol::Http,
     })
 }
@@ -91,9 +109,9 @@ pub(crate) fn protocol(fields: &Fields) -> Option<Protocol> {
 pub(crate) fn resolve(bind: &WrittenBind, vips: &BTreeMap<String, Vip>) -> Vec<Bind> {
     match bind {
         WrittenBind::At(bind) => vec![*bind],
-        WrittenBind::Vip { vip, port } => {
+        WrittenBind::Vip { vip, port, more } => {
             let addresses = vips.get(vip).map(|vip| vip.addresses.as_slice()).unwrap_or_default();
-            addresses.iter().map(|address| Bind { ip: Some(address.ip), port: *port }).collect()
+            addresses.iter().map(|address| Bind { ip: Some(address.ip), port: *port, more: *more }).collect()
         }
     }
 }
@@ -116,26 +134,115 @@ fn listener(root: &Fields, fields: &Fields, vips: &BTreeMap<String, Vip>, sink: 
         set(&mut tcp.idle, fields.duration("idle"));
         set(&mut tcp.nodelay, fields.bool("nodelay"));
         set(&mut tcp.buffer, bytes(fields, "buffer"));
+        set(&mut tcp.handshake_timeout, fields.duration("handshake_timeout"));
+        match fields.at("keepalive").map(|value| &value.kind) {
+            Some(Kind::Off) => tcp.keepalive = None,
+            Some(Kind::Object(fields)) => tcp.keepalive = Some(keepalive(fields)),
+            _ => {}
+        }
+        tcp.congestion = fields.text("congestion").map(str::to_owned);
     }
     let mut http = HttpSettings::default();
     if let Some(fields) = fields.object("http") {
         set(&mut http.header_timeout, fields.duration("header_timeout"));
         set(&mut http.idle, fields.duration("idle"));
         set(&mut http.max_headers, bytes(fields, "max_headers"));
+        set(&mut http.body_rate, bytes(fields, "body_rate").and_then(|rate| u32::try_from(rate).ok()));
         set(&mut http.h2_streams, fields.int32("h2_streams"));
         set(&mut http.merge_slashes, fields.bool("merge_slashes"));
     }
+    // Anything but a good one was reported, and the listener goes no further.
+    let protocol = protocol(fields).unwrap_or(Protocol::Http);
     Listener {
         bind: binds.collect(),
-        // Anything but a good one was reported, and the listener goes no further.
-        protocol: protocol(fields).unwrap_or(Protocol::Http),
+        protocol,
+        hosts: hosts(fields),
+        via: match fields.word("via") {
+            Some("kernel") => Via::Kernel,
+            Some("auto") => Via::Auto,
+            _ => Via::Proxy,
+        },
+        kernel: fields.object("kernel").map(kernel).unwrap_or_default(),
         pool: fields.text("pool").map(str::to_owned),
-        tls: fields.object("tls").map(tls::listener),
+        tls: fields.object("tls").map(|fields| tls::listener(protocol, fields)),
+        sni: tls::sni(fields),
+        proxy_protocol: fields.object("proxy_protocol").map(proxy_protocol).unwrap_or_default(),
+        trusted_proxies: network_refs(fields, "trusted_proxies"),
         udp,
         tcp,
+        ftp: fields.object("ftp").and_then(ftp),
         http,
         policies: policies::of(root, fields, sink),
+        firewall: guard::firewall(root, fields),
+        limits: limits::of(root, fields, limits::At::Listener(protocol), sink),
+        rate_limits: rates::of(root, fields, limits::At::Listener(protocol), sink),
+        on_limit: match fields.word("on_limit") {
+            Some("close") => OnLimit::Close,
+            _ => OnLimit::Reset,
+        },
     }
+}
+
+fn kernel(fields: &Fields) -> KernelSettings {
+    let mut settings = KernelSettings::default();
+    if fields.word("mode") == Some("full-nat") {
+        settings.mode = KernelMode::FullNat;
+    }
+    if fields.word("hash") == Some("client") {
+        settings.hash = KernelHash::Client;
+    }
+    set(&mut settings.slots, fields.int32("slots"));
+    settings
+}
+
+/// `None`: a problem was reported.
+fn ftp(fields: &Fields) -> Option<FtpSettings> {
+    let auth = match fields.word("auth") {
+        Some("refuse") => FtpAuth::Refuse,
+        _ => FtpAuth::Pass,
+    };
+    Some(FtpSettings { ports: fields.ports("ports")?, auth })
+}
+
+fn proxy_protocol(fields: &Fields) -> ProxyProtocol {
+    let mut settings = ProxyProtocol { from: network_refs(fields, "from"), ..ProxyProtocol::default() };
+    set(
+        &mut settings.accept,
+        fields.word("accept").map(|word| match word {
+            "optional" => AcceptProxy::Optional,
+            "required" => AcceptProxy::Required,
+            _ => AcceptProxy::Off,
+        }),
+    );
+    set(&mut settings.timeout, fields.duration("timeout"));
+    settings
+}
+
+fn keepalive(fields: &Fields) -> Keepalive {
+    let mut keepalive = Keepalive::default();
+    set(&mut keepalive.idle, fields.duration("idle"));
+    set(&mut keepalive.interval, fields.duration("interval"));
+    set(&mut keepalive.probes, fields.int32("probes"));
+    keepalive
+}
+
+/// Of a listener or a route.
+fn hosts(fields: &Fields) -> Vec<HostPattern> {
+    let host = |value: &Value| match &value.kind {
+        Kind::Host(host) => Some(host.clone()),
+        _ => None,
+    };
+    fields
+        .list("hosts")
+        .map_or_else(|| vec![HostPattern::Any], |hosts| hosts.iter().filter_map(host).collect())
+}
+
+fn network_refs(fields: &Fields, key: &str) -> Vec<NetworkRef> {
+    let networks = |value: &Value| match &value.kind {
+        Kind::NetworkRef(networks) => Some(networks.clone()),
+        _ => None,
+    };
+    fields.list(key).unwrap_or_default().iter().filter_map(networks).collect()
 }
 
 fn bytes(fields: &Fields, key: &str) -> Option<usize> {
@@ -148,17 +255,10 @@ fn route(root: &Fields, fields: &Fields, sink: &mut Sink) -> Route {
     let listeners = fields
         .list("listeners")
         .map(|names| names.iter().filter_map(Value::as_text).map(str::to_owned).collect());
-    let hosts = match fields.list("hosts") {
-        Some(hosts) => hosts
-            .iter()
-            .filter_map(|value| match &value.kind {
-                Kind::Host(host) => Some(host.clone()),
-                _ => None,
-            })
-            .collect(),
-        None => vec![HostPattern::Any],
-    };
     let outer = policies::of(root, fields, sink);
+    let firewall = guard::firewall(root, fields);
+    let limits = limits::of(root, fields, limits::At::Requests, sink);
+    let rate_limits = rates::of(root, fields, limits::At::Requests, sink);
     let rules = fields.list("rules").unwrap_or_default();
     let mut names: HashMap<String, usize> = HashMap::new();
     let rules = rules
@@ -179,7 +279,7 @@ fn route(root: &Fields, fields: &Fields, sink: &mut Sink) -> Route {
             Some(rule)
         })
         .collect();
-    Route { listeners, hosts, rules }
+    Route { listeners, hosts: hosts(fields), rules, firewall, limits, rate_limits }
 }
 
 fn rule(root: &Fields, index: usize, fields: &Fields, outer: &Policies, sink: &mut Sink) -> Rule {
@@ -220,6 +320,9 @@ fn rule(root: &Fields, index: usize, fields: &Fields, outer: &Policies, sink: &m
         max_body: fields.size("max_body").unwrap_or(0),
         websocket: fields.list("upgrade").is_none_or(|protocols| !protocols.is_empty()),
         policies: policies::of(root, fields, sink).or(outer),
+        firewall: guard::firewall(root, fields),
+        limits: limits::of(root, fields, limits::At::Requests, sink),
+        rate_limits: rates::of(root, fields, limits::At::Requests, sink),
     }
 }
 
@@ -282,14 +385,10 @@ fn matcher(fields: &Fields) -> Match {
             })
             .collect()
     };
-    let clients = fields.list("clients").unwrap_or_default().iter().filter_map(|value| match value.kind {
-        Kind::Network(network) => Some(network),
-        _ => None,
-    });
     Match {
         query: values("query"),
         cookies: values("cookies"),
-        clients: clients.collect(),
+        clients: network_refs(fields, "clients"),
         scheme: fields.word("scheme").map(scheme),
         path,
         methods: methods.iter().filter_map(Value::as_text).map(str::to_owned).collect(),
@@ -323,7 +422,7 @@ fn local_answer(fields: &Fields, matches: &[Match], sink: &mut Sink) -> Option<L
         }
         return Some(LocalAnswer::Redirect(Redirect {
             scheme: fields.word("scheme").map(scheme),
-            host: fields.template("host").cloned(),
+            host: target_host(fields, false, sink),
             port: fields.int("port").and_then(|port| u16::try_from(port).ok()),
             path: new_path(fields, matches, sink),
             code: u16::try_from(code).unwrap_or(302),
@@ -343,15 +442,16 @@ fn rewrite(fields: &Fields, matches: &[Match], sink: &mut Sink) -> Rewrite {
         let fault = Fault::new("there is nothing to rewrite, since no pool is asked");
         sink.report(Place::Key(value.node), fault);
     }
-    if let Some(host) = written.at("host")
-        && let Some(fixed) = host.as_template().and_then(Template::fixed)
-        && (fixed.is_empty() || fixed.contains([' ', '\t', '/', '@']))
-    {
-        let fault =
-            Fault::new(format!("{} is no host", shown(fixed))).help("a name, with `:PORT` if need be");
-        sink.report(Place::Value(host.node), fault);
+    Rewrite { host: target_host(written, true, sink), path: new_path(written, matches, sink) }
+}
+
+/// `host` of a redirect or a rewrite.
+fn target_host(fields: &Fields, with_port: bool, sink: &mut Sink) -> Option<Template> {
+    let (host, value) = (fields.template("host")?, fields.at("host")?);
+    if let Err(fault) = scalar::target_host(host, with_port) {
+        sink.report(Place::Value(value.node), fault);
     }
-    Rewrite { host: written.template("host").cloned(), path: new_path(written, matches, sink) }
+    Some(host.clone())
 }
 
 /// `path` of a redirect or a rewrite.
@@ -397,7 +497,8 @@ fn new_path(fields: &Fields, matches: &[Match], sink: &mut Sink) -> Option<NewPa
 // === pools ===
 
 fn pool(fields: &Fields, sink: &mut Sink) -> Pool {
-    let mut pool = Pool { members: members(fields, sink), ..Pool::default() };
+    let (members, named) = members(fields, sink);
+    let mut pool = Pool { members, named, ..Pool::default() };
     set(
         &mut pool.balance,
         fields.word("balance").map(|word| match word {
@@ -410,8 +511,17 @@ fn pool(fields: &Fields, sink: &mut Sink) -> Pool {
             _ => Balance::RoundRobin,
         }),
     );
+    set(
+        &mut pool.count,
+        fields.word("count").map(|word| if word == "cluster" { Count::Cluster } else { Count::Node }),
+    );
     set(&mut pool.protocol, fields.word("protocol").map(tls::pool_protocol));
     pool.tls = fields.object("tls").map(tls::pool);
+    pool.proxy_protocol = fields.word("proxy_protocol").and_then(|word| match word {
+        "v1" => Some(ProxyVersion::V1),
+        "v2" => Some(ProxyVersion::V2),
+        _ => None,
+    });
     if let Some(fields) = fields.object("timeout") {
         let PoolTimeouts { connect, first_byte, pool_idle } = &mut pool.timeout;
         set(connect, fields.duration("connect"));
@@ -423,6 +533,7 @@ fn pool(fields: &Fields, sink: &mut Sink) -> Pool {
         set(&mut pool.breaker.connections, fields.int32("connections"));
         set(&mut pool.breaker.pending, fields.int32("pending"));
         set(&mut pool.breaker.requests, fields.int32("requests"));
+        set(&mut pool.breaker.adaptive, fields.bool("adaptive"));
     }
     if let Some(fields) = fields.object("queue") {
         set(&mut pool.queue.max, fields.int32("max"));
@@ -437,12 +548,19 @@ fn pool(fields: &Fields, sink: &mut Sink) -> Pool {
         }
     }
     if let Some(fields) = fields.object("outlier") {
-        let Outlier { failures, eject, max_share } = &mut pool.outlier;
+        let Outlier { failures, eject, max_share, latency, success_rate } = &mut pool.outlier;
         set(failures, fields.int32("failures"));
         set(eject, fields.duration("eject"));
         set(max_share, fields.share("max_share"));
+        if let Some(Kind::Factor(factor)) = fields.at("latency").map(|value| &value.kind) {
+            *latency = Some(*factor);
+        }
+        set(success_rate, fields.share("success_rate"));
     }
     set(&mut pool.panic, fields.share("panic"));
+    if fields.word("on_down") == Some("reset") {
+        pool.on_down = OnDown::Reset;
+    }
     set(&mut pool.slow_start, fields.duration("slow_start"));
     set(&mut pool.zone_aware, fields.bool("zone_aware"));
     set(&mut pool.retry_budget, fields.share("retry_budget"));
@@ -451,30 +569,44 @@ fn pool(fields: &Fields, sink: &mut Sink) -> Pool {
         Some(Kind::Object(fields)) => pool.health = Some(health(fields, sink)),
         _ => {}
     }
+    let says_how =
+        fields.object("health").is_some_and(|health| HEALTH_KINDS.iter().any(|kind| health.has(kind)));
+    if let Some(check) = &mut pool.health
+        && pool.tls.is_some()
+        && !says_how
+    {
+        // A member with whom no TLS can be had would be up, and fail every request.
+        check.kind = CheckKind::Tls;
+    }
     pool
 }
 
 fn sticky(fields: &Fields, sink: &mut Sink) -> Option<Sticky> {
     let ttl = fields.duration("ttl").unwrap_or_default();
-    if let (Some(name), Some(value)) = (fields.text("cookie"), fields.at("cookie")) {
+    let mut cookie = |key: &str| {
+        let (name, value) = (fields.text(key)?.to_owned(), fields.at(key)?);
         // A token: RFC 6265, section 4.1.1.
         let fits = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
         if name.is_empty() || !name.chars().all(fits) {
-            let fault = Fault::new(format!("{} is no name of a cookie", shown(name)));
+            let fault = Fault::new(format!("{} is no name of a cookie", shown(&name)));
             sink.report(Place::Value(value.node), fault.help("letters, digits, `-` and `_` are safe"));
         }
-        return Some(Sticky::Cookie { name: name.to_owned(), ttl });
+        Some(name)
+    };
+    if let Some(name) = cookie("cookie") {
+        return Some(Sticky::Cookie { name, ttl });
     }
+    let learned = cookie("learn").map(|name| Sticky::Learned { name });
     if let Some(value) = fields.at("ttl").filter(|_| !ttl.is_zero()) {
         let fault = Fault::new("only a cookie of ours has a life").help("`client: 1h` has its own");
         sink.report(Place::Key(value.node), fault);
     }
-    fields.has("client").then_some(Sticky::Client)
+    learned.or(fields.has("client").then_some(Sticky::Client))
 }
 
-fn members(fields: &Fields, sink: &mut Sink) -> Vec<Member> {
+fn members(fields: &Fields, sink: &mut Sink) -> (Vec<Member>, Vec<NamedMember>) {
     let items = fields.list("members").unwrap_or_default();
-    let mut members: Vec<Member> = Vec::with_capacity(items.len());
+    let (mut members, mut named) = (Vec::with_capacity(items.len()), Vec::new());
     let mut names: HashMap<String, usize> = HashMap::with_capacity(items.len());
     for (index, value) in items.iter().enumerate() {
         let Some(fields) = value.as_object() else { continue };
@@ -486,23 +618,46 @@ fn members(fields: &Fields, sink: &mut Sink) -> Vec<Member> {
             let help = "members need names that differ; use `weight` for a larger share";
             sink.report(Place::Value(place), fault.help(help));
         }
-        let mut member = Member::new(&name, *address);
-        set(&mut member.weight, fields.int32("weight"));
-        set(&mut member.zone, fields.text("zone").map(str::to_owned));
-        set(&mut member.backup, fields.int32("backup"));
-        set(&mut member.max_connections, fields.int32("max_connections"));
-        members.push(member);
+        match address {
+            MemberAddress::At(address) => {
+                let mut member = Member::new(&name, *address);
+                set(&mut member.weight, fields.int32("weight"));
+                set(&mut member.zone, fields.text("zone").map(str::to_owned));
+                set(&mut member.backup, fields.int32("backup"));
+                set(&mut member.max_connections, fields.int32("max_connections"));
+                members.push(member);
+            }
+            MemberAddress::Named(dns) => named.push(named_member(dns, fields, sink)),
+        }
     }
-    if !members.is_empty()
-        && members.len() == items.len()
-        && members.iter().all(|member| member.weight == 0)
+    let weights = || members.iter().map(|m| m.weight).chain(named.iter().map(|m| m.weight));
+    if weights().count() == items.len()
+        && !items.is_empty()
+        && weights().all(|weight| weight == 0)
         && let Some(value) = fields.at("members")
     {
         let fault = Fault::new("the weights sum to zero, so no member would get traffic")
             .help("give one member a weight above 0");
         sink.report(Place::Key(value.node), fault);
     }
-    members
+    (members, named)
+}
+
+fn named_member(dns: &DnsName, fields: &Fields, sink: &mut Sink) -> NamedMember {
+    let mut member = NamedMember::new(dns.clone());
+    set(&mut member.label, fields.text("name").map(str::to_owned));
+    set(&mut member.weight, fields.int32("weight"));
+    set(&mut member.zone, fields.text("zone").map(str::to_owned));
+    set(&mut member.backup, fields.int32("backup"));
+    set(&mut member.max_connections, fields.int32("max_connections"));
+    if matches!(dns, DnsName::Srv(_))
+        && member.weight > 1
+        && let Some(value) = fields.at("weight")
+    {
+        let fault = Fault::new("the records of an SRV name have weights of their own");
+        sink.report(Place::Value(value.node), fault.help("leave it out, or give 0 to use none of them"));
+    }
+    member
 }
 
 fn health(fields: &Fields, sink: &mut Sink) -> HealthCheck {
@@ -516,6 +671,10 @@ fn health(fields: &Fields, sink: &mut Sink) -> HealthCheck {
     let service = |grpc: &Fields| grpc.text("service").unwrap_or_default().to_owned();
     set(&mut check.kind, fields.object("grpc").map(|grpc| CheckKind::Grpc(service(grpc))));
     set(&mut check.kind, fields.object("tls").map(|_| CheckKind::Tls));
+    set(&mut check.kind, fields.object("smtp").map(|_| CheckKind::Smtp));
+    set(&mut check.kind, fields.object("dns").map(|dns| CheckKind::Dns(checks::dns_name(dns, sink))));
+    let exchange = fields.at("exchange").and_then(|value| Some((value, value.as_object()?)));
+    set(&mut check.kind, exchange.map(|(value, fields)| checks::exchange(value.node, fields, sink)));
     check
 }
 
@@ -587,6 +746,14 @@ fn vip(fields: &Fields) -> Vip {
 }
 
 // === the rest ===
+
+fn network_set(fields: &Fields) -> NetworkSet {
+    let entries = fields.list("entries").unwrap_or_default().iter().filter_map(|value| match value.kind {
+        Kind::Network(network) => Some(network),
+        _ => None,
+    });
+    NetworkSet { entries: entries.collect(), file: fields.content("file").cloned() }
+}
 
 fn access_log(fields: &Fields) -> AccessLog {
     let mut log = AccessLog::default();

@@ -6,10 +6,11 @@ use std::collections::HashMap;
 
 use serde_json::Value as Json;
 
+use crate::model::Ports;
 use crate::problem::{Fault, PROBLEMS_MAX, near_miss, shown};
 use crate::scalar;
 use crate::schema::{Choose, Default, Format, Key, Object, Type};
-use crate::text::{Pattern, Template, network};
+use crate::text::{Pattern, Template, network, network_or_set};
 use crate::tree::{NodeId, NodeKind, Place, Tree};
 use crate::value::{Fields, Kind, Value};
 
@@ -153,14 +154,20 @@ impl Checker<'_> {
             return self.bad(node, fault);
         };
         let mut checked: Vec<(String, Value)> = Vec::with_capacity(entries.len());
-        let mut seen: HashMap<String, ()> = HashMap::with_capacity(entries.len());
+        let mut seen: HashMap<String, &str> = HashMap::with_capacity(entries.len());
         for entry in entries {
             let value = self.value(entry.value, of);
             match map_key(&entry.key, key_format) {
-                Ok(key) if seen.insert(key.clone(), ()).is_none() => checked.push((key, value)),
-                // The very same key twice was found when the document was read.
-                Ok(key) if key == entry.key => {}
                 Ok(key) => {
+                    match seen.insert(key.clone(), &entry.key) {
+                        None => {
+                            checked.push((key, value));
+                            continue;
+                        }
+                        // The very same key twice was found when the document was read.
+                        Some(first) if first == entry.key => continue,
+                        Some(_) => {}
+                    }
                     let fault = Fault::new(format!("{} is given twice, in another case", shown(&key)));
                     self.sink.report(Place::Key(entry.value), fault);
                 }
@@ -329,6 +336,7 @@ fn map_key(text: &str, format: Format) -> Result<String, Fault> {
     match format {
         Format::Name => scalar::name(text),
         Format::HeaderName => scalar::header_name(text),
+        Format::Host => scalar::host_pattern(text).map(|host| host.to_string()),
         Format::ErrorStatus => scalar::error_status(text).map(|_| text.to_owned()),
         _ => Ok(text.to_owned()),
     }
@@ -364,7 +372,42 @@ fn choice(text: &str, now: &'static [&'static str], later: &'static [&'static st
             .help(format!("supported: `{}`", now.join("`, `"))));
     }
     let fault = Fault::new(format!("{} is none of `{}`", shown(text), now.join("`, `")));
+    if let Some((_, ours, with)) = elsewhere(text).filter(|(_, ours, _)| now.contains(ours)) {
+        return Err(match with {
+            "" => fault.near(Some(ours)),
+            with => fault.help(format!("did you mean `{ours}`, with {}?", shown(with))),
+        });
+    }
     Err(fault.near(near_miss(text, now.iter().copied())))
+}
+
+/// Ways of balancing as other balancers call them; ours, and what goes with it.
+fn elsewhere(text: &str) -> Option<(&'static str, &'static str, &'static str)> {
+    const WORDS: [(&str, &str, &str); 21] = [
+        ("leastconn", "least_request", ""),
+        ("least_conn", "least_request", ""),
+        ("least_connections", "least_request", ""),
+        ("least_outstanding_requests", "least_request", ""),
+        ("least_time", "peak_ewma", ""),
+        ("ewma", "peak_ewma", ""),
+        ("fastest", "peak_ewma", ""),
+        ("p2c", "random_two", ""),
+        ("random_two_choices", "random_two", ""),
+        ("power_of_two", "random_two", ""),
+        ("roundrobin", "round_robin", ""),
+        ("static_rr", "round_robin", ""),
+        ("rr", "round_robin", ""),
+        ("wrr", "round_robin", ""),
+        ("weighted_round_robin", "round_robin", ""),
+        ("ip_hash", "hash", "hash: { on: client }"),
+        ("source", "hash", "hash: { on: client }"),
+        ("source_ip", "hash", "hash: { on: client }"),
+        ("uri", "hash", "hash: { on: path }"),
+        ("hdr", "hash", "hash: { on: \"header:NAME\" }"),
+        ("ring_hash", "hash", ""),
+    ];
+    let word = text.to_ascii_lowercase().replace('-', "_");
+    WORDS.iter().find(|(theirs, _, _)| *theirs == word).copied()
 }
 
 fn typed_text(text: &str, format: Format) -> Result<Kind, Fault> {
@@ -372,6 +415,10 @@ fn typed_text(text: &str, format: Format) -> Result<Kind, Fault> {
         Format::Any => Kind::Text(text.to_owned()),
         Format::Name | Format::Ref(_) => Kind::Text(scalar::name(text)?),
         Format::Bind => Kind::Bind(scalar::bind(text)?),
+        Format::DataPorts => {
+            let (first, last) = scalar::data_ports(text)?;
+            Kind::Ports(Ports { first, last })
+        }
         Format::VipAddress => Kind::VipAddress(scalar::vip_address(text)?),
         Format::Interface => Kind::Text(scalar::interface(text)?),
         Format::Program => Kind::Text(scalar::program(text)?),
@@ -382,12 +429,20 @@ fn typed_text(text: &str, format: Format) -> Result<Kind, Fault> {
         Format::HeaderName => Kind::Text(scalar::header_name(text)?),
         Format::HeaderValue => Kind::Text(scalar::header_value(text)?),
         Format::Regex => Kind::Pattern(Pattern::parse(text)?),
+        Format::PathRegex => Kind::Pattern(Pattern::of_path(text)?),
         Format::Template => Kind::Template(Template::parse(text)?),
         Format::HeaderTemplate => Kind::Template(Template::parse(&scalar::header_value(text)?)?),
         Format::Network => Kind::Network(network(text)?),
+        Format::NetworkOrSet => Kind::NetworkRef(network_or_set(text)?),
+        Format::Ports => Kind::Ports(scalar::ports(text)?),
         Format::Origin => Kind::Origin(scalar::origin(text)?),
         Format::HashOn => Kind::HashOn(scalar::hash_on(text)?),
+        Format::Rate => Kind::Rate(scalar::rate(text)?),
+        Format::LimitBy => Kind::LimitBy(scalar::limit_by(text)?),
         Format::Factor => Kind::Factor(scalar::factor(text)?),
+        Format::UserName => Kind::Text(scalar::user_name(text)?),
+        Format::PasswordHash => Kind::Text(scalar::password_hash(text)?),
+        Format::MediaType => Kind::Text(scalar::media_type(text)?),
         Format::ErrorStatus => Kind::Text(scalar::error_status(text).map(|_| text.to_owned())?),
         Format::RetryOn => Kind::Text(scalar::retry_on(text)?),
         Format::File if text == "none" => Kind::Word("none"),
@@ -396,6 +451,7 @@ fn typed_text(text: &str, format: Format) -> Result<Kind, Fault> {
         Format::LogLine => Kind::LogFormat(scalar::log_format(text)?),
         Format::LogTarget => Kind::LogTarget(scalar::log_target(text)?),
         Format::ServerName => Kind::Text(scalar::server_name(text)?),
+        Format::Alpn => Kind::Text(scalar::alpn(text)?),
         Format::Status => {
             let (low, high) = scalar::status_range(text)?;
             Kind::Status(low, high)
@@ -421,6 +477,7 @@ fn expected(ty: &Type) -> &'static str {
         Type::Size { .. } => "a size such as `64KiB`",
         Type::Choice { .. } => "a word",
         Type::Text(Format::Ref(_) | Format::Name) => "a name",
+        Type::Text(Format::Rate) => "a rate such as `100/s`",
         Type::Text(_) => "text",
         Type::List { .. } | Type::OneOrList(_) => "a list",
         _ => "a map",

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use serde_json::Value as Json;
 
 use crate::model::{Content, Digest};
-use crate::problem::Problem;
+use crate::networks::{BadLine, BadLines};
+use crate::problem::{Problem, excerpt};
 use crate::value::{Fields, Kind, Value};
 
 /// Something that a document needs, and where.
@@ -31,6 +32,37 @@ impl NamedContent {
     /// A problem with what is named here.
     pub fn problem(&self, message: impl Into<String>) -> Problem {
         Problem { message: message.into(), ..self.place.clone() }
+    }
+
+    /// The set whose networks it lists.
+    pub fn network_set(&self) -> Option<&str> {
+        match self.steps.as_slice() {
+            [map, set, key] if map == "networks" && key == "file" => Some(set),
+            _ => None,
+        }
+    }
+
+    /// Problems with lines of it: each at its place in the file, where that is at hand.
+    pub fn bad_lines(&self, lines: &BadLines) -> Vec<Problem> {
+        let mut problems: Vec<_> = lines.found.iter().map(|line| self.bad_line(line)).collect();
+        if lines.left_out > 0 {
+            problems.push(self.problem(format!("{} more problems are not shown", lines.left_out)));
+        }
+        problems
+    }
+
+    fn bad_line(&self, line: &BadLine) -> Problem {
+        let mut problem = self.problem(line.fault.message.clone());
+        problem.help = line.fault.help.clone();
+        match &self.content {
+            Content::File(path) => {
+                problem.file = path.display().to_string();
+                (problem.line, problem.column) = (line.number, line.column);
+                problem.excerpt = Some(excerpt(line.number, &line.text, line.column, line.width));
+            }
+            _ => problem.message = format!("line {}: {}", line.number, problem.message),
+        }
+        problem
     }
 
     /// Whether the cluster stores it beside the document.

@@ -36,12 +36,42 @@ struct Inner {
     warnings: Vec<Problem>,
 }
 
+/// A document that is not valid.
+#[derive(Debug)]
+pub struct Flawed {
+    /// Everything that is wrong with it.
+    pub problems: Problems,
+    /// What was understood all the same, if anything: enough to look for further problems in what it names.
+    pub rest: Option<Box<Rest>>,
+}
+
+/// What of a document that is not valid was understood. Nothing to go by.
+#[derive(Debug)]
+pub struct Rest {
+    pub config: Config,
+    pub contents: Vec<NamedContent>,
+}
+
+impl From<Problems> for Flawed {
+    fn from(problems: Problems) -> Self {
+        Flawed { problems, rest: None }
+    }
+}
+
 /// Reads a document.
 ///
 /// # Errors
 /// Everything that is wrong with it, sorted by place. After text that is no YAML nothing further is
 /// looked at.
 pub fn parse(source: Source<'_>) -> Result<Document, Problems> {
+    parse_as_far(source).map_err(|flawed| flawed.problems)
+}
+
+/// The same for whoever goes on after errors.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_as_far(source: Source<'_>) -> Result<Document, Flawed> {
     let reading = Tree::read(source.text);
     let tree = &reading.tree;
     let mut report = Report::new(source);
@@ -50,18 +80,19 @@ pub fn parse(source: Source<'_>) -> Result<Document, Problems> {
         report.add(fault.mark, path, fault.fault);
     }
     if !reading.complete {
-        return Err(report.problems());
+        return Err(report.problems().into());
     }
     let (root, mut sink) = check(tree, &DOCUMENT);
     let Some(root) = root else {
         report.add_all(tree, sink);
-        return Err(report.problems());
+        return Err(report.problems().into());
     };
     let config = build::config(&root, &mut sink);
     validate::errors(&root, &config, &mut sink);
     report.add_all(tree, sink);
     if !report.found.is_empty() {
-        return Err(report.problems());
+        let contents = report.contents(tree, &root);
+        return Err(Flawed { problems: report.problems(), rest: Some(Box::new(Rest { config, contents })) });
     }
 
     let json = root.to_json();
@@ -70,7 +101,7 @@ pub fn parse(source: Source<'_>) -> Result<Document, Problems> {
         let message =
             format!("the canonical form has {} bytes, at most {DOCUMENT_MAX} are allowed", canonical.len());
         report.add(Mark::START, String::new(), Fault::new(message));
-        return Err(report.problems());
+        return Err(report.problems().into());
     }
     let mut doubts = Sink::default();
     validate::warnings(&root, &config, &mut doubts);

@@ -15,6 +15,9 @@ pub mod model;
 
 mod contents;
 mod document;
+pub mod host;
+pub mod networks;
+pub mod path;
 mod problem;
 pub mod text;
 mod tree;
@@ -32,8 +35,8 @@ mod diff;
 
 pub use contents::{Contents, NamedContent};
 pub use diff::{Change, Diff, diff};
-pub use document::{Document, Source, parse};
+pub use document::{Document, Flawed, Rest, Source, parse, parse_as_far};
 pub use model::Config;
-pub use problem::{PROBLEMS_MAX, Problem, Problems};
+pub use problem::{PROBLEMS_MAX, Problem, Problems, near_miss};
 pub use schema::json::json_schema;
 pub use tree::{DEPTH_MAX, DOCUMENT_MAX, NODES_MAX};

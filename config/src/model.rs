@@ -4,25 +4,37 @@
 //! Only [`crate::parse`] makes a [`Config`], so the type is the proof that validation passed.
 
 mod access_log;
+mod dns;
+mod ftp;
+mod guard;
+mod kernel;
+mod networks;
 mod pool;
 mod tls;
+mod waf;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::IpNet;
-
-use crate::text::{Pattern, Replacement, Template};
+use crate::text::{Pattern, Replacement, Substitution, Template};
 
 pub use access_log::{AccessLog, AccessLogFormat, AccessLogTarget, SyslogAddress};
-pub use pool::{Breaker, Queue, Sticky};
+pub use dns::{DnsName, NamedMember};
+pub use ftp::{FtpAuth, FtpSettings};
+pub use guard::{Action, BAN_MAX, BanPolicy, Firewall, FirewallRule, Ports};
+pub use kernel::{KernelHash, KernelMode, KernelSettings, Via};
+pub use networks::{NetworkRef, NetworkSet};
+pub use pool::{Breaker, OnDown, Queue, Sticky};
 pub use tls::{
     Alpn, Certificate, ClientAuth, ClientTls, Content, Digest, ListenerTls, PoolProtocol, PoolTls,
     TlsVersion, UnknownName,
 };
+pub use waf::{WAF_EXCEPTIONS_MAX, WAF_RULES, Waf, WafException, WafField, WafMode};
 
 /// A whole document. Maps are keyed by resource name.
 #[derive(Clone, Debug, PartialEq, Default)]
@@ -32,6 +44,7 @@ pub struct Config {
     pub pools: BTreeMap<String, Pool>,
     pub certificates: BTreeMap<String, Certificate>,
     pub vips: BTreeMap<String, Vip>,
+    pub networks: BTreeMap<String, NetworkSet>,
     pub access_log: AccessLog,
     pub cluster: ClusterSettings,
 }
@@ -58,25 +71,97 @@ pub struct Listener {
     /// not have: [`Config::vip_at`].
     pub bind: Vec<Bind>,
     pub protocol: Protocol,
-    /// Present for `tcp`, `udp`, `tcp+udp`; for `http` and `https` where no route fits (else 404).
+    /// Of requests that are served; not empty. Default: `*`.
+    pub hosts: Vec<HostPattern>,
+    /// Not [`Via::Proxy`] for `tcp`, `udp` and `tcp+udp` only.
+    pub via: Via,
+    pub kernel: KernelSettings,
+    /// Present for `tcp`, `udp`, `tcp+udp`; for `http` and `https` where no route fits (else 404), for `tls`
+    /// where no name of `sni` does (else it is refused).
     pub pool: Option<String>,
-    /// Present for `https`.
+    /// Present for `https`; for `tcp` where TLS ends here.
     pub tls: Option<ListenerTls>,
+    /// Pools that get connections of TLS unopened, by the name that is asked for. Only of `tls` and `https`; of
+    /// `tls` not empty unless there is a `pool`. Never [`HostPattern::Any`].
+    pub sni: BTreeMap<HostPattern, String>,
+    pub proxy_protocol: ProxyProtocol,
+    /// Proxies whose word on a request's client is taken.
+    pub trusted_proxies: Vec<NetworkRef>,
     pub udp: UdpSettings,
     pub tcp: TcpSettings,
+    /// Its connections are those of FTP. For `tcp`.
+    pub ftp: Option<FtpSettings>,
     pub http: HttpSettings,
     /// For requests whose route and rule say nothing.
     pub policies: Policies,
+    /// Beside those of routes and rules.
+    pub firewall: Option<Firewall>,
+    /// What is limited here, beside the limits of routes and rules.
+    pub limits: Option<Limits>,
+    /// Beside those of routes and rules.
+    pub rate_limits: Vec<RateLimit>,
+    pub on_limit: OnLimit,
 }
 
-/// Where a listener accepts: an address (none: all, IPv6 and IPv4) and a port (0: the system's choice).
+impl Listener {
+    /// With defaults, and nothing behind it yet.
+    pub fn new(protocol: Protocol, bind: Bind) -> Self {
+        Self {
+            bind: vec![bind],
+            protocol,
+            hosts: vec![HostPattern::Any],
+            via: Via::default(),
+            kernel: KernelSettings::default(),
+            pool: None,
+            tls: None,
+            sni: BTreeMap::new(),
+            proxy_protocol: ProxyProtocol::default(),
+            trusted_proxies: Vec::new(),
+            udp: UdpSettings::default(),
+            tcp: TcpSettings::default(),
+            ftp: None,
+            http: HttpSettings::default(),
+            policies: Policies::default(),
+            firewall: None,
+            limits: None,
+            rate_limits: Vec::new(),
+            on_limit: OnLimit::default(),
+        }
+    }
+
+    /// Whether requests for this host (lower case, without port) are served.
+    pub fn serves(&self, host: &str) -> bool {
+        self.hosts.iter().any(|pattern| pattern.matches(host))
+    }
+
+    /// The hosts under which requests go by a route that has these.
+    pub fn hosts_of<'a>(&'a self, route: &'a [HostPattern]) -> Vec<&'a HostPattern> {
+        let mut seen = HashSet::new();
+        let both = self.hosts.iter().flat_map(|own| route.iter().filter_map(|host| own.meet(host)));
+        both.filter(|host| seen.insert(*host)).collect()
+    }
+}
+
+/// Where a listener accepts: an address (none: all, IPv6 and IPv4) and a port (0: the system's choice), or
+/// several in a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Bind {
     pub ip: Option<IpAddr>,
+    /// The first.
     pub port: u16,
+    /// How many follow; not 0 only for tcp and udp, whose members are then asked at the port of the same number.
+    pub more: u16,
 }
 
 impl Bind {
+    /// Of a range: such a listener passes on to the port of the same number.
+    pub const PORTS_MAX: u16 = 1_000;
+
+    /// All of its ports.
+    pub fn ports(&self) -> RangeInclusive<u16> {
+        self.port..=self.port.saturating_add(self.more)
+    }
+
     /// The socket address to bind; "all addresses" is `[::]`, to be bound dual-stack.
     pub fn socket_addr(&self) -> SocketAddr {
         SocketAddr::new(self.ip.unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED)), self.port)
@@ -86,8 +171,12 @@ impl Bind {
 impl fmt::Display for Bind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.ip {
-            Some(ip) => SocketAddr::new(ip, self.port).fmt(f),
-            None => write!(f, ":{}", self.port),
+            Some(ip) => SocketAddr::new(ip, self.port).fmt(f)?,
+            None => write!(f, ":{}", self.port)?,
+        }
+        match self.more {
+            0 => Ok(()),
+            _ => write!(f, "-{}", self.ports().end()),
         }
     }
 }
@@ -99,6 +188,8 @@ pub enum Protocol {
     Tcp,
     Udp,
     TcpUdp,
+    /// TLS that is passed through unopened.
+    Tls,
 }
 
 impl Protocol {
@@ -132,12 +223,62 @@ pub struct TcpSettings {
     pub nodelay: bool,
     /// Bytes held for one direction of one connection. Default 16 KiB.
     pub buffer: usize,
+    /// From the accept to the end of a TLS handshake that ends here, or of the hello that says where to. Default 10 s.
+    pub handshake_timeout: Duration,
+    /// Of both sides. `None`: a silent peer is never probed.
+    pub keepalive: Option<Keepalive>,
+    /// Name of both sides' congestion control; `None`: the system's.
+    pub congestion: Option<String>,
+}
+
+/// Headers of the PROXY protocol that stand before clients' bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProxyProtocol {
+    pub accept: AcceptProxy,
+    /// Who may send one. Not empty unless `accept` is off.
+    pub from: Vec<NetworkRef>,
+    /// From the accept to the header's end. Default 5 s.
+    pub timeout: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum AcceptProxy {
+    #[default]
+    Off,
+    Optional,
+    Required,
+}
+
+impl Default for ProxyProtocol {
+    fn default() -> Self {
+        Self { accept: AcceptProxy::Off, from: Vec::new(), timeout: Duration::from_secs(5) }
+    }
+}
+
+/// Of the PROXY protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ProxyVersion {
+    V1,
+    V2,
+}
+
+/// When the kernel probes a silent peer; whole seconds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Keepalive {
+    /// Default 30 s.
+    pub idle: Duration,
+    /// Default 10 s.
+    pub interval: Duration,
+    /// Unanswered ones that end the connection. Default 3.
+    pub probes: u32,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct HttpSettings {
     /// From the first byte of a request (or the accept) to the end of its header. Default 10 s.
     pub header_timeout: Duration,
+    /// Bytes of a request body a second, on average, once the client was waited for for 10 s; 0: any. Default 256.
+    pub body_rate: u32,
     /// Keep-alive without a request. Default 75 s.
     pub idle: Duration,
     /// Request line and header fields together, bytes. Default 64 KiB.
@@ -158,6 +299,10 @@ pub struct Route {
     pub hosts: Vec<HostPattern>,
     /// At least one.
     pub rules: Vec<Rule>,
+    /// Of requests that any of its rules takes.
+    pub firewall: Option<Firewall>,
+    pub limits: Option<Limits>,
+    pub rate_limits: Vec<RateLimit>,
 }
 
 /// A host of a route, lower case, without port.
@@ -180,6 +325,25 @@ impl HostPattern {
                 let labels = host.strip_suffix(suffix.as_str()).and_then(|labels| labels.strip_suffix('.'));
                 labels.is_some_and(|labels| !labels.is_empty())
             }
+        }
+    }
+}
+
+impl HostPattern {
+    /// Of two patterns the one whose hosts the other has too.
+    pub fn meet<'a>(&'a self, other: &'a HostPattern) -> Option<&'a HostPattern> {
+        let holds = |outer: &HostPattern, inner: &HostPattern| match (outer, inner) {
+            (HostPattern::Any, _) => true,
+            (outer, HostPattern::Exact(host)) => outer.matches(host),
+            (HostPattern::Suffix(suffix), HostPattern::Suffix(inner)) => {
+                inner == suffix || outer.matches(inner)
+            }
+            _ => false,
+        };
+        match (holds(self, other), holds(other, self)) {
+            (true, _) => Some(other),
+            (false, true) => Some(self),
+            (false, false) => None,
         }
     }
 }
@@ -214,6 +378,11 @@ pub struct Rule {
     pub websocket: bool,
     /// Its own and the route's; what is not in them is the listener's.
     pub policies: Policies,
+    /// Beside those of the route and the listener.
+    pub firewall: Option<Firewall>,
+    /// What is limited here, beside the limits of the route and the listener.
+    pub limits: Option<Limits>,
+    pub rate_limits: Vec<RateLimit>,
 }
 
 /// What a rule does instead of asking a pool.
@@ -280,14 +449,185 @@ pub struct Rewrite {
     pub path: Option<NewPath>,
 }
 
+/// How many may be open at once, over the whole cluster. 0: as many as there are.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Limits {
+    /// How nodes agree on a count.
+    pub mode: LimitMode,
+    /// How long what is above waits for room; zero: it is refused at once. Default 0.
+    pub wait: Duration,
+    /// IPv6 addresses with a common prefix of so many bits are one client. Default 64.
+    pub prefix_v6: u8,
+    /// On listeners only.
+    pub connections_per_client: u32,
+    /// On listeners only.
+    pub connections: u32,
+    /// In flight. Where there are requests.
+    pub requests_per_client: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            mode: LimitMode::Converging,
+            wait: Duration::ZERO,
+            prefix_v6: 64,
+            connections_per_client: 0,
+            connections: 0,
+            requests_per_client: 0,
+        }
+    }
+}
+
+impl Limits {
+    /// Nothing is limited.
+    pub fn is_empty(&self) -> bool {
+        self.connections_per_client == 0 && self.connections == 0 && self.requests_per_client == 0
+    }
+}
+
+/// How nodes agree on a count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LimitMode {
+    /// By what they say to each other: quick, and cuts nothing, but a little above the limit at times.
+    Converging,
+    /// By slots that one node lends: never above the limit; who loses touch with the cluster cuts connections.
+    Exact,
+}
+
+/// How many may come in a time, over the whole cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RateLimit {
+    pub by: LimitBy,
+    pub rate: Rate,
+    /// After a pause so many may come at once. Default: the rate's number.
+    pub burst: u32,
+    pub of: RateOf,
+    /// Answers tell of it.
+    pub headers: bool,
+    /// As the `limits` beside it have it. Default 64.
+    pub prefix_v6: u8,
+}
+
+/// Who or what has a rate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LimitBy {
+    Client,
+    /// Each of its values; lower case.
+    Header(String),
+    Route,
+    Listener,
+}
+
+impl fmt::Display for LimitBy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LimitBy::Client => f.write_str("client"),
+            LimitBy::Header(name) => write!(f, "header:{name}"),
+            LimitBy::Route => f.write_str("route"),
+            LimitBy::Listener => f.write_str("listener"),
+        }
+    }
+}
+
+/// What a rate is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum RateOf {
+    #[default]
+    Requests,
+    /// And sessions. On listeners only.
+    Connections,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// At least 1.
+    pub count: u32,
+    pub per: RateUnit,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RateUnit {
+    Second,
+    Minute,
+    Hour,
+}
+
+impl Rate {
+    pub fn per_second(self) -> f64 {
+        let seconds = match self.per {
+            RateUnit::Second => 1.0,
+            RateUnit::Minute => 60.0,
+            RateUnit::Hour => 3600.0,
+        };
+        f64::from(self.count) / seconds
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let unit = match self.per {
+            RateUnit::Second => "s",
+            RateUnit::Minute => "m",
+            RateUnit::Hour => "h",
+        };
+        write!(f, "{}/{unit}", self.count)
+    }
+}
+
+/// How a connection above a limit ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum OnLimit {
+    #[default]
+    Reset,
+    Close,
+}
+
 /// Keys that may stand on a listener, a route, a rule or in a named bundle; the nearest to the rule
 /// counts, as a whole.
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct Policies {
     pub request_headers: Option<HeaderEdits>,
     pub response_headers: Option<HeaderEdits>,
+    pub auth: Option<Auth>,
     pub cors: Option<Cors>,
+    pub substitute: Option<Vec<BodyEdit>>,
     pub error_pages: Option<Vec<ErrorPage>>,
+    pub ban: Option<BanPolicy>,
+    pub waf: Option<Waf>,
+}
+
+/// Who may send requests: those of basic authentication (RFC 7617).
+#[derive(Clone, PartialEq)]
+pub struct Auth {
+    /// What browsers show. Default `restricted`.
+    pub realm: String,
+    /// Name to hash of the password; nobody: everybody may.
+    pub users: BTreeMap<String, String>,
+}
+
+impl Default for Auth {
+    fn default() -> Self {
+        Self { realm: "restricted".to_owned(), users: BTreeMap::new() }
+    }
+}
+
+/// Hashes stay out of logs.
+impl fmt::Debug for Auth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { realm, users } = self;
+        f.debug_struct("Auth").field("realm", realm).field("users", &users.keys()).finish()
+    }
+}
+
+/// An edit of a member's text responses.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BodyEdit {
+    pub edit: Substitution,
+    /// Lower case; `*` is any. Default `text/html`.
+    pub types: Vec<String>,
+    /// Bytes, before the edit and after. Default 1 MiB.
+    pub max: usize,
 }
 
 /// What a client sees of errors that are ours.
@@ -305,8 +645,12 @@ impl Policies {
         Policies {
             request_headers: self.request_headers.clone().or_else(|| outer.request_headers.clone()),
             response_headers: self.response_headers.clone().or_else(|| outer.response_headers.clone()),
+            auth: self.auth.clone().or_else(|| outer.auth.clone()),
             cors: self.cors.clone().or_else(|| outer.cors.clone()),
+            substitute: self.substitute.clone().or_else(|| outer.substitute.clone()),
             error_pages: self.error_pages.clone().or_else(|| outer.error_pages.clone()),
+            ban: self.ban.clone().or_else(|| outer.ban.clone()),
+            waf: self.waf.clone().or_else(|| outer.waf.clone()),
         }
     }
 }
@@ -371,7 +715,7 @@ pub struct Match {
     pub query: Vec<ValueOf>,
     pub cookies: Vec<ValueOf>,
     /// Any of; empty: everybody.
-    pub clients: Vec<IpNet>,
+    pub clients: Vec<NetworkRef>,
     pub scheme: Option<Scheme>,
 }
 
@@ -461,9 +805,15 @@ pub struct Retry {
 pub struct Pool {
     /// May be empty.
     pub members: Vec<Member>,
+    /// Those that have yet to be looked up.
+    pub named: Vec<NamedMember>,
     pub balance: Balance,
+    /// Default [`Count::Node`].
+    pub count: Count,
     pub protocol: PoolProtocol,
     pub tls: Option<PoolTls>,
+    /// In front of each connection to a member.
+    pub proxy_protocol: Option<ProxyVersion>,
     pub hash: Hash,
     pub sticky: Option<Sticky>,
     pub timeout: PoolTimeouts,
@@ -476,6 +826,8 @@ pub struct Pool {
     pub slow_start: Duration,
     /// Members of the node's own zone are preferred.
     pub zone_aware: bool,
+    /// Of flows at a member that goes down.
+    pub on_down: OnDown,
     /// Live requests of which retries may be a share. Default 0.2.
     pub retry_budget: f64,
     /// `None`: members are not probed and count as up.
@@ -494,6 +846,8 @@ pub struct Member {
     pub backup: u32,
     /// Requests in flight, connections or sessions on one node; 0: no limit.
     pub max_connections: u32,
+    /// The DNS name that its address was found by: over TLS its certificate must have it.
+    pub host: Option<Arc<str>>,
 }
 
 impl Member {
@@ -506,6 +860,7 @@ impl Member {
             zone: String::new(),
             backup: 0,
             max_connections: 0,
+            host: None,
         }
     }
 }
@@ -521,6 +876,20 @@ pub enum Balance {
     Maglev,
     /// Of two members drawn by weight the one that answers sooner, as far as is known.
     PeakEwma,
+}
+
+impl Balance {
+    /// Whether it looks at what is under way at members, and nothing else but weights.
+    pub fn is_by_load(self) -> bool {
+        matches!(self, Balance::LeastRequest | Balance::RandomTwo | Balance::PeakEwma)
+    }
+}
+
+/// Whose requests balancing by load counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Count {
+    Node,
+    Cluster,
 }
 
 /// What `hash` and `maglev` go by.
@@ -561,7 +930,7 @@ pub struct PoolTimeouts {
     pub pool_idle: Duration,
 }
 
-/// Passive ejection by errors in a row.
+/// Passive ejection: by errors in a row, and of those that are worse than others of the pool.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outlier {
     /// 0: off. Default 5.
@@ -570,6 +939,10 @@ pub struct Outlier {
     pub eject: Duration,
     /// Of the pool at once, but always one. Default 0.1.
     pub max_share: f64,
+    /// One that takes so many times the pool's median to answer is ejected. Default: none is.
+    pub latency: Option<f64>,
+    /// One that serves less than this share is ejected; 0: off, and the default.
+    pub success_rate: f64,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -593,6 +966,29 @@ pub enum CheckKind {
     Grpc(String),
     /// A handshake.
     Tls,
+    /// The greeting of a mail server.
+    Smtp,
+    /// A question over UDP for the addresses of this name.
+    Dns(String),
+    Exchange(Exchange),
+}
+
+/// Bytes to send, and what their answer must have. At most 4 KiB each.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Exchange {
+    /// Over UDP; else over TCP.
+    pub udp: bool,
+    /// Empty, and over TCP only: the member speaks first.
+    pub send: Vec<u8>,
+    /// Empty: any answer will do.
+    pub expect: Vec<u8>,
+}
+
+impl CheckKind {
+    /// What the check asks is asked over UDP.
+    pub fn is_udp(&self) -> bool {
+        matches!(self, CheckKind::Dns(_) | CheckKind::Exchange(Exchange { udp: true, .. }))
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -695,7 +1091,37 @@ impl Default for UdpSettings {
 
 impl Default for TcpSettings {
     fn default() -> Self {
-        Self { idle: Duration::from_secs(3600), nodelay: true, buffer: 16 << 10 }
+        Self {
+            idle: Duration::from_secs(3600),
+            nodelay: true,
+            buffer: 16 << 10,
+            handshake_timeout: Duration::from_secs(10),
+            keepalive: Some(Keepalive::default()),
+            congestion: None,
+        }
+    }
+}
+
+impl Default for Keepalive {
+    fn default() -> Self {
+        Self { idle: Duration::from_secs(30), interval: Duration::from_secs(10), probes: 3 }
+    }
+}
+
+impl Config {
+    /// Every certificate, key and authority that TLS is made of.
+    pub fn each_tls_content(&mut self, mut each: impl FnMut(&mut Content)) {
+        for certificate in self.certificates.values_mut() {
+            each(&mut certificate.chain);
+            each(&mut certificate.key);
+            certificate.ocsp.iter_mut().for_each(&mut each);
+        }
+        for tls in self.listeners.values_mut().filter_map(|listener| listener.tls.as_mut()) {
+            tls.client.ca.iter_mut().for_each(&mut each);
+        }
+        for tls in self.pools.values_mut().filter_map(|pool| pool.tls.as_mut()) {
+            tls.ca.iter_mut().for_each(&mut each);
+        }
     }
 }
 
@@ -703,6 +1129,7 @@ impl Default for HttpSettings {
     fn default() -> Self {
         Self {
             header_timeout: Duration::from_secs(10),
+            body_rate: 256,
             idle: Duration::from_secs(75),
             max_headers: 64 << 10,
             h2_streams: 128,
@@ -761,7 +1188,7 @@ impl Default for PoolTimeouts {
 
 impl Default for Outlier {
     fn default() -> Self {
-        Self { failures: 5, eject: Duration::from_secs(30), max_share: 0.1 }
+        Self { failures: 5, eject: Duration::from_secs(30), max_share: 0.1, latency: None, success_rate: 0.0 }
     }
 }
 
@@ -801,9 +1228,12 @@ impl Default for Pool {
     fn default() -> Self {
         Self {
             members: Vec::new(),
+            named: Vec::new(),
             balance: Balance::RoundRobin,
+            count: Count::Node,
             protocol: PoolProtocol::Auto,
             tls: None,
+            proxy_protocol: None,
             hash: Hash::default(),
             sticky: None,
             timeout: PoolTimeouts::default(),
@@ -813,6 +1243,7 @@ impl Default for Pool {
             panic: 0.5,
             slow_start: Duration::ZERO,
             zone_aware: false,
+            on_down: OnDown::Keep,
             retry_budget: 0.2,
             health: Some(HealthCheck::default()),
         }
@@ -850,6 +1281,33 @@ impl Default for ClusterSettings {
             gossip: Duration::from_millis(200),
             drain: Drain::default(),
             ticket_rotation: Duration::from_secs(12 * 3600),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn two_host_patterns_meet_in_the_more_specific_one() {
+        let pattern = |text: &str| crate::scalar::host_pattern(text).expect("a pattern");
+        for (a, b, meet) in [
+            ("*", "*", Some("*")),
+            ("*", "a.b", Some("a.b")),
+            ("*", "*.b", Some("*.b")),
+            ("a.b", "a.b", Some("a.b")),
+            ("a.b", "c.b", None),
+            ("*.b", "a.b", Some("a.b")),
+            ("*.b", "b", None),
+            ("*.b", "a.ab", None),
+            ("*.b", "*.a.b", Some("*.a.b")),
+            ("*.b", "*.b", Some("*.b")),
+            ("*.b", "*.ab", None),
+            ("*.a.b", "a.b", None),
+        ] {
+            let (a, b) = (pattern(a), pattern(b));
+            let expected = meet.map(pattern);
+            assert_eq!(a.meet(&b), expected.as_ref(), "{a} and {b}");
+            assert_eq!(b.meet(&a), expected.as_ref(), "{b} and {a}");
         }
     }
 }

@@ -140,7 +140,7 @@ pub(crate) fn shown(text: &str) -> String {
 }
 
 /// The candidate that was probably meant, if one is close enough to be worth naming.
-pub(crate) fn near_miss<'a>(typed: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub fn near_miss<'a>(typed: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     // Longer than any name of ours: not a slip of the fingers, and the comparison is quadratic.
     const TYPED_MAX: usize = 80;
     if typed.len() > TYPED_MAX {

@@ -1,6 +1,8 @@
 //! Patterns and templates: texts of a config that are read once and used for every request.
 
 pub mod log;
+mod path;
+mod substitution;
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,6 +10,9 @@ use std::str::FromStr;
 use ipnet::IpNet;
 use regex::bytes::{Regex, RegexBuilder};
 
+pub use substitution::{Piece, Place, Substitution};
+
+use crate::model::NetworkRef;
 use crate::problem::{Fault, near_miss, shown};
 
 /// Bytes that a compiled pattern may take. A pattern is matched in time linear in what it is held against.
@@ -29,6 +34,15 @@ impl Pattern {
         // Alone first: parentheses that are put around it could close those in it.
         compile(text)?;
         Ok(Self { text: text.to_owned(), whole: compile(&format!(r"\A(?:{text})\z"))? })
+    }
+
+    /// Of a path in its normal form.
+    pub(crate) fn of_path(text: &str) -> Result<Self, Fault> {
+        let pattern = Self::parse(text)?;
+        match path::never(text) {
+            Some(why) => Err(Fault::new(why)),
+            None => Ok(pattern),
+        }
     }
 
     pub fn is_match(&self, value: &[u8]) -> bool {
@@ -56,30 +70,31 @@ impl FromStr for Pattern {
     }
 }
 
-/// What is replaced in a path, wherever it occurs, and by what (`$1`, `$name`, `$$`).
-#[derive(Clone, Debug)]
-pub struct Replacement {
-    find: Regex,
-    with: String,
-}
+/// What is replaced in a path, wherever it occurs, and by what (`$1`, `$name`, `${1}`, `$$`).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Replacement(Substitution);
 
 impl Replacement {
     pub(crate) fn parse(find: &str, with: &str) -> Result<Self, Fault> {
-        if find.len() > PATTERN_MAX {
-            return Err(Fault::new(format!("a regular expression has at most {PATTERN_MAX} bytes")));
-        }
-        Ok(Self { find: compile(find)?, with: with.to_owned() })
+        Substitution::of_path(find, with).map(Self)
     }
 
     pub fn apply(&self, path: &str) -> String {
-        let replaced = self.find.replace_all(path.as_bytes(), self.with.as_bytes());
-        String::from_utf8_lossy(&replaced).into_owned()
-    }
-}
-
-impl PartialEq for Replacement {
-    fn eq(&self, other: &Self) -> bool {
-        (self.find.as_str(), &self.with) == (other.find.as_str(), &other.with)
+        let (mut out, mut from) = (Vec::with_capacity(path.len()), 0);
+        for place in self.0.places(path.as_bytes()) {
+            out.extend_from_slice(&path.as_bytes()[from..place.range().start]);
+            for piece in self.0.with() {
+                match piece {
+                    Piece::Text(text) => out.extend_from_slice(text.as_bytes()),
+                    Piece::Group(number) => out.extend_from_slice(place.group(*number)),
+                    // A path's replacement has none.
+                    Piece::Variable(_) => {}
+                }
+            }
+            from = place.range().end;
+        }
+        out.extend_from_slice(&path.as_bytes()[from..]);
+        String::from_utf8_lossy(&out).into_owned()
     }
 }
 
@@ -102,7 +117,7 @@ pub(crate) fn network(text: &str) -> Result<IpNet, Fault> {
     let parsed = text.parse::<IpNet>().ok().or_else(alone);
     let Some(network) = parsed else {
         if text.starts_with('@') {
-            return Err(Fault::new("sets of networks are not supported yet").help("write the networks out"));
+            return Err(Fault::new("expected a network, not a set of them").help("write the networks out"));
         }
         return Err(Fault::new(format!("{} is no network", shown(text)))
             .help("`192.0.2.0/24`, `2001:db8::/32` and `192.0.2.1` are"));
@@ -112,6 +127,14 @@ pub(crate) fn network(text: &str) -> Result<IpNet, Fault> {
         return Err(Fault::new(format!("{} has bits behind its prefix", shown(text))).near(Some(&near)));
     }
     Ok(network)
+}
+
+/// A network, or a set of them by its name.
+pub(crate) fn network_or_set(text: &str) -> Result<NetworkRef, Fault> {
+    match text.strip_prefix('@') {
+        Some(name) => crate::scalar::name(name).map(NetworkRef::Set),
+        None => network(text).map(NetworkRef::Network),
+    }
 }
 
 /// A text with variables, `${client.ip}`; `$${` stands for `${`.
@@ -130,6 +153,8 @@ pub enum Part<V = Variable> {
 pub enum Variable {
     ClientIp,
     ClientPort,
+    /// An element of `Forwarded` (RFC 7239).
+    Forwarded,
     Host,
     Path,
     Method,
@@ -149,9 +174,10 @@ pub enum Variable {
     TlsClientSubject,
 }
 
-const PLAIN: [(&str, Variable); 15] = [
+const PLAIN: [(&str, Variable); 16] = [
     ("client.ip", Variable::ClientIp),
     ("client.port", Variable::ClientPort),
+    ("forwarded", Variable::Forwarded),
     ("host", Variable::Host),
     ("path", Variable::Path),
     ("method", Variable::Method),
@@ -296,6 +322,21 @@ mod tests {
         assert!(message(Pattern::parse("a)(b")).contains("unopened group"));
         assert!(message(Pattern::parse("(a{1000}){1000}")).contains("too large"));
         assert!(message(Pattern::parse(&"a".repeat(5000))).contains("4096"));
+    }
+
+    #[test]
+    fn what_is_replaced_in_a_path_names_groups_that_are_there() {
+        let replaced =
+            |find: &str, with: &str, path: &str| Replacement::parse(find, with).unwrap().apply(path);
+        assert_eq!(replaced("/u/(.*)", "/v/$1", "/u/a"), "/v/a");
+        assert_eq!(replaced("/u/(?P<who>[^/]*)", "/v/${who}s/$who$$${1}", "/u/a/b"), "/v/as/a$a/b");
+        assert_eq!(replaced("(x)?/", "$1-", "/x/"), "-x-");
+        assert_eq!(replaced("([0-9])", "$1a", "/1"), "/1a");
+        assert!(message(Replacement::parse("/u/(.*)", "/v/$2")).contains("no group `2`"));
+        assert!(message(Replacement::parse("/u/(.*)", "/v/${name}")).contains("no group `name`"));
+        assert!(message(Replacement::parse("/u/(.*)", "/v/$name")).contains("no group `name`"));
+        assert!(message(Replacement::parse("/u/(.*)", "/v/${1")).contains("no `}`"));
+        assert!(message(Replacement::parse("(", "")).contains("no regular expression"));
     }
 
     #[test]

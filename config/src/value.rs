@@ -5,15 +5,17 @@
 //! shorthands where they say the same.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use serde_json::{Map, Number, Value as Json};
 
 use crate::model::{
-    AccessLogFormat, AccessLogTarget, Bind, Content, HashOn, HostPattern, OriginPattern, VipAddress,
+    AccessLogFormat, AccessLogTarget, Bind, Content, HashOn, HostPattern, LimitBy, NetworkRef, OriginPattern,
+    Ports, Rate, VipAddress,
 };
-use crate::scalar;
+use crate::scalar::{self, MemberAddress};
 use crate::schema::{Key, Object};
 use crate::text::{Pattern, Template};
 use crate::tree::NodeId;
@@ -38,13 +40,17 @@ pub(crate) enum Kind {
     Bind(WrittenBind),
     VipAddress(VipAddress),
     Host(HostPattern),
-    Member(std::net::SocketAddr),
+    Member(MemberAddress),
     Status(u16, u16),
     Pattern(Pattern),
     Template(Template),
     Network(IpNet),
+    NetworkRef(NetworkRef),
+    Ports(Ports),
     Origin(OriginPattern),
     HashOn(HashOn),
+    Rate(Rate),
+    LimitBy(LimitBy),
     Factor(f64),
     Content(Content),
     LogFormat(AccessLogFormat),
@@ -65,14 +71,23 @@ pub(crate) enum Kind {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum WrittenBind {
     At(Bind),
-    /// `@VIP:PORT`: this port on all addresses of the VIP.
+    /// `@VIP:PORT`: this port on all addresses of the VIP, or several in a row.
     Vip {
         vip: String,
         port: u16,
+        more: u16,
     },
 }
 
 impl WrittenBind {
+    /// How many ports follow the first.
+    pub(crate) fn more(&self) -> u16 {
+        match self {
+            WrittenBind::At(bind) => bind.more,
+            WrittenBind::Vip { more, .. } => *more,
+        }
+    }
+
     pub(crate) fn port(&self) -> u16 {
         match self {
             WrittenBind::At(bind) => bind.port,
@@ -91,7 +106,10 @@ impl fmt::Display for WrittenBind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             WrittenBind::At(bind) => bind.fmt(f),
-            WrittenBind::Vip { vip, port } => write!(f, "@{vip}:{port}"),
+            WrittenBind::Vip { vip, port, more: 0 } => write!(f, "@{vip}:{port}"),
+            WrittenBind::Vip { vip, port, more } => {
+                write!(f, "@{vip}:{port}-{}", port.saturating_add(*more))
+            }
         }
     }
 }
@@ -178,6 +196,13 @@ impl Fields {
     pub(crate) fn content(&self, key: &str) -> Option<&Content> {
         match &self.at(key)?.kind {
             Kind::Content(content) => Some(content),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn ports(&self, key: &str) -> Option<RangeInclusive<u16>> {
+        match self.at(key)?.kind {
+            Kind::Ports(ports) => Some(ports.first..=ports.last),
             _ => None,
         }
     }
@@ -269,7 +294,13 @@ impl Value {
             Kind::Pattern(pattern) => pattern.as_str().into(),
             Kind::Template(template) => template.to_string().into(),
             Kind::Network(network) => network_text(*network).into(),
+            Kind::NetworkRef(NetworkRef::Network(network)) => network_text(*network).into(),
+            Kind::NetworkRef(NetworkRef::Set(name)) => format!("@{name}").into(),
+            Kind::Ports(ports) if ports.first == ports.last => ports.first.into(),
+            Kind::Ports(ports) => ports.to_string().into(),
             Kind::HashOn(on) => on.to_string().into(),
+            Kind::Rate(rate) => rate.to_string().into(),
+            Kind::LimitBy(by) => by.to_string().into(),
             Kind::Factor(x) if x.fract() == 0.0 => (*x as u64).into(),
             Kind::Factor(x) => Number::from_f64(*x).map_or(Json::Null, Json::Number),
             Kind::Content(content) => content.to_string().into(),

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use expect_test::expect;
 use trestle_config::model::{
-    Balance, CheckKind, HeaderMatch, HostPattern, HttpCheck, OnQuorumLoss, PathMatch, Protocol, ValueMatch,
+    Balance, CheckKind, DnsName, Exchange, HeaderMatch, HostPattern, HttpCheck, NamedMember, OnQuorumLoss,
+    PathMatch, Protocol, ValueMatch,
 };
 use trestle_config::{Change, Document, PROBLEMS_MAX, Source, diff, parse};
 
@@ -277,6 +278,34 @@ fn ten_thousand_members_fit() {
 }
 
 #[test]
+fn members_by_name_stand_beside_the_others_with_what_is_said_of_them() {
+    let document = document(
+        "pools:\n  p:\n    members: [\"192.0.2.1:80\", \"App.internal:8080\", { address: \"srv:_http._tcp.app.internal.\", \
+         name: old, zone: z, backup: 2, max_connections: 7 }]\n    zone_aware: true\n    queue: { max: 1 }\n",
+    );
+    assert_eq!(document.warnings().len(), 0, "{:?}", document.warnings());
+    assert!(document.canonical().contains("app.internal:8080"), "{}", document.canonical());
+    let pool = &document.config().pools["p"];
+    assert_eq!(pool.members.iter().map(|member| member.name.as_str()).collect::<Vec<_>>(), ["192.0.2.1:80"]);
+    let host = NamedMember::new(DnsName::Host { host: "app.internal".into(), port: 8080 });
+    assert_eq!((host.label.as_str(), &pool.named[0]), ("app.internal", &host));
+    let srv = NamedMember::new(DnsName::Srv("_http._tcp.app.internal.".into()));
+    let said = NamedMember { label: "old".into(), zone: "z".into(), backup: 2, max_connections: 7, ..srv };
+    assert_eq!(pool.named[1], said);
+}
+
+#[test]
+fn a_document_has_a_thousand_names_at_most() {
+    let names = |n: usize| (0..n).map(|i| format!("\"a{i}.internal:80\"")).collect::<Vec<_>>().join(", ");
+    let text =
+        |a, b| format!("pools:\n  a: {{ members: [{}] }}\n  b: {{ members: [{}] }}\n", names(a), names(b));
+    document(&text(1_000, 1_000));
+    let problems = parse(Source { name: "x", text: &text(600, 1_001) }).unwrap_err();
+    let told: Vec<_> = problems.iter().map(|p| (p.path.as_str(), p.message.as_str())).collect();
+    assert_eq!(told, [("pools.b.members", "more than 1000 DNS names in one document")]);
+}
+
+#[test]
 fn a_diff_names_what_changed_and_shows_it_in_place() {
     let old = document(
         "pools:\n  a: { members: [\"192.0.2.1:80\", \"192.0.2.2:80\", \"192.0.2.3:80\"] }\n  b: { members: [] }\n",
@@ -326,4 +355,38 @@ fn a_diff_names_what_changed_and_shows_it_in_place() {
 fn equal_documents_have_no_diff() {
     let diff = diff(&document(WEB), &document(document(WEB).canonical()));
     assert!(diff.is_empty() && diff.changes().is_empty() && diff.to_string().is_empty());
+}
+
+#[test]
+fn members_that_are_spoken_to_over_tls_are_checked_so_unless_a_check_is_named() {
+    let kind = |pool: &str| {
+        let text = format!("pools: {{ app: {{ members: [\"192.0.2.1:443\"], {pool} }} }}");
+        document(&text).config().pools["app"].health.as_ref().map(|check| (check.kind.clone(), check.rise))
+    };
+    for (pool, expected) in [
+        ("tls: {}", Some((CheckKind::Tls, 2))),
+        ("tls: {}, health: { rise: 3 }", Some((CheckKind::Tls, 3))),
+        ("tls: {}, health: { tcp: {} }", Some((CheckKind::Tcp, 2))),
+        ("tls: {}, health: { grpc: {} }", Some((CheckKind::Grpc(String::new()), 2))),
+        ("tls: {}, health: { smtp: {} }", Some((CheckKind::Smtp, 2))),
+        ("health: { rise: 3, dns: { name: Example.COM. } }", Some((CheckKind::Dns("example.com".into()), 3))),
+        ("health: { dns: { name: \".\" } }", Some((CheckKind::Dns(".".into()), 2))),
+        ("health: { exchange: {} }", Some((CheckKind::Exchange(Exchange::default()), 2))),
+        (
+            r"health: { exchange: { over: udp, send: '\xff\\', expect: pong\r\n } }",
+            Some((
+                CheckKind::Exchange(Exchange {
+                    udp: true,
+                    send: b"\xff\\".into(),
+                    expect: b"pong\r\n".into(),
+                }),
+                2,
+            )),
+        ),
+        ("tls: {}, health: off", None),
+        ("tls: off", Some((CheckKind::Tcp, 2))),
+        ("health: { rise: 3 }", Some((CheckKind::Tcp, 3))),
+    ] {
+        assert_eq!(kind(pool), expected, "{pool}");
+    }
 }

@@ -72,8 +72,12 @@ fn value_match() -> impl Strategy<Value = Value> {
 }
 
 fn matches() -> impl Strategy<Value = Value> {
-    let path = (select(vec!["exact", "prefix"]), "/[a-zA-Z0-9%_~é-]{0,12}(/[a-z0-9]{1,5}){0,2}")
-        .prop_map(|(kind, path)| json!({ kind: path }));
+    let path =
+        (select(vec!["exact", "prefix"]), "/([a-zA-Z0-9_~é-]|%[2-7][0-9a-fA-F]){0,12}(/[a-z0-9]{1,5}){0,2}")
+            .prop_filter("dots", |(_, path)| {
+                !path.split('/').any(|segment| matches!(&*segment.to_lowercase(), "%2e" | "%2e%2e"))
+            })
+            .prop_map(|(kind, path)| json!({ kind: path }));
     let method = prop_oneof![
         Just(json!("GET")),
         vec(select(vec!["GET", "POST", "PURGE", "M-SEARCH"]).prop_map(Value::from), 1..3)

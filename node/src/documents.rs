@@ -8,8 +8,8 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde::{Deserialize, Serialize};
-use trestle_cluster::{Draft, Files};
-use trestle_config::{Document, Problem, Problems, Source};
+use trestle_cluster::{Draft, Files, problems_of_files};
+use trestle_config::{Document, Flawed, Problem, Problems, Source};
 use trestle_raft_store::types::{Revision, State};
 
 /// The media type of a [`Parcel`].
@@ -46,10 +46,17 @@ impl Parcel {
 /// A document on this machine, with the files that it names.
 ///
 /// # Errors
-/// Everything that is wrong with it, or a file that can't be read.
+/// Everything that is wrong with it; if a file can't be read, or the document is not valid, also what is wrong
+/// with the files that can.
 pub(crate) fn read(name: &str, text: &str, folder: &Path) -> Result<Draft, Vec<Problem>> {
-    let document = trestle_config::parse(Source { name, text }).map_err(Vec::from_iter)?;
-    Draft::read(document, folder)
+    match trestle_config::parse_as_far(Source { name, text }) {
+        Ok(document) => Draft::read(document, folder),
+        Err(Flawed { problems, rest }) => {
+            let mut problems = Vec::from_iter(problems);
+            problems.extend(rest.iter().flat_map(|rest| problems_of_files(rest, folder)));
+            Err(problems)
+        }
+    }
 }
 
 /// Where the files of the document at `path` lie.
@@ -103,6 +110,45 @@ mod tests {
         assert_eq!((arrived.document.as_str(), arrived.files().unwrap()), ("pools: {}", files));
         let bad: Parcel = serde_json::from_str(r#"{"document": "", "files": {"a.key": "se cret"}}"#).unwrap();
         assert_eq!(bad.files().unwrap_err(), "files: a.key is no base64");
+    }
+
+    #[test]
+    fn problems_of_files_are_told_beside_those_of_the_document() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("b.pem"), "no PEM").unwrap();
+        std::fs::write(dir.path().join("b.key"), "no key").unwrap();
+        std::fs::write(dir.path().join("ca.pem"), "no PEM").unwrap();
+        let text = "listeners:\n  web:\n    bind: \":443\"\n    protocl: https\n    tls:\n      certificates: [a, b]\n      \
+                    client:\n        mode: required\n        ca_file: ca.pem\n\
+                    certificates:\n  a:\n    chain_file: a.pem\n    key_file: a.key\n  b:\n    chain_file: b.pem\n    key_file: b.key\n";
+        let found = |text: &str| {
+            let problems = read("web.yaml", text, dir.path()).unwrap_err();
+            problems
+                .iter()
+                .map(|problem| format!("{}: {}", problem.path, problem.message))
+                .collect::<Vec<_>>()
+        };
+        let of_files = [
+            "listeners.web.tls.client.ca_file: there is no certificate in it",
+            "certificates.a.chain_file: can't read `a.pem`",
+            "certificates.a.key_file: can't read `a.key`",
+            "certificates.b.chain_file: there is no certificate in it",
+            "certificates.b.key_file: there is no private key in it",
+        ];
+        let check = |found: &[String], expected: &[&str]| {
+            assert_eq!(found.len(), expected.len(), "{found:#?}");
+            for (found, expected) in found.iter().zip(expected) {
+                assert!(found.starts_with(expected), "{found:?} is not {expected:?}");
+            }
+        };
+        check(&found(&text.replace("protocl", "protocol")), &of_files);
+        let all = found(text);
+        let (structure, files) = all.split_at(all.len() - of_files.len());
+        assert!(
+            structure.iter().any(|problem| problem.starts_with("listeners.web.protocl: unknown key")),
+            "{all:#?}"
+        );
+        check(files, &of_files);
     }
 
     #[test]

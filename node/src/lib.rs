@@ -13,6 +13,8 @@ mod settings;
 mod documents;
 mod durations;
 mod key;
+mod memory;
+mod otlp;
 mod telemetry;
 
 mod run;

@@ -5,6 +5,7 @@
 //! [`resolve`] a value can't be bad, and a refusal lists every mistake with the place it was made.
 
 mod file;
+mod otlp;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,6 +14,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 pub(crate) use file::NodeFile;
+pub(crate) use otlp::Otlp;
 
 /// Every key, and what `--help` says of it.
 pub(crate) const KEYS: &[Key] = &[
@@ -52,11 +54,36 @@ pub(crate) const KEYS: &[Key] = &[
     },
     Key { name: "admin-token-file", value: "FILE", help: "A token that admits to the admin API" },
     Key {
+        name: "admin-read-token-file",
+        value: "FILE",
+        help: "A token that admits to what only reads (status, config, metrics)",
+    },
+    Key {
         name: "zone",
         value: "ZONE",
         help: "Where this node stands; pools that are `zone_aware` prefer members of the same zone [default: nowhere]",
     },
+    Key {
+        name: "resolver",
+        value: "ADDR[:PORT]",
+        help: "DNS server that is asked for members' names [default: those of /etc/resolv.conf]",
+    },
+    Key {
+        name: "memory-max",
+        value: "SIZE",
+        help: "Memory that the node should not exceed, e.g. `2GiB`: near it, it refuses clients [default: the limit of its cgroup, or what the machine has]",
+    },
     Key { name: "workers", value: "N", help: "Threads that carry traffic [default: one a core]" },
+    Key {
+        name: "otlp",
+        value: "URL",
+        help: "Where spans of requests go, over gRPC: `http://HOST:4317`, `https://HOST:PORT` or `off` [default: as OTEL_EXPORTER_OTLP_ENDPOINT says, else off]",
+    },
+    Key {
+        name: "trace-ratio",
+        value: "SHARE",
+        help: "How many of the traces that begin here are sampled, 0 to 1 [default: as OTEL_TRACES_SAMPLER and its _ARG say, else 1]",
+    },
     Key { name: "log-format", value: "text|json", help: "How log lines look [default: text]" },
     Key {
         name: "log",
@@ -84,7 +111,7 @@ impl Key {
 pub(crate) const NODE_FILE_VARIABLE: &str = "TRESTLE_NODE_FILE";
 
 /// How a node is to run.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct NodeSettings {
     pub(crate) name: String,
     pub(crate) data_dir: PathBuf,
@@ -97,8 +124,14 @@ pub(crate) struct NodeSettings {
     pub(crate) replace: bool,
     pub(crate) advertise: Option<String>,
     pub(crate) admin_token_file: Option<PathBuf>,
+    pub(crate) admin_read_token_file: Option<PathBuf>,
     pub(crate) zone: String,
+    pub(crate) resolver: Option<SocketAddr>,
+    /// Bytes that the process should not exceed.
+    pub(crate) memory_max: Option<u64>,
     pub(crate) workers: NonZeroUsize,
+    /// `None`: spans go nowhere.
+    pub(crate) otlp: Option<Otlp>,
     pub(crate) log_format: LogFormat,
     pub(crate) log: Option<String>,
     /// Read again on SIGHUP.
@@ -206,8 +239,12 @@ pub(crate) fn resolve(layers: Layers<'_>, host: &Host) -> Result<NodeSettings, M
         join: reader.value("join", peers).unwrap_or_default(),
         advertise: reader.value("advertise", host_and_port),
         admin_token_file: reader.value("admin-token-file", path),
+        admin_read_token_file: reader.value("admin-read-token-file", path),
         zone: reader.value("zone", zone).unwrap_or_default(),
+        resolver: reader.value("resolver", resolver),
+        memory_max: reader.value("memory-max", size),
         workers: reader.value("workers", workers).unwrap_or(host.cores),
+        otlp: otlp::resolve(&mut reader),
         log_format: reader.value("log-format", log_format).unwrap_or(LogFormat::Text),
         log: reader.value("log", log_filter),
         node_file: layers.file.as_ref().map(|file| file.path.clone()),
@@ -233,6 +270,13 @@ impl Reader<'_> {
                 None
             }
         }
+    }
+
+    /// The first of these variables that is set, of those that are not ours.
+    fn variable<T>(&mut self, names: &[&str], parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
+        let set = |name: &str| (self.layers.variable)(name).filter(|text| !text.is_empty());
+        let (name, text) = names.iter().find_map(|name| Some((name, set(name)?)))?;
+        parse(&text).map_err(|why| self.mistakes.push(format!("{name}: {why}"))).ok()
     }
 }
 
@@ -286,6 +330,20 @@ fn host_and_port(text: &str) -> Result<String, String> {
     if host.is_empty() || bare_v6 || spaced || port == 0 { Err(wrong()) } else { Ok(text.to_owned()) }
 }
 
+fn size(text: &str) -> Result<u64, String> {
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(split);
+    let wrong = || format!("{text:?} is no size; write it as 512MiB or 2GiB, from 64MiB");
+    let bytes_per_unit = match unit {
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        _ => return Err(wrong()),
+    };
+    let bytes = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(bytes_per_unit));
+    bytes.filter(|bytes| *bytes >= 64 << 20).ok_or_else(wrong)
+}
+
 fn peers(text: &str) -> Result<Vec<String>, String> {
     text.split(',').map(str::trim).filter(|peer| !peer.is_empty()).map(host_and_port).collect()
 }
@@ -304,6 +362,15 @@ fn zone(text: &str) -> Result<String, String> {
     } else {
         Err(format!("{text:?} is no zone: 1 to 63 bytes of text, as members have it in the config"))
     }
+}
+
+fn resolver(text: &str) -> Result<SocketAddr, String> {
+    const PORT: u16 = 53;
+    let bare = || text.parse().map(|ip| SocketAddr::new(ip, PORT)).ok();
+    let usable = |at: &SocketAddr| at.port() != 0 && !at.ip().is_unspecified();
+    text.parse().ok().or_else(bare).filter(usable).ok_or_else(|| {
+        format!("{text:?} is no DNS server: write its address, as 192.0.2.53, 192.0.2.53:5353 or [2001:db8::53]:53")
+    })
 }
 
 fn workers(text: &str) -> Result<NonZeroUsize, String> {
@@ -380,7 +447,8 @@ mod tests {
             let variable = key.variable();
             let flagged = settle(&[(key.name, bad)], &[], "");
             let exported = settle(&[], &[(&variable, bad)], "");
-            if !matches!(key.name, "data-dir" | "key-file" | "config" | "admin-token-file") {
+            let is_path = key.name.ends_with("-file") || matches!(key.name, "data-dir" | "config");
+            if !is_path {
                 let flagged = flagged.unwrap_err().to_string();
                 assert!(flagged.starts_with(&format!("--{}: ", key.name)), "{flagged}");
                 let exported = exported.unwrap_err().to_string();
@@ -432,6 +500,79 @@ mod tests {
         for bad in ["a", "a:", "a:0", ":7400", "2001:db8::1:7400", "a b:1"] {
             assert!(settle(&[("join", bad)], &[], "").is_err(), "{bad:?} was taken");
         }
+    }
+
+    #[test]
+    fn spans_go_where_an_option_says_or_the_variables_that_others_know() {
+        let otlp = |flags: &[(&'static str, &str)], variables: &[(&str, &str)]| {
+            settle(flags, variables, "").unwrap().otlp
+        };
+        let at = |flags: &[(&'static str, &str)], variables: &[(&str, &str)]| {
+            otlp(flags, variables).map(|otlp| otlp.endpoint.to_string())
+        };
+        let here = Some("http://127.0.0.1:4317/".to_owned());
+        assert_eq!(at(&[], &[]), None);
+        assert_eq!(at(&[("otlp", "127.0.0.1:4317")], &[]), here);
+        assert_eq!(at(&[("otlp", "http://127.0.0.1/")], &[]), here);
+        assert_eq!(at(&[("otlp", "https://[2001:db8::1]")], &[]), Some("https://[2001:db8::1]:4317/".into()));
+        let standard = [
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://all:1"),
+            ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://traces:2"),
+        ];
+        assert_eq!(at(&[], &standard), Some("http://traces:2/".into()));
+        assert_eq!(at(&[], &standard[..1]), Some("http://all:1/".into()));
+        assert_eq!(at(&[("otlp", "http://127.0.0.1")], &standard), here);
+        for off in [("OTEL_SDK_DISABLED", "true"), ("OTEL_TRACES_EXPORTER", "none")] {
+            assert_eq!(at(&[], &[standard[0], off]), None);
+        }
+        assert_eq!(at(&[("otlp", "off")], &standard), None);
+
+        let full = otlp(
+            &[("otlp", "a:1")],
+            &[
+                ("OTEL_SERVICE_NAME", "edge"),
+                ("OTEL_RESOURCE_ATTRIBUTES", "env=prod, region=eu%2Cwest"),
+                ("OTEL_EXPORTER_OTLP_HEADERS", "Authorization=Basic%20c2VjcmV0"),
+                ("OTEL_TRACES_SAMPLER_ARG", "0.25"),
+            ],
+        );
+        let full = full.unwrap();
+        assert_eq!((full.service.as_str(), full.ratio), ("edge", 0.25));
+        assert_eq!(full.resource[1], ("region".to_owned(), "eu,west".to_owned()));
+        assert_eq!(
+            (full.headers[0].0.as_str(), full.headers[0].1.as_bytes()),
+            ("authorization", &b"Basic c2VjcmV0"[..])
+        );
+        assert!(!format!("{full:?}").contains("c2VjcmV0"));
+    }
+
+    #[test]
+    fn the_share_of_traces_that_begin_here_is_ours_or_the_samplers() {
+        let ratio = |flags: &[(&'static str, &str)], variables: &[(&str, &str)]| {
+            let flags: Vec<_> = [("otlp", "a:1")].iter().chain(flags).copied().collect();
+            settle(&flags, variables, "").map(|settings| settings.otlp.unwrap().ratio)
+        };
+        let sampler = |name| ("OTEL_TRACES_SAMPLER", name);
+        let arg = ("OTEL_TRACES_SAMPLER_ARG", "0.1");
+        assert_eq!(ratio(&[], &[]), Ok(1.0));
+        assert_eq!(ratio(&[], &[sampler("parentbased_traceidratio"), arg]), Ok(0.1));
+        assert_eq!(ratio(&[], &[sampler("always_off"), arg]), Ok(0.0));
+        assert_eq!(ratio(&[("trace-ratio", "0.5")], &[sampler("always_off"), arg]), Ok(0.5));
+        assert!(ratio(&[], &[sampler("jaeger_remote")]).unwrap_err().to_string().contains("--trace-ratio"));
+    }
+
+    #[test]
+    fn what_is_no_endpoint_of_otlp_over_grpc_is_refused() {
+        for bad in ["", "http://", "ftp://a:1", "http://a:1/v1/traces", "a:b:c", "http://u:p@a:1"] {
+            assert!(settle(&[("otlp", bad)], &[], "").is_err(), "{bad:?} was taken");
+        }
+        let variables = [
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://a:4318"),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"),
+        ];
+        let error = settle(&[], &variables, "").unwrap_err().to_string();
+        assert!(error.starts_with("OTEL_EXPORTER_OTLP_PROTOCOL: ") && error.contains("--otlp"), "{error}");
+        assert!(settle(&[("otlp", "a:1")], &variables, "").is_ok(), "ours is gRPC anyway");
     }
 
     #[test]

@@ -12,10 +12,10 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use crate::types::{
-    Command, LeaseTimes, NodeId, NodeProfile, NodeRecord, Outcome, PutConfig, Refusal, Revision, Role, Seat,
-    State, TicketKey, VipHolder, VipRecord,
+    Command, Drain, LeaseTimes, MemberChange, MemberOrder, NodeId, NodeProfile, NodeRecord, Outcome,
+    PutConfig, Refusal, Revision, Role, Seat, State, TicketKey, VipHolder, VipRecord,
 };
-use crate::{HISTORY, HISTORY_BYTES, REMOVED, TICKET_KEYS, VIPS};
+use crate::{HISTORY, HISTORY_BYTES, MEMBER_ORDERS, REMOVED, TICKET_KEYS, VIPS};
 
 /// The newest state format that this release reads, as a node says it in its [`NodeProfile`].
 pub const FEATURE_LEVEL: u32 = 1;
@@ -87,6 +87,17 @@ fn decide(state: &mut State, index: u64, command: &Command) -> Result<Outcome, R
             }
             Ok(Outcome::Done)
         }
+        Command::OrderMember { pool, member, change } => order_member(state, pool, member, *change),
+        Command::Ban { bans, at_ms } => {
+            let mut next = state.bans.clone();
+            next.add(bans, *at_ms)?;
+            state.bans = next;
+            Ok(Outcome::Done)
+        }
+        Command::Unban { network, at_ms } => {
+            state.bans.lift(network, *at_ms);
+            Ok(Outcome::Done)
+        }
     }
 }
 
@@ -129,6 +140,9 @@ fn put_config(state: &mut State, put: &PutConfig) -> Result<Outcome, Refusal> {
     lengthen_leases(state, &put.leases);
     let born = |name: &String| state.route_births.get(name).copied().unwrap_or(number);
     state.route_births = put.routes.iter().map(|name| (name.clone(), born(name))).collect();
+    for (pool, member) in &put.gone {
+        set_order(state, pool, member, MemberOrder::default());
+    }
     Ok(Outcome::Revision(number))
 }
 
@@ -240,6 +254,39 @@ fn move_vip(state: &mut State, vip: &str, epoch: u64, to: Option<NodeId>) -> Res
     }
     record.moving_to = to;
     Ok(Outcome::Done)
+}
+
+fn order_member(
+    state: &mut State,
+    pool: &str,
+    member: &str,
+    change: MemberChange,
+) -> Result<Outcome, Refusal> {
+    let present = state.member_orders.get(pool).and_then(|members| members.get(member));
+    let mut order = present.copied().unwrap_or_default();
+    match change {
+        MemberChange::Drain(drain, cut_at_ms) => {
+            (order.drain, order.cut_at_ms) = (drain, cut_at_ms.filter(|_| drain != Drain::Off));
+        }
+        MemberChange::Weight(weight) => order.weight = weight,
+    }
+    let orders: usize = state.member_orders.values().map(|members| members.len()).sum();
+    if present.is_none() && order != MemberOrder::default() && orders >= MEMBER_ORDERS {
+        return Err(Refusal::TooManyOrders { limit: MEMBER_ORDERS as u64 });
+    }
+    set_order(state, pool, member, order);
+    Ok(Outcome::Done)
+}
+
+fn set_order(state: &mut State, pool: &str, member: &str, order: MemberOrder) {
+    if order != MemberOrder::default() {
+        state.member_orders.entry(pool.to_owned()).or_default().insert(member.to_owned(), order);
+    } else if let Some(members) = state.member_orders.get_mut(pool) {
+        members.remove(member);
+        if members.is_empty() {
+            state.member_orders.remove(pool);
+        }
+    }
 }
 
 fn expel(state: &mut State, node: NodeId) {

@@ -186,9 +186,9 @@ mod tests {
         };
         let many = (0..MAX_USES).map(|number| content(number, MAX_DOCUMENT / MAX_USES)).collect();
         check_size(&put(0, many)).unwrap();
-        let large = |n| (0..n).map(|number| content(number, MAX_CONTENT)).collect();
-        check_size(&put(MAX_CONTENT, large(7))).unwrap();
-        let error = check_size(&put(MAX_CONTENT + 1, large(7))).unwrap_err();
+        let large = || vec![content(0, MAX_CONTENT)];
+        check_size(&put(MAX_DOCUMENT - MAX_CONTENT, large())).unwrap();
+        let error = check_size(&put(MAX_DOCUMENT - MAX_CONTENT + 1, large())).unwrap_err();
         assert!(matches!(error, CodecError::TooLarge { limit: MAX_DOCUMENT, .. }), "{error}");
     }
 

@@ -8,6 +8,7 @@
 //! | --- | --- |
 //! | [`types`] | commands, outcomes and the state: what the cluster agrees on |
 //! | [`mod@apply`] | what a command does to the state: a pure function |
+//! | [`bans`] | clients that are shut out for a time |
 //! | [`contents`] | what documents name by digest, sealed: certificates and their keys |
 //! | [`codec`] | values as bytes, with a format number in front |
 //! | [`log`] | the log as openraft reads and writes it |
@@ -18,6 +19,7 @@
 #![forbid(unsafe_code)]
 
 pub mod apply;
+pub mod bans;
 pub mod codec;
 pub mod contents;
 mod disk;
@@ -43,8 +45,8 @@ pub use store::{LocalIdentity, OpenError, Store};
 /// Bytes of a config document together with all that it names by digest, sealed: they may come in one
 /// log entry. gRPC's message limits lie above it.
 pub const MAX_DOCUMENT: usize = 8 << 20;
-/// Bytes of one file that a document names, before it is sealed.
-pub const MAX_CONTENT: usize = 1 << 20;
+/// Bytes of one file that a document names, before it is sealed: 100,000 IPv6 addresses, one a line.
+pub const MAX_CONTENT: usize = 4 << 20;
 /// Digests that one document names.
 pub const MAX_USES: usize = 4_096;
 /// Revisions kept in the state.
@@ -56,6 +58,10 @@ pub const HISTORY_BYTES: usize = 64 << 20;
 pub const REMOVED: usize = 10_000;
 /// Keys of TLS session tickets: the one in use, and those by which older tickets are still opened.
 pub const TICKET_KEYS: usize = 3;
+/// Members that are drained or weighted at run time. All of it is written with every batch of entries.
+pub const MEMBER_ORDERS: usize = 1_024;
+/// Bans at once. All of them are written with every batch of entries, some 100 bytes each.
+pub const BANS: usize = 4_096;
 /// VIP names remembered; beyond that, those that nobody holds are forgotten.
 pub const VIPS: usize = 256;
 /// Bytes of a snapshot: the history, and room for everything else in the state.

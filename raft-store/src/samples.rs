@@ -1,5 +1,6 @@
 //! Values that tests share, one of each kind.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use openraft::entry::RaftEntry;
@@ -8,8 +9,12 @@ use uuid::Uuid;
 
 use crate::LogEntry;
 use crate::apply::apply;
+use crate::bans::{Ban, BannedBy, Network};
 use crate::contents::{ContentDigest, Sealed};
-use crate::types::{Command, LeaseTimes, NodeId, NodeProfile, PutConfig, Role, State, TypeConfig, VipHolder};
+use crate::types::{
+    Command, Drain, LeaseTimes, MemberChange, NodeId, NodeProfile, PutConfig, Role, State, TypeConfig,
+    VipHolder,
+};
 
 pub(crate) const CLUSTER: Uuid = Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_00ff);
 
@@ -36,6 +41,7 @@ pub(crate) fn put_routes(document: &[u8], routes: &[&str], expected: Option<u64>
         leases: leases(1_000, 1_000),
         uses: Vec::new(),
         contents: Vec::new(),
+        gone: Vec::new(),
         expected,
         author: "alice".to_owned(),
         message: "more members".to_owned(),
@@ -96,7 +102,46 @@ pub(crate) fn commands() -> Vec<Command> {
         Command::DrainNode { node: 0, on: true },
         put_using(b"certificates: {}\n", &[1, 2], &[1, 2]),
         add_ticket_key(0),
+        order_member("app", "a1", MemberChange::Drain(Drain::New, Some(1_764_000_000_000))),
+        order_member("app", "a1", MemberChange::Weight(Some(7))),
+        Command::Ban {
+            bans: vec![ban([192, 0, 2, 7].into(), 32, 600), ban([198, 18, 0, 0].into(), 16, 60)],
+            at_ms: AT_MS,
+        },
+        Command::Ban {
+            bans: vec![Ban { by: BannedBy::Policy("b".to_owned()), ..ban_v6(600) }],
+            at_ms: AT_MS,
+        },
+        Command::Unban { network: ban([198, 18, 0, 0].into(), 16, 0).network, at_ms: AT_MS + 1 },
     ]
+}
+
+const AT_MS: u64 = 1_767_225_604_000;
+
+/// Of an operator, for so many seconds.
+pub(crate) fn ban(ip: IpAddr, prefix: u8, seconds: u64) -> Ban {
+    Ban {
+        network: Network { ip, prefix },
+        at_ms: AT_MS,
+        until_ms: AT_MS + seconds * 1_000,
+        by: BannedBy::Operator("alice".to_owned()),
+        reason: "scans".to_owned(),
+    }
+}
+
+fn ban_v6(seconds: u64) -> Ban {
+    ban("2001:db8::".parse().expect("an address"), 64, seconds)
+}
+
+pub(crate) fn order_member(pool: &str, member: &str, change: MemberChange) -> Command {
+    Command::OrderMember { pool: pool.to_owned(), member: member.to_owned(), change }
+}
+
+/// A document without these members.
+pub(crate) fn put_without(document: &[u8], gone: &[(&str, &str)]) -> Command {
+    let Command::PutConfig(put) = put_config(document, None) else { unreachable!("it is one") };
+    let gone = gone.iter().map(|(pool, member)| ((*pool).to_owned(), (*member).to_owned())).collect();
+    Command::PutConfig(PutConfig { gone, ..put })
 }
 
 /// The VIP `front` goes from the owner of the epoch `before` to `node`.

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::bans::{Ban, Bans, Network};
 use crate::contents::{ContentDigest, Contents, Sealed};
 
 /// The log index of the entry that let the node in (0 for the first). Never used again.
@@ -85,7 +86,47 @@ pub enum Command {
     /// A new key for TLS session tickets; its epoch is this entry's log index. Without effect unless
     /// the newest key is that of the epoch `after` (0: none), so that it is safe to repeat.
     AddTicketKey { after: u64, key: Sealed, at_ms: u64 },
+    /// What an operator says of a pool's member until told otherwise. Whoever proposes it has seen that the
+    /// config has that member.
+    OrderMember { pool: String, member: String, change: MemberChange },
+    /// Bans, each in place of one of the same network; see [`crate::bans`].
+    Ban { bans: Vec<Ban>, at_ms: u64 },
+    /// Lifts the ban of this network, if there is one.
+    Unban { network: Network, at_ms: u64 },
 }
+
+/// One thing that an operator says of a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MemberChange {
+    /// With the time at which what is carried there is cut, in milliseconds since 1970.
+    Drain(Drain, Option<u64>),
+    /// In place of the config's; `None`: the config's again.
+    Weight(Option<u32>),
+}
+
+/// Whether a member is kept free of traffic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Drain {
+    #[default]
+    Off,
+    /// Nothing new, but for clients that stick to it.
+    New,
+    /// Nothing new at all.
+    All,
+}
+
+/// What holds of a member beside the config. The default says nothing and is not kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct MemberOrder {
+    pub drain: Drain,
+    /// When what is carried there is cut, in milliseconds since 1970; only of a member that drains.
+    pub cut_at_ms: Option<u64>,
+    /// In place of the config's.
+    pub weight: Option<u32>,
+}
+
+/// By pool and member name.
+pub type MemberOrders = BTreeMap<String, BTreeMap<String, MemberOrder>>;
 
 /// Who is given a VIP.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,6 +158,9 @@ pub struct PutConfig {
     pub uses: Vec<ContentDigest>,
     /// Those of them that the cluster may not have yet.
     pub contents: Vec<(ContentDigest, Sealed)>,
+    /// Pools and members with orders ([`State::member_orders`]) that the document does not have: an order
+    /// goes with its member.
+    pub gone: Vec<(String, String)>,
     /// Compare-and-set: refused unless this is the present revision.
     pub expected: Option<u64>,
     pub author: String,
@@ -218,6 +262,15 @@ pub enum Refusal {
     NoSuchContent(ContentDigest),
     #[error("the document has {bytes} bytes with all that is stored beside it, at most {limit} fit")]
     TooLarge { bytes: u64, limit: u64 },
+    #[error(
+        "{limit} members are drained or weighted at run time, and no more can be: write weights into the config, or end \
+         some drains"
+    )]
+    TooManyOrders { limit: u64 },
+    #[error(
+        "{limit} bans are in force, and no more can be: ban networks instead of addresses, or put them into a firewall"
+    )]
+    TooManyBans { limit: u64 },
 }
 
 /// The agreed state. Published after each applied entry as an immutable value.
@@ -247,6 +300,11 @@ pub struct State {
     pub contents: Contents,
     /// Keys of TLS session tickets, the newest first, at most [`crate::TICKET_KEYS`].
     pub ticket_keys: Vec<TicketKey>,
+    /// Members that were drained or weighted at run time, at most [`crate::MEMBER_ORDERS`]; of the config's
+    /// members, but for one that a change took away at the same moment, which goes with the next.
+    pub member_orders: MemberOrders,
+    /// Clients that are shut out, at most [`crate::BANS`], and those whose time is over of late.
+    pub bans: Bans,
 }
 
 impl State {
@@ -257,6 +315,11 @@ impl State {
     /// Number of the revision in force; 0 before the first.
     pub fn revision_number(&self) -> u64 {
         self.revision().map_or(0, |r| r.number)
+    }
+
+    /// Whether a lease of the node may be alive: its seat's, or a VIP's, which may be longer.
+    pub fn may_have_lease(&self, node: NodeId) -> bool {
+        self.seats.contains_key(&node) || self.vips.values().any(|record| record.owned_by(node))
     }
 
     pub fn node_by_name(&self, name: &str) -> Option<(NodeId, &NodeRecord)> {
@@ -325,6 +388,10 @@ impl VipRecord {
         held.iter().any(|address| addresses.contains(address))
     }
 
+    pub fn owned_by(&self, node: NodeId) -> bool {
+        self.owner.as_ref().is_some_and(|(_, owner)| owner.node == node)
+    }
+
     /// 0: nobody holds it.
     pub fn epoch(&self) -> u64 {
         self.owner.as_ref().map_or(0, |(epoch, _)| *epoch)
@@ -371,6 +438,14 @@ impl fmt::Display for Command {
             Command::MoveVip { vip, to: None, .. } => write!(f, "stay-vip({vip})"),
             Command::DrainNode { node, on } => write!(f, "drain-node({node}, {on})"),
             Command::AddTicketKey { after, .. } => write!(f, "add-ticket-key(after {after})"),
+            Command::OrderMember { pool, member, change } => {
+                write!(f, "order-member({pool}, {member}, {change:?})")
+            }
+            Command::Ban { bans, .. } => match bans.as_slice() {
+                [ban] => write!(f, "ban({})", ban.network),
+                bans => write!(f, "ban({} networks)", bans.len()),
+            },
+            Command::Unban { network, .. } => write!(f, "unban({network})"),
         }
     }
 }

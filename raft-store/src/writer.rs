@@ -208,7 +208,10 @@ fn perform(disk: &mut Disk, jobs: Vec<Job>, shared: &Shared) {
 }
 
 fn commit(disk: &mut Disk, jobs: &[Job], shared: &Shared) -> Result<(), (io::ErrorKind, String)> {
-    match disk.commit(jobs.iter().map(|job| &job.write)) {
+    shared.recorder.begin();
+    let committed = disk.commit(jobs.iter().map(|job| &job.write));
+    shared.recorder.end();
+    match committed {
         Ok(Some(cost)) => shared.recorder.committed(&cost, jobs.len()),
         Ok(None) => {}
         Err(e) => return Err(fail(&e, shared)),

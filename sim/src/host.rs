@@ -320,6 +320,7 @@ async fn live_on(
         session,
         ttl: ttl_seen,
         applied: Arc::new(|| 0),
+        disk: Arc::new(|| std::time::Duration::ZERO),
         draining: draining_seen.clone(),
         wishes: wishes_seen,
         rules: rules_seen.clone(),
@@ -463,7 +464,8 @@ async fn own(
         }
         let can = VipReport { usable: true, fenced: host.fenced, chance_ready: true, ..VipReport::default() };
         let vips = rules.borrow_and_update().1.keys().map(|vip| (vip.clone(), can.clone())).collect();
-        let report = NodeReport { guard: Some(guard), ready: !leaving, leaving, vips };
+        let disk = std::time::Duration::ZERO;
+        let report = NodeReport { guard: Some(guard), ready: !leaving, leaving, disk, vips };
         // The guard lets go before anybody is told that it has.
         life.lock().hold = hold.clone();
         let next = VipWishes { report, hold, gone };

@@ -316,6 +316,7 @@ impl World {
                 leases: trestle_cluster::sim::lease_times(&document),
                 uses: vec![digest],
                 contents: vec![(digest, content)],
+                gone: Vec::new(),
                 expected: compare.then(|| raft.state().revision_number()),
                 author: name,
                 message: String::new(),

@@ -1,7 +1,7 @@
 //! Backends that a test can stop and start again on the same port.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -27,6 +27,18 @@ impl HttpBackend {
     pub fn start(name: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
         Self::on(name, listener)
+    }
+
+    /// One for each of these addresses, named by them, all at one port that the system chose.
+    pub fn start_at(ips: &[&str]) -> Vec<Self> {
+        let ip = |ip: &&str| ip.parse::<IpAddr>().expect("an address");
+        let bound = crate::eventually(Duration::from_secs(5), "a port that is free at all addresses", || {
+            let first = TcpListener::bind((ip(&ips[0]), 0))?;
+            let port = first.local_addr()?.port();
+            let others = ips[1..].iter().map(|other| TcpListener::bind((ip(other), port)));
+            Ok(std::iter::once(Ok(first)).chain(others).collect::<Result<Vec<_>, _>>()?)
+        });
+        ips.iter().zip(bound).map(|(ip, listener)| Self::on(ip, listener)).collect()
     }
 
     fn on(name: &str, listener: TcpListener) -> Self {

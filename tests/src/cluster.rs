@@ -17,11 +17,19 @@ pub struct Cluster {
     pub nodes: Vec<Node>,
     key: PathBuf,
     dir: TempDir,
+    /// Of every node.
+    args: Vec<String>,
 }
 
 impl Cluster {
     /// `size` nodes, ready, all voters (up to five), with `config` as revision 1.
     pub fn start(size: usize, config: &str) -> Self {
+        Self::start_with(size, config, &[])
+    }
+
+    /// The same, with these further arguments for every node.
+    pub fn start_with(size: usize, config: &str, args: &[&str]) -> Self {
+        let args = args.iter().map(|&arg| arg.to_owned()).collect();
         let dir = tempfile::tempdir().expect("a temporary folder can be made");
         let key = dir.path().join("cluster.key");
         let made = Command::new(trestle()).args(["keygen", "-o"]).arg(&key).output().expect("keygen runs");
@@ -29,7 +37,7 @@ impl Cluster {
         let file = dir.path().join("first.yaml");
         std::fs::write(&file, config).expect("the test's folder is writable");
 
-        let mut cluster = Self { nodes: Vec::new(), key, dir };
+        let mut cluster = Self { nodes: Vec::new(), key, dir, args };
         let first = cluster.node("n1", &["--bootstrap", "--config", path(&file)]);
         first.wait_ready();
         cluster.nodes.push(first);
@@ -50,7 +58,8 @@ impl Cluster {
 
     /// A node of this cluster's key that is not kept in [`Cluster::nodes`].
     pub fn node(&self, name: &str, args: &[&str]) -> Node {
-        Node::start(name, self.dir.path(), &[args, &["--key-file", path(&self.key)]].concat())
+        let own: Vec<_> = self.args.iter().map(String::as_str).collect();
+        Node::start(name, self.dir.path(), &[args, &own, &["--key-file", path(&self.key)]].concat())
     }
 
     /// Cluster address of the first node that answers.
@@ -97,6 +106,19 @@ impl Cluster {
                     "not all alive: {nodes:?}"
                 );
                 ensure!(status["ready"] == true, "not ready: {status}");
+                Ok(())
+            });
+        }
+    }
+
+    /// Waits until every node has a seat, counts all of them and knows what the others hold of limits and rates.
+    pub fn wait_grown_up(&self) {
+        let live = format!("trestle_gossip_live_nodes {}\n", self.nodes.len());
+        for node in &self.nodes {
+            eventually(Duration::from_secs(10), "it knows what the others hold", || {
+                let metrics = node.metrics()?;
+                ensure!(metrics.contains("trestle_limits_young 0\n"), "it is young");
+                ensure!(metrics.contains(&live), "not all live");
                 Ok(())
             });
         }

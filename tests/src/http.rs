@@ -1,7 +1,7 @@
 //! A small HTTP/1.1 client: one request a connection unless asked otherwise, every byte visible.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -46,6 +46,14 @@ pub fn request(
     connection.request(method, host, path, &headers, body)
 }
 
+/// Connects as this client: any address of loopback is this machine's.
+pub fn connect_from(client: IpAddr, address: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
+    socket.bind(&SocketAddr::new(client, 0).into())?;
+    socket.connect_timeout(&address.into(), TIMEOUT)?;
+    Ok(socket.into())
+}
+
 /// A kept connection.
 pub struct Connection {
     stream: BufReader<TcpStream>,
@@ -55,6 +63,15 @@ impl Connection {
     pub fn open(address: SocketAddr) -> anyhow::Result<Self> {
         let stream =
             TcpStream::connect_timeout(&address, TIMEOUT).with_context(|| format!("connect {address}"))?;
+        Self::over(stream)
+    }
+
+    /// As this client.
+    pub fn open_from(client: IpAddr, address: SocketAddr) -> anyhow::Result<Self> {
+        Self::over(connect_from(client, address)?)
+    }
+
+    fn over(stream: TcpStream) -> anyhow::Result<Self> {
         stream.set_read_timeout(Some(TIMEOUT))?;
         stream.set_write_timeout(Some(TIMEOUT))?;
         stream.set_nodelay(true)?;

@@ -29,6 +29,8 @@ pub struct Lan {
     namespaces: Vec<String>,
     pub nodes: Vec<LanNode>,
     backend: Option<Child>,
+    /// Behind the nodes; see [`Lan::behind_nodes`].
+    members: Vec<Child>,
     dir: TempDir,
 }
 
@@ -92,7 +94,14 @@ impl Lan {
         let number = SEGMENTS.fetch_add(1, Ordering::Relaxed);
         let prefix = format!("tt{}x{number}", std::process::id() % 1_000_000);
         let dir = tempfile::tempdir().expect("a temporary folder can be made");
-        let mut lan = Lan { prefix, namespaces: Vec::new(), nodes: Vec::new(), backend: None, dir };
+        let mut lan = Lan {
+            prefix,
+            namespaces: Vec::new(),
+            nodes: Vec::new(),
+            backend: None,
+            members: Vec::new(),
+            dir,
+        };
         let switch = lan.namespace("sw");
         ip(&format!("-n {switch} link add br0 type bridge"));
         ip(&format!("-n {switch} link set br0 up"));
@@ -216,6 +225,51 @@ impl Lan {
         }
     }
 
+    /// A network behind the nodes, at whose other end members stand: 198.19.9.5N, 2001:db8:19::5N and so on, each
+    /// with a service at 9000 that is `mN`, and .100 as the gateway. Nodes have an `eth1` there, and forward.
+    pub fn behind_nodes(&mut self, members: usize) {
+        self.second_interfaces();
+        for (number, node) in self.nodes.iter().enumerate() {
+            ip(&format!("-n {} addr add 2001:db8:19::{}/64 dev eth1 nodad", node.namespace, 11 + number));
+            node.forward(true);
+        }
+        let switch = self.ns("sw");
+        for number in 1..=members {
+            let name = format!("m{number}");
+            let namespace = self.namespace(&name);
+            ip(&format!("-n {switch} link add {name} type veth peer name eth0 netns {namespace}"));
+            ip(&format!("-n {switch} link set {name} master br0 up"));
+            // All are on one segment: nobody may tell members of a way past the nodes.
+            for key in ["net/ipv4/conf/all/accept_redirects", "net/ipv6/conf/eth0/accept_redirects"] {
+                sysctl(&namespace, key, "0");
+            }
+            ip(&format!("-n {namespace} addr add 198.19.9.{}/24 dev eth0", 50 + number));
+            ip(&format!("-n {namespace} addr add 2001:db8:19::{}/64 dev eth0 nodad", 50 + number));
+            ip(&format!("-n {namespace} link set eth0 up"));
+            ip(&format!("-n {namespace} route add default via 198.19.9.100"));
+            ip(&format!("-n {namespace} -6 route add default via 2001:db8:19::100"));
+            let child = in_namespace(&namespace, Path::new("python3"))
+                .args([FLOWS, "serve", &name, "", "9000"])
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .spawn();
+            self.members.push(child.expect("python3 starts"));
+        }
+        // Each is up before somebody asks whether it is.
+        self.members.iter_mut().for_each(wait_open);
+        for key in ["net/ipv4/conf/all/accept_redirects", "net/ipv6/conf/eth0/accept_redirects"] {
+            sysctl(&self.ns("cl"), key, "0");
+        }
+    }
+
+    /// Nobody listens at member `number` any more; what is open there goes on.
+    pub fn refuse_at_member(&self, number: usize) {
+        let filter = "add table inet refuse; add chain inet refuse in { type filter hook input priority 0; }; \
+                      add rule inet refuse in tcp dport 9000 tcp flags & (syn | ack) == syn reject with tcp reset";
+        let output = in_namespace(&self.ns(&format!("m{number}")), Path::new("nft")).arg(filter).output();
+        assert!(output.expect("nft runs").status.success());
+    }
+
     /// A program at the switch.
     pub fn in_switch(&self, program: &str) -> Command {
         in_namespace(&self.ns("sw"), Path::new(program))
@@ -284,6 +338,10 @@ impl Drop for Lan {
             let _ = backend.kill();
             let _ = backend.wait();
         }
+        for member in &mut self.members {
+            let _ = member.kill();
+            let _ = member.wait();
+        }
         for namespace in &self.namespaces {
             let _ = run("ip", &["netns", "del", namespace]);
         }
@@ -304,6 +362,16 @@ impl LanNode {
             .stderr(log.expect("the log can be written"))
             .spawn();
         self.child = Some(child.expect("the node starts"));
+    }
+
+    /// Whether it passes packets on that are not its own.
+    pub fn forward(&self, on: bool) {
+        let value = if on { "1" } else { "0" };
+        sysctl(&self.namespace, "net/ipv4/ip_forward", value);
+        sysctl(&self.namespace, "net/ipv6/conf/all/forwarding", value);
+        for link in ["all", "eth0", "eth1"] {
+            sysctl(&self.namespace, &format!("net/ipv4/conf/{link}/send_redirects"), "0");
+        }
     }
 
     fn log_path(&self) -> PathBuf {
@@ -328,6 +396,15 @@ impl LanNode {
             String::from_utf8_lossy(&output.stderr)
         );
         Ok(output)
+    }
+
+    /// Prometheus text.
+    pub fn metrics(&self) -> anyhow::Result<String> {
+        let output = in_namespace(&self.namespace, Path::new("curl"))
+            .args(["-sS", "-f", "--max-time", "2", "http://127.0.0.1:7480/metrics"])
+            .output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8(output.stdout)?)
     }
 
     pub fn status(&self) -> anyhow::Result<Value> {
@@ -448,6 +525,12 @@ impl LanNode {
     }
 }
 
+/// Writes a value under /proc/sys in a namespace.
+fn sysctl(namespace: &str, key: &str, value: &str) {
+    let write = format!("echo {value} > /proc/sys/{key}");
+    run("ip", &["netns", "exec", namespace, "sh", "-c", &write]).expect("a sysctl can be set");
+}
+
 fn in_namespace(namespace: &str, program: &Path) -> Command {
     let mut command = Command::new("ip");
     command.args(["netns", "exec", namespace]).arg(program);
@@ -461,22 +544,41 @@ fn path(path: &Path) -> &str {
 /// A client that goes on until it is asked what it saw.
 pub struct Prober(Option<Child>);
 
+/// It says so when it goes.
+fn wait_open(child: &mut Child) {
+    let stdout = child.stdout.as_mut().expect("its output is ours");
+    let mut first = [0; 5];
+    std::io::Read::read_exact(stdout, &mut first).expect("it opens");
+    assert_eq!(&first, b"open\n");
+}
+
+/// See there.
+const FLOWS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/flows.py");
+
 impl Prober {
     /// `kind`: see `prober.py`.
     pub fn start(lan: &Lan, kind: &str, target: &str) -> Prober {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/src/prober.py");
+        Self::run(lan, &[concat!(env!("CARGO_MANIFEST_DIR"), "/src/prober.py"), kind, target])
+    }
+
+    /// So many connections to members of [`Lan::behind_nodes`], each byte of which is checked.
+    pub fn hold(lan: &Lan, count: usize, targets: &[(&str, u16)]) -> Prober {
+        let count = count.to_string();
+        let ports: Vec<String> = targets.iter().map(|(_, port)| port.to_string()).collect();
+        let mut args = vec![FLOWS, "hold", &count];
+        targets.iter().zip(&ports).for_each(|((host, _), port)| args.extend([*host, port.as_str()]));
+        Self::run(lan, &args)
+    }
+
+    fn run(lan: &Lan, args: &[&str]) -> Prober {
         let mut child = lan
             .client("python3")
-            .args([script, kind, target])
+            .args(args)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .expect("python3 starts");
-        // It says so when it goes.
-        let stdout = child.stdout.as_mut().expect("its output is ours");
-        let mut first = [0; 5];
-        std::io::Read::read_exact(stdout, &mut first).expect("the client opens");
-        assert_eq!(&first, b"open\n");
+        wait_open(&mut child);
         Prober(Some(child))
     }
 

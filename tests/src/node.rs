@@ -10,23 +10,35 @@ use anyhow::{Context, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::{eventually, trestle};
+use crate::{eventually, http, trestle};
 
 /// A node and its data folder. Killed on drop.
 pub struct Node {
     pub name: String,
     pub dir: PathBuf,
     args: Vec<String>,
+    env: Vec<(&'static str, &'static str)>,
     child: Option<Child>,
 }
 
 impl Node {
     /// Starts `trestle run` in `dir` with `args` (name, data folder and ports are added).
     pub fn start(name: &str, dir: &Path, args: &[&str]) -> Self {
+        Self::start_with_env(name, dir, args, &[])
+    }
+
+    /// The same, with these variables.
+    pub fn start_with_env(
+        name: &str,
+        dir: &Path,
+        args: &[&str],
+        env: &[(&'static str, &'static str)],
+    ) -> Self {
         let mut node = Self {
             name: name.to_owned(),
             dir: dir.to_owned(),
             args: args.iter().map(|&a| a.to_owned()).collect(),
+            env: env.to_vec(),
             child: None,
         };
         node.spawn();
@@ -50,6 +62,7 @@ impl Node {
             .arg("run")
             .args(unless_given.flat_map(|(flag, value)| [*flag, *value]))
             .args(&self.args)
+            .envs(self.env.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -126,6 +139,11 @@ impl Node {
         let file = self.dir.join(format!("apply-{}.yaml", self.name));
         std::fs::write(&file, config)?;
         self.json(&["apply", "-f", file.to_str().context("path")?])
+    }
+
+    /// What it tells Prometheus.
+    pub fn metrics(&self) -> anyhow::Result<String> {
+        Ok(http::get(self.admin()?, "localhost", "/metrics")?.text())
     }
 
     pub fn wait_ready(&self) {

@@ -1,7 +1,7 @@
 //! Servers and clients in Python, with libraries that are not ours.
 
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
 use crate::peers;
 
@@ -35,17 +35,36 @@ pub fn run(name: &str, args: &[&str]) -> String {
 pub struct Server {
     child: Child,
     pub port: u16,
+    /// What it prints behind its port.
+    said: Option<BufReader<ChildStdout>>,
 }
 
 impl Server {
     pub fn start(name: &str) -> Self {
-        let mut child = script(name, &["serve"]).stdout(Stdio::piped()).spawn().expect("python runs");
+        Self::start_with(name, &[])
+    }
+
+    /// The same, with these further arguments.
+    pub fn start_with(name: &str, args: &[&str]) -> Self {
+        let args = [&["serve"], args].concat();
+        let mut child = script(name, &args).stdout(Stdio::piped()).spawn().expect("python runs");
         let mut line = String::new();
-        let read = child.stdout.take().map(|out| BufReader::new(out).read_line(&mut line));
+        let mut said = child.stdout.take().map(BufReader::new);
+        let read = said.as_mut().map(|said| said.read_line(&mut line));
         let port = line.trim().parse();
-        let server = Self { child, port: port.clone().unwrap_or(0) };
+        let server = Self { child, port: port.clone().unwrap_or(0), said };
         assert!(matches!(read, Some(Ok(_))) && port.is_ok(), "{name} printed no port: {line:?}");
         server
+    }
+}
+
+impl Server {
+    /// The next line that it prints; waits for it.
+    pub fn line(&mut self) -> String {
+        let mut line = String::new();
+        let read = self.said.as_mut().map(|said| said.read_line(&mut line));
+        assert!(matches!(read, Some(Ok(1..))), "the server prints nothing more: {read:?}");
+        line.trim_end().to_owned()
     }
 }
 

@@ -356,3 +356,125 @@ fn a_first_config_takes_its_files_along_and_one_that_runs_out_is_told_of() {
         "{metrics}"
     );
 }
+
+/// An authority of openssl's own kind, with a certificate for `shop.example.com`.
+struct Papers<'a>(&'a Path);
+
+impl Papers<'_> {
+    fn issue(&self) {
+        for args in [
+            "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout ca.key -out ca.pem -subj /CN=authority -days 2",
+            "req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout shop.key -out shop.csr -subj /CN=shop.example.com \
+             -addext subjectAltName=DNS:shop.example.com",
+            "x509 -req -in shop.csr -CA ca.pem -CAkey ca.key -set_serial 4711 -out shop.pem -days 2 -copy_extensions copy",
+            "ocsp -issuer ca.pem -cert shop.pem -reqout shop.ask -no_nonce",
+        ] {
+            self.openssl(args);
+        }
+    }
+
+    /// What the authority says of the certificate, in a file.
+    fn say(&self, status: &str, revoked: &str, name: &str) -> String {
+        // Serial 4711.
+        let index = format!("{status}\t991231235959Z\t{revoked}\t1267\tunknown\t/CN=shop.example.com\n");
+        std::fs::write(self.0.join("index.txt"), index).expect("the test's folder is writable");
+        self.openssl(&format!(
+            "ocsp -index index.txt -CA ca.pem -rsigner ca.pem -rkey ca.key -reqin shop.ask -respout {name} -ndays 1"
+        ));
+        self.0.join(name).to_str().expect("a plain name").to_owned()
+    }
+
+    fn openssl(&self, args: &str) {
+        let output = Command::new("openssl")
+            .args(args.split_whitespace())
+            .current_dir(self.0)
+            .output()
+            .expect("it runs");
+        assert!(output.status.success(), "openssl {args}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[test]
+fn an_ocsp_response_is_stapled_and_replaced_with_its_certificate() {
+    if !peers::have(&["openssl"]) {
+        return;
+    }
+    let backend = HttpBackend::start("app");
+    let cluster = Cluster::start(1, "pools: {}\n");
+    let (node, dir) = (&cluster.nodes[0], cluster.dir());
+    let papers = Papers(dir);
+    papers.issue();
+    papers.say("V", "", "good.ocsp");
+    let config = config(&backend) + "    ocsp_file: good.ocsp\n";
+    let document = written(dir, "web.yaml", &config);
+    done(node, &["apply", "-f", &document]);
+    let staple = |expected: &str| {
+        for version in ["-tls1_2", "-tls1_3"] {
+            eventually(SETTLE, &format!("the staple with {version} has {expected:?}"), || {
+                let text = openssl(node.listener("web")?, &[version, "-status"])?;
+                ensure!(text.contains(expected), "{text}");
+                Ok(())
+            });
+        }
+    };
+    staple("OCSP Response Status: successful (0x0)");
+    staple("Cert Status: good");
+
+    let revoked = papers.say("R", "261101000000Z", "revoked.ocsp");
+    let file = |name: &str| dir.join(name).to_str().expect("a plain name").to_owned();
+    let (chain, key) = (file("shop.pem"), file("shop.key"));
+    let set = ["certificate", "set", "shop", "--chain", &chain, "--key", &key];
+    done(node, &[&set[..], &["--ocsp", &revoked]].concat());
+    staple("Cert Status: revoked");
+
+    let page = written(dir, "page.ocsp", "<html>");
+    refused(
+        node,
+        &[&set[..], &["--ocsp", &page]].concat(),
+        &["certificates.shop.ocsp_file: this is no OCSP response", "nothing was changed"],
+    );
+    let bad = written(dir, "bad.yaml", &config.replace("good.ocsp", "page.ocsp"));
+    refused(
+        node,
+        &["apply", "-f", &bad],
+        &["bad.yaml:13:16: certificates.shop.ocsp_file", "DER is expected"],
+    );
+    staple("Cert Status: revoked");
+    done(node, &set);
+    staple("OCSP response: no response sent");
+    done(node, &["apply", "-f", &document]);
+    staple("Cert Status: good");
+}
+
+#[test]
+fn each_reason_why_clients_fail_is_told_whatever_others_do() {
+    if !peers::have(&["openssl"]) {
+        return;
+    }
+    let backend = HttpBackend::start("app");
+    let cluster = Cluster::start(1, "pools: {}\n");
+    let (node, dir) = (&cluster.nodes[0], cluster.dir());
+    Pair::new("shop.example.com").write(dir, "shop");
+    let text = config(&backend).replace("[shop] }", "[shop], unknown_name: reject }");
+    done(node, &["apply", "-f", &written(dir, "web.yaml", &text)]);
+    let address = eventually(SETTLE, "it serves", || {
+        let address = node.listener("web")?;
+        openssl(address, &[])?;
+        Ok(address)
+    });
+    for failing in [["-servername", "other.test"], ["-cipher", "AES128-SHA"]] {
+        for _ in 0..5 {
+            openssl(address, &[&["-tls1_2"], failing.as_slice()].concat()).expect_err("it is refused");
+        }
+    }
+    let told = |reason: &str| {
+        let log = node.log();
+        let lines = log.lines().filter(|line| line.contains("TLS handshake failed"));
+        lines.filter(|line| line.contains(&format!("reason=\"{reason}\""))).count()
+    };
+    eventually(SETTLE, "both are told, and not each time", || {
+        let told = [told("unknown_name"), told("incompatible")];
+        ensure!(told == [1, 1], "{told:?}");
+        Ok(())
+    });
+}

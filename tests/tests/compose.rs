@@ -38,6 +38,7 @@ fn script(args: &[&str]) -> Output {
     let mut command = Command::new(root().join("docker/up"));
     // An unoptimised binary shows the same behaviour and is built in a fraction of the time.
     command.args(args).current_dir(root()).env("TRESTLE_PROFILE", "dev");
+    command.env("CARGO_PROFILE_DEV_OPT_LEVEL", "0");
     command.output().expect("docker/up starts")
 }
 

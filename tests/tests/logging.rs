@@ -1,13 +1,13 @@
 //! The access log as files have it: beside nginx's, and rotated.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use rustix::process::Signal;
 use trestle_tests::backend::HttpBackend;
-use trestle_tests::{Cluster, Nginx, eventually, http, peers};
+use trestle_tests::{Cluster, Nginx, eventually, free_address, http, peers};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -48,9 +48,7 @@ fn combined_is_nginx_s_byte_by_byte() {
     }
     let dir = tempfile::tempdir().expect("folder");
     let (theirs, ours) = (dir.path().join("nginx.log"), dir.path().join("trestle.log"));
-    let port =
-        std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
-    let address: SocketAddr = ([127, 0, 0, 1], port).into();
+    let address = free_address(Ipv4Addr::LOCALHOST.into());
     let _nginx = Nginx::start(|_| {
         format!(
             "server {{ listen {address}; location / {{ access_log {} combined; return 200 hello; }}\n\

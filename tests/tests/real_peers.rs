@@ -1,16 +1,16 @@
 //! Programs that everybody has: curl in front, nginx behind.
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::ensure;
-use trestle_tests::{Cluster, Nginx, eventually, http, peers};
+use trestle_tests::{Cluster, Nginx, eventually, example, free_port, http, peers};
 
 /// Files, uploads, and what it was asked; and where it listens.
 fn nginx() -> (Nginx, u16) {
-    let port =
-        std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
+    let port = free_port();
     let nginx = Nginx::start(|dir| {
         std::fs::create_dir(dir.join("www")).expect("folder");
         let mut big = std::fs::File::create(dir.join("www/big")).expect("file");
@@ -37,7 +37,9 @@ fn curl_through_us_to_nginx() {
     }
     let (server, port) = nginx();
     let config = format!(
-        "listeners: {{ web: {{ bind: \"127.0.0.1:0\", protocol: http, pool: p }} }}\npools: {{ p: {{ members: [\"127.0.0.1:{}\"] }} }}\n",
+        "listeners:\n  web: {{ bind: \"127.0.0.1:0\", protocol: http, pool: p }}\n  \
+           inner: {{ bind: \"127.0.0.1:0\", protocol: http, pool: p, trusted_proxies: [127.0.0.0/8] }}\n\
+         pools: {{ p: {{ members: [\"127.0.0.1:{}\"] }} }}\n",
         port
     );
     let cluster = Cluster::start(1, &config);
@@ -66,6 +68,18 @@ fn curl_through_us_to_nginx() {
     assert!(!parts[2].contains("x-secret"), "{seen}");
     assert_eq!(parts[3], "", "{seen}");
     assert_eq!(parts[4], "/seen?q=%2F..%41", "{seen}");
+
+    // Behind a proxy that is trusted they are believed.
+    let inner = cluster.nodes[0].listener("inner").expect("bound");
+    let seen = curl(&[
+        "-H",
+        "X-Forwarded-For: 6.6.6.6, 198.51.100.7",
+        "-H",
+        "X-Forwarded-Proto: https",
+        &format!("http://{inner}/seen"),
+    ]);
+    let seen = String::from_utf8_lossy(&seen).into_owned();
+    assert!(seen.starts_with("6.6.6.6, 198.51.100.7, 127.0.0.1|https|"), "{seen}");
 
     // A large download and several requests on one connection.
     let big = curl(&[&format!("http://{web}/big")]);
@@ -101,4 +115,140 @@ fn curl_through_us_to_nginx() {
         ensure!(id.len() == 36 && answer.text().contains(&id), "{answer:?}");
         Ok(())
     });
+}
+
+/// An application with sessions of its own, which hints at what a page needs. It ends with the test.
+fn application(name: &'static str) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            std::thread::spawn(move || serve(name, stream));
+        }
+    });
+    address
+}
+
+fn serve(name: &str, stream: TcpStream) -> std::io::Result<()> {
+    let mut lines = BufReader::new(stream.try_clone()?).lines();
+    while lines.next().transpose()?.is_some() {
+        let mut fields = std::collections::BTreeMap::new();
+        while let Some(line) = lines.next().transpose()?.filter(|line| !line.is_empty()) {
+            if let Some((name, value)) = line.split_once(": ") {
+                fields.insert(name.to_lowercase(), value.to_owned());
+            }
+        }
+        let field = |name: &str| fields.get(name).map_or("", String::as_str);
+        let body = format!("{name}|{}|{}|{}", field("cookie"), field("x-forwarded-for"), field("forwarded"));
+        let hint = "HTTP/1.1 103 Early Hints\r\nLink: </app.css>; rel=preload; as=style\r\n\r\n";
+        (&stream).write_all(hint.as_bytes())?;
+        let session = match field("cookie") {
+            "" => format!("Set-Cookie: JSESSIONID=\"{name} 1\"; Path=/\r\n"),
+            _ => String::new(),
+        };
+        write!(&stream, "HTTP/1.1 200 OK\r\n{session}Content-Length: {}\r\n\r\n{body}", body.len())?;
+    }
+    Ok(())
+}
+
+#[test]
+fn the_example_behind_a_cdn_does_what_it_says() {
+    if !peers::have(&["curl"]) {
+        return;
+    }
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/behind-cdn.yaml");
+    let mut config = std::fs::read_to_string(file).expect("the example is there");
+    for (address, here) in [
+        ("0.0.0.0:8080", "127.0.0.1:0".to_owned()),
+        ("198.51.100.0/24", "127.0.0.0/8".to_owned()),
+        ("192.0.2.11:80", application("one").to_string()),
+        ("192.0.2.12:80", application("two").to_string()),
+    ] {
+        assert!(config.contains(address), "{address}");
+        config = config.replace(address, &here);
+    }
+    let cluster = Cluster::start(1, &config);
+    let web = cluster.nodes[0].listener("web").expect("bound");
+    let dir = tempfile::tempdir().expect("a folder");
+    let curl = |jar: &str, client: &str, more: &[&str]| {
+        let jar = dir.path().join(jar).display().to_string();
+        let client = format!("X-Forwarded-For: 192.0.2.66, {client}");
+        let output = Command::new("curl")
+            .args(["-sS", "--max-time", "20", "-i", "-b", &jar, "-c", &jar, "-H", &client])
+            .args(more)
+            .output()
+            .expect("curl runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).replace("\r\n", "\n")
+    };
+    let url = |path: &str| format!("http://{web}{path}");
+    let https = ["-H", "X-Forwarded-Proto: https"];
+
+    // A browser's first page, with hints before it, and its second.
+    let mut members = std::collections::BTreeSet::new();
+    for jar in ["a", "b"] {
+        let first = curl(jar, "203.0.113.9", &[&https[..], &[&url("/")]].concat());
+        assert!(
+            first.starts_with(
+                "HTTP/1.1 103 Early Hints\nlink: </app.css>; rel=preload; as=style\n\nHTTP/1.1 200 OK\n"
+            ),
+            "{first}"
+        );
+        let body = first.lines().last().expect("a body");
+        let (name, rest) = body.split_once('|').expect("a name");
+        let host = web.to_string();
+        let list = "192.0.2.66, 203.0.113.9, 127.0.0.1";
+        assert_eq!(rest, format!("|{list}|for=203.0.113.9;host=\"{host}\";proto=https"));
+        for _ in 0..4 {
+            let again = curl(jar, "203.0.113.9", &[&https[..], &[&url("/")]].concat());
+            let body = again.lines().last().expect("a body");
+            assert!(body.starts_with(&format!("{name}|JSESSIONID=\"{name} 1\"|")), "{again}");
+        }
+        members.insert(name.to_owned());
+    }
+    assert_eq!(members.len(), 2);
+
+    let plain = curl("c", "203.0.113.9", &["-H", "X-Forwarded-Proto: http", &url("/a")]);
+    assert!(plain.contains("HTTP/1.1 301") && plain.contains("location: https://127.0.0.1/a\n"), "{plain}");
+    let office = curl("c", "203.0.113.9", &[&https[..], &[&url("/admin")]].concat());
+    assert!(office.contains("\nHTTP/1.1 200 OK\n"), "{office}");
+    let stranger = curl("c", "198.18.0.9", &[&https[..], &[&url("/admin")]].concat());
+    assert!(
+        stranger.starts_with("HTTP/1.1 403") && stranger.contains("198.18.0.9 may not go there"),
+        "{stranger}"
+    );
+}
+
+#[test]
+fn the_example_with_passwords_lets_those_in_who_know_one() {
+    if !peers::have(&["curl", "nginx"]) {
+        return;
+    }
+    let (_server, port) = nginx();
+    let config = example(
+        "passwords.yaml",
+        &[
+            (":8080\", protocol", "127.0.0.1:0\", protocol".to_owned()),
+            ("192.0.2.11:8080", format!("127.0.0.1:{port}")),
+        ],
+    );
+    let cluster = Cluster::start(1, &config);
+    let web = cluster.nodes[0].listener("web").expect("bound");
+    let status = |path: &str, login: &[&str]| {
+        let mut curl = Command::new("curl");
+        curl.args(["-sS", "--max-time", "20", "-o", "/dev/null", "-w", "%{http_code}"]).args(login);
+        let output = curl.arg(format!("http://{web}{path}")).output().expect("curl runs");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    assert_eq!(status("/seen", &[]), "200");
+    for (login, expected) in
+        [("ann:tree house", "404"), ("bob:river stone", "404"), ("ann:river stone", "401"), ("eve:x", "401")]
+    {
+        assert_eq!(
+            status("/staff", &["-u", login]),
+            expected,
+            "{login}: nginx says 404 to whom we let through"
+        );
+    }
+    assert_eq!(status("/staff", &[]), "401");
 }

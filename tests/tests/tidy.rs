@@ -15,6 +15,7 @@ const MAY_DEPEND: &[(&str, &[&str])] = &[
     ("trestle-vip-guard", &["trestle-netlink"]),
     ("trestle-raft-store", &["trestle-config"]),
     ("trestle-dataplane", &["trestle-config"]),
+    ("trestle-kernel-path", &["trestle-config", "trestle-dataplane", "trestle-netlink"]),
     (
         "trestle-cluster",
         &["trestle-config", "trestle-dataplane", "trestle-proto", "trestle-raft-store", "trestle-vip-guard"],
@@ -25,6 +26,7 @@ const MAY_DEPEND: &[(&str, &[&str])] = &[
             "trestle-config",
             "trestle-dataplane",
             "trestle-cluster",
+            "trestle-kernel-path",
             "trestle-raft-store",
             "trestle-vip-guard",
         ],
@@ -38,14 +40,16 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the workspace").to_owned()
 }
 
-fn metadata() -> Value {
+fn cargo(args: &[&str]) -> Vec<u8> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
-        .args(["metadata", "--format-version", "1", "--no-deps", "--offline"])
-        .current_dir(root())
-        .output()
-        .expect("cargo runs");
-    serde_json::from_slice(&output.stdout).expect("cargo metadata prints JSON")
+    let output = Command::new(cargo).args(args).current_dir(root()).output().expect("cargo runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
+}
+
+fn metadata() -> Value {
+    let printed = cargo(&["metadata", "--format-version", "1", "--no-deps", "--offline"]);
+    serde_json::from_slice(&printed).expect("cargo metadata prints JSON")
 }
 
 /// Every Rust source of the workspace, with its text.
@@ -104,6 +108,36 @@ fn versions_stand_once() {
     }
 }
 
+/// Licences that a program under Apache-2.0 may be given away with, without more than a notice.
+const LICENCES: &[&str] = &[
+    "Apache-2.0",
+    "Apache-2.0 WITH LLVM-exception",
+    "BSD-2-Clause",
+    "BSD-3-Clause",
+    "ISC",
+    "MIT",
+    "MIT-0",
+    "Unicode-3.0",
+    "Unlicense",
+    "Zlib",
+];
+
+#[test]
+fn what_is_built_in_may_be_given_away() {
+    let tree = "tree --workspace --edges normal --prefix none --format {p}|{l} --locked --offline";
+    let printed = String::from_utf8(cargo(&tree.split(' ').collect::<Vec<_>>())).expect("text");
+    let packages: std::collections::BTreeSet<_> = printed.lines().filter_map(|l| l.split_once('|')).collect();
+    assert!(packages.len() > 100, "dependencies are looked at too");
+    for (package, licence) in packages {
+        // An SPDX expression; `/` is how `OR` was written once.
+        let fits = licence.trim_end_matches(" (*)").split(" AND ").all(|part| {
+            let part = part.trim_matches(['(', ')']).replace('/', " OR ");
+            part.split(" OR ").any(|one| LICENCES.contains(&one.trim()))
+        });
+        assert!(fits, "{package} has the licence {licence:?}, which is none of {LICENCES:?}");
+    }
+}
+
 #[test]
 fn only_its_homes_name_openraft() {
     for (file, text) in sources() {
@@ -154,6 +188,7 @@ fn every_example_is_a_valid_config() {
     let authority = Authority::new("an authority");
     authority.write(dir.path(), "backend-ca");
     authority.issue(dir.path(), "shop", &["shop.example.com"]);
+    authority.issue(dir.path(), "example", &["www.example.com"]);
     for entry in std::fs::read_dir(root().join("examples")).expect("examples/") {
         let example = entry.expect("entry").path();
         let path = dir.path().join(example.file_name().expect("a name"));

@@ -197,6 +197,9 @@ fn an_owner_that_is_removed_dead_costs_its_lease_and_no_more() {
     std::thread::sleep(Duration::from_millis(300));
     lan.nodes[owner].kill_all();
     lan.nodes[leader].cli(&["node", "remove", &name]).expect("it is removed");
+    let status = lan.nodes[leader].status().expect("it answers");
+    let next = status["vips"][0]["owner"].as_str().unwrap_or_default();
+    assert!(next != name && lan.nodes.iter().any(|node| node.name == next), "{status}");
     lan.wait_served();
     std::thread::sleep(Duration::from_millis(300));
     let seen = client.stop();

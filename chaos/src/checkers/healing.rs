@@ -36,7 +36,7 @@ pub(super) fn faults(trace: &Trace) -> Verdict {
 
 /// After each fault was undone, the cluster was whole within its bound.
 pub(super) fn whole(trace: &Trace) -> Verdict {
-    let mut inquiry = Inquiry::new("whole in time");
+    let mut inquiry = Inquiry::new(WHOLE);
     inquiry.needs(trace, &["faults"]);
     if trace.faults.is_empty() {
         inquiry.unknown(0, trace.run.length, "there was nothing to heal");
@@ -106,38 +106,47 @@ fn counts(load: &Load, fault: &FaultRecord) -> bool {
     load.node.as_ref().is_none_or(|node| !fault.victims.contains(node))
 }
 
-/// No client was without an answer for longer than allowed; where nothing may fail, nothing did.
-pub(super) fn outages(trace: &Trace) -> Verdict {
-    let mut inquiry = Inquiry::new("outages within bounds");
+/// Names of the verdicts that a machine which is slow for a moment breaks as well as a cluster.
+pub(crate) const TIMED: [&str; 2] = [OUTAGES, WHOLE];
+const OUTAGES: &str = "outages within bounds";
+const WHOLE: &str = "whole in time";
+
+/// The loads whose clients are held against `fault`, of which one has to be there.
+fn judging<'a>(inquiry: &mut Inquiry, trace: &'a Trace, index: usize) -> Vec<&'a Load> {
+    let fault = &trace.faults[index];
+    let all: Vec<_> = trace.loads.iter().filter(|l| l.measures_outage).collect();
+    let judging: Vec<_> = all.iter().copied().filter(|load| counts(load, fault)).collect();
+    if judging.is_empty() && !all.is_empty() {
+        let until = trace.faults.get(index + 1).map_or(FOREVER, |next| next.begun);
+        let name = title(fault);
+        inquiry.unknown(fault.begun, until, format!("{name}: every load went to a node that was hit"));
+    }
+    judging
+}
+
+/// What both verdicts about loads need.
+fn needs_loads(inquiry: &mut Inquiry, trace: &Trace) {
     inquiry.needs(trace, &["loads", "faults"]);
+    let length = trace.run.length;
+    if !trace.loads.iter().any(|l| l.measures_outage) {
+        inquiry.unknown(0, length, "no load measured outages");
+    }
+    for load in trace.loads.iter().filter(|load| !load.complete) {
+        inquiry.unknown(0, length, format!("{} did not tell all that it saw", load.name));
+    }
+}
+
+/// No client was without an answer for longer than allowed.
+pub(super) fn outages(trace: &Trace) -> Verdict {
+    let mut inquiry = Inquiry::new(OUTAGES);
     if let Some(why) = trace.run.lack(Part::Loads) {
         return inquiry.skip(why);
     }
-    let length = trace.run.length;
-    let measured: Vec<_> = trace.loads.iter().filter(|l| l.measures_outage).collect();
-    if measured.is_empty() {
-        inquiry.unknown(0, length, "no load measured outages");
-    }
-    for load in &trace.loads {
-        if !load.complete {
-            inquiry.unknown(0, length, format!("{} did not tell all that it saw", load.name));
-        }
-        let first = if trace.faults.is_empty() { FOREVER } else { window(trace, load, 0).0 };
-        for gap in load.gaps.iter().filter(|g| g.failed > 0 && g.from < first) {
-            let text =
-                format!("{}: {} failed with nothing wrong", load.name, count(gap.failed as usize, "request"));
-            inquiry.fail(gap.from, gap.until, text);
-        }
-    }
+    needs_loads(&mut inquiry, trace);
     let mut longest: Option<(Time, String)> = None;
     for (index, fault) in trace.faults.iter().enumerate() {
         let name = title(fault);
-        let until = trace.faults.get(index + 1).map_or(FOREVER, |next| next.begun);
-        let judging: Vec<_> = measured.iter().filter(|load| counts(load, fault)).collect();
-        if judging.is_empty() && !measured.is_empty() {
-            inquiry.unknown(fault.begun, until, format!("{name}: every load went to a node that was hit"));
-        }
-        for load in judging {
+        for load in judging(&mut inquiry, trace, index) {
             let Some((gap, long)) = outage(trace, load, index) else { continue };
             if longest.as_ref().is_none_or(|(most, _)| long > *most) {
                 longest = Some((long, name.clone()));
@@ -167,17 +176,41 @@ pub(super) fn outages(trace: &Trace) -> Verdict {
                 }
             }
         }
-        if fault.bounds.outage.is_none() {
-            for load in trace.loads.iter().filter(|load| counts(load, fault)) {
-                nothing_failed(&mut inquiry, trace, load, index);
-            }
-        }
     }
     let text = match longest {
         Some((long, name)) => format!("the longest was {} ({name})", span(long)),
         None => "none was seen".to_owned(),
     };
     inquiry.close(text)
+}
+
+/// Where nothing may fail nothing did: before the first fault, and of faults that no client may notice.
+pub(super) fn unharmed(trace: &Trace) -> Verdict {
+    let mut inquiry = Inquiry::new("nothing failed that may not");
+    if let Some(why) = trace.run.lack(Part::Loads) {
+        return inquiry.skip(why);
+    }
+    needs_loads(&mut inquiry, trace);
+    for load in &trace.loads {
+        let first = if trace.faults.is_empty() { FOREVER } else { window(trace, load, 0).0 };
+        for gap in load.gaps.iter().filter(|g| g.failed > 0 && g.from < first) {
+            let text =
+                format!("{}: {} failed with nothing wrong", load.name, count(gap.failed as usize, "request"));
+            inquiry.fail(gap.from, gap.until, text);
+        }
+    }
+    let mut silent = 0;
+    for (index, fault) in trace.faults.iter().enumerate().filter(|(_, f)| f.bounds.outage.is_none()) {
+        silent += 1;
+        judging(&mut inquiry, trace, index);
+        for load in trace.loads.iter().filter(|load| counts(load, fault)) {
+            nothing_failed(&mut inquiry, trace, load, index);
+        }
+    }
+    inquiry.close(match silent {
+        0 => "nothing did before the first fault; all of them may cost requests".to_owned(),
+        _ => format!("nothing did, of {}", count(silent, "fault")),
+    })
 }
 
 fn nothing_failed(inquiry: &mut Inquiry, trace: &Trace, load: &Load, index: usize) {
@@ -264,13 +297,13 @@ mod tests {
 
     #[test]
     fn a_failure_where_none_is_allowed_is_found() {
-        assert_eq!(broken(outages, |t| t.faults[0].bounds.outage = None), Judgement::Fail);
+        assert_eq!(broken(unharmed, |t| t.faults[0].bounds.outage = None), Judgement::Fail);
         let cut = |t: &mut Trace| {
             t.faults[0].bounds.outage = None;
             t.loads[0].gaps.clear();
             t.loads[0].seconds[5].cut = 1;
         };
-        assert_eq!(broken(outages, cut), Judgement::Fail);
+        assert_eq!(broken(unharmed, cut), Judgement::Fail);
     }
 
     #[test]
@@ -295,7 +328,7 @@ mod tests {
     #[test]
     fn a_failure_before_the_first_fault_is_found() {
         let early = Gap { from: SECOND, until: SECOND + 20 * MS, failed: 2, lag: 0 };
-        assert_eq!(broken(outages, |t| t.loads[0].gaps.push(early)), Judgement::Fail);
+        assert_eq!(broken(unharmed, |t| t.loads[0].gaps.push(early)), Judgement::Fail);
     }
 
     #[test]

@@ -153,6 +153,7 @@ pub fn judge(trace: &Trace) -> Vec<Verdict> {
         linear::linearizable(trace),
         ends::equal(trace),
         answers::right(trace),
+        healing::unharmed(trace),
         healing::outages(trace),
         healing::whole(trace),
     ]
@@ -163,6 +164,16 @@ pub fn judge(trace: &Trace) -> Vec<Verdict> {
 pub fn passes(verdicts: &[Verdict]) -> bool {
     !verdicts.is_empty()
         && verdicts.iter().all(|v| matches!(v.judgement, Judgement::Pass | Judgement::Skipped))
+}
+
+/// Whether nothing but bounds of time was broken, or nothing but what could not be told stayed open: a
+/// machine that stands still does that as well as a cluster.
+#[must_use]
+pub fn only_late(verdicts: &[Verdict]) -> bool {
+    !passes(verdicts)
+        && verdicts
+            .iter()
+            .all(|v| v.judgement != Judgement::Fail || healing::TIMED.contains(&v.name.as_str()))
 }
 
 /// A span as people read it.
@@ -201,6 +212,21 @@ mod tests {
         assert!(!passes(&[verdict(Judgement::Pass), verdict(Judgement::Unknown)]));
         assert!(!passes(&[verdict(Judgement::Fail)]));
         assert!(!passes(&[]), "nothing was judged");
+    }
+
+    #[test]
+    fn what_is_late_is_told_from_what_is_wrong() {
+        let judged = |break_it: fn(&mut Trace)| {
+            let mut trace = testing::good();
+            break_it(&mut trace);
+            let verdicts = judge(&trace);
+            (passes(&verdicts), only_late(&verdicts))
+        };
+        assert_eq!(judged(|_| {}), (true, false));
+        assert_eq!(judged(|t| t.loads[0].gaps[0].until = 4_700 * testing::MS), (false, true));
+        assert_eq!(judged(|t| t.loads[0].complete = false), (false, true));
+        assert_eq!(judged(|t| t.faults[0].bounds.outage = None), (false, false), "requests failed");
+        assert_eq!(judged(|t| t.faults[0].proofs[0].holds = false), (false, false));
     }
 
     #[test]

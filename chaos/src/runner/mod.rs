@@ -2,6 +2,7 @@
 
 mod changes;
 mod ends;
+mod machine;
 mod owners;
 mod traffic;
 mod watch;
@@ -97,6 +98,7 @@ fn run_in(
     let map = env.map().clone();
     let (recorder, stop) =
         (Recorder::new(describe(options, &map), vips(&map, scenario)), AtomicBool::new(false));
+    let machine = machine::Cores::now();
     let stage = &Stage { scenario, seed: options.seed, map: &map, recorder: &recorder, stop: &stop };
     let problem = std::thread::scope(|scope| {
         // Also when this thread panics, the others must hear that it is over.
@@ -113,6 +115,9 @@ fn run_in(
         recorder.note(format!("in the end: {e:#}"));
     }
     ends::record(env.map(), &recorder);
+    if let Some(text) = machine.and_then(|began| began.until(machine::Cores::now()?)) {
+        recorder.note(text);
+    }
     if interrupted.load(Ordering::Relaxed) {
         recorder.interrupted("by a signal");
     }

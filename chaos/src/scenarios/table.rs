@@ -171,6 +171,15 @@ pub static SCENARIOS: &[Scenario] = &[
         ..BASE
     },
     Scenario {
+        name: "slow-leader-vip",
+        about: "the disk of the Raft leader is slow: the lead goes to a node whose disk keeps up",
+        layout: VIP,
+        faults: &[Fault::SlowDisk(Target::Leader)],
+        hold: Span(s(5), s(8)),
+        expect: Expect { outage: Some(s(1)), heal: s(20) },
+        ..BASE
+    },
+    Scenario {
         name: "quick-kill-owner-hard",
         about: "as kill-owner-hard, with a TTL of 250 ms",
         layout: QUICK_VIP,

@@ -1,15 +1,27 @@
 //! Policy keys: those of bundles that are pulled in, and those that stand there themselves.
 
 use crate::check::Sink;
-use crate::model::{Cors, ErrorPage, HeaderEdits, OriginPattern, Policies};
+use crate::model::{Auth, BodyEdit, Cors, ErrorPage, HeaderEdits, OriginPattern, Policies};
 use crate::problem::{Fault, shown};
 use crate::scalar;
-use crate::text::Template;
+use crate::text::{Substitution, Template};
 use crate::tree::Place;
 use crate::value::{Fields, Kind, Value};
 
 /// Keys that are about requests, and mean nothing for a connection.
-pub(crate) const OF_REQUESTS: [&str; 4] = ["request_headers", "response_headers", "cors", "error_pages"];
+pub(crate) const OF_REQUESTS: [&str; 7] =
+    ["request_headers", "response_headers", "auth", "cors", "substitute", "error_pages", "waf"];
+
+/// The object under a policy key of a listener, a route or a rule: inline, or else that of a bundle.
+pub(crate) fn written<'f>(root: &'f Fields, fields: &'f Fields, key: &str) -> Option<&'f Fields> {
+    written_value(root, fields, key)?.as_object()
+}
+
+/// As [`written`], of a key whose value is no object.
+pub(super) fn written_value<'f>(root: &'f Fields, fields: &'f Fields, key: &str) -> Option<&'f Value> {
+    let of_bundle = |value: &'f Value| root.entry("policies", value.as_text()?)?.as_object()?.at(key);
+    fields.at(key).or_else(|| fields.list("use").unwrap_or_default().iter().find_map(of_bundle))
+}
 
 /// Of a listener, a route or a rule: what is inline beats what `use` pulls in.
 pub(super) fn of(root: &Fields, fields: &Fields, sink: &mut Sink) -> Policies {
@@ -31,7 +43,11 @@ pub(super) fn of(root: &Fields, fields: &Fields, sink: &mut Sink) -> Policies {
         // Problems inside of it are told where it stands, once.
         bundled = bundled.or(&own(bundle, &mut Sink::default()));
     }
-    own(fields, sink).or(&bundled)
+    let mut policies = own(fields, sink).or(&bundled);
+    if let Some(ban) = &mut policies.ban {
+        super::set(&mut ban.prefix_v6, written(root, fields, "limits").map(super::limits::prefix_v6));
+    }
+    policies
 }
 
 fn own(fields: &Fields, sink: &mut Sink) -> Policies {
@@ -40,8 +56,12 @@ fn own(fields: &Fields, sink: &mut Sink) -> Policies {
     Policies {
         request_headers,
         response_headers,
+        auth: fields.object("auth").map(|auth| self::auth(auth, sink)),
         cors: fields.object("cors").map(|cors| self::cors(cors, sink)),
+        substitute: fields.list("substitute").map(|edits| body_edits(edits, sink)),
         error_pages: fields.at("error_pages").map(|_| error_pages(fields)),
+        ban: fields.object("ban").map(|ban| super::guard::ban(ban, sink)),
+        waf: fields.object("waf").map(|waf| super::waf::waf(waf, sink)),
     }
 }
 
@@ -56,6 +76,26 @@ fn error_pages(fields: &Fields) -> Vec<ErrorPage> {
     let mut pages: Vec<ErrorPage> = fields.map("error_pages").iter().filter_map(page).collect();
     pages.sort_by_key(|page| page.statuses.1 - page.statuses.0);
     pages
+}
+
+fn auth(fields: &Fields, sink: &mut Sink) -> Auth {
+    let Some(basic) = fields.object("basic") else { return Auth::default() };
+    let mut auth = Auth::default();
+    if let Some(realm) = basic.text("realm") {
+        realm.clone_into(&mut auth.realm);
+    }
+    let hash = |(name, value): &(String, Value)| Some((name.clone(), value.as_text()?.to_owned()));
+    auth.users = basic.map("users").iter().filter_map(hash).collect();
+    if let Some(users) = basic.at("users")
+        && basic.map("users").is_empty()
+    {
+        let fault = Fault::new("nobody could come in");
+        sink.report(
+            Place::Value(users.node),
+            fault.help("name a user, or say `auth: {}` to let everybody in"),
+        );
+    }
+    auth
 }
 
 fn cors(fields: &Fields, sink: &mut Sink) -> Cors {
@@ -86,6 +126,32 @@ fn cors(fields: &Fields, sink: &mut Sink) -> Cors {
     cors
 }
 
+fn body_edits(edits: &[Value], sink: &mut Sink) -> Vec<BodyEdit> {
+    /// As long as one may be that says nothing else.
+    const BODY_MAX: usize = 1 << 20;
+    let edit = |value: &Value| {
+        let fields = value.as_object()?;
+        let (key, is_regex) = if fields.has("regex") { ("regex", true) } else { ("find", false) };
+        let (find, empty) = (fields.at(key)?, Template::default());
+        let edit = Substitution::parse(find.as_text()?, is_regex, fields.template("with").unwrap_or(&empty));
+        let edit = edit.map_err(|fault| sink.report(Place::Value(find.node), fault)).ok()?;
+        for value in fields.list("types").unwrap_or_default() {
+            if value.as_text() == Some("text/event-stream") {
+                let fault = Fault::new("a stream of events has no end to wait for, so it is never edited");
+                sink.report(Place::Value(value.node), fault.help("leave it out"));
+            }
+        }
+        let types = fields.list("types").map(|types| types.iter().filter_map(Value::as_text));
+        Some(BodyEdit {
+            edit,
+            types: types
+                .map_or_else(|| vec!["text/html".to_owned()], |types| types.map(str::to_owned).collect()),
+            max: fields.size("max").and_then(|max| usize::try_from(max).ok()).unwrap_or(BODY_MAX),
+        })
+    };
+    edits.iter().filter_map(edit).collect()
+}
+
 /// Reports what is wrong in the bundles themselves.
 pub(super) fn bundles(root: &Fields, sink: &mut Sink) {
     for (_, bundle) in root.map("policies") {
@@ -100,7 +166,7 @@ pub(crate) fn is_empty(value: &Value) -> bool {
     let says_nothing = |value: &Value| match &value.kind {
         Kind::Map(entries) => entries.is_empty(),
         Kind::List(items) => items.is_empty(),
-        Kind::Word(word) => *word == "none",
+        Kind::Word(word) => matches!(*word, "none" | "off"),
         _ => true,
     };
     match value.as_object() {

@@ -1,9 +1,12 @@
 //! Certificates and TLS.
 
+use std::collections::BTreeMap;
+
 use crate::model::{
-    Alpn, Certificate, ClientAuth, ClientTls, Content, ListenerTls, PoolProtocol, PoolTls, TlsVersion,
-    UnknownName,
+    Alpn, Certificate, ClientAuth, ClientTls, Content, HostPattern, ListenerTls, PoolProtocol, PoolTls,
+    Protocol, TlsVersion, UnknownName,
 };
+use crate::scalar;
 use crate::value::{Fields, Value};
 
 /// Where something is missing, [`crate::validate`] says so, and the certificate goes no further.
@@ -19,11 +22,21 @@ pub(super) fn certificate(fields: &Fields) -> Certificate {
     }
 }
 
-pub(super) fn listener(fields: &Fields) -> ListenerTls {
-    let alpn = |value: &Value| match value.as_word()? {
-        "h2" => Some(Alpn::H2),
-        _ => Some(Alpn::Http1),
+/// Pools by names that are passed through.
+pub(super) fn sni(fields: &Fields) -> BTreeMap<HostPattern, String> {
+    let pool = |(name, value): &(String, Value)| {
+        Some((scalar::host_pattern(name).ok()?, value.as_text()?.to_owned()))
     };
+    fields.map("sni").iter().filter_map(pool).collect()
+}
+
+pub(super) fn listener(protocol: Protocol, fields: &Fields) -> ListenerTls {
+    let alpn = |value: &Value| match value.as_text()? {
+        "h2" => Some(Alpn::H2),
+        "http/1.1" => Some(Alpn::Http1),
+        other => Some(Alpn::Other(other.into())),
+    };
+    let default = if protocol.has_requests() { vec![Alpn::H2, Alpn::Http1] } else { Vec::new() };
     let names = fields.list("certificates").unwrap_or_default();
     let written = fields.list("alpn").map(|list| list.iter().filter_map(alpn).collect());
     ListenerTls {
@@ -36,7 +49,7 @@ pub(super) fn listener(fields: &Fields) -> ListenerTls {
             Some("1.3") => TlsVersion::V13,
             _ => TlsVersion::V12,
         },
-        alpn: written.unwrap_or_else(|| vec![Alpn::H2, Alpn::Http1]),
+        alpn: written.unwrap_or(default),
         client: fields.object("client").map(client).unwrap_or_default(),
     }
 }

@@ -11,11 +11,13 @@ pub struct Breaker {
     pub pending: u32,
     /// Requests in flight. Default none.
     pub requests: u32,
+    /// A limit on requests that wait for an answer finds itself. Default no.
+    pub adaptive: bool,
 }
 
 impl Default for Breaker {
     fn default() -> Self {
-        Self { connections: 1024, pending: 1024, requests: 0 }
+        Self { connections: 1024, pending: 1024, requests: 0, adaptive: false }
     }
 }
 
@@ -43,6 +45,17 @@ pub enum Sticky {
         /// Zero: as long as the browser runs.
         ttl: Duration,
     },
+    /// A cookie that members set.
+    Learned { name: String },
     /// The client's address, by which all nodes find the same member.
     Client,
+}
+
+/// What becomes of connections and sessions of tcp, tls and udp at a member that goes down by its checks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum OnDown {
+    /// They go on as long as they can.
+    #[default]
+    Keep,
+    Reset,
 }

@@ -89,7 +89,7 @@ pub struct ListenerTls {
     pub certificates: Vec<String>,
     pub unknown_name: UnknownName,
     pub min: TlsVersion,
-    /// The preferred first; at least one.
+    /// The preferred first; of https at least one. Empty: the handshake says nothing of protocols.
     pub alpn: Vec<Alpn>,
     pub client: ClientTls,
 }
@@ -109,10 +109,23 @@ pub enum TlsVersion {
     V13,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Alpn {
     H2,
     Http1,
+    /// Of tcp only: 1 to 255 bytes.
+    Other(Box<str>),
+}
+
+impl Alpn {
+    /// As it stands in a handshake (RFC 7301).
+    pub fn as_str(&self) -> &str {
+        match self {
+            Alpn::H2 => "h2",
+            Alpn::Http1 => "http/1.1",
+            Alpn::Other(name) => name,
+        }
+    }
 }
 
 /// Certificates of clients.

@@ -53,9 +53,31 @@ pub(crate) fn server_name(text: &str) -> Parsed<String> {
     Ok(text.to_owned())
 }
 
+/// The name of a protocol in a TLS handshake (RFC 7301, section 3.1).
+pub(crate) fn alpn(text: &str) -> Parsed<String> {
+    if text.is_empty() || text.len() > 255 {
+        return Err(Fault::new("the name of a protocol has 1 to 255 bytes"));
+    }
+    if let Some(odd) = text.chars().find(|c| !c.is_ascii_graphic()) {
+        return Err(Fault::new(format!("{odd:?} is in no name of a protocol"))
+            .help("such as `h2`, `http/1.1`, `imap` or `dot`"));
+    }
+    Ok(text.to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn protocols_have_short_names_without_blanks() {
+        for text in ["h2", "http/1.1", "dot", "x-amzn-mqtt-ca"] {
+            assert_eq!(alpn(text).unwrap(), text);
+        }
+        for text in ["", "a b", "é", &"x".repeat(256)] {
+            assert!(alpn(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn files_texts_and_what_is_stored_are_told_apart() {

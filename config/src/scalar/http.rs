@@ -3,8 +3,11 @@
 use std::net::Ipv6Addr;
 
 use super::Parsed;
+use crate::host;
 use crate::model::{HashOn, HostPattern, OriginPattern, Scheme};
+use crate::path::{self, PathError};
 use crate::problem::{Fault, near_miss, shown};
+use crate::text::{Part, Template};
 
 pub(crate) fn host_pattern(text: &str) -> Parsed<HostPattern> {
     let lower = text.to_ascii_lowercase();
@@ -90,7 +93,7 @@ pub(crate) fn origin(text: &str) -> Parsed<OriginPattern> {
     }
 }
 
-pub(super) fn hostname(text: &str) -> Parsed<()> {
+pub(crate) fn hostname(text: &str) -> Parsed<()> {
     if text.is_empty() {
         return Err(Fault::new("a host must not be empty"));
     }
@@ -119,6 +122,51 @@ pub(super) fn hostname(text: &str) -> Parsed<()> {
     }
 }
 
+/// The host of a redirect or a rewrite, each variable standing for a part of a name.
+pub(crate) fn target_host(template: &Template, with_port: bool) -> Parsed<()> {
+    let text: String = template
+        .parts
+        .iter()
+        .map(|part| match part {
+            Part::Text(text) => text.as_str(),
+            Part::Variable(_) => "x",
+        })
+        .collect();
+    if let Some((_, rest)) = text.split_once("://") {
+        let fault = Fault::new("a host is a name, not a URL");
+        let bare = rest.split('/').next().filter(|bare| template.fixed().is_some() && host::is_host(bare));
+        return Err(match bare {
+            Some(bare) => fault.near(Some(bare)),
+            None => fault.help("scheme, port and path have keys of their own"),
+        });
+    }
+    let (name, port) = host::split_port(&text);
+    if let Some(port) = port.filter(|_| host::is_host(name)) {
+        if !with_port {
+            let fault = Fault::new("a host stands here without its port");
+            return Err(match super::int(port, 1, 65_535) {
+                Ok(port) => fault.help(format!("leave `:{port}` out and give `port: {port}`")),
+                Err(_) => fault.help("a port is given as `port: NUMBER`"),
+            });
+        }
+        return super::int(port, 1, 65_535).map(drop);
+    }
+    if host::is_host(&text) {
+        return Ok(());
+    }
+    if text.contains('/') {
+        return Err(Fault::new(format!("{} is no host", shown(&template.to_string())))
+            .help("a path is given as `path: { full: /a }`"));
+    }
+    hostname(name).map_err(|fault| match template.fixed() {
+        Some(_) => fault,
+        None => {
+            Fault::new(format!("{} makes no host, whatever it is filled with", shown(&template.to_string())))
+                .help("labels of letters, digits, `-` and `_`, with a dot between them")
+        }
+    })
+}
+
 /// A request path to compare with, RFC 9110 4.2.3: absolute, without query.
 pub(crate) fn request_path(text: &str) -> Parsed<String> {
     const PATH_MAX: usize = 4096;
@@ -137,11 +185,22 @@ pub(crate) fn request_path(text: &str) -> Parsed<String> {
     if text.contains('*') {
         return Err(Fault::new("a path has no wildcards").help("`prefix: /a` matches `/a` and all below it"));
     }
-    match text.split('/').find(|segment| matches!(*segment, "." | "..")) {
-        Some(dots) => {
-            Err(Fault::new(format!("a path with `{dots}` never matches, paths are normalised first")))
+    let is_dots = |segment: &&str| {
+        let plain = segment.replace("%2e", ".").replace("%2E", ".");
+        matches!(plain.as_str(), "." | "..")
+    };
+    if let Some(dots) = text.split('/').find(is_dots) {
+        return Err(Fault::new(format!("a path with `{dots}` never matches, paths are normalised first")));
+    }
+    match path::normalise(text, false) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(PathError::Percent) => Err(Fault::new(
+            "a path has two hexadecimal digits behind each percent sign; one without is refused",
+        )
+        .help("`%25` is a percent sign")),
+        Err(PathError::Nul) => {
+            Err(Fault::new("a path with a NUL byte never matches, such a request is refused"))
         }
-        None => Ok(text.to_owned()),
     }
 }
 
@@ -219,6 +278,18 @@ pub(crate) fn error_status(text: &str) -> Parsed<(u16, u16)> {
     }
 }
 
+/// `text/html`, or `*`.
+pub(crate) fn media_type(text: &str) -> Parsed<String> {
+    let is_token = |text: &str| {
+        !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "!#$&^_.+-".contains(c))
+    };
+    if text != "*" && !text.split_once('/').is_some_and(|(kind, of)| is_token(kind) && is_token(of)) {
+        let fault = Fault::new(format!("{} is no media type", shown(text)));
+        return Err(fault.help("`text/html` is one, without parameters; `*` is all"));
+    }
+    Ok(text.to_ascii_lowercase())
+}
+
 /// A failure after which a request is sent again.
 pub(crate) fn retry_on(text: &str) -> Parsed<String> {
     const WORDS: [&str; 4] = ["connect", "reused", "reset", "5xx"];
@@ -279,6 +350,30 @@ mod tests {
     }
 
     #[test]
+    fn the_host_of_a_target_is_one_and_nothing_more() {
+        let check = |text: &str, with_port| target_host(&Template::parse(text).unwrap(), with_port);
+        for text in
+            ["Shop.example.org", "${host}", "${cookie.h}.example.org", "a-${query.q}-b.c", "[2001:db8::1]"]
+        {
+            check(text, false).unwrap();
+            check(&format!("{text}:8080"), true).unwrap();
+        }
+        assert!(fault(check("x:8080", false)).contains("(leave `:8080` out and give `port: 8080`)"));
+        assert!(fault(check("${host}:8080", false)).contains("`port: 8080`"));
+        assert!(fault(check("https://a.b/c", true)).ends_with("(did you mean `a.b`?)"));
+        for text in [
+            "", "a b/c", "a/b", "a@b", "a..b", ".${host}", "${host}.", "a%2eb", "[::1].a", "é.fr", "x:y",
+            "a:",
+        ] {
+            fault(check(text, false));
+            fault(check(text, true));
+        }
+        for text in ["a:0", "a:65536", "a:1:2", "a:08"] {
+            fault(check(text, true));
+        }
+    }
+
+    #[test]
     fn methods_headers_paths_and_statuses_follow_http() {
         assert_eq!(method("PURGE").unwrap(), "PURGE");
         assert!(fault(method("get")).ends_with("(did you mean `GET`?)"));
@@ -287,7 +382,7 @@ mod tests {
         assert!(fault(header_name("X-Canary:")).ends_with("(did you mean `X-Canary`?)"));
         fault(header_value("a\r\nb"));
         assert!(fault(request_path("a")).ends_with("(did you mean `/a`?)"));
-        for text in ["/a?b", "/a/../b", "/a b", "/*"] {
+        for text in ["/a?b", "/a/../b", "/a b", "/*", "/%2f%zz", "/%", "/a%0", "/%00"] {
             fault(request_path(text));
         }
         assert_eq!(status_range("200-299").unwrap(), (200, 299));

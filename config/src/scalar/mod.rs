@@ -6,22 +6,28 @@
 mod content;
 mod http;
 mod log;
+mod member;
+mod password;
+mod rate;
 mod vip;
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
-use crate::model::Bind;
+use crate::model::{Bind, Ports};
 use crate::problem::{Fault, shown};
 use crate::value::WrittenBind;
 
-pub(crate) use content::{file, pem, server_name};
-use http::hostname;
+pub(crate) use content::{alpn, file, pem, server_name};
+pub(crate) use http::hostname;
 pub(crate) use http::{
-    error_status, hash_on, header_name, header_value, host_pattern, method, origin, request_path, retry_on,
-    status_range, status_text,
+    error_status, hash_on, header_name, header_value, host_pattern, media_type, method, origin, request_path,
+    retry_on, status_range, status_text, target_host,
 };
 pub(crate) use log::{log_format, log_target};
+pub(crate) use member::{MemberAddress, member_address};
+pub(crate) use password::{password_hash, user_name};
+pub(crate) use rate::{limit_by, rate};
 pub(crate) use vip::{interface, program, vip_address};
 
 /// A year. Far from any sum of two durations overflowing.
@@ -259,17 +265,14 @@ pub(crate) fn bind(text: &str) -> Parsed<WrittenBind> {
         return Err(Fault::new(format!("expected an address and a port, not {}", shown(text)))
             .near(Some(&format!(":{text}"))));
     }
-    let (host, port) = split_port(text)?;
-    no_range(port)?;
-    let port = port_number(port)?;
+    let (host, ports) = split_port(text)?;
+    let (port, more) = port_range(ports)?;
     match host {
-        "" => Ok(Bind { ip: None, port }.into()),
-        "*" => {
-            Err(Fault::new("`*` is no address")
-                .help(format!("all addresses are {}", shown(&format!(":{port}")))))
-        }
+        "" => Ok(Bind { ip: None, port, more }.into()),
+        "*" => Err(Fault::new("`*` is no address")
+            .help(format!("all addresses are {}", shown(&format!(":{ports}"))))),
         _ => match ip(host) {
-            Some(ip) => Ok(Bind { ip: Some(ip), port }.into()),
+            Some(ip) => Ok(Bind { ip: Some(ip), port, more }.into()),
             None => Err(Fault::new(format!("{} is no IP address", shown(host)))
                 .help("a listener binds to an IP address, or to all: `:PORT`")),
         },
@@ -282,53 +285,64 @@ fn vip_bind(text: &str) -> Parsed<WrittenBind> {
         let fault = Fault::new(format!("{} has no port", shown(&format!("@{text}"))));
         return Err(fault.help(format!("write {}", shown(&format!("@{text}:PORT")))));
     };
-    no_range(port)?;
-    let (vip, port) = (name(vip)?, port_number(port)?);
+    let (vip, (port, more)) = (name(vip)?, port_range(port)?);
     if port == 0 {
         // Clients would have to find another port each time the VIP moves.
         return Err(Fault::new("a VIP needs a fixed port, since port 0 would be another one on each node"));
     }
-    Ok(WrittenBind::Vip { vip, port })
+    Ok(WrittenBind::Vip { vip, port, more })
 }
 
-fn no_range(port: &str) -> Parsed<()> {
-    if port.split_once('-').is_some_and(|(a, b)| a.parse::<u16>().is_ok() && b.parse::<u16>().is_ok()) {
-        return Err(Fault::new("port ranges are not supported yet"));
-    }
-    Ok(())
-}
-
-/// The address of a member: an IP address and a port that can be connected to.
-pub(crate) fn member_address(text: &str) -> Parsed<SocketAddr> {
-    if text.starts_with("srv:") {
-        return Err(Fault::new("`srv:` names as members are not supported yet"));
-    }
-    if let Some((_, rest)) = text.split_once("://") {
-        let bare = rest.split('/').next().unwrap_or("");
-        return Err(Fault::new("a member is an address and a port, not a URL")
-            .near((!bare.is_empty()).then_some(bare)));
-    }
-    let (host, port) = split_port(text)?;
-    let port = port_number(port)?;
-    if host.is_empty() {
-        return Err(Fault::new("a member needs an address before its port"));
-    }
-    let Some(ip) = ip(host) else {
-        // The last label of a DNS name is never a number, RFC 1123 2.1.
-        let numeric = host.rsplit('.').next().is_some_and(|label| label.bytes().all(|b| b.is_ascii_digit()));
-        if !numeric && hostname(&host.to_ascii_lowercase()).is_ok() {
-            return Err(Fault::new(format!("DNS names as members are not supported yet: {}", shown(host)))
-                .help("give the IP address"));
-        }
-        return Err(Fault::new(format!("{} is no IP address", shown(host))));
+/// `25` or `8000-8999`, as many as there are.
+pub(crate) fn ports(text: &str) -> Parsed<Ports> {
+    let number =
+        |text: &str| int(text, 1, u64::from(u16::MAX)).map(|port| u16::try_from(port).unwrap_or(u16::MAX));
+    let Some((first, last)) = text.split_once('-') else {
+        let port = number(text)?;
+        return Ok(Ports { first: port, last: port });
     };
-    if ip.is_unspecified() {
-        return Err(Fault::new(format!("{ip} is no address that a member can be reached at")));
+    let (first, last) = (number(first)?, number(last)?);
+    if first >= last {
+        return Err(no_range(text));
     }
-    if port == 0 {
-        return Err(Fault::new("a member's port must not be 0"));
+    Ok(Ports { first, last })
+}
+
+/// `5000` or `5000-5999`: the first, and how many follow.
+fn port_range(text: &str) -> Parsed<(u16, u16)> {
+    let Some((first, last)) = text.split_once('-') else { return Ok((port_number(text)?, 0)) };
+    let (first, last) = (port_number(first)?, port_number(last)?);
+    if first == 0 || first >= last {
+        return Err(no_range(text));
     }
-    Ok(SocketAddr::new(ip, port))
+    let more = last - first;
+    if more >= Bind::PORTS_MAX {
+        let fault = Fault::new(format!("{} are {} ports", shown(text), u32::from(more) + 1));
+        return Err(
+            fault.help(format!("a range has at most {}; a listener may have several", Bind::PORTS_MAX))
+        );
+    }
+    Ok((first, more))
+}
+
+fn no_range(text: &str) -> Fault {
+    Fault::new(format!("{} is no range of ports", shown(text)))
+        .help("first the lower port, not 0, then the higher one")
+}
+
+/// `30000` or `30000-30999`, for connections of clients that know no service by them.
+pub(crate) fn data_ports(text: &str) -> Parsed<(u16, u16)> {
+    const LOWEST: u16 = 1024;
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let (first, last) = (port_number(first)?, port_number(last)?);
+    if first > last {
+        return Err(no_range(text));
+    }
+    if first < LOWEST {
+        let fault = Fault::new(format!("{} begins below {LOWEST}", shown(text)));
+        return Err(fault.help("such ports are those of services; 30000-30999 is usual"));
+    }
+    Ok((first, last))
 }
 
 fn split_port(text: &str) -> Parsed<(&str, &str)> {
@@ -434,32 +448,63 @@ mod tests {
 
     #[test]
     fn binds_read_all_forms() {
-        for text in ["127.0.0.1:80", ":80", "[::1]:80", ":0", "0.0.0.0:65535", "@front:80", "@a-b.c_1:65535"]
-        {
+        for text in [
+            "127.0.0.1:80",
+            ":80",
+            "[::1]:80",
+            ":0",
+            "0.0.0.0:65535",
+            "@front:80",
+            "@a-b.c_1:65535",
+            ":80-81",
+            "0.0.0.0:5000-5999",
+            "[::1]:64536-65535",
+            "@front:10000-10999",
+        ] {
             assert_eq!(bind(text).unwrap().to_string(), text);
         }
         assert_eq!(bind("[::ffff:192.0.2.1]:80").unwrap().to_string(), "192.0.2.1:80");
         assert!(fault(bind("80")).ends_with("(did you mean `:80`?)"));
         assert!(fault(bind("::1")).contains("brackets"));
         assert!(fault(bind("fe80::1:80")).contains("brackets"));
-        for text in ["", ":", "localhost:80", "1.2.3.4:65536", "1.2.3.4:+80", "[::1]80", "1.2.3:80", ":80-90"]
-        {
+        for text in [
+            "",
+            ":",
+            "localhost:80",
+            "1.2.3.4:65536",
+            "1.2.3.4:+80",
+            "[::1]80",
+            "1.2.3:80",
+            ":80-80",
+            ":90-80",
+            ":0-9",
+            ":80-",
+            ":-80",
+            ":1-2-3",
+            ":65535-65536",
+        ] {
             fault(bind(text));
         }
+        assert!(fault(bind(":5000-6000")).contains("`5000-6000` are 1001 ports (a range has at most 1000"));
+        assert!(fault(bind(":6000-5000")).contains("first the lower port"));
         assert!(fault(bind("@front")).ends_with("(write `@front:PORT`)"));
         assert!(fault(bind("@front:0")).contains("another one on each node"));
-        for text in ["@", "@:80", "@a b:80", "@front:65536", "@front:80-90", "@@front:80", "@[::1]:80"] {
+        for text in
+            ["@", "@:80", "@a b:80", "@front:65536", "@front:0-9", "@front:90-80", "@@front:80", "@[::1]:80"]
+        {
             fault(bind(text));
         }
     }
 
     #[test]
-    fn members_must_be_reachable_addresses() {
-        assert_eq!(member_address("[2001:db8::1]:80").unwrap().to_string(), "[2001:db8::1]:80");
-        assert!(fault(member_address("app.example.com:80")).contains("not supported yet"));
-        assert!(fault(member_address("http://192.0.2.1:80/x")).ends_with("(did you mean `192.0.2.1:80`?)"));
-        for text in ["0.0.0.0:80", "[::]:80", "192.0.2.1:0", "192.0.2.1", "300.0.0.1:80", ":80", "srv:x"] {
-            fault(member_address(text));
+    fn data_ports_are_one_or_a_range_above_those_of_services() {
+        assert_eq!(data_ports("30000-30999").unwrap(), (30_000, 30_999));
+        assert_eq!(data_ports("1024").unwrap(), (1_024, 1_024));
+        assert_eq!(data_ports("1024-65535").unwrap(), (1_024, 65_535));
+        assert!(fault(data_ports("30999-30000")).contains("first the lower port"));
+        assert!(fault(data_ports("20-30")).contains("`20-30` begins below 1024"));
+        for text in ["", "-", "30000-", "-30000", "30000-65536", "3e4", "30000-30010-30020", " 30000"] {
+            fault(data_ports(text));
         }
     }
 

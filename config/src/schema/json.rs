@@ -141,6 +141,9 @@ fn text(format: Format) -> Json {
             json!({ "type": ["string", "number", "boolean"], "pattern": "^[A-Za-z0-9._-]{1,63}$" })
         }
         Format::Bind => json!({ "type": "string", "pattern": "^.*:[0-9]{1,5}(-[0-9]{1,5})?$" }),
+        Format::DataPorts => {
+            json!({ "type": ["string", "integer"], "pattern": "^[0-9]{4,5}(-[0-9]{4,5})?$" })
+        }
         Format::VipAddress => json!({ "type": "string", "pattern": "^[0-9A-Fa-f:.]+/[1-9][0-9]{0,2}$" }),
         Format::Interface => {
             json!({ "type": ["string", "number", "boolean"], "pattern": "^[^/:\\s]{1,15}$" })
@@ -153,11 +156,22 @@ fn text(format: Format) -> Json {
         Format::Path => json!({ "type": "string", "pattern": "^/[^?# *]*$" }),
         Format::Method => json!({ "type": "string", "pattern": "^[A-Z0-9!#$%&'*+.^_`|~-]{1,32}$" }),
         Format::HeaderName => json!({ "type": "string", "pattern": "^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,256}$" }),
-        Format::Regex => json!({ "type": ["string", "number", "boolean"] }),
+        Format::Regex | Format::PathRegex => json!({ "type": ["string", "number", "boolean"] }),
         Format::Network => json!({ "type": "string", "pattern": "^[0-9A-Fa-f:.]+(/[0-9]{1,3})?$" }),
+        Format::NetworkOrSet => {
+            json!({ "type": "string", "pattern": "^(@[A-Za-z0-9._-]{1,63}|[0-9A-Fa-f:.]+(/[0-9]{1,3})?)$" })
+        }
+        Format::Ports => json!({ "type": ["integer", "string"], "pattern": "^[0-9]{1,5}(-[0-9]{1,5})?$" }),
         Format::HashOn => {
             json!({ "type": "string", "pattern": "^(client|client-port|path|header:.+|cookie:.+)$" })
         }
+        Format::Rate => json!({ "type": "string", "pattern": "^[1-9][0-9]*/[smh]$" }),
+        Format::LimitBy => {
+            json!({ "type": "string", "pattern": "^(client|route|listener|header:.+)$" })
+        }
+        Format::UserName => json!({ "type": "string", "pattern": "^[^:]{1,255}$" }),
+        Format::PasswordHash => json!({ "type": "string", "pattern": "^\\$(argon2(id|i|d)|2[aby])\\$" }),
+        Format::MediaType => json!({ "type": "string", "pattern": "^(\\*|[^/;* ]+/[^/;* ]+)$" }),
         Format::ErrorStatus => json!({ "type": "string", "pattern": "^[45](xx|[0-9][0-9])$" }),
         Format::RetryOn => {
             json!({ "type": ["string", "integer"], "pattern": "^(connect|reused|reset|5xx|[45][0-9][0-9])$" })
@@ -169,6 +183,7 @@ fn text(format: Format) -> Json {
             json!({ "type": "string", "pattern": "^(stdout|file:/.+|syslog:(udp://.+:[0-9]{1,5}|unix:/.+))$" })
         }
         Format::File | Format::Pem => json!({ "type": "string" }),
+        Format::Alpn => json!({ "type": "string", "pattern": "^[!-~]{1,255}$" }),
         Format::ServerName => json!({ "type": "string", "pattern": "^[0-9A-Za-z_.:-]+$" }),
         Format::Factor => json!({ "type": "number", "minimum": 1, "maximum": 100 }),
         Format::Origin => json!({ "type": "string", "pattern": "^(\\*|https?://[^/ ]+)$" }),
@@ -263,8 +278,8 @@ mod tests {
     #[test]
     fn what_is_not_supported_yet_says_so() {
         let schema = json_schema();
-        let waf = schema["$defs"]["route"]["properties"]["waf"]["description"].as_str().unwrap();
-        assert!(waf.starts_with("Not supported yet."), "{waf}");
+        let cache = schema["$defs"]["route"]["properties"]["cache"]["description"].as_str().unwrap();
+        assert!(cache.starts_with("Not supported yet."), "{cache}");
         assert_eq!(schema["$defs"]["listener.tcp"]["properties"]["nodelay"]["default"], true);
     }
 }

@@ -145,6 +145,8 @@ pub(crate) enum Format {
     /// The name of a resource in the map of this name.
     Ref(&'static str),
     Bind,
+    /// One port or a range of them, none of those that services have.
+    DataPorts,
     /// An address that a host can have, with its prefix length.
     VipAddress,
     Interface,
@@ -159,19 +161,31 @@ pub(crate) enum Format {
     Status,
     /// A regular expression.
     Regex,
+    /// Of a whole path.
+    PathRegex,
     /// A text with variables.
     Template,
     /// The same, as the value of a header field.
     HeaderTemplate,
     Network,
+    /// The same, or `@` and the name of a set of them.
+    NetworkOrSet,
+    /// A port, or a range of them.
+    Ports,
     /// An origin of the web, `*`, or with `*.` before its host.
     Origin,
     /// What a request is hashed by.
     HashOn,
+    /// So many in a unit of time.
+    Rate,
+    /// What a rate is limited by.
+    LimitBy,
     /// A number from 1 to 100.
     Factor,
     /// The status of an error, or a class of them.
     ErrorStatus,
+    /// `text/html`, or `*`.
+    MediaType,
     /// A failure after which a request is sent again.
     RetryOn,
     /// A file of whoever applies, or what was stored of one.
@@ -184,4 +198,10 @@ pub(crate) enum Format {
     LogTarget,
     /// A name or address that a certificate may have.
     ServerName,
+    /// A protocol as TLS agrees on it.
+    Alpn,
+    /// Who comes with a password.
+    UserName,
+    /// What is kept of a password.
+    PasswordHash,
 }

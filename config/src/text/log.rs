@@ -40,15 +40,23 @@ pub enum LogVariable {
     /// From sending to the answer's header.
     FirstByteUs,
     Reason,
+    /// The rule that a refused request broke.
+    Detail,
+    /// What the web application firewall found: its rules, where, and the bytes.
+    WafRule,
+    WafAt,
+    WafMatch,
     /// Of the W3C trace context.
     TraceId,
     Attempts,
     Rule,
+    /// Who has connected: the client, or the last proxy.
+    Peer,
     /// Who the client says it is by basic authentication.
     User,
 }
 
-const PLAIN: [(&str, LogVariable); 16] = [
+const PLAIN: [(&str, LogVariable); 21] = [
     ("time", LogVariable::Time),
     ("time.common", LogVariable::TimeCommon),
     ("request", LogVariable::Request),
@@ -62,9 +70,14 @@ const PLAIN: [(&str, LogVariable); 16] = [
     ("first_byte_us", LogVariable::FirstByteUs),
     ("trace_id", LogVariable::TraceId),
     ("reason", LogVariable::Reason),
+    ("detail", LogVariable::Detail),
+    ("waf.rule", LogVariable::WafRule),
+    ("waf.at", LogVariable::WafAt),
+    ("waf.match", LogVariable::WafMatch),
     ("attempts", LogVariable::Attempts),
     ("rule", LogVariable::Rule),
     ("user", LogVariable::User),
+    ("peer", LogVariable::Peer),
 ];
 
 impl LogTemplate {

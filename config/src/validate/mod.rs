@@ -1,7 +1,11 @@
 //! Rules that span more than one value: names that dangle, listeners that clash, timers that do not
 //! fit together. Errors and warnings; each with the place at which it can be mended.
 
+mod ftp;
+mod guard;
+mod kernel;
 mod tls;
+mod unused;
 mod vips;
 
 use std::collections::{HashMap, HashSet};
@@ -11,7 +15,7 @@ use std::time::Duration;
 use crate::build::policies::{self, OF_REQUESTS};
 use crate::build::{pools_of_udp_alone, protocol, resolve};
 use crate::check::Sink;
-use crate::model::{CheckKind, Config, Protocol, Sticky};
+use crate::model::{Bind, CheckKind, Config, Count, HostPattern, Listener, NetworkRef, Protocol, Sticky};
 use crate::problem::{Fault, near_miss, shown};
 use crate::scalar::duration_text;
 use crate::tree::{NodeId, Place};
@@ -29,8 +33,12 @@ pub(crate) fn errors(root: &Fields, config: &Config, sink: &mut Sink) {
             route(root, fields, sink);
         }
     }
+    ftp::errors(root, config, sink);
+    guard::errors(root, config, sink);
+    kernel::errors(root, config, sink);
     tls::errors(root, sink);
     vips::errors(root, sink);
+    names(root, config, sink);
     clashes(root, config, sink);
     cluster(root, config, sink);
 }
@@ -39,14 +47,36 @@ pub(crate) fn errors(root: &Fields, config: &Config, sink: &mut Sink) {
 pub(crate) fn warnings(root: &Fields, config: &Config, sink: &mut Sink) {
     timers(root, config, sink);
     same_matches(root, config, sink);
+    hosts_of_nobody(root, config, sink);
+    merged_slashes(root, config, sink);
     tcp_checks_of_udp(root, config, sink);
     zones_of_nobody(root, config, sink);
     queues_for_nobody(root, config, sink);
+    counts_for_nothing(root, config, sink);
     cookies_without_requests(root, config, sink);
+    guard::warnings(root, sink);
     tls::warnings(root, sink);
+    unused::warnings(root, config, sink);
 }
 
 // === errors ===
+
+/// Each is asked for again and again, by every node.
+fn names(root: &Fields, config: &Config, sink: &mut Sink) {
+    const NAMES_MAX: usize = 1_000;
+    let mut seen = HashSet::new();
+    for (name, value) in root.map("pools") {
+        let Some(pool) = config.pools.get(name) else { continue };
+        let before = seen.len();
+        seen.extend(pool.named.iter().map(|member| &member.dns));
+        if before <= NAMES_MAX && seen.len() > NAMES_MAX {
+            let fault = Fault::new(format!("more than {NAMES_MAX} DNS names in one document"));
+            let place =
+                value.as_object().and_then(|fields| fields.at("members")).map_or(value.node, |v| v.node);
+            sink.report(Place::Key(place), fault.help("use fewer names with more addresses, or SRV records"));
+        }
+    }
+}
 
 fn listener(root: &Fields, value: &Value, fields: &Fields, sink: &mut Sink) {
     used(root, fields, sink);
@@ -64,8 +94,29 @@ fn listener(root: &Fields, value: &Value, fields: &Fields, sink: &mut Sink) {
             }
         }
     }
+    hosts(fields, sink);
+    if let Some(value) = fields.at("hosts")
+        && protocol(fields).is_some_and(|protocol| !protocol.has_requests())
+        && fields
+            .list("hosts")
+            .is_some_and(|hosts| !hosts.iter().all(|v| matches!(v.kind, Kind::Host(HostPattern::Any))))
+    {
+        let word = fields.word("protocol").unwrap_or_default();
+        let message = format!("a listener of protocol {} sees no hosts", shown(word));
+        sink.report(Place::Key(value.node), Fault::new(message).help("they stand on http and https"));
+    }
+    network_sets(root, fields, "trusted_proxies", sink);
+    if let Some(value) = fields.at("trusted_proxies")
+        && protocol(fields).is_some_and(|protocol| !protocol.has_requests())
+        && !policies::is_empty(value)
+    {
+        let word = fields.word("protocol").unwrap_or_default();
+        let message = format!("a listener of protocol {} sees no forwarding headers", shown(word));
+        sink.report(Place::Key(value.node), Fault::new(message).help("it stands on http and https"));
+    }
+    proxy_protocol(root, fields, sink);
     for value in fields.list("bind").unwrap_or_default() {
-        if let Kind::Bind(WrittenBind::Vip { vip, port }) = &value.kind {
+        if let Kind::Bind(WrittenBind::Vip { vip, port, .. }) = &value.kind {
             let suggested = |near: &str| format!("@{near}:{port}");
             named(root, "vips", vip, value.node, suggested, sink);
         }
@@ -75,10 +126,41 @@ fn listener(root: &Fields, value: &Value, fields: &Fields, sink: &mut Sink) {
     } else if let Some(protocol) = protocol(fields)
         && !protocol.has_requests()
         && !fields.has("pool")
+        && (protocol != Protocol::Tls
+            || !fields.has("sni")
+            || fields.at("sni").is_some_and(policies::is_empty))
     {
         let word = fields.word("protocol").unwrap_or_default();
-        let fault = Fault::new(format!("a listener of protocol {} needs a `pool`", shown(word)));
+        let names = if protocol == Protocol::Tls { "`sni` or " } else { "" };
+        let fault = Fault::new(format!("a listener of protocol {} needs {names}a `pool`", shown(word)));
         sink.report(Place::Key(value.node), fault);
+    }
+}
+
+/// Who may name clients must be said, and datagrams carry no header.
+fn proxy_protocol(root: &Fields, fields: &Fields, sink: &mut Sink) {
+    let only_udp = protocol(fields) == Some(Protocol::Udp);
+    if let (Some(settings), Some(value)) = (fields.object("proxy_protocol"), fields.at("proxy_protocol")) {
+        network_sets(root, settings, "from", sink);
+        let accepts = settings.word("accept").is_some_and(|word| word != "off");
+        let from_nobody = settings.list("from").map_or(!settings.has("from"), <[Value]>::is_empty);
+        if accepts && only_udp {
+            let fault = Fault::new("a listener of protocol `udp` gets no PROXY protocol");
+            sink.report(Place::Key(value.node), fault.help("it stands in front of TCP connections"));
+        } else if accepts && from_nobody {
+            let fault = Fault::new("nobody may send the header, so `from` must say who does");
+            let help = "give the networks of the proxies in front, such as `from: [192.0.2.0/24]`";
+            sink.report(Place::Key(value.node), fault.help(help));
+        }
+    }
+    let Some(pool) = fields.at("pool").filter(|_| only_udp) else { return };
+    let target = pool.as_text().and_then(|name| root.entry("pools", name)?.as_object());
+    if target.and_then(|pool| pool.word("proxy_protocol")).is_some_and(|word| word != "off") {
+        let fault = Fault::new("the pool's members want the PROXY protocol, and datagrams carry none");
+        sink.report(
+            Place::Value(pool.node),
+            fault.help("give this listener a pool without `proxy_protocol`"),
+        );
     }
 }
 
@@ -110,6 +192,18 @@ fn route(root: &Fields, fields: &Fields, sink: &mut Sink) {
             }
         }
         mirrors(root, rule, sink);
+        for matches in rule.list("match").unwrap_or_default().iter().filter_map(Value::as_object) {
+            network_sets(root, matches, "clients", sink);
+        }
+    }
+}
+
+/// Sets that are named among the networks under `key` must be there.
+fn network_sets(root: &Fields, fields: &Fields, key: &str, sink: &mut Sink) {
+    for value in fields.list(key).unwrap_or_default() {
+        if let Kind::NetworkRef(NetworkRef::Set(name)) = &value.kind {
+            named(root, "networks", name, value.node, |near| format!("@{near}"), sink);
+        }
     }
 }
 
@@ -169,6 +263,7 @@ fn named(
     let what = match map {
         "vips" => "VIP",
         "policies" => "policy",
+        "networks" => "set of networks",
         _ => map.trim_end_matches('s'),
     };
     let fault = Fault::new(format!("there is no {what} {}", shown(name)));
@@ -222,8 +317,14 @@ impl<'f> Taken<'f> {
 fn clashes(root: &Fields, config: &Config, sink: &mut Sink) {
     let mut taken: HashMap<(u16, &str), Taken<'_>> = HashMap::new();
     for (name, node, written, protocol) in binds(root) {
+        if written.more() > 0 && protocol.has_requests() {
+            let fault = Fault::new("a range of ports is for tcp and udp");
+            sink.report(Place::Value(node), fault.help("list the ports: `[\":80\", \":8080\"]`"));
+            continue;
+        }
         let mut clash = None;
-        for bind in resolve(written, &config.vips) {
+        let all = resolve(written, &config.vips).into_iter();
+        for bind in all.flat_map(|bind| bind.ports().map(move |port| Bind { port, more: 0, ..bind })) {
             let transports = [("TCP", protocol.has_tcp()), ("UDP", protocol.has_udp())];
             for (transport, _) in transports.iter().filter(|(_, spoken)| *spoken) {
                 let at = taken.entry((bind.port, transport)).or_default();
@@ -340,13 +441,90 @@ fn same_matches(root: &Fields, config: &Config, sink: &mut Sink) {
     }
 }
 
+/// Hosts of routes that the listeners do not serve.
+fn hosts_of_nobody(root: &Fields, config: &Config, sink: &mut Sink) {
+    for (name, value) in root.map("routes") {
+        let (Some(route), Some(fields)) = (config.routes.get(name), value.as_object()) else { continue };
+        let mut met: Vec<&Listener> = match &route.listeners {
+            Some(names) => names.iter().filter_map(|name| config.listeners.get(name)).collect(),
+            None => config.listeners.values().filter(|listener| listener.protocol.has_requests()).collect(),
+        };
+        if met.iter().all(|listener| listener.hosts.contains(&HostPattern::Any)) {
+            continue;
+        }
+        for value in fields.list("listeners").unwrap_or_default() {
+            let Some(name) = value.as_text() else { continue };
+            let Some(listener) = config.listeners.get(name) else { continue };
+            if listener.hosts_of(&route.hosts).is_empty() {
+                let message = format!("listener {} serves none of the route's hosts", shown(name));
+                let fault = Fault::new(message).help("add them to its `hosts`, or leave it out here");
+                sink.report(Place::Value(value.node), fault);
+            }
+        }
+        if route.listeners.is_some() {
+            // Said once is enough.
+            met.retain(|listener| !listener.hosts_of(&route.hosts).is_empty());
+        }
+        for value in fields.list("hosts").unwrap_or_default() {
+            let Kind::Host(host) = &value.kind else { continue };
+            if !met.is_empty()
+                && met.iter().all(|listener| listener.hosts.iter().all(|l| l.meet(host).is_none()))
+            {
+                let fault =
+                    Fault::new(format!("no listener of the route serves {}", shown(&host.to_string())));
+                sink.report(Place::Value(value.node), fault.help("add it to the `hosts` of one"));
+            }
+        }
+    }
+}
+
+/// Where slashes in a row are one, no path has two.
+fn merged_slashes(root: &Fields, config: &Config, sink: &mut Sink) {
+    let merging: Vec<&String> =
+        config.listeners.iter().filter(|(_, l)| l.http.merge_slashes).map(|(name, _)| name).collect();
+    if merging.is_empty() {
+        return;
+    }
+    for (name, value) in root.map("routes") {
+        let (Some(route), Some(fields)) = (config.routes.get(name), value.as_object()) else { continue };
+        let sees = |listener: &&&String| route.listeners.as_ref().is_none_or(|l| l.contains(listener));
+        let Some(listener) = merging.iter().find(sees) else { continue };
+        let rules = fields.list("rules").unwrap_or_default().iter().filter_map(Value::as_object);
+        let matches = rules.flat_map(|rule| rule.list("match").unwrap_or_default());
+        for path in matches.filter_map(|value| value.as_object()?.object("path")) {
+            let prefix = path.at("prefix");
+            let Some(value) = prefix.or(path.at("exact")) else { continue };
+            let text = value.as_text().unwrap_or_default();
+            // `/a//` as a prefix is `/a/` and what is below.
+            let text = if prefix.is_some() { text.strip_suffix('/').unwrap_or(text) } else { text };
+            if text.contains("//") {
+                let message =
+                    format!("listener {} merges slashes, so this never matches there", shown(listener));
+                sink.report(
+                    Place::Value(value.node),
+                    Fault::new(message).help("write one slash, or keep them there"),
+                );
+            }
+        }
+    }
+}
+
 fn tcp_checks_of_udp(root: &Fields, config: &Config, sink: &mut Sink) {
     let udp_only = pools_of_udp_alone(config);
     for (name, value) in root.map("pools") {
         let Some(health) = config.pools.get(name).and_then(|pool| pool.health.as_ref()) else { continue };
         let Some(value) = value.as_object().and_then(|fields| fields.at("health")) else { continue };
-        if udp_only.contains(name) && health.kind == CheckKind::Tcp {
-            let fault = Fault::new("members that only serve UDP are checked over TCP").help("`health: off`");
+        // Who writes `over: tcp` means it.
+        let exchange = value.as_object().and_then(|fields| fields.object("exchange"));
+        let help = match &health.kind {
+            CheckKind::Tcp => {
+                "`dns: { name: NAME }`, `exchange: { over: udp, send: BYTES }` or `health: off`"
+            }
+            CheckKind::Exchange(_) if exchange.is_some_and(|fields| !fields.has("over")) => "`over: udp`",
+            _ => continue,
+        };
+        if udp_only.contains(name) {
+            let fault = Fault::new("members that only serve UDP are checked over TCP").help(help);
             sink.report(Place::Key(value.node), fault);
         }
     }
@@ -356,7 +534,9 @@ fn zones_of_nobody(root: &Fields, config: &Config, sink: &mut Sink) {
     for (name, value) in root.map("pools") {
         let Some(pool) = config.pools.get(name) else { continue };
         let Some(value) = value.as_object().and_then(|fields| fields.at("zone_aware")) else { continue };
-        if pool.zone_aware && !pool.members.is_empty() && pool.members.iter().all(|m| m.zone.is_empty()) {
+        let zones = pool.members.iter().map(|m| &m.zone);
+        let mut zones = zones.chain(pool.named.iter().map(|m| &m.zone)).peekable();
+        if pool.zone_aware && zones.peek().is_some() && zones.all(|zone| zone.is_empty()) {
             let fault = Fault::new("no member says in which zone it stands, so none is preferred");
             sink.report(Place::Key(value.node), fault.help("give members a `zone`"));
         }
@@ -367,10 +547,27 @@ fn queues_for_nobody(root: &Fields, config: &Config, sink: &mut Sink) {
     for (name, value) in root.map("pools") {
         let Some(pool) = config.pools.get(name) else { continue };
         let Some(value) = value.as_object().and_then(|fields| fields.at("queue")) else { continue };
-        let limited = pool.members.iter().any(|member| member.max_connections > 0);
-        if pool.queue.max > 0 && !pool.members.is_empty() && !limited {
+        let limits = pool.members.iter().map(|m| m.max_connections);
+        let mut limits = limits.chain(pool.named.iter().map(|m| m.max_connections)).peekable();
+        let unlimited = limits.peek().is_some() && limits.all(|most| most == 0);
+        if pool.queue.max > 0 && unlimited && !pool.breaker.adaptive {
             let fault = Fault::new("requests wait only where every member has a limit, and none has one");
             sink.report(Place::Key(value.node), fault.help("give members `max_connections`"));
+        }
+    }
+}
+
+fn counts_for_nothing(root: &Fields, config: &Config, sink: &mut Sink) {
+    for (name, value) in root.map("pools") {
+        let Some(pool) = config.pools.get(name).filter(|pool| pool.count == Count::Cluster) else { continue };
+        let Some(value) = value.as_object().and_then(|fields| fields.at("count")) else { continue };
+        if pool.sticky == Some(Sticky::Client) || !pool.balance.is_by_load() {
+            let fault =
+                Fault::new("what is under way has no say in which member is chosen, so nothing is counted");
+            sink.report(
+                Place::Key(value.node),
+                fault.help("`balance: least_request`, `random_two` or `peak_ewma`"),
+            );
         }
     }
 }
@@ -382,7 +579,7 @@ fn cookies_without_requests(root: &Fields, config: &Config, sink: &mut Sink) {
         };
         let Some(pool) = listener.pool.as_ref().and_then(|pool| config.pools.get(pool)) else { continue };
         let Some(value) = value.as_object().and_then(|fields| fields.at("pool")) else { continue };
-        if matches!(pool.sticky, Some(Sticky::Cookie { .. })) {
+        if matches!(pool.sticky, Some(Sticky::Cookie { .. } | Sticky::Learned { .. })) {
             let fault = Fault::new("the pool is sticky by cookie, and this listener has no cookies");
             sink.report(Place::Value(value.node), fault.help("`sticky: { client: 1h }` goes by address"));
         }

@@ -1,12 +1,14 @@
 //! Rules about certificates and TLS that need no look into files.
 
 use std::collections::HashSet;
+use std::net::IpAddr;
 
 use super::reference;
 use crate::build::protocol;
 use crate::check::Sink;
-use crate::model::Protocol;
-use crate::problem::{Fault, shown};
+use crate::model::{HostPattern, Protocol};
+use crate::problem::{Fault, near_miss, shown};
+use crate::scalar::host_pattern;
 use crate::tree::Place;
 use crate::value::{Fields, Value};
 
@@ -47,6 +49,7 @@ fn one_of(value: &Value, fields: &Fields, keys: [&str; 2], sink: &mut Sink) {
 
 fn listener(root: &Fields, value: &Value, fields: &Fields, sink: &mut Sink) {
     let Some(protocol) = protocol(fields) else { return };
+    sni(root, protocol, fields, sink);
     let Some(tls) = fields.at("tls") else {
         if protocol == Protocol::Https && !fields.has("tls") {
             let fault = Fault::new("a listener of protocol `https` needs `tls`");
@@ -54,14 +57,23 @@ fn listener(root: &Fields, value: &Value, fields: &Fields, sink: &mut Sink) {
         }
         return;
     };
-    if protocol != Protocol::Https {
-        let fault = match protocol {
-            Protocol::Http => Fault::new("a listener of protocol `http` has no TLS").near(Some("https")),
-            _ => Fault::new("TLS is terminated for `https` only, not yet for other protocols"),
-        };
+    let fault = match protocol {
+        Protocol::Https | Protocol::Tcp => None,
+        Protocol::Http => Some(Fault::new("a listener of protocol `http` has no TLS").near(Some("https"))),
+        Protocol::Tls => Some(
+            Fault::new("a listener of protocol `tls` passes TLS through, so it has no `tls` of its own")
+                .help("`protocol: tcp` ends it and passes bytes on, `protocol: https` requests"),
+        ),
+        Protocol::Udp | Protocol::TcpUdp => {
+            let help = "make a listener of protocol `tcp` for it";
+            Some(Fault::new("datagrams carry no TLS, so it ends on `tcp` and `https` only").help(help))
+        }
+    };
+    if let Some(fault) = fault {
         sink.report(Place::Key(tls.node), fault);
     }
     let Some(tls) = tls.as_object() else { return };
+    of_protocol(protocol, tls, sink);
     let mut seen = HashSet::new();
     for name in tls.list("certificates").unwrap_or_default() {
         reference(root, "certificates", name, sink);
@@ -73,6 +85,58 @@ fn listener(root: &Fields, value: &Value, fields: &Fields, sink: &mut Sink) {
     }
     if let (Some(value), Some(client)) = (tls.at("client"), tls.object("client")) {
         self::client(value, client, sink);
+    }
+}
+
+/// Names that are passed through.
+fn sni(root: &Fields, protocol: Protocol, fields: &Fields, sink: &mut Sink) {
+    let Some(value) = fields.at("sni") else { return };
+    let names = fields.map("sni");
+    if !matches!(protocol, Protocol::Tls | Protocol::Https) && !names.is_empty() {
+        let fault = Fault::new("names of TLS are looked at by listeners of protocol `tls` and `https` only");
+        return sink.report(Place::Key(value.node), fault);
+    }
+    for (name, pool) in names {
+        let fault = match host_pattern(name) {
+            Ok(HostPattern::Any) if protocol == Protocol::Tls => {
+                Fault::new("`*` stands for no name").help("`pool` gets what no name takes")
+            }
+            Ok(HostPattern::Any) => Fault::new("with `*` nothing would be left to end here")
+                .help("`protocol: tls` passes everything through"),
+            Ok(HostPattern::Exact(host)) if host.starts_with('[') || host.parse::<IpAddr>().is_ok() => {
+                Fault::new("clients that ask for an address send no name")
+                    .help("`pool` gets what comes without one")
+            }
+            _ => {
+                reference(root, "pools", pool, sink);
+                continue;
+            }
+        };
+        sink.report(Place::Key(pool.node), fault);
+    }
+}
+
+/// What only requests have, or only bytes.
+fn of_protocol(protocol: Protocol, tls: &Fields, sink: &mut Sink) {
+    if protocol == Protocol::Https {
+        for value in tls.list("alpn").unwrap_or_default() {
+            if let Some(name) = value.as_text().filter(|name| !["h2", "http/1.1"].contains(name)) {
+                let fault =
+                    Fault::new(format!("{} is not spoken by a listener of protocol `https`", shown(name)));
+                let near = near_miss(name, ["h2", "http/1.1"].into_iter());
+                let help = "`h2` and `http/1.1` are";
+                sink.report(
+                    Place::Value(value.node),
+                    if near.is_some() { fault.near(near) } else { fault.help(help) },
+                );
+            }
+        }
+    } else if let Some(forward) = tls.object("client").and_then(|client| client.at("forward"))
+        && tls.object("client").and_then(|client| client.bool("forward")) == Some(true)
+    {
+        let fault = Fault::new("there are no headers that a certificate could be passed on in");
+        let help = "`proxy_protocol: v2` of the pool tells members its common name";
+        sink.report(Place::Key(forward.node), fault.help(help));
     }
 }
 
@@ -121,7 +185,8 @@ fn l4(root: &Fields, name: &str, fields: &Fields, sink: &mut Sink) {
     let carries = |(_, listener): &&(String, Value)| {
         let Some(listener) = listener.as_object() else { return false };
         let l4 = protocol(listener).is_some_and(|protocol| !protocol.has_requests());
-        l4 && listener.text("pool") == Some(name)
+        let through = listener.map("sni").iter().any(|(_, pool)| pool.as_text() == Some(name));
+        through || (l4 && listener.text("pool") == Some(name))
     };
     let Some((listener, _)) = root.map("listeners").iter().find(carries) else { return };
     if let (Some(value), Some(_)) = (fields.at("tls"), fields.object("tls")) {

@@ -12,6 +12,7 @@ use trestle_raft_store::types::{Command, NodeProfile, Outcome, PutConfig, Refusa
 use crate::cluster::Cluster;
 use crate::draft::{Draft, Found, Proposal, Stock};
 use crate::feed::lease_times;
+use crate::orders;
 use crate::raft::ProposeError;
 use crate::vault::Vault;
 
@@ -103,6 +104,7 @@ impl Cluster {
             leases: lease_times(document.config()),
             uses: proposal.digests().iter().map(stored_as).collect(),
             contents: self.sealed(proposal).map_err(ProposeError::Invalid)?,
+            gone: orders::gone(&self.inner.raft.state().member_orders, document.config()),
             expected,
             author,
             message,

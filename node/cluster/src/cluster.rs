@@ -14,22 +14,27 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use trestle_config::Problem;
+use trestle_config::{Config, Problem};
 use trestle_dataplane::Plane;
 use trestle_raft_store::Store;
-use trestle_raft_store::types::{Command, NodeId, Outcome, Refusal, State, VipRecord};
+use trestle_raft_store::types::{Command, NodeId, Outcome, State};
 use uuid::Uuid;
 
+use crate::bans::{self, Automatic, AutomaticSettings};
 use crate::change::{ChangeError, Consistency};
-use crate::counts::Counts;
+use crate::counts::{Counts, Total};
+use crate::dns::{self, Names};
 use crate::draft::Draft;
 use crate::feed::{Feed, Feeder, InForce};
+use crate::firewall;
 use crate::folder::{self, FolderError};
 use crate::gossip::{Gossip, GossipSettings, NodeNews};
 use crate::health::{Health, HealthSettings};
 use crate::identity::ClusterKey;
 use crate::lease::clock::SystemClock;
 use crate::lease::{SeatSettings, Seats};
+use crate::limits::{ClaimSettings, Claims, Meters};
+use crate::loads::Loads;
 use crate::membership::Act;
 use crate::raft::{self, Enter, Entered, RaftNode, Timers};
 use crate::settings::{Settings, Start};
@@ -41,10 +46,7 @@ use crate::vip::InheritedGuard;
 use crate::vip::{VipSettings, Vips};
 
 /// A part of the stop that takes longer is left behind.
-const STOP_WITHIN: Duration = Duration::from_secs(5);
-/// A planned move takes milliseconds; what takes longer does not happen.
-const MOVE_WITHIN: Duration = Duration::from_secs(10);
-const MOVE_AGAIN: Duration = Duration::from_millis(500);
+pub(crate) const STOP_WITHIN: Duration = Duration::from_secs(5);
 /// Tries to bind UDP and TCP on one port when the system chooses it.
 const PORT_TRIES: usize = 32;
 
@@ -75,6 +77,10 @@ pub enum StartError {
     Gossip(#[from] crate::gossip::GossipError),
     #[error(transparent)]
     Counts(#[from] crate::counts::CountsError),
+    #[error(transparent)]
+    Loads(#[from] crate::loads::LoadsError),
+    #[error(transparent)]
+    Claims(#[from] crate::limits::ClaimsError),
     #[error("the first config was not taken: {0}; correct it and `trestle apply` it")]
     FirstConfig(raft::ProposeError),
     #[error("the first config was not taken:\n{}", lines(.0))]
@@ -96,8 +102,12 @@ pub(crate) struct Inner {
     pub(crate) raft: RaftNode,
     pub(crate) gossip: Gossip,
     pub(crate) counts: Counts,
+    pub(crate) loads: Loads,
+    pub(crate) claims: Claims,
+    pub(crate) automatic: Arc<Automatic>,
     pub(crate) seats: Seats,
     pub(crate) health: Health,
+    pub(crate) names: Names,
     pub(crate) vips: Vips,
     pub(crate) feed: Feed,
     pub(crate) vault: Vault,
@@ -118,7 +128,20 @@ impl Cluster {
         let store = opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
         folder::check(&store.identity(), &settings, &key)?;
         let vault = Vault::new(&key);
-        let (feeder, feed) = Feeder::new(plane.clone(), vault.clone(), &store.machine().state()).await;
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        // Until the start has succeeded, what runs already ends with it.
+        let unless_started = stop.clone().drop_guard();
+        let (names, look_up) = Names::new(settings.resolver, stop.clone());
+        tasks.spawn(look_up);
+        let state = store.machine().state();
+        // Before anything is served: what the others hold is not known yet.
+        let nodes = u32::try_from(state.nodes.len()).unwrap_or(u32::MAX);
+        plane.limits().set_nodes(nodes, nodes != 1);
+        plane.rates().set_nodes(nodes, nodes != 1);
+        if nodes != 1 {
+            plane.limits().set_reserves(0);
+        }
+        let (feeder, feed) = Feeder::new(plane.clone(), vault.clone(), names.clone(), &state).await;
         let timers = Timers::from(&feed.in_force.borrow().config().cluster);
 
         let (listener, socket, address) = bind_cluster_port(settings.cluster).await?;
@@ -142,8 +165,6 @@ impl Cluster {
         note_what_was_ignored(&settings.start, raft.entered());
         folder::note_key(&settings.data_dir, &key);
 
-        let stop = CancellationToken::new();
-        let tasks = TaskTracker::new();
         tasks.spawn(feeder.run(raft.watch_state(), raft.id(), stop.clone()));
 
         let gossip = Gossip::start(GossipSettings {
@@ -157,27 +178,48 @@ impl Cluster {
             interval: feed.in_force.borrow().config().cluster.gossip,
         })?;
         let counts = Counts::start(&gossip, feed.members.clone(), Arc::new(plane.clone()))?;
+        let loads = Loads::start(&gossip, Arc::new(plane.clone()))?;
         let (draining, draining_seen) = watch::channel(false);
         let in_force = feed.in_force.clone();
         let (wishes, wishes_seen) = watch::channel(Arc::default());
+        let disk = store.clone();
         let seats = Seats::start(SeatSettings {
             consensus: Arc::new(raft.clone()),
             clock: Arc::new(SystemClock),
             session: Uuid::now_v7(),
             ttl: feed.ttl.clone(),
             applied: Arc::new(move || in_force.borrow().revision),
+            disk: Arc::new(move || disk.metrics().lately),
             draining: draining_seen,
             wishes: wishes_seen,
             rules: feed.rules.clone(),
             shutdown: stop.child_token(),
         });
+        let claims = Claims::start(ClaimSettings {
+            gossip: gossip.clone(),
+            members: feed.members.clone(),
+            state: raft.watch_state(),
+            seats: seats.clone(),
+            meters: Meters { limits: Arc::clone(plane.limits()), rates: Arc::clone(plane.rates()) },
+        })?;
         let rotation = TicketSettings {
             consensus: Arc::new(raft.clone()),
             vault: vault.clone(),
             config: feed.config.clone(),
         };
         tasks.spawn(tickets::run(rotation, stop.clone()));
+        let automatic = Arc::new(Automatic::default());
+        let banning = AutomaticSettings {
+            raft: raft.clone(),
+            plane: plane.clone(),
+            config: feed.config.clone(),
+            name: settings.name.clone(),
+            counts: automatic.clone(),
+        };
+        tasks.spawn(bans::run(banning, stop.clone()));
         raft.set_lease_handler(Arc::new(seats.clone()));
+        let counted = plane.clone();
+        raft.set_firewall_counter(Box::new(move || firewall::counted(&counted)));
         let health = Health::start(HealthSettings {
             node: raft.id(),
             board: Arc::new(gossip.clone()),
@@ -207,8 +249,12 @@ impl Cluster {
                 raft,
                 gossip,
                 counts,
+                loads,
+                claims,
+                automatic,
                 seats,
                 health,
+                names,
                 vips,
                 feed,
                 vault,
@@ -227,6 +273,7 @@ impl Cluster {
         if let Some(draft) = draft.filter(|_| first) {
             cluster.put_first(draft).await?;
         }
+        unless_started.disarm();
         Ok(cluster)
     }
 
@@ -265,6 +312,11 @@ impl Cluster {
     /// The config that this node serves.
     pub fn in_force(&self) -> Arc<InForce> {
         self.inner.feed.in_force.borrow().clone()
+    }
+
+    /// With the members that the config's names stand for, as this node knows them now.
+    pub fn with_answers(&self, config: &Arc<Config>) -> Arc<Config> {
+        dns::expanded(config, &self.inner.names.answers().borrow())
     }
 
     /// Why the newest revision is not served here, if it is not.
@@ -323,81 +375,38 @@ impl Cluster {
         }
     }
 
-    /// Moves a VIP by plan: what began at its present owner is served on there. Returns once `to` owns
-    /// it, within 10 s; a move back to a node that still serves connections from before takes until they
-    /// have ended.
-    pub async fn move_vip(&self, vip: &str, to: NodeId) -> Result<(), ChangeError> {
-        let deadline = tokio::time::Instant::now() + MOVE_WITHIN;
-        while !self.try_move(vip, to, deadline).await? {
-            if tokio::time::Instant::now() + MOVE_AGAIN >= deadline {
-                let state = self.inner.raft.state();
-                if state.vips.get(vip).is_some_and(|record| record.moving_to == Some(to)) {
-                    return Err(ChangeError::Invalid(format!(
-                        "VIP {vip} has not moved yet: it does once what began at that node before has ended, at most \
-                         cluster.drain.deadline"
-                    )));
+    /// Has a command agreed on whose effect is the plane's. Returns once this node acts by it.
+    pub(crate) async fn have_acted(&self, command: Command) -> Result<(), ChangeError> {
+        match self.inner.raft.propose(command).await {
+            Ok((Outcome::Refused(refusal), _)) => Err(refusal.into()),
+            Ok((_, index)) => {
+                let mut told = self.inner.feed.told.clone();
+                if timeout(STOP_WITHIN, told.wait_for(|told| *told >= index)).await.is_err() {
+                    tracing::warn!(index, "agreed on, but not acted by here yet");
                 }
-                return Err(ChangeError::Invalid(format!(
-                    "VIP {vip} did not move: that node could not take it (`trestle vip list --admin` there says why)"
-                )));
+                Ok(())
             }
-            // The leader drops a move to a node that it has not heard for a moment.
-            tokio::time::sleep(MOVE_AGAIN).await;
+            Err(error) => Err(self.change_error(error)),
         }
-        Ok(())
-    }
-
-    /// Whether `to` owns it now.
-    async fn try_move(&self, vip: &str, to: NodeId, by: tokio::time::Instant) -> Result<bool, ChangeError> {
-        let state = self.state(Consistency::Linearizable).await?;
-        let record = state.vips.get(vip).cloned().unwrap_or_default();
-        let Some((epoch, owner)) = record.owner else {
-            return Err(Refusal::NoVipOwner(vip.to_owned()).into());
-        };
-        if owner.node == to {
-            return Ok(true);
-        }
-        if state.drained.contains(&to) {
-            let name = state.nodes.get(&to).map_or_else(|| to.to_string(), |node| node.profile.name.clone());
-            return Err(ChangeError::Invalid(format!(
-                "VIP {vip} can't move to {name}, which is drained: `trestle node drain {name} --undo` first"
-            )));
-        }
-        let command = Command::MoveVip { vip: vip.to_owned(), epoch, to: Some(to) };
-        let index = match self.inner.raft.propose(command).await {
-            Ok((_, index)) => index,
-            // It has changed hands meanwhile, perhaps to there.
-            Err(raft::ProposeError::Refused(Refusal::VipEpoch { .. })) => return Ok(false),
-            Err(error) => return Err(self.change_error(error)),
-        };
-        // Asked of a follower, the intent is not in its state yet: that it is not there says nothing.
-        let mut states = self.watch_state();
-        let settled = states.wait_for(|state| {
-            let over = |record: &VipRecord| record.epoch() != epoch || record.moving_to != Some(to);
-            state.applied_index >= index && state.vips.get(vip).is_none_or(over)
-        });
-        let moved = tokio::time::timeout_at(by, settled).await;
-        let owner = match moved {
-            Ok(Ok(state)) => state.vips.get(vip).and_then(|r| r.owner.as_ref()).map(|(_, owner)| owner.node),
-            _ => None,
-        };
-        Ok(owner == Some(to))
     }
 
     pub(crate) fn change_error(&self, error: raft::ProposeError) -> ChangeError {
         ChangeError::new(error, self.in_force().revision)
     }
 
-    /// Connections of each client over the cluster, heaviest first.
+    /// Connections, requests and limits of each client over the cluster, heaviest first.
     pub fn clients(&self, most: usize) -> Vec<ClientTotal> {
         let names = self.node_names();
         let name = |id: &NodeId| names.get(id).cloned().unwrap_or_else(|| id.to_string());
         let totals = self.inner.counts.totals(most).into_iter();
         totals
-            .map(|(client, counts)| ClientTotal {
+            .map(|Total { client, rate, nodes }| ClientTotal {
                 client,
-                total: counts.values().fold(0, |sum: u32, n| sum.saturating_add(*n)),
-                nodes: counts.iter().map(|(id, n)| (name(id), *n)).collect::<BTreeMap<_, _>>(),
+                total: nodes.values().fold(0, |sum: u32, n| sum.saturating_add(*n)),
+                rate,
+                limits: self.inner.claims.of_client(self.inner.plane.limits_of(client)),
+                ban: self.ban_of(client),
+                nodes: nodes.iter().map(|(id, n)| (name(id), *n)).collect::<BTreeMap<_, _>>(),
             })
             .collect()
     }
@@ -407,12 +416,16 @@ impl Cluster {
         self.inner.address
     }
 
-    /// Asks that the VIPs held here move to others, and waits for that, at most 5 s. Connections that
-    /// began here are served on.
-    pub async fn hand_vips_over(&self) {
+    /// Asks that the VIPs held here move to others, and waits for that, at most 5 s; a node that was removed
+    /// lets them go at once. Connections that began here are served on. Whether nothing is held here any
+    /// more.
+    pub async fn hand_vips_over(&self) -> bool {
+        if *self.ended().borrow() == Some(Ended::Removed) {
+            return self.inner.vips.let_go_as_removed().await;
+        }
         let me = self.id();
         let others = self.inner.raft.state().seats.keys().any(|node| *node != me);
-        self.inner.vips.hand_over(others).await;
+        self.inner.vips.hand_over(others).await
     }
 
     /// Tells the others that this node goes, and gives its seat up.
@@ -442,6 +455,8 @@ impl Cluster {
         bounded("counts", self.inner.counts.shutdown()).await;
         bounded("gossip", self.inner.gossip.leave()).await;
         bounded("gossip", self.inner.gossip.shutdown()).await;
+        bounded("loads", self.inner.loads.stopped()).await;
+        bounded("claims", self.inner.claims.stopped()).await;
         bounded("feeder", self.inner.tasks.wait()).await;
         self.inner.raft.shutdown().await;
         if let Err(error) = self.inner.store.close().await {
@@ -524,6 +539,7 @@ async fn resolve(advertise: &str) -> Result<SocketAddr, StartError> {
 async fn news(cluster: Cluster, admin: String, stop: CancellationToken) {
     let mut in_force = cluster.inner.feed.in_force.clone();
     let mut draining = cluster.inner.draining.subscribe();
+    let mut strain = cluster.inner.plane.watch_strain();
     loop {
         let told = NodeNews {
             revision: in_force.borrow_and_update().revision,
@@ -531,6 +547,7 @@ async fn news(cluster: Cluster, admin: String, stop: CancellationToken) {
             draining: *draining.borrow_and_update(),
             admin: admin.clone(),
             feature_level: trestle_raft_store::apply::FEATURE_LEVEL,
+            strain: strain.borrow_and_update().why.clone(),
         };
         if let Err(error) = cluster.inner.gossip.set_news(&told) {
             tracing::warn!(%error, "news of this node are not shared");
@@ -539,6 +556,7 @@ async fn news(cluster: Cluster, admin: String, stop: CancellationToken) {
             () = stop.cancelled() => return,
             changed = in_force.changed() => if changed.is_err() { return },
             changed = draining.changed() => if changed.is_err() { return },
+            changed = strain.changed() => if changed.is_err() { return },
         }
     }
 }
@@ -560,6 +578,7 @@ mod tests {
             start: Start::Resume,
             replace: false,
             version: String::new(),
+            resolver: None,
             guard: InheritedGuard::default(),
         }
     }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 use trestle_config::model::{Content, Digest};
-use trestle_config::{Contents, Document, NamedContent, Problem};
+use trestle_config::{Config, Contents, Document, NamedContent, Problem, Rest};
 use trestle_raft_store::{MAX_CONTENT, MAX_DOCUMENT, MAX_USES};
 
 use crate::vault::OVERHEAD;
@@ -76,10 +76,13 @@ impl Draft {
     /// Of a document whose files are read here, relative to `dir`.
     ///
     /// # Errors
-    /// Each file that is missing, can't be read or is too large.
+    /// Each file that is missing, can't be read or is too large, and what is wrong with the others.
     pub fn read(document: Document, dir: &Path) -> Result<Self, Vec<Problem>> {
-        let files = Files::read(&document, dir)?;
-        Ok(Self { document, files })
+        let (files, unread) = Files::read(document.contents(), dir);
+        if unread.is_empty() {
+            return Ok(Self { document, files });
+        }
+        Err(with_faults(document.config(), document.contents(), &files, unread))
     }
 
     /// Blocks for as long as it takes to read certificates.
@@ -131,6 +134,7 @@ impl Draft {
         for named in self.document.contents() {
             match self.bytes(named, stock) {
                 Ok(Bytes::Here(bytes)) => {
+                    resolving.problems.extend(bad_lines(named, &bytes));
                     let digest = stored_under(named).unwrap_or_else(|| stock.digest(&bytes));
                     resolving.digests.insert(named.path.clone(), digest);
                     resolving.plain.insert(digest, bytes);
@@ -188,6 +192,57 @@ impl Draft {
     }
 }
 
+/// What is wrong with the files of a document that is not valid itself, relative to `dir`.
+pub fn problems_of_files(rest: &Rest, dir: &Path) -> Vec<Problem> {
+    let (files, unread) = Files::read(&rest.contents, dir);
+    with_faults(&rest.config, &rest.contents, &files, unread)
+}
+
+/// Beside files that can't be read: what is wrong in those that can.
+fn with_faults(
+    config: &Config,
+    contents: &[NamedContent],
+    files: &Files,
+    unread: Vec<Problem>,
+) -> Vec<Problem> {
+    let mut problems = unread;
+    let mut plain = BTreeMap::new();
+    for named in contents {
+        let Content::File(path) = &named.content else { continue };
+        if let Some(bytes) = files.0.get(path) {
+            problems.extend(bad_lines(named, bytes));
+            plain.insert(Offline.digest(path.as_os_str().as_encoded_bytes()), Arc::clone(bytes));
+        }
+    }
+    // By the digest of its path: what is not there is only not found.
+    let mut config = config.clone();
+    config.each_tls_content(|content| {
+        if let Content::File(path) = content {
+            *content = Content::Stored(Offline.digest(path.as_os_str().as_encoded_bytes()));
+        }
+    });
+    for (path, message) in trestle_dataplane::check(&config, &plain.into_iter().collect()) {
+        let file = format!("{path}_file");
+        let named = contents.iter().find(|named| named.path == path || named.path == file);
+        // What follows from another problem has no place of its own, or was not read.
+        if let Some(named) = named
+            && is_known(named, files)
+        {
+            problems.push(named.problem(message));
+        }
+    }
+    problems.sort_by_key(|problem| (problem.line, problem.column));
+    problems
+}
+
+fn is_known(named: &NamedContent, files: &Files) -> bool {
+    match &named.content {
+        Content::File(path) => files.0.contains_key(path),
+        Content::Inline(_) => true,
+        Content::Stored(_) => false,
+    }
+}
+
 /// What was found of the contents of a draft, so far.
 #[derive(Default)]
 struct Resolving {
@@ -203,6 +258,44 @@ enum Bytes {
     Unseen(Digest),
     /// They stay in the document.
     InDocument,
+}
+
+/// What is wrong with the lines of a set of networks.
+fn bad_lines(named: &NamedContent, bytes: &[u8]) -> Vec<Problem> {
+    match named.network_set().map(|_| trestle_config::networks::read(bytes)) {
+        Some(Err(lines)) => named.bad_lines(&lines),
+        _ => Vec::new(),
+    }
+}
+
+/// A document of which only sets of networks are read, relative to `dir`: for whoever asks where requests
+/// go and has no private keys at hand.
+///
+/// # Errors
+/// Each file of networks that can't be read, and what is wrong with their lines.
+pub fn with_networks(document: &Document, dir: &Path) -> Result<(Document, Contents), Vec<Problem>> {
+    let (mut digests, mut contents, mut problems) = (BTreeMap::new(), Vec::new(), Vec::new());
+    for named in document.contents().iter().filter(|named| named.network_set().is_some()) {
+        let Content::File(path) = &named.content else {
+            problems.push(named.problem("only nodes know what is stored: ask one, or name the file"));
+            continue;
+        };
+        match read_file(&dir.join(path)) {
+            Ok(bytes) => {
+                problems.extend(bad_lines(named, &bytes));
+                let digest = Offline.digest(&bytes);
+                digests.insert(&named.path, digest);
+                contents.push((digest, bytes));
+            }
+            Err(why) => problems.push(named.problem(format!("can't read `{}`: {why}", path.display()))),
+        }
+    }
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    let nothing = Digest([0; 32]);
+    let stored = document.stored(|named| digests.get(&named.path).copied().unwrap_or(nothing));
+    Ok((stored.map_err(Vec::from_iter)?, contents.into_iter().collect()))
 }
 
 fn stored_under(named: &NamedContent) -> Option<Digest> {
@@ -229,9 +322,10 @@ impl Proposal {
 }
 
 impl Files {
-    fn read(document: &Document, dir: &Path) -> Result<Self, Vec<Problem>> {
+    /// With those that can't be read, each as a problem.
+    fn read(contents: &[NamedContent], dir: &Path) -> (Self, Vec<Problem>) {
         let (mut files, mut problems, mut total) = (BTreeMap::new(), Vec::new(), 0);
-        for named in document.contents() {
+        for named in contents {
             let Content::File(path) = &named.content else { continue };
             if files.contains_key(path) {
                 continue;
@@ -249,7 +343,7 @@ impl Files {
                 break;
             }
         }
-        if problems.is_empty() { Ok(Self(Arc::new(files))) } else { Err(problems) }
+        (Self(Arc::new(files)), problems)
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&Path, &Arc<[u8]>)> {
@@ -372,7 +466,7 @@ mod tests {
         assert!(found[0].starts_with("web.yaml:4:15: certificates.shop.key_file: "), "{found:?}");
         let large = "x".repeat(MAX_CONTENT + 1);
         let found = problems(&draft(FILES, &[("a.pem", &large), ("a.key", &one.key)]));
-        assert!(found[0].contains("at most 1048576 fit"), "{found:?}");
+        assert!(found[0].contains("at most 4194304 fit"), "{found:?}");
         let digest = "ab".repeat(32);
         let unknown = format!("certificates:\n  shop:\n    chain_file: a.pem\n    key: stored:{digest}\n");
         let found = problems(&draft(&unknown, &[("a.pem", &one.chain)]));
@@ -402,9 +496,42 @@ mod tests {
                 (0..count).map(|n| (PathBuf::from(format!("{n}.pem")), Arc::from(file(n).into_bytes())));
             Draft { document: document(&text), files: files.collect() }
         };
-        assert_eq!(draft(7).resolve(&shelf()).unwrap().digests().len(), 7);
-        let found = problems(&draft(8));
-        assert!(found[0].contains("with its 8 files, at most 8388608"), "{found:?}");
+        assert_eq!(draft(1).resolve(&shelf()).unwrap().digests().len(), 1);
+        let found = problems(&draft(2));
+        assert!(found[0].contains("with its 2 files, at most 8388608"), "{found:?}");
+    }
+
+    #[test]
+    fn a_file_of_networks_is_checked_line_by_line() {
+        let text = "networks:\n  bad:\n    file: lists/bad.txt\n";
+        let networks = |lines: &str| Draft {
+            document: document(text),
+            files: [(PathBuf::from("lists/bad.txt"), Arc::from(lines.as_bytes()))].into_iter().collect(),
+        };
+        let proposal = networks("192.0.2.0/24 # lab\n\n::1\n").resolve(&shelf()).unwrap();
+        let set = &proposal.document().config().networks["bad"];
+        assert!(matches!(set.file, Some(Content::Stored(_))), "{set:?}");
+        let found = problems(&networks("# x\n192.0.2.1/24\n::1\n  host\n"));
+        assert_eq!(
+            found,
+            [
+                "lists/bad.txt:2:1: networks.bad.file: `192.0.2.1/24` has bits behind its prefix (did you mean `192.0.2.0/24`?)",
+                "lists/bad.txt:4:3: networks.bad.file: `host` is no network (`192.0.2.0/24`, `2001:db8::/32` and `192.0.2.1` are)",
+            ]
+        );
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("lists")).unwrap();
+        let file = dir.path().join("lists/bad.txt");
+        // Private keys are not read, so they need not be there.
+        let text = format!("{text}{FILES}");
+        assert!(with_networks(&document(&text), dir.path()).unwrap_err()[0].message.contains("can't read"));
+        std::fs::write(&file, "192.0.2.9\n").unwrap();
+        let (routed, contents) = with_networks(&document(&text), dir.path()).unwrap();
+        let set = &routed.config().networks["bad"];
+        assert_eq!(contents.get(set.file.as_ref().unwrap()).as_deref(), Some(&b"192.0.2.9\n"[..]));
+        std::fs::write(&file, "192.0.2.9\nx\n").unwrap();
+        let error = with_networks(&document(&text), dir.path()).unwrap_err();
+        assert!(error[0].to_string().starts_with("lists/bad.txt:2:1: "), "{error:?}");
     }
 
     #[test]
@@ -412,15 +539,22 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("a.pem"), "chain").unwrap();
         let error = Draft::read(document(FILES), dir.path()).unwrap_err();
-        assert_eq!(error.len(), 1);
+        let error: Vec<String> = error.iter().map(ToString::to_string).collect();
+        assert_eq!(error.len(), 2, "{error:?}");
         assert!(
-            error[0].to_string().starts_with("web.yaml:4:15: certificates.shop.key_file: can't read `a.key`")
+            error[0]
+                .starts_with("web.yaml:3:17: certificates.shop.chain_file: there is no certificate in it"),
+            "{error:?}"
+        );
+        assert!(
+            error[1].starts_with("web.yaml:4:15: certificates.shop.key_file: can't read `a.key`"),
+            "{error:?}"
         );
         std::fs::create_dir(dir.path().join("a.key")).unwrap();
-        assert!(Draft::read(document(FILES), dir.path()).unwrap_err()[0].message.contains("folder"));
+        assert!(Draft::read(document(FILES), dir.path()).unwrap_err()[1].message.contains("folder"));
         std::fs::remove_dir(dir.path().join("a.key")).unwrap();
         std::fs::write(dir.path().join("a.key"), vec![b'x'; MAX_CONTENT + 1]).unwrap();
-        assert!(Draft::read(document(FILES), dir.path()).unwrap_err()[0].message.contains("more than"));
+        assert!(Draft::read(document(FILES), dir.path()).unwrap_err()[1].message.contains("more than"));
         std::fs::write(dir.path().join("a.key"), "secret").unwrap();
         let read = Draft::read(document(FILES), dir.path()).unwrap();
         assert_eq!(read.files.iter().count(), 2);

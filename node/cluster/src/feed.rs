@@ -1,5 +1,6 @@
 //! From agreed state to what this node does by it: the plane serves the newest revision, and the
-//! rest of the cluster code sees config, members and addresses as watched values.
+//! rest of the cluster code sees config, members and addresses as watched values. What its DNS names stand
+//! for is served as well: when that changes the same revision is put in force again, with other members.
 //!
 //! Invariant: what [`Feed::in_force`] shows is served by every worker of the plane. A document that
 //! this release can't read (written by a newer one), or that names what can't be opened here, leaves the
@@ -11,22 +12,31 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use trestle_config::model::Content;
 use trestle_config::{Config, Contents, Document, Source};
-use trestle_dataplane::{Install, Plane};
+use trestle_dataplane::{Install, MemberOrders, Plane};
+use trestle_raft_store::bans::Bans;
 use trestle_raft_store::contents::ContentDigest;
 use trestle_raft_store::types::{LeaseTimes, NodeId, Revision, State};
 
+use crate::bans;
+use crate::dns::{self, Answers, Names};
 use crate::lease::core::{TtlHistory, Ttls, VIP_TTL_MAX};
 use crate::lease::vips::VipName;
+use crate::orders;
 use crate::tickets;
 use crate::vault::Vault;
 use crate::vip::choice::VipRules;
 
 /// Between two tries of a listener that can't bind.
 const BIND_AGAIN: Duration = Duration::from_secs(2);
+
+/// Between two times that a revision is put in force for the sake of DNS: this, or what it takes times
+/// [`NAMES_SHARE`].
+const NAMES_PAUSE: Duration = Duration::from_secs(1);
+const NAMES_SHARE: u32 = 10;
 
 /// A revision and the config in it.
 #[derive(Clone, Debug)]
@@ -43,6 +53,11 @@ impl InForce {
         self.document.config()
     }
 
+    /// What it names by digest, private keys among it.
+    pub fn contents(&self) -> &Contents {
+        &self.contents
+    }
+
     fn none() -> Self {
         Self { revision: 0, document: Document::empty(), contents: Contents::default() }
     }
@@ -52,7 +67,7 @@ impl InForce {
 #[derive(Clone)]
 pub(crate) struct Feed {
     pub(crate) in_force: watch::Receiver<Arc<InForce>>,
-    /// The same as the probers want it.
+    /// The same as the probers want it: with the members that DNS names stand for.
     pub(crate) config: watch::Receiver<Arc<(u64, Arc<Config>)>>,
     /// Why the newest revision is not in force, if it is not.
     pub(crate) problem: watch::Receiver<Option<String>>,
@@ -65,6 +80,8 @@ pub(crate) struct Feed {
     pub(crate) ttl: watch::Receiver<TtlHistory>,
     /// Who may own which VIP, by the newest revision that could be read.
     pub(crate) rules: watch::Receiver<Arc<Rules>>,
+    /// The last log index of which the plane has heard all that concerns it.
+    pub(crate) told: watch::Receiver<u64>,
 }
 
 /// A revision, and what it says of who may own which VIP.
@@ -74,8 +91,13 @@ pub(crate) type Rules = (u64, BTreeMap<VipName, VipRules>);
 pub(crate) struct Feeder {
     plane: Plane,
     vault: Vault,
+    names: Names,
     /// Epochs of the ticket keys that the plane has, the newest first.
     ticket_keys: Mutex<Vec<u64>>,
+    /// What the plane was told of members.
+    orders: Mutex<Arc<MemberOrders>>,
+    /// And of bans.
+    bans: Mutex<Bans>,
     in_force: watch::Sender<Arc<InForce>>,
     config: watch::Sender<Arc<(u64, Arc<Config>)>>,
     problem: watch::Sender<Option<String>>,
@@ -84,11 +106,12 @@ pub(crate) struct Feeder {
     seeds: watch::Sender<Vec<String>>,
     ttl: watch::Sender<TtlHistory>,
     rules: watch::Sender<Arc<Rules>>,
+    told: watch::Sender<u64>,
 }
 
 impl Feeder {
     /// Puts in force what `state` holds: a node serves before it is in touch with anybody.
-    pub(crate) async fn new(plane: Plane, vault: Vault, state: &Arc<State>) -> (Self, Feed) {
+    pub(crate) async fn new(plane: Plane, vault: Vault, names: Names, state: &Arc<State>) -> (Self, Feed) {
         let defaults = Document::empty();
         let cluster = &defaults.config().cluster;
         let (in_force, in_force_seen) = watch::channel(Arc::new(InForce::none()));
@@ -99,9 +122,24 @@ impl Feeder {
         let (seeds, seeds_seen) = watch::channel(Vec::new());
         let (ttl, ttl_seen) = watch::channel(TtlHistory::new(cluster.seat));
         let (rules, rules_seen) = watch::channel(Arc::default());
-        let ticket_keys = Mutex::default();
-        let feeder =
-            Self { plane, vault, ticket_keys, in_force, config, problem, voters, members, seeds, ttl, rules };
+        let (told, told_seen) = watch::channel(0);
+        let feeder = Self {
+            plane,
+            vault,
+            names,
+            ticket_keys: Mutex::default(),
+            orders: Mutex::default(),
+            bans: Mutex::default(),
+            in_force,
+            config,
+            problem,
+            voters,
+            members,
+            seeds,
+            ttl,
+            rules,
+            told,
+        };
         feeder.take(state).await;
         let feed = Feed {
             in_force: in_force_seen,
@@ -112,6 +150,7 @@ impl Feeder {
             seeds: seeds_seen,
             ttl: ttl_seen,
             rules: rules_seen,
+            told: told_seen,
         };
         (feeder, feed)
     }
@@ -123,6 +162,7 @@ impl Feeder {
         me: NodeId,
         stop: CancellationToken,
     ) {
+        let (mut answers, mut not_before) = (self.names.answers(), Instant::now());
         loop {
             let now = state.borrow_and_update().clone();
             self.take(&now).await;
@@ -132,11 +172,24 @@ impl Feeder {
                 () = stop.cancelled() => return,
                 changed = state.changed() => if changed.is_err() { return },
                 () = sleep(BIND_AGAIN), if closed => self.bind_again(&now).await,
+                () = new_answers(&mut answers, not_before) => {
+                    let began = Instant::now();
+                    self.serve_answers(&now).await;
+                    not_before = Instant::now() + NAMES_PAUSE.max(began.elapsed() * NAMES_SHARE);
+                }
             }
         }
     }
 
     async fn take(&self, state: &Arc<State>) {
+        self.take_revisions(state).await;
+        // After the revisions: of a member that left the config an order is gone, and it must not get traffic
+        // again in the moment before it leaves the plane. Who is new or stays is ordered by the install.
+        self.hand_orders(state);
+        self.told.send_replace(state.applied_index);
+    }
+
+    async fn take_revisions(&self, state: &Arc<State>) {
         self.members.send_if_modified(|members| {
             let now: BTreeSet<_> = state.nodes.keys().copied().collect();
             let changed = *members != now;
@@ -144,6 +197,8 @@ impl Feeder {
             changed
         });
         self.hand_ticket_keys(state);
+        // Before a revision: nobody who is banned is let in at a listener that opens.
+        self.hand_bans(state);
         let unseen = self.unseen(state);
         if unseen.is_empty() {
             return;
@@ -189,6 +244,23 @@ impl Feeder {
         *known = epochs;
     }
 
+    fn hand_bans(&self, state: &State) {
+        let mut known = self.bans.lock();
+        if *known != state.bans {
+            self.plane.set_bans(&bans::of_plane(&state.bans));
+            *known = state.bans.clone();
+        }
+    }
+
+    fn hand_orders(&self, state: &State) {
+        let now = orders::of_plane(&state.member_orders, &self.config.borrow().1);
+        let mut known = self.orders.lock();
+        if **known != now {
+            self.plane.set_member_orders(&now);
+            *known = Arc::new(now);
+        }
+    }
+
     /// Revisions not read yet, oldest first, as many as the history of TTLs keeps.
     fn unseen(&self, state: &State) -> Vec<Arc<Revision>> {
         let known = self.ttl.borrow().revision();
@@ -199,16 +271,40 @@ impl Feeder {
 
     /// A port that was taken may be free by now. What is open already is not touched.
     async fn bind_again(&self, state: &Arc<State>) {
-        let InForce { revision, document, contents } = self.in_force.borrow().as_ref().clone();
-        let config = document.config().clone();
+        let config = self.config.borrow().1.clone();
+        self.serve_again(state, config).await;
+    }
+
+    async fn serve_again(&self, state: &Arc<State>, config: Arc<Config>) {
+        let InForce { revision, contents, .. } = self.in_force.borrow().as_ref().clone();
         let route_births = Arc::new(state.route_births.clone());
-        self.plane.install(Install { revision, config, route_births, contents }).await;
+        // DNS may have brought members that orders of before concern.
+        let orders = Arc::new(orders::of_plane(&state.member_orders, &config));
+        *self.orders.lock() = orders.clone();
+        self.plane.install(Install { revision, config, route_births, contents, orders }).await;
+    }
+
+    /// The revision in force, with the members that its names stand for now.
+    async fn serve_answers(&self, state: &Arc<State>) {
+        let in_force = self.in_force.borrow().clone();
+        let config = self.expanded(in_force.config());
+        if *self.config.borrow().1 != *config {
+            self.serve_again(state, config.clone()).await;
+            self.config.send_replace(Arc::new((in_force.revision, config)));
+        }
+    }
+
+    fn expanded(&self, config: &Arc<Config>) -> Arc<Config> {
+        dns::expanded(config, &self.names.answers().borrow())
     }
 
     async fn install(&self, state: &Arc<State>, revision: u64, document: Document, contents: Contents) {
-        let config = document.config().clone();
+        self.names.want(document.config()).await;
+        let config = self.expanded(document.config());
         let route_births = Arc::new(state.route_births.clone());
-        let install = Install { revision, config: config.clone(), route_births, contents: contents.clone() };
+        let orders = Arc::new(orders::of_plane(&state.member_orders, &config));
+        let install =
+            Install { revision, config: config.clone(), route_births, contents: contents.clone(), orders };
         let bound = self.plane.install(install).await;
         let open = bound.iter().filter(|listener| listener.state.is_ok()).count();
         tracing::info!(revision, listeners = bound.len(), open, "revision in force");
@@ -228,6 +324,15 @@ impl Feeder {
             *seeds = now;
             changed
         });
+    }
+}
+
+/// Returns when names stand for something else; not earlier than that.
+async fn new_answers(answers: &mut watch::Receiver<Arc<Answers>>, not_before: Instant) {
+    sleep_until(not_before).await;
+    if answers.changed().await.is_err() {
+        // Nobody looks names up any more: the node stops.
+        std::future::pending::<()>().await;
     }
 }
 
@@ -343,6 +448,7 @@ mod tests {
             leases: lease_times(document.config()),
             uses: vec![ContentDigest(digest.0)],
             contents: vec![(ContentDigest(digest.0), sealed)],
+            gone: Vec::new(),
             expected: None,
             author: String::new(),
             message: String::new(),

@@ -5,12 +5,17 @@
 //! a pure function in a module of its own; the async shells around are thin.
 #![deny(unsafe_code)]
 
+mod bans;
 mod bridge;
 mod change;
 mod cluster;
+mod dns;
 mod draft;
 mod feed;
+mod firewall;
 mod folder;
+mod leb128;
+mod orders;
 mod rt;
 mod settings;
 mod status;
@@ -23,6 +28,8 @@ pub mod gossip;
 pub mod health;
 pub mod identity;
 pub mod lease;
+pub mod limits;
+pub mod loads;
 pub mod membership;
 pub mod raft;
 pub mod rendezvous;
@@ -30,14 +37,20 @@ pub mod rendezvous;
 pub mod sim;
 pub mod vip;
 
+pub use bans::{BanError, BanStatus, Order as BanOrder, Protected};
 pub use change::{Applied, ChangeError, Consistency};
 pub use cluster::{Cluster, Ended, StartError};
-pub use draft::{Draft, Files, Found, Offline, Proposal, Stock, read_file};
+pub use draft::{Draft, Files, Found, Offline, Proposal, Stock, problems_of_files, read_file, with_networks};
 pub use feed::InForce;
+pub use firewall::PlaceCounts;
 pub use folder::FolderError;
+pub use orders::{
+    Meant, NoSuchMember, PoolOrders, drain_of_plane, find_in_document, find_member, find_pool, order_of,
+};
 pub use settings::{Settings, Start};
 pub use views::{
-    CertificateStatus, ClientTotal, MemberHealth, NodeStatus, PoolStatus, SeatStatus, Status, VipStatus,
+    AdaptiveStatus, CertificateStatus, ClientTotal, EjectionStatus, MemberHealth, NameStatus, NodeStatus,
+    PoolStatus, SeatStatus, Status, VipStatus,
 };
 pub use vip::InheritedGuard;
 

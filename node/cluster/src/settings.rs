@@ -23,6 +23,8 @@ pub struct Settings {
     /// `--replace`: take the name of a node that is gone for good.
     pub replace: bool,
     pub version: String,
+    /// Whom to ask for members' DNS names; default: whom the system's resolver file names.
+    pub resolver: Option<SocketAddr>,
     /// Of a guard that started this node.
     pub guard: InheritedGuard,
 }

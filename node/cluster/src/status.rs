@@ -5,15 +5,21 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use trestle_config::Config;
-use trestle_config::model::Pool;
-use trestle_dataplane::{CertificateView, MemberView};
-use trestle_raft_store::types::{NodeId, State};
+use trestle_config::model::{NamedMember, Pool};
+use trestle_dataplane::{CertificateView, MemberView, Step};
+use trestle_raft_store::types::State;
 
 use crate::cluster::{Cluster, Ended};
+use crate::dns::NameView;
 use crate::health::PoolHealth;
 use crate::lease::SeatView;
+use crate::orders::{PoolOrders, drain_of_plane};
 use crate::raft::{CLOCK_TOLERANCE_MS, Metrics, Timers};
-use crate::views::{CertificateStatus, MemberHealth, NodeStatus, PoolStatus, SeatStatus, Status, VipStatus};
+use crate::views::{
+    AdaptiveStatus, CertificateStatus, EjectionStatus, MemberHealth, NameStatus, NodeStatus, PoolStatus,
+    SeatStatus, Status,
+};
+use crate::vip;
 
 /// A certificate that ends within this many days is warned about.
 const RUNS_OUT_DAYS: i64 = 30;
@@ -37,9 +43,10 @@ impl Cluster {
             last_log_index: raft.last_log_index,
             applied_index: raft.applied_index,
             seat: self.seat_status(seat),
-            nodes: self.nodes(&raft, &state),
+            nodes: self.nodes(&raft, &state, seat),
             pools: self.pools(),
             vips: self.vips(),
+            bans: self.bans().len(),
             warnings: self.warnings(&raft, &state, seat),
         }
     }
@@ -53,7 +60,8 @@ impl Cluster {
         }
     }
 
-    fn nodes(&self, raft: &Metrics, state: &State) -> Vec<NodeStatus> {
+    fn nodes(&self, raft: &Metrics, state: &State, seat: SeatView) -> Vec<NodeStatus> {
+        let own = self.seat_status(seat).seated;
         let live = self.inner.gossip.live();
         let news = self.inner.gossip.news();
         let of = |(id, record): (&u64, &trestle_raft_store::types::NodeRecord)| NodeStatus {
@@ -66,7 +74,8 @@ impl Cluster {
             leader: raft.leader == Some(*id),
             drained: state.drained.contains(id),
             alive: live.contains(id),
-            seated: state.seats.contains_key(id),
+            // Its own it knows better: who is out of touch hears nothing of its end.
+            seated: if *id == raft.id { own } else { state.seats.contains_key(id) },
             revision: if *id == raft.id {
                 Some(self.in_force().revision)
             } else {
@@ -82,50 +91,69 @@ impl Cluster {
         for view in self.inner.plane.members() {
             views.entry(view.pool.clone()).or_default().push(view);
         }
+        let in_panic = self.inner.plane.in_panic();
         let names = self.node_names();
+        let elsewhere = |view: &MemberView| self.in_flight_elsewhere(view);
         let reports = self.inner.health.report();
+        let limits = self.inner.plane.adaptive_limits();
+        let state = self.inner.raft.state();
+        let none = PoolOrders::new();
         let of = |(name, pool): (&String, &Pool)| {
             let views = views.get(name).map_or(&[][..], Vec::as_slice);
             let report = reports.iter().find(|r| r.pool == *name);
             PoolStatus {
                 pool: name.clone(),
-                panic: panics(pool, views),
-                members: views.iter().map(|view| member(view, report, &names)).collect(),
+                panic: in_panic.contains(name),
+                members: views
+                    .iter()
+                    .map(|view| member(view, pool, report, &names, elsewhere(view)))
+                    .collect(),
+                names: self.dns_names(pool, state.member_orders.get(name).unwrap_or(&none)),
+                adaptive: limits
+                    .iter()
+                    .find(|view| view.pool == *name)
+                    .map(|view| AdaptiveStatus { limit: view.limit, waiting: view.waiting }),
             }
         };
         in_force.config().pools.iter().map(of).collect()
     }
 
-    /// The config's VIPs, as they are agreed on and as this node has them.
-    pub fn vips(&self) -> Vec<VipStatus> {
-        let (state, names) = (self.inner.raft.state(), self.node_names());
-        let views = self.inner.vips.views();
-        let name = |id: NodeId| names.get(&id).cloned().unwrap_or_else(|| id.to_string());
-        let in_force = self.in_force();
-        let of = |(vip, config): (&String, &trestle_config::model::Vip)| {
-            let record = state.vips.get(vip).cloned().unwrap_or_default();
-            let view = views.vips.get(vip.as_str()).cloned().unwrap_or_default();
-            let fences = [
-                ("guard", view.interface.is_some()),
-                ("nftables", view.fenced),
-                ("valid_lft", view.interface.is_some()),
-            ];
-            VipStatus {
-                vip: vip.clone(),
-                addresses: config.addresses.iter().map(ToString::to_string).collect(),
-                epoch: record.epoch(),
-                owner: record.owner.map(|(_, owner)| name(owner.node)),
-                moving_to: record.moving_to.map(name),
-                held_here: view.held,
-                kept_here: view.quiet,
-                without_quorum: view.without_quorum,
-                interface: view.interface,
-                fences: fences.into_iter().filter(|(_, there)| *there).map(|(fence, _)| fence).collect(),
-                problem: view.problem,
-                rival: view.rival,
+    /// Of a member that drains, or of a pool that counts over the cluster; none while not all live nodes have
+    /// told.
+    fn in_flight_elsewhere(&self, view: &MemberView) -> Option<u32> {
+        self.inner.loads.elsewhere(trestle_dataplane::load_key(&view.pool, &view.member, view.address))
+    }
+
+    fn dns_names(&self, pool: &Pool, orders: &PoolOrders) -> Vec<NameStatus> {
+        let of = |named: &NamedMember| {
+            let view = self.inner.names.view(&named.dns);
+            let order = orders.get(&named.name()).copied().unwrap_or_default();
+            NameStatus {
+                name: named.dns.to_string(),
+                member: named.name(),
+                drain: drain_of_plane(order.drain).text(),
+                weight: order.weight,
+                addresses: view.as_ref().map_or(0, |view| view.addresses),
+                problem: match view {
+                    Some(NameView { problem: None, left_out, .. }) if left_out > 0 => {
+                        Some(format!("{left_out} more addresses are left out"))
+                    }
+                    Some(view) => view.problem,
+                    None => Some("not looked up yet".to_owned()),
+                },
             }
         };
-        in_force.config().vips.iter().map(of).collect()
+        pool.named.iter().map(of).collect()
+    }
+
+    /// Why this node takes no part any more, if it does not: nothing that it says of the others is new.
+    pub fn left_raft(&self) -> Option<String> {
+        match &*self.ended().borrow() {
+            Some(Ended::Failed(why)) => Some(format!(
+                "this node has left Raft and serves its last config: {why}; restart it when that is mended"
+            )),
+            _ => None,
+        }
     }
 
     /// A majority of voters was heard lately, as this node sees it.
@@ -158,14 +186,16 @@ impl Cluster {
     fn warnings(&self, raft: &Metrics, state: &State, seat: SeatView) -> Vec<String> {
         let mut warnings = Vec::new();
         let in_force = self.in_force();
-        if !raft.quorum {
-            warnings.push(format!(
-                "no quorum: changes are refused until a majority of the {} voters is in touch; traffic goes on with revision {}",
-                raft.voters.len(),
-                in_force.revision
-            ));
-        } else if !seat.seated && !*self.inner.draining.borrow() {
-            warnings.push("this node has no seat: the leader does not count it as alive".to_owned());
+        let standing = Standing {
+            left: self.left_raft(),
+            quorum: raft.quorum,
+            voters: raft.voters.len(),
+            seat: seat.seated || *self.inner.draining.borrow(),
+            revision: in_force.revision,
+        };
+        warnings.extend(standing.warning());
+        if let Some(why) = &*self.inner.gossip.ended().borrow() {
+            warnings.push(format!("gossip ended: {why}"));
         }
         warnings.extend(self.apply_problem());
         if !*self.inner.draining.borrow() {
@@ -185,8 +215,10 @@ impl Cluster {
                 .filter(|_| in_force.revision > 0)
                 .map(|why| format!("the data plane does not work: {why}; VIPs are left to others")),
         );
-        warnings.extend(vip_warnings(&self.vips()));
+        warnings.extend(self.overloaded(state));
+        warnings.extend(self.vips().iter().flat_map(vip::status::warnings));
         warnings.extend(unknown_nodes(in_force.config(), state));
+        warnings.extend(self.pools().iter().flat_map(unresolved));
         warnings.extend(self.certificates().iter().filter_map(runs_out));
         warnings.extend(in_force.document.warnings().iter().map(ToString::to_string));
         let cluster = &in_force.config().cluster;
@@ -201,14 +233,6 @@ impl Cluster {
             warnings.push(slow);
         }
         warnings.extend(wrong_clock(raft.clock_skew_ms));
-        if let Some(Ended::Failed(why)) = &*self.ended().borrow() {
-            warnings.push(format!(
-                "this node has left Raft and serves its last config: {why}; restart it when that is mended"
-            ));
-        }
-        if let Some(why) = &*self.inner.gossip.ended().borrow() {
-            warnings.push(format!("gossip ended: {why}"));
-        }
         let levels = state.nodes.values().map(|n| n.profile.feature_level);
         if let (Some(oldest), Some(newest)) = (levels.clone().min(), levels.max())
             && oldest < newest
@@ -218,6 +242,26 @@ impl Cluster {
             ));
         }
         warnings
+    }
+
+    /// This node and others that shed, as they say.
+    fn overloaded(&self, state: &State) -> Vec<String> {
+        let own = self.inner.plane.watch_strain().borrow().clone();
+        let own = match own.step {
+            Step::None => None,
+            Step::Spare => {
+                Some(format!("this node is strained: {}; it keeps no connections of HTTP", own.why))
+            }
+            Step::Refuse => Some(format!("this node is overloaded: {}; it refuses new connections", own.why)),
+        };
+        let (news, live, me) = (self.inner.gossip.news(), self.inner.gossip.live(), self.id());
+        let others =
+            news.iter().filter(|(id, news)| **id != me && !news.strain.is_empty() && live.contains(id));
+        let of = |(id, news): (&u64, &crate::gossip::NodeNews)| {
+            let name = state.nodes.get(id).map_or_else(|| id.to_string(), |node| node.profile.name.clone());
+            format!("node {name} is strained: {}", news.strain)
+        };
+        own.into_iter().chain(others.map(of)).collect()
     }
 
     /// Prometheus text of consensus, gossip, counts, leases and health.
@@ -264,9 +308,40 @@ impl Cluster {
         }
         self.inner.gossip.render_metrics(out);
         self.inner.counts.render_metrics(out);
+        self.inner.loads.render_metrics(out);
+        self.inner.claims.render_metrics(out);
+        self.inner.automatic.render_metrics(&self.inner.raft.state().bans, out);
         self.inner.seats.render_metrics(out);
-        self.inner.vips.render_metrics(out);
+        let state = self.inner.raft.state();
+        let ours = state.vips.iter().filter(|(_, record)| record.owned_by(self.id()));
+        self.inner.vips.render_metrics(&ours.map(|(vip, _)| vip.as_str()).collect(), out);
         self.inner.health.render_metrics(out);
+        self.inner.names.render_metrics(out);
+    }
+}
+
+/// How this node stands with the others.
+struct Standing {
+    left: Option<String>,
+    quorum: bool,
+    voters: usize,
+    seat: bool,
+    revision: u64,
+}
+
+impl Standing {
+    /// What is wrong at the root: who has left Raft hears no quorum and has no seat for that reason.
+    fn warning(self) -> Option<String> {
+        match self {
+            Standing { left: Some(why), .. } => Some(why),
+            Standing { quorum: false, voters, revision, .. } => Some(format!(
+                "no quorum: changes are refused until a majority of the {voters} voters is in touch; traffic goes on with revision {revision}"
+            )),
+            Standing { seat: false, .. } => {
+                Some("this node has no seat: the leader does not count it as alive".to_owned())
+            }
+            _ => None,
+        }
     }
 }
 
@@ -280,24 +355,46 @@ fn membership(raft: &Metrics, id: u64) -> &'static str {
     }
 }
 
-/// Whether the plane uses all members since too many are down; its rule, told to people.
-fn panics(pool: &Pool, views: &[MemberView]) -> bool {
-    let down = views.iter().filter(|v| !v.up).count();
-    views.len() >= 2 && pool.panic > 0.0 && down as f64 > pool.panic * views.len() as f64
-}
-
-fn member(view: &MemberView, report: Option<&PoolHealth>, names: &BTreeMap<u64, String>) -> MemberHealth {
+fn member(
+    view: &MemberView,
+    pool: &Pool,
+    report: Option<&PoolHealth>,
+    names: &BTreeMap<u64, String>,
+    elsewhere: Option<u32>,
+) -> MemberHealth {
     let seen = report.and_then(|r| r.members.iter().find(|m| m.name == view.member));
     let name = |id: u64| names.get(&id).cloned().unwrap_or_else(|| id.to_string());
     MemberHealth {
         name: view.member.clone(),
         address: view.address.to_string(),
+        of: pool.named.iter().find(|named| named.covers(&view.member)).map(NamedMember::name),
         up: view.up,
         ejected: view.ejected,
+        ejection: view.ejection.map(|ejection| EjectionStatus {
+            cause: ejection.cause.label(),
+            reason: ejection.cause.to_string(),
+            left_ms: u64::try_from(ejection.left.as_millis()).unwrap_or(u64::MAX),
+        }),
+        drain: view.drain.text(),
+        in_flight_elsewhere: elsewhere,
         probers: seen
             .map_or_else(Vec::new, |m| m.observations.iter().map(|(id, up)| (name(*id), *up)).collect()),
         reason: seen.and_then(|m| m.reason.clone()),
     }
+}
+
+/// DNS names that this node has no answer for.
+fn unresolved(pool: &PoolStatus) -> Vec<String> {
+    let of = |name: &NameStatus| {
+        let NameStatus { name, addresses, problem, .. } = name;
+        let problem = problem.as_ref()?;
+        let what = match addresses {
+            0 => "it has no member of that name".to_owned(),
+            n => format!("the {n} addresses known stay"),
+        };
+        Some(format!("pool {}: {name} does not resolve ({problem}): {what}", pool.pool))
+    };
+    pool.names.iter().filter_map(of).collect()
 }
 
 /// Names in `nodes` and `prefer` that no node has: a slip of the pen, or somebody who is to come.
@@ -343,35 +440,6 @@ fn runs_out(certificate: &CertificateStatus) -> Option<String> {
     }
 }
 
-fn vip_warnings(vips: &[VipStatus]) -> Vec<String> {
-    let mut warnings = Vec::new();
-    for status in vips {
-        let vip = &status.vip;
-        if let Some(problem) = &status.problem {
-            warnings.push(format!("VIP {vip} can't be held by this node: {problem}"));
-        }
-        if let Some(rival) = &status.rival {
-            warnings.push(format!(
-                "VIP {vip} is held here, but {rival}: take it off there; until then some clients reach the other"
-            ));
-        }
-        if status.owner.is_none() {
-            warnings.push(format!("VIP {vip} has no owner: no node that may hold it can"));
-        }
-        if status.without_quorum {
-            warnings.push(format!(
-                "VIP {vip} is held without a quorum (on_quorum_loss: hold): another node may hold it too"
-            ));
-        }
-        if status.held_here && !status.fences.contains(&"nftables") {
-            warnings.push(format!(
-                "VIP {vip} is not fenced by the kernel (nf_tables): a frozen node keeps it up to 2.5 s longer"
-            ));
-        }
-    }
-    warnings
-}
-
 /// Nothing of the cluster rests on wall clocks, but people read times.
 fn wrong_clock(skew_ms: i64) -> Option<String> {
     let wrong = skew_ms.unsigned_abs() > CLOCK_TOLERANCE_MS;
@@ -392,27 +460,6 @@ fn slow_disk(recent_max: Duration, seat: Duration, election_min: Duration) -> Op
 mod tests {
     use super::*;
 
-    fn view(up: bool) -> MemberView {
-        MemberView {
-            pool: "p".into(),
-            member: "m".into(),
-            address: ([127, 0, 0, 1], 1).into(),
-            weight: 1,
-            up,
-            ejected: false,
-            in_flight: 0,
-        }
-    }
-
-    #[test]
-    fn a_pool_panics_above_its_share_of_down_members() {
-        let pool = Pool::default();
-        assert!(!panics(&pool, &[view(false)]), "a pool of one does not panic");
-        assert!(!panics(&pool, &[view(true), view(false)]), "half is not more than half");
-        assert!(panics(&pool, &[view(true), view(false), view(false)]));
-        assert!(!panics(&Pool { panic: 0.0, ..pool }, &[view(false), view(false)]), "0 switches it off");
-    }
-
     #[test]
     fn a_certificate_is_told_of_from_thirty_days_before_it_runs_out() {
         let left = |days_left| CertificateStatus {
@@ -428,6 +475,17 @@ mod tests {
         assert!(runs_out(&left(30)).unwrap().contains("shop runs out in 30 days"));
         assert!(runs_out(&left(0)).unwrap().contains("runs out in 0 days"));
         assert!(runs_out(&left(-1)).unwrap().contains("has run out"));
+    }
+
+    #[test]
+    fn the_cause_is_told_and_not_what_follows_from_it() {
+        let standing = |left: Option<&str>, quorum, seat| {
+            Standing { left: left.map(str::to_owned), quorum, voters: 3, seat, revision: 7 }.warning()
+        };
+        assert_eq!(standing(None, true, true), None);
+        assert_eq!(standing(Some("the disk is full"), false, false).as_deref(), Some("the disk is full"));
+        assert!(standing(None, false, false).is_some_and(|why| why.starts_with("no quorum")));
+        assert!(standing(None, true, false).is_some_and(|why| why.contains("no seat")));
     }
 
     #[test]

@@ -6,6 +6,8 @@ use std::net::IpAddr;
 use serde::Serialize;
 use trestle_raft_store::types::NodeId;
 
+use crate::bans::BanStatus;
+
 /// What `trestle status` shows of the cluster.
 #[derive(Clone, Debug, Serialize)]
 pub struct Status {
@@ -25,6 +27,8 @@ pub struct Status {
     pub nodes: Vec<NodeStatus>,
     pub pools: Vec<PoolStatus>,
     pub vips: Vec<VipStatus>,
+    /// Bans that hold.
+    pub bans: usize,
     /// What a person should know, in sentences.
     pub warnings: Vec<String>,
 }
@@ -64,6 +68,10 @@ pub struct VipStatus {
     /// Name of the node that owns it; none: nobody does.
     pub owner: Option<String>,
     pub epoch: u64,
+    /// What it waits for, a sentence: it has no owner, or one that the leader does not hear.
+    pub waits: Option<String>,
+    /// So long the lease of an owner that the leader does not hear may last yet, milliseconds.
+    pub lease_left_ms: Option<u64>,
     /// Where it moves to, by plan.
     pub moving_to: Option<String>,
     /// The address is on this node, under a lease that is alive.
@@ -88,27 +96,97 @@ pub struct PoolStatus {
     /// All members are used since too many are down.
     pub panic: bool,
     pub members: Vec<MemberHealth>,
+    /// Members by DNS name, as the config has them.
+    pub names: Vec<NameStatus>,
+    /// The limit that the pool's breaker has found on this node.
+    pub adaptive: Option<AdaptiveStatus>,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct AdaptiveStatus {
+    /// Requests that may wait for an answer.
+    pub limit: u32,
+    /// That do.
+    pub waiting: u32,
+}
+
+/// A DNS name as this node resolves it.
+#[derive(Clone, Debug, Serialize)]
+pub struct NameStatus {
+    /// `NAME:PORT` or `srv:NAME`.
+    pub name: String,
+    /// The member's name in the config: what it is ordered about by, as a whole.
+    pub member: String,
+    /// Of all its addresses: "off", "new", "all".
+    pub drain: &'static str,
+    /// Of all its addresses, in place of the config's.
+    pub weight: Option<u32>,
+    /// That it stands for.
+    pub addresses: usize,
+    /// Why the last look-up had no answer; while there are addresses, they are those from before.
+    pub problem: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize)]
 pub struct MemberHealth {
     pub name: String,
     pub address: String,
+    /// The member of the config that it is an address of, if it was found by DNS.
+    pub of: Option<String>,
+    /// The cluster's verdict.
     pub up: bool,
+    /// By this node.
     pub ejected: bool,
+    /// Why and for how long.
+    pub ejection: Option<EjectionStatus>,
+    /// Whether an operator keeps new traffic away: "off", "new", "all".
+    pub drain: &'static str,
+    /// Under way on the other nodes, of members that drain: none while not all of them have told.
+    pub in_flight_elsewhere: Option<u32>,
     /// Node names and what they saw.
     pub probers: Vec<(String, Option<bool>)>,
     /// What the last bad probe of this node saw.
     pub reason: Option<String>,
 }
 
-/// A client's open connections over the cluster.
+#[derive(Clone, Debug, Serialize)]
+pub struct EjectionStatus {
+    /// The key of `outlier`.
+    pub cause: &'static str,
+    /// For people.
+    pub reason: String,
+    pub left_ms: u64,
+}
+
+/// What a client has open and sends over the cluster.
 #[derive(Clone, Debug, Serialize)]
 pub struct ClientTotal {
     pub client: IpAddr,
+    /// Open connections.
     pub total: u32,
-    /// By node name.
+    /// Requests a second, or new connections and sessions of tcp and udp; roughly.
+    pub rate: u64,
+    /// Those of which it uses something.
+    pub limits: Vec<ClientLimit>,
+    /// The one that holds of it, if one does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ban: Option<BanStatus>,
+    /// Open connections by node name.
     pub nodes: BTreeMap<String, u32>,
+}
+
+/// A limit of which a client uses something.
+#[derive(Clone, Debug, Serialize)]
+pub struct ClientLimit {
+    /// `listener web`, `route shop`, `rule shop/0`.
+    pub at: String,
+    /// `connections` or `requests`.
+    pub of: &'static str,
+    /// How many at once, or a rate such as `100/s`.
+    pub limit: String,
+    /// Of what may be open, what is open here and held by other nodes. Of a rate, what is asked for in its unit of
+    /// time, by clients that use more than a node's share.
+    pub used: u64,
 }
 
 /// A certificate of the revision in force.

@@ -6,14 +6,17 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use http::header::ORIGIN;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use serde::{Deserialize, Serialize};
-use trestle_config::Config;
 use trestle_config::model::{self, HostPattern, LocalAnswer, Match, PathMatch, Scheme, ValueMatch};
+use trestle_config::{Config, Contents};
 
-use crate::l7::router::{Closeness, Entry, Router, Subject};
+use crate::l7::cors::{Cors, preflight};
+use crate::l7::router::{Closeness, Entry, Router, Subject, normal};
 use crate::l7::{target, values};
-use crate::snapshot::entries;
+use crate::networks::Sets;
+use crate::snapshot::{entries, sees};
 
 /// A request to think through, as people write it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -60,7 +63,7 @@ pub struct Question {
     pub url: Uri,
     pub headers: Vec<(HeaderName, HeaderValue)>,
     pub client: IpAddr,
-    /// `None`: those that listen at the URL's port, else all of http.
+    /// `None`: those that take the URL's scheme at its port, else all that take it.
     pub listener: Option<String>,
 }
 
@@ -74,6 +77,8 @@ pub enum Unanswered {
     Header(String),
     #[error("the path can't be brought into its normal form: such a request is refused with 400")]
     Path,
+    #[error("no listener takes {scheme}: {there}")]
+    Scheme { scheme: Box<str>, there: String },
     #[error("there is no http listener {0:?}; the config has {1}")]
     Listener(String, String),
     #[error("the config has no http listener")]
@@ -83,6 +88,8 @@ pub enum Unanswered {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Explanation {
     pub method: String,
+    /// Of the URL.
+    pub scheme: String,
     /// As routes are looked up.
     pub host: String,
     /// In its normal form.
@@ -97,7 +104,8 @@ pub struct AtListener {
     pub winner: Option<RuleName>,
     /// What happens to it.
     pub does: String,
-    /// All other rules, nearest first: those that fit, then the rest in the order of their names.
+    /// All other rules, nearest first: those that fit, those of the request's host, then the rest; each in the
+    /// order of their names.
     pub others: Vec<Other>,
 }
 
@@ -113,12 +121,16 @@ pub struct Other {
     pub name: RuleName,
     /// One of its matches fits, and another rule goes before it.
     pub fits: bool,
+    /// None of its hosts is the request's.
+    pub elsewhere: bool,
     pub why: String,
 }
 
-/// `births`: the first revision of each route; without them all are equally old.
+/// `births`: the first revision of each route; without them all are equally old. Of `contents` it needs the
+/// files of networks.
 pub fn explain(
     config: &Config,
+    contents: &Contents,
     births: &BTreeMap<String, u64>,
     question: &Question,
 ) -> Result<Explanation, Unanswered> {
@@ -134,7 +146,13 @@ pub fn explain(
     };
     let (url, host) = seen(false)?;
     let (merged, _) = seen(true)?;
-    let port = authority.port_u16().or((question.url.scheme_str() == Some("https")).then_some(443));
+    let scheme = match question.url.scheme_str() {
+        None | Some("http") => Scheme::Http,
+        Some("https") => Scheme::Https,
+        Some(_) => return Err(Unanswered::Url(question.url.to_string())),
+    };
+    let port = authority.port_u16().unwrap_or(scheme.port());
+    let sets = Sets::compile(config, contents, None);
     let at = |(name, settings): (&String, &model::Listener)| {
         let url = if settings.http.merge_slashes { &merged } else { &url };
         let subject = Subject {
@@ -144,37 +162,66 @@ pub fn explain(
             method: &question.method,
             headers: &headers,
             client: question.client,
-            scheme: if settings.tls.is_some() { Scheme::Https } else { Scheme::Http },
+            scheme,
         };
-        at_listener(config, births, name, settings, subject)
+        at_listener(config, births, name, settings, Case { subject, sets: &sets })
     };
     Ok(Explanation {
         method: question.method.to_string(),
+        scheme: scheme.as_str().to_owned(),
         host: host.clone(),
         path: url.path().to_owned(),
-        listeners: asked(config, question, port)?.into_iter().map(at).collect(),
+        listeners: asked(config, question, scheme, port)?.into_iter().map(at).collect(),
     })
 }
 
+/// A request, and what is named by those that may fit it.
+#[derive(Clone, Copy)]
+struct Case<'a> {
+    subject: Subject<'a>,
+    sets: &'a Sets,
+}
+
+type Named<'a> = (&'a String, &'a model::Listener);
+
+fn own_scheme(settings: &model::Listener) -> Scheme {
+    if settings.tls.is_some() { Scheme::Https } else { Scheme::Http }
+}
+
+/// The listeners that such a request comes to.
 fn asked<'a>(
     config: &'a Config,
     question: &Question,
-    port: Option<u16>,
-) -> Result<Vec<(&'a String, &'a model::Listener)>, Unanswered> {
-    let all: Vec<_> = config.listeners.iter().filter(|(_, l)| l.protocol.has_requests()).collect();
-    if let Some(wanted) = &question.listener {
-        let found = all.iter().find(|(name, _)| *name == wanted).copied();
-        let names = || all.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
-        return found.map(|found| vec![found]).ok_or_else(|| Unanswered::Listener(wanted.clone(), names()));
+    scheme: Scheme,
+    port: u16,
+) -> Result<Vec<Named<'a>>, Unanswered> {
+    let all: Vec<Named<'_>> = config.listeners.iter().filter(|(_, l)| l.protocol.has_requests()).collect();
+    if all.is_empty() {
+        return Err(Unanswered::NoListener);
     }
-    let port = port.unwrap_or(80);
-    let there: Vec<_> =
-        all.iter().filter(|(_, l)| l.bind.iter().any(|bind| bind.port == port)).copied().collect();
-    match (there.is_empty(), all.is_empty()) {
-        (false, _) => Ok(there),
-        (true, false) => Ok(all),
-        (true, true) => Err(Unanswered::NoListener),
+    let mut there: Vec<Named<'_>> = match &question.listener {
+        Some(wanted) => all.iter().filter(|(name, _)| *name == wanted).copied().collect(),
+        None => all.iter().filter(|(_, l)| l.bind.iter().any(|bind| bind.port == port)).copied().collect(),
+    };
+    if let (true, Some(wanted)) = (there.is_empty(), &question.listener) {
+        let names = all.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
+        return Err(Unanswered::Listener(wanted.clone(), names));
     }
+    if there.is_empty() {
+        there = all;
+    }
+    let takes: Vec<_> = there.iter().filter(|(_, l)| own_scheme(l) == scheme).copied().collect();
+    if !takes.is_empty() {
+        return Ok(takes);
+    }
+    // A proxy in front may say that the client came by the other one.
+    let told: Vec<_> = there.iter().filter(|(_, l)| !l.trusted_proxies.is_empty()).copied().collect();
+    if !told.is_empty() {
+        return Ok(told);
+    }
+    let is = |(name, l): &Named<'_>| format!("{name} takes {}", own_scheme(l).as_str());
+    let there = there.iter().map(is).collect::<Vec<_>>().join(", ");
+    Err(Unanswered::Scheme { scheme: scheme.as_str().into(), there })
 }
 
 fn at_listener(
@@ -182,29 +229,95 @@ fn at_listener(
     births: &BTreeMap<String, u64>,
     name: &str,
     settings: &model::Listener,
-    subject: Subject<'_>,
+    case: Case<'_>,
 ) -> AtListener {
     let entries = entries(config, name, settings, births);
-    let found = Router::compile(entries.clone()).find(subject).map(|found| found.rule);
-    let fitting = |entry: &&Entry<'_>| misfit(entry, subject).is_none();
-    // Of the winner's matches the one that wins.
-    let winner =
-        entries.iter().filter(|e| Some(e.rule) == found).filter(fitting).max_by_key(|e| precedence(e));
+    let router = Router::compile(entries.clone(), case.sets);
+    let asked = preflight(case.subject.method, case.subject.headers);
+    // By the rule that would take the request that the browser wants to send, if that has `cors`.
+    let answered = asked.as_ref().and_then(|method| {
+        let case = Case { subject: Subject { method, ..case.subject }, ..case };
+        let found = router.find(case.subject).map(|found| found.rule);
+        let winner = winner(&entries, found, case);
+        let policies = match winner {
+            Some(winner) => rule(config, winner)?.policies.or(&settings.policies),
+            None if settings.pool.is_some() && settings.serves(case.subject.host) => {
+                settings.policies.clone()
+            }
+            None => return None,
+        };
+        let does = answers(&*Cors::compile(policies.cors.as_ref()?)?, method, case.subject.headers);
+        Some((case, found, winner, does))
+    });
+    let (case, found, winner, does) = answered.unwrap_or_else(|| {
+        let found = router.find(case.subject).map(|found| found.rule);
+        let winner = winner(&entries, found, case);
+        let does = match winner {
+            Some(winner) => does(rule(config, winner)),
+            None => unrouted(settings, case.subject.host),
+        };
+        (case, found, winner, does)
+    });
     let mut rules: BTreeMap<usize, Vec<&Entry<'_>>> = BTreeMap::new();
     for entry in entries.iter().filter(|entry| Some(entry.rule) != found) {
         rules.entry(entry.rule).or_default().push(entry);
     }
-    let mut others: Vec<_> = rules.values().map(|matches| other(config, matches, winner, subject)).collect();
-    others.sort_by(|a, b| (!a.fits, &a.name).cmp(&(!b.fits, &b.name)));
-    let does = match winner {
-        Some(winner) => does(rule(config, winner)),
-        None => match &settings.pool {
-            Some(pool) => format!("goes to the listener's pool {pool}, since no rule fits"),
-            None => "is answered with 404, since no rule fits".to_owned(),
-        },
-    };
+    let mut others: Vec<_> = rules.values().map(|matches| other(config, matches, winner, case)).collect();
+    others.extend(unserved(config, name, settings, case.subject.host));
+    others.sort_by(|a, b| (!a.fits, a.elsewhere, &a.name).cmp(&(!b.fits, b.elsewhere, &b.name)));
     let winner = winner.map(|winner| rule_name(config, winner));
     AtListener { listener: name.to_owned(), winner, does, others }
+}
+
+/// Of the matches of the rule that was found the one that wins.
+fn winner<'e, 'a>(entries: &'e [Entry<'a>], found: Option<usize>, case: Case<'_>) -> Option<&'e Entry<'a>> {
+    let fitting = |entry: &&Entry<'_>| misfit(entry, case).is_none();
+    entries.iter().filter(|e| Some(e.rule) == found).filter(fitting).max_by_key(|e| precedence(e))
+}
+
+fn unrouted(settings: &model::Listener, host: &str) -> String {
+    match &settings.pool {
+        _ if !settings.serves(host) => {
+            let hosts = settings.hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            format!("is answered with 404, since the listener serves {hosts} only")
+        }
+        Some(pool) => format!("goes to the listener's pool {pool}, since no rule fits"),
+        None => "is answered with 404, since no rule fits".to_owned(),
+    }
+}
+
+/// What a browser is told.
+fn answers(cors: &Cors, method: &Method, headers: &HeaderMap) -> String {
+    let origin = headers.get(ORIGIN);
+    let shown = String::from_utf8_lossy(origin.map(HeaderValue::as_bytes).unwrap_or_default());
+    let may = match origin.is_some_and(|origin| cors.allows(origin)) {
+        true if cors.allows_method(method) => "may",
+        true => "may send others, not that",
+        false => "may not",
+    };
+    format!("is a preflight for {method}, answered here with 204: {shown} {may}")
+}
+
+/// Rules of routes that the listener would have, if it served their hosts.
+fn unserved<'a>(
+    config: &'a Config,
+    name: &'a str,
+    settings: &'a model::Listener,
+    host: &'a str,
+) -> impl Iterator<Item = Other> + 'a {
+    let routes = config
+        .routes
+        .iter()
+        .filter(move |(_, route)| sees(route, name, settings) && settings.hosts_of(&route.hosts).is_empty());
+    routes.flat_map(move |(route_name, route)| {
+        let elsewhere = !route.hosts.iter().any(|pattern| pattern.matches(host));
+        route.rules.iter().map(move |rule| Other {
+            name: RuleName { route: route_name.clone(), rule: rule.name.clone() },
+            fits: false,
+            elsewhere,
+            why: "the listener serves none of its route's hosts".to_owned(),
+        })
+    })
 }
 
 fn rule<'a>(config: &'a Config, entry: &Entry<'_>) -> Option<&'a model::Rule> {
@@ -232,25 +345,26 @@ fn does(rule: Option<&model::Rule>) -> String {
     }
 }
 
-fn other(config: &Config, matches: &[&Entry<'_>], winner: Option<&Entry<'_>>, subject: Subject<'_>) -> Other {
+fn other(config: &Config, matches: &[&Entry<'_>], winner: Option<&Entry<'_>>, case: Case<'_>) -> Other {
     let name = rule_name(config, matches[0]);
-    let fitting = matches.iter().filter(|entry| misfit(entry, subject).is_none());
+    let fitting = matches.iter().filter(|entry| misfit(entry, case).is_none());
     let best = fitting.max_by_key(|entry| precedence(entry));
     if let (Some(best), Some(winner)) = (best, winner) {
         let winner_name = rule_name(config, winner);
         let why = format!("{}/{} {}", winner_name.route, winner_name.rule, goes_before(winner, best));
-        return Other { name, fits: true, why };
+        return Other { name, fits: true, elsewhere: false, why };
     }
     // Where a host of it fits, the others say nothing.
-    let at_host: Vec<_> = matches.iter().filter(|entry| entry.host.matches(subject.host)).collect();
-    let told = if at_host.is_empty() { matches.iter().collect() } else { at_host };
+    let at_host: Vec<_> = matches.iter().filter(|entry| entry.host.matches(case.subject.host)).collect();
+    let elsewhere = at_host.is_empty();
+    let told = if elsewhere { matches.iter().collect() } else { at_host };
     let mut reasons: Vec<String> = Vec::new();
-    for reason in told.into_iter().filter_map(|entry| misfit(entry, subject)) {
+    for reason in told.into_iter().filter_map(|entry| misfit(entry, case)) {
         if !reasons.contains(&reason) {
             reasons.push(reason);
         }
     }
-    Other { name, fits: false, why: reasons.join("; or ") }
+    Other { name, fits: false, elsewhere, why: reasons.join("; or ") }
 }
 
 /// The order of Gateway API, but for what breaks ties: host, kind of path, and the rest. More goes first.
@@ -297,13 +411,14 @@ fn goes_before(winner: &Entry<'_>, loser: &Entry<'_>) -> String {
 }
 
 /// The first condition that does not hold.
-fn misfit(entry: &Entry<'_>, subject: Subject<'_>) -> Option<String> {
+fn misfit(entry: &Entry<'_>, case: Case<'_>) -> Option<String> {
+    let Case { subject, sets } = case;
     let Match { path, methods, headers, query, cookies, clients, scheme } = entry.condition;
     if !entry.host.matches(subject.host) {
         return Some(format!("the host is not {}", entry.host));
     }
     match path {
-        Some(PathMatch::Exact(exact)) if exact != subject.path => {
+        Some(PathMatch::Exact(exact)) if normal(exact) != subject.path => {
             return Some(format!("the path is not {exact}"));
         }
         Some(PathMatch::Prefix(prefix)) if !below(subject.path, prefix) => {
@@ -330,7 +445,7 @@ fn misfit(entry: &Entry<'_>, subject: Subject<'_>) -> Option<String> {
             return Some(unmet(&format!("cookie {}", of.name), &of.value, found().next()));
         }
     }
-    if !clients.is_empty() && !clients.iter().any(|network| network.contains(&subject.client)) {
+    if !clients.is_empty() && !sets.resolve(clients).contains(subject.client) {
         let networks: Vec<_> = clients.iter().map(ToString::to_string).collect();
         return Some(format!("the client {} is not in {}", subject.client, networks.join(" or ")));
     }
@@ -347,7 +462,8 @@ fn misfit(entry: &Entry<'_>, subject: Subject<'_>) -> Option<String> {
 }
 
 fn below(path: &str, prefix: &str) -> bool {
-    let bare = prefix.strip_suffix('/').unwrap_or(prefix);
+    let prefix = normal(prefix);
+    let bare = prefix.strip_suffix('/').unwrap_or(&prefix);
     path.strip_prefix(bare).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
@@ -366,8 +482,11 @@ fn unmet(what: &str, wanted: &ValueMatch, found: Option<std::borrow::Cow<'_, [u8
 
 #[cfg(test)]
 mod tests {
+    use trestle_config::model::Protocol;
+
     use super::*;
-    use crate::testing::written;
+    use crate::testing::tls::listener_tls;
+    use crate::testing::{listener, loopback, written};
 
     fn ask(method: &str, url: &str, headers: &[(&'static str, &'static str)]) -> Question {
         let line = |(name, value): &(&'static str, &'static str)| {
@@ -402,6 +521,7 @@ routes:
     fn the_winner_and_why_the_others_are_not() {
         let explained = explain(
             &config(),
+            &Contents::default(),
             &BTreeMap::new(),
             &ask("GET", "http://Shop.example.com/x/../api/%61", &[("x-tenant", "acme-1")]),
         );
@@ -433,11 +553,147 @@ routes:
             (ask("GET", "http://shop.example.com/", &[]), "goes to a (95 of 100), b (5 of 100)"),
             (ask("GET", "http://other/?debug", &[]), "is answered with 204"),
         ] {
-            let explained = explain(&config(), &BTreeMap::new(), &question).unwrap();
+            let explained = explain(&config(), &Contents::default(), &BTreeMap::new(), &question).unwrap();
             assert_eq!(explained.listeners[0].does, expected);
         }
-        let none = explain(&written(""), &BTreeMap::new(), &ask("GET", "http://a/", &[])).unwrap();
+        let none =
+            explain(&written(""), &Contents::default(), &BTreeMap::new(), &ask("GET", "http://a/", &[]))
+                .unwrap();
         assert_eq!(none.listeners[0].does, "is answered with 404, since no rule fits");
+    }
+
+    fn told(at: &AtListener) -> Vec<String> {
+        let line =
+            |o: &Other| format!("{}/{} {} {}: {}", o.name.route, o.name.rule, o.fits, o.elsewhere, o.why);
+        at.others.iter().map(line).collect()
+    }
+
+    fn think(text: &str, question: &Question) -> Explanation {
+        explain(&written(text), &Contents::default(), &BTreeMap::new(), question).unwrap()
+    }
+
+    #[test]
+    fn paths_are_held_against_each_other_in_their_normal_form() {
+        let config = "pools: { a: { members: [] } }\nroutes: { r: { rules: [\
+             { name: long, match: [{ path: { prefix: /%7Eu/ } }], pools: [a] }, \
+             { name: get, match: [{ path: { prefix: /~u }, method: GET }], pools: [a] }, \
+             { name: exact, match: [{ path: { exact: /%7eu/x } }], respond: { code: 204 } }] } }";
+        let at = think(config, &ask("GET", "http://a/~u", &[])).listeners.remove(0);
+        assert_eq!(at.winner.as_ref().unwrap().rule, "get");
+        assert_eq!(
+            told(&at),
+            ["r/long true false: r/get names a method", "r/exact false false: the path is not /%7eu/x"]
+        );
+        let at = think(config, &ask("GET", "http://a/%7Eu/x", &[])).listeners.remove(0);
+        assert_eq!((at.winner.unwrap().rule.as_str(), at.does.as_str()), ("exact", "is answered with 204"));
+    }
+
+    #[test]
+    fn a_preflight_is_answered_by_the_rule_that_takes_what_it_asks_for() {
+        let config = "pools: { a: { members: [] } }\nroutes: { r: { rules: [\
+             { name: put, match: [{ method: PUT }], pools: [a], cors: { origins: [\"https://x.org\"], methods: [PUT] } }, \
+             { name: off, match: [{ path: { prefix: /off } }], pools: [a] }, { name: rest, pools: [a] }] } }";
+        let asking = |path: &str, origin, method| {
+            let headers = [("origin", origin), ("access-control-request-method", method)];
+            think(config, &ask("OPTIONS", &format!("http://a{path}"), &headers)).listeners.remove(0)
+        };
+        let at = asking("/", "https://x.org", "PUT");
+        assert_eq!(at.winner.as_ref().unwrap().rule, "put");
+        assert_eq!(at.does, "is a preflight for PUT, answered here with 204: https://x.org may");
+        assert_eq!(told(&at)[0], "r/rest true false: r/put names a method");
+        let does = asking("/", "https://evil.org", "PUT").does;
+        assert_eq!(does, "is a preflight for PUT, answered here with 204: https://evil.org may not");
+        for (path, method, expected) in [("/", "GET", "rest"), ("/off", "PUT", "off")] {
+            let at = asking(path, "https://x.org", method);
+            assert_eq!((at.winner.unwrap().rule.as_str(), at.does.as_str()), (expected, "goes to a"));
+        }
+        let plain = think(config, &ask("OPTIONS", "http://a/", &[("origin", "https://x.org")]));
+        assert_eq!(plain.listeners[0].does, "goes to a", "it asks for no method");
+
+        let outer = "listeners: { web: { bind: \":0\", protocol: http, pool: a, cors: { origins: [\"*\"] } } }\n\
+             pools: { a: { members: [] } }";
+        let headers = [("origin", "null"), ("access-control-request-method", "PATCH")];
+        let at = think(outer, &ask("OPTIONS", "http://a/", &headers)).listeners.remove(0);
+        assert_eq!(at.winner, None);
+        assert_eq!(
+            at.does,
+            "is a preflight for PATCH, answered here with 204: null may send others, not that"
+        );
+    }
+
+    #[test]
+    fn a_url_is_asked_of_listeners_that_take_its_scheme() {
+        let config = |listeners: &[(&str, u16, Protocol)]| {
+            let mut config =
+                written("pools: { a: { members: [] } }\nroutes: { r: { rules: [{ pools: [a] }] } }");
+            config.listeners.clear();
+            for (name, port, protocol) in listeners {
+                let mut listener = listener(*protocol, loopback(*port), None);
+                listener.tls = (*protocol == Protocol::Https).then(|| listener_tls(&["c"]));
+                config.listeners.insert((*name).to_owned(), listener);
+            }
+            config
+        };
+        let asked = |config: &Config, url: &str, listener: Option<&str>| {
+            let question = Question { listener: listener.map(str::to_owned), ..ask("GET", url, &[]) };
+            match explain(config, &Contents::default(), &BTreeMap::new(), &question) {
+                Ok(explained) => {
+                    let names = explained.listeners.iter().map(|at| at.listener.as_str()).collect::<Vec<_>>();
+                    format!("{} {}", explained.scheme, names.join(" "))
+                }
+                Err(error) => error.to_string(),
+            }
+        };
+        let mut plain = config(&[("web", 8080, Protocol::Http), ("more", 80, Protocol::Http)]);
+        assert_eq!(asked(&plain, "http://a/", None), "http more");
+        assert_eq!(asked(&plain, "http://a:8081/", None), "http more web");
+        assert_eq!(
+            asked(&plain, "https://a/", None),
+            "no listener takes https: more takes http, web takes http"
+        );
+        assert_eq!(asked(&plain, "https://a:8080/", None), "no listener takes https: web takes http");
+        assert_eq!(asked(&plain, "https://a/", Some("web")), "no listener takes https: web takes http");
+        assert!(asked(&plain, "ftp://a/", None).contains("no URL"));
+        plain.listeners.get_mut("web").unwrap().trusted_proxies =
+            vec![model::NetworkRef::Network("192.0.2.0/24".parse().unwrap())];
+        assert_eq!(asked(&plain, "https://a/", None), "https web", "a proxy may have taken it");
+
+        let secure = config(&[("web", 8443, Protocol::Https)]);
+        assert_eq!(asked(&secure, "https://a/", None), "https web");
+        assert_eq!(asked(&secure, "http://a/", None), "no listener takes http: web takes https");
+        let both = config(&[("plain", 8080, Protocol::Http), ("web", 8443, Protocol::Https)]);
+        assert_eq!(asked(&both, "https://a/", None), "https web");
+        assert_eq!(asked(&both, "http://a/", None), "http plain");
+        assert_eq!(asked(&both, "http://a:8443/", None), "no listener takes http: web takes https");
+    }
+
+    #[test]
+    fn rules_of_other_hosts_come_last_and_hosts_that_a_listener_does_not_serve_are_told() {
+        let config = "listeners: { web: { bind: \":0\", protocol: http, hosts: [\"*.example.com\"], pool: a } }\n\
+             pools: { a: { members: [] } }\nroutes:\n  \
+             a: { hosts: [x.example.com], rules: [{ pools: [a] }] }\n  \
+             b: { hosts: [y.example.com, \"*.example.org\"], rules: [{ match: [{ path: { exact: /b } }], pools: [a] }] }\n  \
+             c: { hosts: [y.example.org], rules: [{ pools: [a] }] }\n  \
+             d: { rules: [{ match: [{ method: PUT }], pools: [a] }] }\n";
+        let at = think(config, &ask("GET", "http://y.example.com/", &[])).listeners.remove(0);
+        assert_eq!(at.does, "goes to the listener's pool a, since no rule fits");
+        assert_eq!(
+            told(&at),
+            [
+                "b/0 false false: the path is not /b",
+                "d/0 false false: the method is not PUT",
+                "a/0 false true: the host is not x.example.com",
+                "c/0 false true: the listener serves none of its route's hosts",
+            ]
+        );
+        let at = think(config, &ask("PUT", "http://y.example.org/", &[])).listeners.remove(0);
+        assert_eq!(at.does, "is answered with 404, since the listener serves *.example.com only");
+        assert_eq!(told(&at)[0], "c/0 false false: the listener serves none of its route's hosts");
+        assert!(
+            told(&at).contains(&"d/0 false true: the host is not *.example.com".to_owned()),
+            "{:?}",
+            told(&at)
+        );
     }
 
     #[test]
@@ -446,14 +702,33 @@ routes:
             "pools: { a: { members: [] } }\nroutes: { b: { rules: [{ pools: [a] }] }, c: { rules: [{ pools: [a] }] } }",
         );
         let births = BTreeMap::from([("b".to_owned(), 7), ("c".to_owned(), 3)]);
-        let explained = explain(&config, &births, &ask("GET", "http://a/", &[])).unwrap();
+        let explained =
+            explain(&config, &Contents::default(), &births, &ask("GET", "http://a/", &[])).unwrap();
         assert_eq!(explained.listeners[0].others[0].why, "c/0 is of an older route (revision 3, not 7)");
     }
 
     #[test]
+    fn a_set_of_networks_is_named_and_one_without_networks_holds_nobody() {
+        let config = written(
+            "networks: { office: { entries: [192.0.2.0/24] }, nobody: {} }\npools: { a: { members: [] } }\n\
+             routes: { r: { rules: [{ match: [{ clients: [\"@nobody\", 10.0.0.1] }], pools: [a] }, \
+             { match: [{ clients: [\"@office\"] }], respond: { code: 204 } }] } }",
+        );
+        let ask = |client: [u8; 4]| {
+            let question = Question { client: client.into(), ..ask("GET", "http://a/", &[]) };
+            explain(&config, &Contents::default(), &BTreeMap::new(), &question).unwrap().listeners.remove(0)
+        };
+        let inside = ask([192, 0, 2, 1]);
+        assert_eq!(inside.does, "is answered with 204");
+        assert_eq!(inside.others[0].why, "the client 192.0.2.1 is not in @nobody or 10.0.0.1/32");
+        assert_eq!(ask([192, 0, 3, 1]).others[1].why, "the client 192.0.3.1 is not in @office");
+    }
+
+    #[test]
     fn what_can_not_be_answered_says_why() {
-        let refused =
-            |question: Question| explain(&config(), &BTreeMap::new(), &question).unwrap_err().to_string();
+        let refused = |question: Question| {
+            explain(&config(), &Contents::default(), &BTreeMap::new(), &question).unwrap_err().to_string()
+        };
         assert!(refused(ask("GET", "/path", &[])).contains("no URL with a host"));
         assert!(refused(ask("GET", "http://a/%00", &[])).contains("400"));
         let question = Question { listener: Some("wbe".into()), ..ask("GET", "http://a/", &[]) };

@@ -9,8 +9,10 @@
 #![deny(unsafe_code)]
 
 pub mod explain;
+mod passwords;
 mod plane;
 mod snapshot;
+mod throttle;
 mod tls;
 mod worker;
 
@@ -25,31 +27,62 @@ mod l4;
 mod balance;
 mod pool;
 
+pub mod bans;
+mod firewall;
+mod guard;
+mod waf;
+
+pub mod kernel;
+
+mod proxy_protocol;
+
 mod access_log;
 mod alarm;
+mod batch;
 mod beat;
 mod ledger;
+pub mod limits;
 mod locals;
 mod metrics;
+mod networks;
+pub mod rates;
 mod request_id;
+mod spans;
+mod strain;
 
 pub mod wall_clock;
+
+#[doc(hidden)]
+pub mod bench;
+#[doc(hidden)]
+pub mod fuzzing;
 
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use trestle_config::model::{Bind, Protocol};
+use ipnet::IpNet;
+use tokio::sync::watch;
+use trestle_config::model::{Action, Bind, FirewallRule, Protocol};
 use trestle_config::{Config, Contents};
 
+pub use balance::maglev;
 pub use beat::Beat;
+pub use kernel::{
+    KernelCheck, KernelGuard, KernelListener, KernelMember, KernelNetworks, KernelRate, KernelRule,
+    KernelView, KnownMember,
+};
+pub use networks::Ranges;
+pub use proxy_protocol::local as local_proxy_header;
+pub use spans::{Batch as SpanBatch, Span, SpanQueue, SpanTap, spans};
+pub use strain::{Step, Strain};
 pub use tls::check;
 pub use tls::upstream::MemberTls;
 
@@ -65,6 +98,13 @@ pub struct Options {
     pub secret: [u8; 32],
     /// Ports that were chosen for `port 0` binds in an earlier life of this node.
     pub pinned: PinnedPorts,
+    /// Where spans of requests go; `None`: nobody wants any.
+    pub spans: Option<SpanTap>,
+    /// Called on a worker's thread when many of its connections have come to rest: gives memory back that they
+    /// have freed, which allocators keep for threads.
+    pub give_back: fn(),
+    /// Whether the kernel can carry listeners that want it.
+    pub kernel_check: KernelCheck,
 }
 
 /// (listener, position in its `bind` list) -> port.
@@ -77,6 +117,8 @@ pub struct BoundListener {
     pub index: usize,
     pub bind: Bind,
     pub protocol: Protocol,
+    /// No socket of ours: the kernel carries it, or should.
+    pub by_kernel: bool,
     /// Where it accepts, with the port that the system chose; or why it does not.
     pub state: Result<SocketAddr, String>,
 }
@@ -87,12 +129,125 @@ pub struct MemberView {
     pub pool: String,
     pub member: String,
     pub address: SocketAddr,
+    /// In force.
     pub weight: u32,
+    /// By the config.
+    pub configured: u32,
+    pub drain: Drain,
     /// The cluster's verdict.
     pub up: bool,
-    /// Ejected by this node's outlier detection.
+    /// By this node's outlier detection.
     pub ejected: bool,
+    /// Of who is ejected.
+    pub ejection: Option<EjectionView>,
     pub in_flight: u32,
+}
+
+/// An ejection that lasts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct EjectionView {
+    pub cause: EjectionCause,
+    pub left: Duration,
+}
+
+/// Why outlier detection takes a member out.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum EjectionCause {
+    /// So often in a row.
+    Failures(u32),
+    /// It takes so many times as long to answer as the pool's median.
+    Latency(f64),
+    /// Of what it was given, it served this share.
+    SuccessRate(f64),
+}
+
+impl EjectionCause {
+    pub(crate) const LABELS: [&'static str; 3] = ["failures", "latency", "success_rate"];
+
+    /// The key of `outlier` that it was ejected by.
+    pub fn label(&self) -> &'static str {
+        Self::LABELS[self.place()]
+    }
+
+    pub(crate) fn place(&self) -> usize {
+        match self {
+            EjectionCause::Failures(_) => 0,
+            EjectionCause::Latency(_) => 1,
+            EjectionCause::SuccessRate(_) => 2,
+        }
+    }
+}
+
+impl std::fmt::Display for EjectionCause {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            EjectionCause::Failures(count) => write!(f, "{count} failures in a row"),
+            EjectionCause::Latency(times) => write!(f, "answers take {times:.1} times the pool's median"),
+            EjectionCause::SuccessRate(share) => {
+                write!(f, "served {:.0} % of what it was given", share * 100.0)
+            }
+        }
+    }
+}
+
+/// The limit that a pool's breaker has found, and how much of it is used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdaptiveView {
+    pub pool: String,
+    pub limit: u32,
+    pub waiting: u32,
+}
+
+/// Whether an operator keeps a member free of traffic. What is under way there ends by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Drain {
+    #[default]
+    Off,
+    /// Nothing new, but for clients that stick to it by a cookie.
+    New,
+    /// Nothing new at all.
+    All,
+}
+
+impl Drain {
+    /// As the API has it.
+    pub fn text(self) -> &'static str {
+        match self {
+            Drain::Off => "off",
+            Drain::New => "new",
+            Drain::All => "all",
+        }
+    }
+}
+
+/// What holds of a member beside the config.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct MemberOrder {
+    pub drain: Drain,
+    /// When connections and sessions that are carried there are cut, in milliseconds since 1970.
+    pub cut_at_ms: Option<u64>,
+    /// In place of the config's.
+    pub weight: Option<u32>,
+}
+
+/// By pool and member name.
+pub type MemberOrders = BTreeMap<String, BTreeMap<String, MemberOrder>>;
+
+/// What a node has under way at a pool, for the others. Keys are the same on every node: see
+/// [`load_key`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolLoad {
+    pub pool: String,
+    pub key: u64,
+    /// Of late, in a round; in parts of one, as [`Plane::set_others`] takes them.
+    pub arrivals: u32,
+    /// Key and requests, connections and sessions under way, of members that others want to know of.
+    pub members: Vec<(u64, u32)>,
+}
+
+/// By which nodes speak of a member's load; it holds as long as all three do.
+pub fn load_key(pool: &str, member: &str, address: SocketAddr) -> u64 {
+    pool::load_key(pool, Some((member, address)))
 }
 
 /// Open connections of one client on this node.
@@ -100,6 +255,47 @@ pub struct MemberView {
 pub struct ClientCount {
     pub client: IpAddr,
     pub connections: u32,
+    /// Its requests since the last time, or, of tcp and udp, new connections and sessions.
+    pub arrivals: u32,
+}
+
+/// A limit or a rate that is about one client, at one place of the config.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LimitView {
+    /// `listener web`, `route shop`, `rule shop/0`.
+    pub at: String,
+    /// `connections` or `requests`.
+    pub of: &'static str,
+    pub limit: LimitOf,
+    /// By which nodes speak of it.
+    pub key: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum LimitOf {
+    /// At once, and how many are open on this node.
+    Open {
+        most: u32,
+        here: u32,
+    },
+    Rate(trestle_config::model::Rate),
+}
+
+/// A firewall of the revision in force, and whom it has decided about on this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FirewallView {
+    /// `listener:NAME`, `route:NAME` or `rule:ROUTE/NAME`.
+    pub place: String,
+    pub rules: Vec<FirewallRuleView>,
+    pub default: Action,
+    pub default_hits: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FirewallRuleView {
+    pub rule: FirewallRule,
+    /// Connections, datagrams without a session, and requests, by where the firewall stands.
+    pub hits: u64,
 }
 
 /// A certificate of the revision in force.
@@ -142,6 +338,8 @@ pub struct Install {
     pub route_births: Arc<BTreeMap<String, u64>>,
     /// All that the config names as stored.
     pub contents: Contents,
+    /// As for [`Plane::set_member_orders`], from this revision on.
+    pub orders: Arc<MemberOrders>,
 }
 
 impl Plane {
@@ -165,6 +363,30 @@ impl Plane {
     pub fn set_verdicts(&self, pool: &str, up: &BTreeMap<String, bool>) {
         if let Some(pool) = self.inner.snapshot().as_ref().and_then(|snapshot| snapshot.pools.get(pool)) {
             pool.set_verdicts(up);
+            self.inner.kernel.changed();
+        }
+    }
+
+    /// What operators say of members of the revision in force; those not named are as the config has them.
+    pub fn set_member_orders(&self, orders: &MemberOrders) {
+        if let Some(snapshot) = self.inner.snapshot() {
+            snapshot.pools.iter().for_each(|(name, pool)| pool.set_orders(orders.get(name)));
+            self.inner.set_deadlines(orders);
+            self.inner.kernel.changed();
+        }
+    }
+
+    /// Of pools that count over the cluster, and of members that drain.
+    pub fn loads(&self) -> Vec<PoolLoad> {
+        let snapshot = self.inner.snapshot();
+        snapshot.iter().flat_map(|snapshot| snapshot.pools.values()).filter_map(|pool| pool.load()).collect()
+    }
+
+    /// What the other nodes have told of their loads, added up by key: for pools that count over the
+    /// cluster. Once a round, which should be as long on all nodes.
+    pub fn set_others(&self, others: &HashMap<u64, u32>) {
+        if let Some(snapshot) = self.inner.snapshot() {
+            snapshot.pools.values().for_each(|pool| pool.reckon(others));
         }
     }
 
@@ -175,6 +397,34 @@ impl Plane {
 
     pub fn listeners(&self) -> Vec<BoundListener> {
         self.inner.listeners()
+    }
+
+    /// What the kernel should carry now.
+    pub fn kernel_view(&self) -> KernelView {
+        self.inner.kernel_view()
+    }
+
+    /// First and last ports of TCP that the kernel carries.
+    pub fn tcp_ports_by_kernel(&self) -> Vec<(u16, u16)> {
+        let listeners = self.kernel_view().listeners.into_iter();
+        let of_tcp = listeners.filter(|listener| listener.protocol.has_tcp());
+        let ports = of_tcp.flat_map(|listener| listener.binds).map(|bind| (bind.port, *bind.ports().end()));
+        ports.collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// Counts the times after which [`Plane::kernel_view`] may say something else.
+    pub fn kernel_changes(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.inner.kernel.changes()
+    }
+
+    /// Why the kernel does not carry what it should; `None`: it does.
+    pub fn set_kernel_problem(&self, problem: Option<String>) {
+        self.inner.kernel.set_problem(problem);
+    }
+
+    /// Open flows of clients that the kernel carries here, heaviest first, and of nobody else.
+    pub fn set_kernel_clients(&self, clients: &[(std::net::IpAddr, u32)]) {
+        self.inner.ledger.set_by_kernel(clients);
     }
 
     pub fn certificates(&self) -> Vec<CertificateView> {
@@ -197,8 +447,25 @@ impl Plane {
         snapshot.iter().flat_map(|snapshot| snapshot.pools.values()).flat_map(|pool| pool.views()).collect()
     }
 
-    /// Clients whose count changed since the last call, with their present count (0: gone), for the
-    /// exchange with other nodes. One caller only.
+    /// Pools that use all their members, since too many are down.
+    pub fn in_panic(&self) -> BTreeSet<String> {
+        let snapshot = self.inner.snapshot();
+        let pools = snapshot.iter().flat_map(|snapshot| snapshot.pools.values());
+        pools.filter(|pool| pool.in_panic()).map(|pool| pool.name().to_owned()).collect()
+    }
+
+    /// Of pools whose breaker finds its limit.
+    pub fn adaptive_limits(&self) -> Vec<AdaptiveView> {
+        let view = |pool: &pool::Pool| {
+            let (limit, waiting, _) = pool.adaptive_state()?;
+            Some(AdaptiveView { pool: pool.name().to_owned(), limit, waiting })
+        };
+        let snapshot = self.inner.snapshot();
+        snapshot.iter().flat_map(|s| s.pools.values()).filter_map(|pool| view(pool)).collect()
+    }
+
+    /// Clients whose count changed since the last call or that have sent requests since, with their present count
+    /// (0: gone), for the exchange with other nodes. One caller only.
     pub fn take_changed_clients(&self) -> Vec<ClientCount> {
         self.inner.ledger.take_changed()
     }
@@ -206,6 +473,50 @@ impl Plane {
     /// The clients with most connections, heaviest first.
     pub fn clients(&self, most: usize) -> Vec<ClientCount> {
         self.inner.ledger.heaviest(most)
+    }
+
+    /// What counts for limits here, and what is allowed: for whoever speaks for the cluster.
+    pub fn limits(&self) -> &Arc<limits::Limits> {
+        &self.inner.limits
+    }
+
+    /// From now on these clients are banned, on all listeners, and nobody else; what is open of those who are
+    /// new among them is cut. Each worker does so at its next turn; who is not a worker's yet is not let in.
+    pub fn set_bans(&self, bans: &[bans::Ban]) {
+        self.inner.bans.set(bans);
+        self.inner.kernel.set_bans(bans);
+    }
+
+    /// Who is banned, and who may deserve it: for whoever speaks for the cluster.
+    pub fn bans(&self) -> &Arc<bans::Bans> {
+        &self.inner.bans
+    }
+
+    /// A listener that believes, of a proxy within this network, whom it speaks for.
+    pub fn listener_with_proxy_in(&self, network: IpNet) -> Option<String> {
+        let snapshot = self.inner.snapshot()?;
+        let has = |listener: &&Arc<snapshot::Listener>| listener.has_proxy_in(network);
+        snapshot.listeners.values().find(has).map(|listener| listener.name.to_string())
+    }
+
+    /// Of all listeners, routes and rules that have one.
+    pub fn firewalls(&self) -> Vec<FirewallView> {
+        let snapshot = self.inner.snapshot();
+        let all = snapshot.iter().flat_map(|snapshot| &snapshot.firewalls);
+        all.map(|(place, firewall)| firewall.view(place)).collect()
+    }
+
+    /// What limits this client, in the revision in force.
+    pub fn limits_of(&self, client: IpAddr) -> Vec<LimitView> {
+        self.inner
+            .snapshot()
+            .map(|snapshot| snapshot.limits_of(client, &self.inner.limits))
+            .unwrap_or_default()
+    }
+
+    /// How much comes of what is limited in its rate, and which part of it is allowed: likewise.
+    pub fn rates(&self) -> &Arc<rates::Rates> {
+        &self.inner.rates
     }
 
     /// Has the access log's file opened anew, for whoever has moved the old one away. Does not wait for it.
@@ -250,6 +561,16 @@ impl Plane {
     /// Asks every worker for a sign of life; see [`Beat`]. Never waits for an install or a drain.
     pub fn beat(&self) -> Beat {
         self.inner.beat()
+    }
+
+    /// How much of what the node has is used up; workers shed by it at once.
+    pub fn set_strain(&self, strain: Strain) {
+        self.inner.shed.set(strain);
+    }
+
+    /// As it was set last.
+    pub fn watch_strain(&self) -> watch::Receiver<Strain> {
+        self.inner.shed.watch()
     }
 
     /// Ends the workers and waits for their threads; open connections are cut.

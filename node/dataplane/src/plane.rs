@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -18,23 +19,30 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use futures::future::join_all;
 use http::HeaderValue;
 use parking_lot::Mutex as SyncMutex;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::task::block_in_place;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use trestle_config::Config;
-use trestle_config::model::Protocol;
 
 use crate::access_log::{self, Counts, Stdout, Tap};
+use crate::bans::Bans;
 use crate::beat::{Beat, Pulse};
+use crate::kernel::{Kernel, KernelView};
 use crate::ledger::Ledger;
+use crate::limits::Limits;
 use crate::listener::{Book, Opened, SocketKey};
 use crate::locals::Locals;
 use crate::metrics::{self, Counter, Histogram, Metrics, PerWorker};
 use crate::pool::Site;
-use crate::snapshot::{Around, Snapshot};
+use crate::pool::cuts::Cuts;
+use crate::rates::Rates;
+use crate::snapshot::{Around, Listener, Snapshot};
+use crate::strain::Shed;
 use crate::tls::tickets::Ring;
 use crate::worker::{self, Command, Equipment, Serve};
-use crate::{BoundListener, Install, Options, StartError};
+use crate::{BoundListener, Install, MemberOrders, Options, StartError};
 
 /// How often a drain looks whether connections are left.
 const DRAIN_LOOK: Duration = Duration::from_millis(20);
@@ -49,7 +57,12 @@ const LOG_WAIT: Duration = Duration::from_secs(1);
 pub(crate) struct Inner {
     pub(crate) metrics: Metrics,
     pub(crate) ledger: Arc<Ledger>,
+    pub(crate) limits: Arc<Limits>,
+    pub(crate) bans: Arc<Bans>,
+    pub(crate) rates: Arc<Rates>,
+    pub(crate) shed: Arc<Shed>,
     pub(crate) tickets: Arc<Ring>,
+    pub(crate) kernel: Kernel,
     site: Arc<Site>,
     locals: Arc<Locals>,
     turns: Arc<PerWorker<Histogram>>,
@@ -64,6 +77,8 @@ pub(crate) struct Inner {
     threads: SyncMutex<Vec<JoinHandle<()>>>,
     stop: CancellationToken,
     log_counts: Arc<Counts>,
+    /// `None`: nobody wants spans.
+    spans_dropped: Option<Arc<AtomicU64>>,
     /// Until the shutdown: the log ends with the last tap.
     log: SyncMutex<Option<Tap>>,
     log_end: SyncMutex<Receiver<()>>,
@@ -76,14 +91,28 @@ impl Inner {
         let (log, log_end) = access_log::start(&options.node, stdout).map_err(failed(0))?;
         let stop = CancellationToken::new();
         let ledger = Arc::new(Ledger::new(count));
+        let limits = Arc::new(Limits::default());
+        let bans = Arc::new(Bans::default());
+        let rates = Arc::new(Rates::default());
+        let shed = Arc::new(Shed::default());
         let locals = Arc::new(Locals::new(count));
         let turns = Arc::new(PerWorker::new(count));
         let via = HeaderValue::from_str(&format!("1.1 {}", options.node));
+        let cuts = Arc::<Cuts>::default();
         let equipment = Equipment {
+            workers: count,
             ledger: Arc::clone(&ledger),
+            limits: Arc::clone(&limits),
+            passwords: Arc::default(),
+            bans: Arc::clone(&bans),
+            rates: Arc::clone(&rates),
+            shed: Arc::clone(&shed),
+            cuts: Arc::clone(&cuts),
             locals: Arc::clone(&locals),
             turns: Arc::clone(&turns),
             log: log.clone(),
+            spans: options.spans.clone(),
+            give_back: options.give_back,
             via: via.unwrap_or(HeaderValue::from_static("1.1 trestle")),
             stop: stop.clone(),
         };
@@ -98,8 +127,13 @@ impl Inner {
         Ok(Self {
             metrics: Metrics::new(count),
             ledger,
+            limits,
+            bans,
+            rates,
+            shed,
             tickets: Arc::default(),
-            site: Arc::new(Site { zone: options.zone.into(), secret: options.secret }),
+            kernel: Kernel::new(options.kernel_check),
+            site: Arc::new(Site { zone: options.zone.into(), secret: options.secret, cuts }),
             locals,
             turns,
             snapshot: ArcSwapOption::empty(),
@@ -112,30 +146,43 @@ impl Inner {
             threads: SyncMutex::new(threads),
             stop,
             log_counts: log.counts(),
+            spans_dropped: options.spans.map(|tap| tap.dropped()),
             log: SyncMutex::new(Some(log)),
             log_end: SyncMutex::new(log_end),
         })
     }
 
+    pub(crate) fn set_deadlines(&self, orders: &MemberOrders) {
+        self.site.cuts.set_deadlines(orders);
+    }
+
     pub(crate) async fn install(&self, install: Install) -> Vec<BoundListener> {
         let mut book = self.book.lock().await;
-        let Install { revision, config, route_births, contents } = install;
+        let Install { revision, config, route_births, contents, orders } = install;
+        self.set_deadlines(&orders);
         let previous = self.snapshot.load_full();
         let around = Around {
             births: &route_births,
             contents: &contents,
+            orders: &orders,
             previous: previous.as_deref(),
             metrics: &self.metrics,
             site: &self.site,
             tickets: &self.tickets,
         };
-        let snapshot = Snapshot::compile(revision, &config, &around);
+        let mut snapshot = aside(|| Snapshot::compile(revision, &config, &around));
+        snapshot.carried = self.kernel.carry(&config);
+        let before = |name: &str| {
+            previous.as_ref()?.listeners.get(name)?.settings.ftp.as_ref().map(|ftp| ftp.ports.clone())
+        };
+        crate::l4::ftp::warn_of_overlaps(&config, before);
         let snapshot = Arc::new(snapshot);
         if let (Some(log), Some(tap)) = (&snapshot.log, &*self.log.lock()) {
             tap.open(log);
         }
         let closing = self.put_in_force(&mut book, &config, &snapshot).await;
         self.snapshot.store(Some(snapshot));
+        self.kernel.changed();
         self.metrics.retain(&config);
         tracing::debug!(revision, listeners = config.listeners.len(), "revision in force");
         self.listeners.store(Arc::new(closing.clone()));
@@ -150,23 +197,21 @@ impl Inner {
         config: &Config,
         snapshot: &Arc<Snapshot>,
     ) -> Vec<BoundListener> {
-        let plan = book.plan(config);
+        let plan = book.plan(config, &snapshot.carried);
         let mut failures: BTreeMap<SocketKey, String> = BTreeMap::new();
         let opened = book.open(&plan, false, &mut failures);
         let closed = self.serve(snapshot, opened, &plan.keep, &plan.close).await;
+        book.close(&plan, closed);
         if book.must_wait(&plan) {
-            for closed in closed {
-                // An error: the worker is gone, and its sockets too.
-                let _ = closed.await;
-            }
+            book.wait_for_closing(&plan).await;
             let opened = book.open(&plan, true, &mut failures);
             self.serve(snapshot, opened, &[], &[]).await;
         }
-        book.forget(&plan.close);
-        let mut view = book.view(config, &failures);
+        let mut view = book.view(config, &failures, &snapshot.carried);
         for bound in &mut view {
             let listener = snapshot.listeners.get(&bound.listener);
-            if bound.protocol == Protocol::Https && listener.is_none_or(|listener| listener.tls.is_none()) {
+            let lacks = |listener: &Arc<Listener>| listener.settings.tls.is_some() && listener.tls.is_none();
+            if listener.is_some_and(lacks) {
                 bound.state = Err("its TLS can't be used, the log says why".to_owned());
             }
         }
@@ -212,6 +257,7 @@ impl Inner {
             let mut book = self.book.lock().await;
             book.shut();
             self.listeners.store(Arc::default());
+            self.kernel.shut();
             for commands in &self.commands {
                 let (closed, is_closed) = oneshot::channel();
                 let _ = commands.send(Command::Drain { closed }).await;
@@ -328,7 +374,23 @@ impl Inner {
     }
 
     pub(crate) fn listeners(&self) -> Vec<BoundListener> {
-        self.listeners.load().as_ref().clone()
+        let mut listeners = self.listeners.load().as_ref().clone();
+        if let Some(problem) = self.kernel.problem() {
+            let carried =
+                listeners.iter_mut().filter(|listener| listener.by_kernel && listener.state.is_ok());
+            carried.for_each(|listener| listener.state = Err(problem.clone()));
+        }
+        listeners
+    }
+
+    pub(crate) fn kernel_view(&self) -> KernelView {
+        let snapshot = self.snapshot().filter(|_| !self.kernel.is_shut());
+        snapshot
+            .map(|snapshot| {
+                let banned = self.kernel.banned();
+                KernelView::new(&snapshot, &self.site.secret, banned, self.limits.nodes())
+            })
+            .unwrap_or_default()
     }
 
     pub(crate) fn open_connections(&self) -> usize {
@@ -342,6 +404,10 @@ impl Inner {
         let vips = snapshot.iter().flat_map(|snapshot| &snapshot.vips);
         metrics::render_vips(vips.map(|(vip, at)| (vip.as_str(), self.locals.count(at))), out);
         metrics::render_turns(&self.turns, out);
+        let firewalls = snapshot.iter().flat_map(|snapshot| &snapshot.firewalls);
+        metrics::render_firewalls(firewalls.map(|(place, firewall)| firewall.view(place)), out);
+        let (waited, in_vain) = self.limits.waited();
+        let (offences, forgotten) = self.bans.counts();
         let revision = snapshot.as_ref().map_or(0, |snapshot| snapshot.revision);
         let log = &self.log_counts;
         let is_logged = snapshot.as_ref().is_some_and(|snapshot| snapshot.log.is_some());
@@ -372,6 +438,54 @@ impl Inner {
                 self.address_cuts.value(),
             ),
             (
+                "trestle_limit_keys",
+                "gauge",
+                "Clients and listeners of which something counts for a limit, or that have an allowance.",
+                self.limits.keys() as u64,
+            ),
+            (
+                "trestle_limits_waiting",
+                "gauge",
+                "Connections and requests that wait for room of a limit.",
+                self.limits.waiting() as u64,
+            ),
+            (
+                "trestle_limits_waited_total",
+                "counter",
+                "Connections and requests that have waited for room of a limit that is not exact.",
+                waited,
+            ),
+            (
+                "trestle_limits_waited_in_vain_total",
+                "counter",
+                "Of them, those that were refused in the end.",
+                in_vain,
+            ),
+            (
+                "trestle_ban_offences_total",
+                "counter",
+                "Refusals and answers that count for a `ban` policy.",
+                offences,
+            ),
+            (
+                "trestle_ban_offenders_forgotten_total",
+                "counter",
+                "Clients that should have been banned while too many others waited for that.",
+                forgotten,
+            ),
+            (
+                "trestle_rate_limit_keys",
+                "gauge",
+                "Clients, header values, routes and listeners whose rate is watched here.",
+                self.rates.keys() as u64,
+            ),
+            (
+                "trestle_rate_limit_evicted_total",
+                "counter",
+                "Of them, those that had to make room while they were in use.",
+                self.rates.evicted(),
+            ),
+            (
                 "trestle_ledger_lost_total",
                 "counter",
                 "Ends of clients that no exchange heard of.",
@@ -381,10 +495,25 @@ impl Inner {
             // Writing to a String can't fail.
             let _ = write!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n");
         }
+        if let Some(dropped) = &self.spans_dropped {
+            const NAME: &str = "trestle_spans_dropped_total";
+            let help = "Spans lost since the exporter was behind.";
+            let dropped = dropped.load(Ordering::Relaxed);
+            let _ = write!(out, "# HELP {NAME} {help}\n# TYPE {NAME} counter\n{NAME} {dropped}\n");
+        }
     }
 }
 
 /// As [`Locals`] knows them.
 fn canonical(addresses: &[IpAddr]) -> Arc<[IpAddr]> {
     addresses.iter().map(IpAddr::to_canonical).collect()
+}
+
+/// Work that takes long, without holding up what else runs on this thread: a large config takes long enough to
+/// compile to cost a lease.
+fn aside<T>(work: impl FnOnce() -> T) -> T {
+    match Handle::current().runtime_flavor() {
+        RuntimeFlavor::MultiThread => block_in_place(work),
+        _ => work(),
+    }
 }

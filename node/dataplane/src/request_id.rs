@@ -3,6 +3,8 @@
 //! The wall clock is read once a second; between, time passes by the monotonic clock that a request
 //! reads anyway.
 
+use std::time::Duration;
+
 use http::HeaderValue;
 use tokio::time::Instant;
 
@@ -30,9 +32,9 @@ impl RequestId {
     }
 }
 
-/// A moment, and what the wall clock says, milliseconds since 1970.
-pub(crate) fn wall_clock() -> (Instant, u64) {
-    (Instant::now(), crate::wall_clock::now_ms())
+/// A moment, and what the wall clock says, since 1970.
+pub(crate) fn wall_clock() -> (Instant, Duration) {
+    (Instant::now(), crate::wall_clock::now())
 }
 
 #[cfg(test)]

@@ -10,34 +10,59 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use trestle_config::model::{self, WeightedPool};
+use ipnet::IpNet;
+use tokio::time::Instant;
+use trestle_config::model::{self, LimitBy, RateOf, WeightedPool};
 use trestle_config::{Config, Contents};
 
 use crate::access_log::Log;
+use crate::firewall::{self, Firewall, Firewalls};
+use crate::kernel::Carried;
+use crate::l4::sni::Names;
+use crate::l7::auth::Auth;
 use crate::l7::cors::Cors;
 use crate::l7::edits::Edits;
+use crate::l7::forwarded::Trusted;
 use crate::l7::local::{LocalAnswer, Rewrite};
 use crate::l7::mirror::Mirror;
 use crate::l7::pages::ErrorPages;
 use crate::l7::router::{Entry, Router};
+use crate::l7::substitute::BodyEdits;
+use crate::limits::{Bounds, Limits, Spot};
 use crate::metrics::{ListenerCounters, Metrics, RouteCounters};
+use crate::networks::Sets;
 use crate::pool::{Pool, Site};
+use crate::proxy_protocol;
+use crate::rates::{self, Asked, Rates};
 use crate::tls::Certificates;
 use crate::tls::server::Terminator;
 use crate::tls::tickets::Ring;
 use crate::tls::upstream::Origination;
+use crate::waf::Waf;
+use crate::{LimitOf, LimitView, MemberOrders};
 
-type Pools = BTreeMap<String, Arc<Pool>>;
+pub(crate) type Pools = BTreeMap<String, Arc<Pool>>;
+
+/// Whose turn it is in a rule's split, by the rule's route and name: it goes on over revisions, and for all
+/// listeners alike.
+type Turns = BTreeMap<(String, String), Arc<AtomicU64>>;
 
 #[derive(Debug)]
 pub(crate) struct Snapshot {
     pub(crate) revision: u64,
     pub(crate) listeners: BTreeMap<String, Arc<Listener>>,
     pub(crate) pools: Pools,
+    turns: Turns,
     pub(crate) certificates: Certificates,
+    networks: Sets,
+    pub(crate) firewalls: Firewalls,
     pub(crate) log: Option<Arc<Log>>,
     /// Their addresses.
     pub(crate) vips: BTreeMap<String, Box<[IpAddr]>>,
+    /// Each of those, and the network that it is in.
+    pub(crate) vip_networks: Vec<(IpAddr, IpNet)>,
+    /// Which listeners the kernel carries.
+    pub(crate) carried: Carried,
     /// How long connections of a listener that is gone may go on.
     pub(crate) drain_deadline: Duration,
 }
@@ -52,10 +77,23 @@ pub(crate) struct Listener {
     pub(crate) pool: Option<Arc<Pool>>,
     /// `None`: nothing is logged.
     pub(crate) log: Option<Arc<Log>>,
-    /// Of https. Without it, though it should be there, nobody is served.
+    /// Where TLS ends here. Without it, though it should be there, nobody is served.
     pub(crate) tls: Option<Terminator>,
+    /// Names of TLS that are passed through.
+    pub(crate) through: Names,
+    /// `None`: no header of the PROXY protocol is read.
+    pub(crate) proxy_protocol: Option<proxy_protocol::Accept>,
+    /// `None`: no proxy is believed.
+    pub(crate) trusted: Option<Trusted>,
     /// For requests that no rule takes.
     pub(crate) error_pages: Option<Box<ErrorPages>>,
+    pub(crate) firewall: Option<Arc<Firewall>>,
+    /// What is limited for the listener as a whole.
+    pub(crate) bounds: Option<Bounds>,
+    /// Of its connections, of its requests, and of those that a route is known of.
+    connection_rates: Box<[rates::Bound]>,
+    pub(crate) request_rates: Box<[rates::Bound]>,
+    pub(crate) routed_rates: Box<[rates::Bound]>,
     router: Router,
     rules: Box<[Arc<Rule>]>,
     /// Takes what no rule takes (http).
@@ -79,17 +117,31 @@ pub(crate) struct Rule {
     pub(crate) rewrite: Rewrite,
     pub(crate) request_edits: Option<Box<Edits>>,
     pub(crate) response_edits: Option<Box<Edits>>,
+    pub(crate) auth: Option<Box<Auth>>,
     pub(crate) cors: Option<Box<Cors>>,
+    pub(crate) body_edits: Option<Box<BodyEdits>>,
     pub(crate) error_pages: Option<Box<ErrorPages>>,
     /// Some response edit reads the request's header.
     pub(crate) keeps_header: bool,
     pub(crate) split: Split,
+    /// Names of cookies that its pools learn.
+    pub(crate) learned: Box<[Box<str>]>,
     pub(crate) mirrors: Box<[Mirror]>,
+    /// Of its route, and its own.
+    pub(crate) firewalls: Box<[Arc<Firewall>]>,
+    /// What is limited by its route, and by itself.
+    pub(crate) bounds: Box<[Bounds]>,
+    /// `None`: requests are not inspected.
+    pub(crate) waf: Option<Box<Waf>>,
+    /// When a client whose requests it takes should be banned.
+    pub(crate) ban: Option<model::BanPolicy>,
+    pub(crate) rates: Box<[rates::Bound]>,
 }
 
 /// Pools that share a rule's requests by weight, exactly: of any `total` requests in a row, each pool
 /// gets its weight. Steps of a stride that has no factor in common with the total visit every place
-/// once a round and spread each pool's over it.
+/// once a round and spread each pool's over it. The first request of a node's life goes anywhere: nodes that all
+/// began at the same place, with few requests each, would send them all to the same pool.
 #[derive(Debug)]
 pub(crate) struct Split {
     pools: Box<[Arc<Pool>]>,
@@ -98,7 +150,7 @@ pub(crate) struct Split {
     /// Running sums of weights.
     ends: Box<[u64]>,
     stride: u64,
-    cursor: AtomicU64,
+    cursor: Arc<AtomicU64>,
 }
 
 #[derive(Debug, Default)]
@@ -112,6 +164,7 @@ pub(crate) struct Around<'a> {
     /// Route -> first revision that had it.
     pub(crate) births: &'a BTreeMap<String, u64>,
     pub(crate) contents: &'a Contents,
+    pub(crate) orders: &'a MemberOrders,
     /// The snapshot that is replaced.
     pub(crate) previous: Option<&'a Snapshot>,
     pub(crate) metrics: &'a Metrics,
@@ -122,25 +175,33 @@ pub(crate) struct Around<'a> {
 impl Snapshot {
     /// Names resolve: the config was validated.
     pub(crate) fn compile(revision: u64, config: &Config, around: &Around<'_>) -> Self {
-        let Around { contents, previous, site, .. } = *around;
+        let Around { contents, orders, previous, site, .. } = *around;
         let certificates =
             Certificates::compile(config, contents, previous.map(|snapshot| &snapshot.certificates));
+        let networks = Sets::compile(config, contents, previous.map(|snapshot| &snapshot.networks));
         let pool = |(name, settings): (&String, &model::Pool)| {
             let previous = previous.and_then(|snapshot| snapshot.pools.get(name)).map(AsRef::as_ref);
             let tls = origination(name, settings, &certificates, contents, previous);
-            (name.clone(), Arc::new(Pool::compile(name, settings, site, previous).with_tls(tls)))
+            let pool = Pool::compile(name, settings, site, previous).with_tls(tls);
+            // Before it is served by: a drained member with a new address must not get a moment's traffic.
+            pool.set_orders(orders.get(name));
+            (name.clone(), Arc::new(pool))
         };
         let pools: Pools = config.pools.iter().map(pool).collect();
+        let turns = turns(config, previous.map(|snapshot| &snapshot.turns));
+        let earlier = previous.map(|snapshot| &snapshot.firewalls);
+        let firewalls = firewall::compile(config, &networks, around.metrics.workers(), earlier);
+        let parts = Parts { pools: &pools, turns: &turns, networks: &networks, firewalls: &firewalls };
         // Rules are shared by all listeners that say nothing of their own.
         let outer = model::Policies::default();
         let routes: BTreeMap<&str, Vec<Arc<Rule>>> = config
             .routes
             .iter()
-            .map(|(name, route)| (name.as_str(), rules(name, route, &outer, &pools, around)))
+            .map(|(name, route)| (name.as_str(), rules(name, route, &outer, &parts, around)))
             .collect();
         let log = Log::compile(&config.access_log, previous.and_then(|snapshot| snapshot.log.as_ref()));
         let listener = |(name, settings): (&String, &model::Listener)| {
-            let mut listener = Listener::compile(name, settings, config, &routes, &pools, around);
+            let mut listener = Listener::compile(name, settings, config, &routes, &parts, around);
             listener.log = log.clone();
             listener.tls = terminator(name, settings, &certificates, around);
             (name.clone(), Arc::new(listener))
@@ -148,16 +209,78 @@ impl Snapshot {
         let listeners = config.listeners.iter().map(listener).collect();
         let addresses = |vip: &model::Vip| vip.addresses.iter().map(|address| address.ip).collect();
         let vips = config.vips.iter().map(|(name, vip)| (name.clone(), addresses(vip))).collect();
+        let network =
+            |address: &model::VipAddress| Some((address.ip, IpNet::new(address.ip, address.prefix).ok()?));
+        let vip_networks = config.vips.values().flat_map(|vip| &vip.addresses).filter_map(network).collect();
         Self {
             revision,
             listeners,
             pools,
+            turns,
             certificates,
+            networks,
+            firewalls,
             log,
             vips,
+            vip_networks,
+            carried: Carried::default(),
             drain_deadline: config.cluster.drain.deadline,
         }
     }
+}
+
+impl Snapshot {
+    /// Sets that have a name.
+    pub(crate) fn networks(&self) -> &Sets {
+        &self.networks
+    }
+
+    /// Limits and rates that are about this client, each once.
+    pub(crate) fn limits_of(&self, client: IpAddr, limits: &Limits) -> Vec<LimitView> {
+        let mut found: BTreeMap<u64, LimitView> = BTreeMap::new();
+        for listener in self.listeners.values() {
+            let rules = || listener.rules.iter().chain(&listener.fallback);
+            for bounds in listener.bounds.iter().chain(rules().flat_map(|rule| &rule.bounds)) {
+                found.extend(bounds.of_client(client).map(|(of, key, most)| {
+                    let limit = LimitOf::Open { most, here: limits.open(key) };
+                    (key, LimitView { at: bounds.at().to_owned(), of, limit, key })
+                }));
+            }
+            let of_listener = listener.connection_rates.iter().chain(&listener.request_rates);
+            for bound in of_listener.chain(rules().flat_map(|rule| &rule.rates)) {
+                let Some(key) = bound.of_client(client) else { continue };
+                let of = match bound.of() {
+                    RateOf::Connections => "connections",
+                    RateOf::Requests => "requests",
+                };
+                let (at, limit) = (bound.at().to_owned(), LimitOf::Rate(bound.rate()));
+                found.insert(key, LimitView { at, of, limit, key });
+            }
+        }
+        found.into_values().collect()
+    }
+}
+
+/// What is compiled once for all listeners.
+struct Parts<'a> {
+    pools: &'a Pools,
+    turns: &'a Turns,
+    networks: &'a Sets,
+    firewalls: &'a Firewalls,
+}
+
+/// Of all rules that have something to split.
+fn turns(config: &Config, previous: Option<&Turns>) -> Turns {
+    let rules = config.routes.iter().flat_map(|(route, settings)| {
+        let rules = settings.rules.iter().filter(|rule| rule.pools.len() > 1);
+        rules.map(move |rule| (route.clone(), rule.name.clone()))
+    });
+    let turn = |rule: (String, String)| {
+        let anywhere = || Arc::new(AtomicU64::new(rand::random::<u32>().into()));
+        let turn = previous.and_then(|turns| turns.get(&rule)).map_or_else(anywhere, Arc::clone);
+        (rule, turn)
+    };
+    rules.map(turn).collect()
 }
 
 /// `None` for a pool with TLS: it is not asked at all, rather than without.
@@ -191,15 +314,17 @@ fn rules(
     name: &str,
     route: &model::Route,
     outer: &model::Policies,
-    pools: &Pools,
+    parts: &Parts<'_>,
     around: &Around<'_>,
 ) -> Vec<Arc<Rule>> {
     let counters = around.metrics.route(name);
+    let secret = &around.site.secret;
     let route_name: Arc<str> = name.into();
     let rule = |rule: &model::Rule| {
         let policies = rule.policies.or(outer);
-        let split = Split::new(&rule.pools, pools);
-        let mirror = |mirror: &model::Mirror| Some(Mirror::new(mirror, pools.get(&mirror.pool)?));
+        let turn = parts.turns.get(&(name.to_owned(), rule.name.clone()));
+        let split = Split::new(&rule.pools, parts.pools, turn.map(Arc::clone).unwrap_or_default());
+        let mirror = |mirror: &model::Mirror| Some(Mirror::new(mirror, parts.pools.get(&mirror.pool)?));
         Arc::new(
             Rule {
                 route: Arc::clone(&route_name),
@@ -213,16 +338,44 @@ fn rules(
                 rewrite: Rewrite::compile(&rule.rewrite),
                 request_edits: None,
                 response_edits: None,
+                auth: None,
                 cors: None,
+                body_edits: None,
                 error_pages: None,
                 keeps_header: false,
                 split,
+                learned: Box::default(),
                 mirrors: rule.mirrors.iter().filter_map(mirror).collect(),
+                firewalls: [firewall::at_route(name), firewall::at_rule(name, &rule.name)]
+                    .iter()
+                    .filter_map(|place| parts.firewalls.get(place).map(Arc::clone))
+                    .collect(),
+                waf: None,
+                ban: None,
+                bounds: [
+                    Bounds::compile(route.limits.as_ref(), Spot::Route(name), secret),
+                    Bounds::compile(rule.limits.as_ref(), Spot::Rule(name, &rule.name), secret),
+                ]
+                .into_iter()
+                .flatten()
+                .collect(),
+                rates: request_rates(&route.rate_limits, Spot::Route(name), secret)
+                    .chain(request_rates(&rule.rate_limits, Spot::Rule(name, &rule.name), secret))
+                    .collect(),
             }
-            .with(&policies, around.contents),
+            .with(&policies, around),
         )
     };
     route.rules.iter().map(rule).collect()
+}
+
+/// Of a route or a rule.
+fn request_rates(
+    limits: &[model::RateLimit],
+    at: Spot<'_>,
+    secret: &[u8; 32],
+) -> impl Iterator<Item = rates::Bound> {
+    rates::compile(limits, (RateOf::Requests, |_| true), at, secret)
 }
 
 fn error_pages(policies: &model::Policies, contents: &Contents) -> Option<Box<ErrorPages>> {
@@ -230,7 +383,7 @@ fn error_pages(policies: &model::Policies, contents: &Contents) -> Option<Box<Er
 }
 
 /// Whether the listener's requests go by this route.
-fn sees(route: &model::Route, listener: &str, settings: &model::Listener) -> bool {
+pub(crate) fn sees(route: &model::Route, listener: &str, settings: &model::Listener) -> bool {
     let named = |names: &Vec<String>| names.iter().any(|name| name == listener);
     settings.protocol.has_requests() && route.listeners.as_ref().is_none_or(named)
 }
@@ -239,15 +392,16 @@ fn sees(route: &model::Route, listener: &str, settings: &model::Listener) -> boo
 pub(crate) fn entries<'a>(
     config: &'a Config,
     listener: &str,
-    settings: &model::Listener,
+    settings: &'a model::Listener,
     births: &BTreeMap<String, u64>,
 ) -> Vec<Entry<'a>> {
     let mut entries = Vec::new();
     let mut rule_at = 0;
     for (name, route) in config.routes.iter().filter(|(_, route)| sees(route, listener, settings)) {
         let birth = births.get(name).copied().unwrap_or(u64::MAX);
+        let hosts = settings.hosts_of(&route.hosts);
         for (index, rule) in route.rules.iter().enumerate() {
-            for host in &route.hosts {
+            for host in hosts.iter().copied() {
                 let matches = rule.matches.iter().map(|condition| Entry {
                     host,
                     condition,
@@ -270,20 +424,25 @@ impl Listener {
         settings: &model::Listener,
         config: &Config,
         routes: &BTreeMap<&str, Vec<Arc<Rule>>>,
-        pools: &Pools,
+        parts: &Parts<'_>,
         around: &Around<'_>,
     ) -> Self {
+        let Parts { pools, networks, firewalls, .. } = *parts;
         let Around { births, metrics, .. } = *around;
         let http = settings.protocol.has_requests();
         let mut taken = Vec::new();
         for (route_name, route) in config.routes.iter().filter(|(_, route)| sees(route, name, settings)) {
             let own = (settings.policies != model::Policies::default())
-                .then(|| rules(route_name, route, &settings.policies, pools, around));
+                .then(|| rules(route_name, route, &settings.policies, parts, around));
             let compiled = own.as_ref().or_else(|| routes.get(route_name.as_str()));
             taken.extend(compiled.into_iter().flatten().map(Arc::clone));
         }
         let entries = entries(config, name, settings, births);
         let pool = settings.pool.as_ref().and_then(|name| pools.get(name));
+        let rates = |of, chosen: fn(&LimitBy) -> bool| {
+            let at = Spot::Listener(name);
+            rates::compile(&settings.rate_limits, (of, chosen), at, &around.site.secret).collect()
+        };
         Self {
             name: name.into(),
             settings: settings.clone(),
@@ -291,12 +450,20 @@ impl Listener {
             pool: pool.map(Arc::clone),
             log: None,
             tls: None,
+            through: Names::compile(&settings.sni, pools),
+            proxy_protocol: proxy_protocol::Accept::compile(&settings.proxy_protocol, networks),
+            trusted: Trusted::compile(&settings.trusted_proxies, networks),
             error_pages: error_pages(&settings.policies, around.contents),
-            router: Router::compile(entries),
+            firewall: firewalls.get(&firewall::at_listener(name)).map(Arc::clone),
+            bounds: Bounds::compile(settings.limits.as_ref(), Spot::Listener(name), &around.site.secret),
+            connection_rates: rates(RateOf::Connections, |_| true),
+            request_rates: rates(RateOf::Requests, |by| *by != LimitBy::Route),
+            routed_rates: rates(RateOf::Requests, |by| *by == LimitBy::Route),
+            router: Router::compile(entries, networks),
             rules: taken.into(),
             fallback: pool
                 .filter(|_| http)
-                .map(|pool| Arc::new(Rule::of_pool(pool).with(&settings.policies, around.contents))),
+                .map(|pool| Arc::new(Rule::of_pool(pool).with(&settings.policies, around))),
         }
     }
 
@@ -307,6 +474,24 @@ impl Listener {
     /// The rule that the router named.
     pub(crate) fn rule(&self, index: usize) -> &Arc<Rule> {
         &self.rules[index]
+    }
+
+    /// Whether somebody in this network may say whom it speaks for.
+    pub(crate) fn has_proxy_in(&self, network: IpNet) -> bool {
+        self.trusted.as_ref().is_some_and(|trusted| trusted.meets(network))
+            || self.proxy_protocol.as_ref().is_some_and(|accept| accept.meets(network))
+    }
+
+    /// The rate by which this client, or all of them, begin too many connections.
+    pub(crate) fn connects_too_often(&self, rates: &Rates, client: IpAddr) -> Option<&rates::Bound> {
+        if self.connection_rates.is_empty() {
+            return None;
+        }
+        let asked = Asked { client, headers: None, listener: &self.name, route: "" };
+        let now = Instant::now();
+        let too_many =
+            |bound: &&rates::Bound| bound.take(rates, &asked, now).is_some_and(|taken| !taken.admitted);
+        self.connection_rates.iter().find(too_many)
     }
 
     pub(crate) fn fallback(&self) -> Option<&Arc<Rule>> {
@@ -328,28 +513,43 @@ impl Rule {
             rewrite: Rewrite::default(),
             request_edits: None,
             response_edits: None,
+            auth: None,
             cors: None,
+            body_edits: None,
             error_pages: None,
             keeps_header: false,
-            split: Split::of(vec![(Arc::clone(pool), 1, PoolEdits::default())]),
+            split: Split::of(vec![(Arc::clone(pool), 1, PoolEdits::default())], Arc::default()),
+            learned: Box::default(),
             mirrors: Box::default(),
+            firewalls: Box::default(),
+            bounds: Box::default(),
+            waf: None,
+            ban: None,
+            rates: Box::default(),
         }
     }
 
-    fn with(mut self, policies: &model::Policies, contents: &Contents) -> Self {
+    fn with(mut self, policies: &model::Policies, around: &Around<'_>) -> Self {
         self.request_edits = policies.request_headers.as_ref().and_then(Edits::compile);
         self.response_edits = policies.response_headers.as_ref().and_then(Edits::compile);
+        self.auth = policies.auth.as_ref().and_then(Auth::compile);
         self.cors = policies.cors.as_ref().and_then(Cors::compile);
-        self.error_pages = error_pages(policies, contents);
+        self.body_edits = policies.substitute.as_deref().and_then(BodyEdits::compile);
+        self.error_pages = error_pages(policies, around.contents);
+        self.waf = policies.waf.as_ref().and_then(|waf| Waf::compile(waf, &around.metrics.waf)).map(Box::new);
+        self.ban = policies.ban.clone();
         let mut all =
             self.response_edits.iter().chain(self.split.edits.iter().filter_map(|e| e.response.as_ref()));
-        self.keeps_header = all.any(|edits| edits.reads_header());
+        self.keeps_header = all.any(|edits| edits.reads_header())
+            || self.body_edits.as_ref().is_some_and(|edits| edits.reads_header());
+        let learned = self.split.pools().iter().filter_map(|pool| pool.cookies()?.learned());
+        self.learned = learned.map(Box::from).collect();
         self
     }
 }
 
 impl Split {
-    fn new(weighted: &[WeightedPool], pools: &Pools) -> Self {
+    fn new(weighted: &[WeightedPool], pools: &Pools, cursor: Arc<AtomicU64>) -> Self {
         let pool = |weighted: &WeightedPool| {
             let pool = pools.get(&weighted.pool).filter(|_| weighted.weight > 0)?;
             let edits = PoolEdits {
@@ -358,10 +558,10 @@ impl Split {
             };
             Some((Arc::clone(pool), u64::from(weighted.weight), edits))
         };
-        Self::of(weighted.iter().filter_map(pool).collect())
+        Self::of(weighted.iter().filter_map(pool).collect(), cursor)
     }
 
-    fn of(weighted: Vec<(Arc<Pool>, u64, PoolEdits)>) -> Self {
+    fn of(weighted: Vec<(Arc<Pool>, u64, PoolEdits)>, cursor: Arc<AtomicU64>) -> Self {
         let divisor = weighted.iter().fold(0, |divisor, (_, weight, _)| gcd(divisor, *weight)).max(1);
         let mut total = 0;
         let ends = weighted.iter().map(|(_, weight, _)| {
@@ -371,13 +571,7 @@ impl Split {
         let ends: Box<[u64]> = ends.collect();
         let (pools, edits): (Vec<_>, Vec<_>) =
             weighted.into_iter().map(|(pool, _, edits)| (pool, edits)).unzip();
-        Self {
-            pools: pools.into(),
-            edits: edits.into(),
-            ends,
-            stride: stride(total),
-            cursor: AtomicU64::new(0),
-        }
+        Self { pools: pools.into(), edits: edits.into(), ends, stride: stride(total), cursor }
     }
 
     /// The pools for one request: the one whose turn it is, then the others, for the case that it has
@@ -434,7 +628,7 @@ mod tests {
             let pool = Pool::compile(&at.to_string(), &model::Pool::default(), &Arc::default(), None);
             (Arc::new(pool), u64::from(*weight), PoolEdits::default())
         };
-        Split::of(weights.iter().enumerate().map(pool).collect())
+        Split::of(weights.iter().enumerate().map(pool).collect(), Arc::default())
     }
 
     #[test]

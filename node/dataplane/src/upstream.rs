@@ -11,10 +11,14 @@
 //! last, so it only ever sees the connection's own [`Relay`], which is empty while the connection is idle.
 //!
 //! What is given out was made the way in which it is asked for: with the TLS of that pool, or without
-//! ([`Target`]).
+//! ([`Target`]). One that says by the PROXY protocol for whom it is carries requests of that client and of the
+//! connection that it came by, and of nobody else ([`Target::is_for_one`]); it is closed with that connection.
 //!
 //! Bounds: [`IDLE_MAX`] idle connections a member and worker (the longest idle is closed for a new
 //! one), each for at most its pool's `timeout.pool_idle`.
+
+mod answer;
+mod interim;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -22,33 +26,43 @@ use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll, Wake, Waker, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::future::Either;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper::rt::Executor;
+use hyper::upgrade::Upgraded;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::task::coop::unconstrained;
 use tokio::time::Instant;
 use tokio_rustls::{TlsConnector, TlsStream};
 use trestle_config::model::PoolProtocol;
 
+use crate::batch::{Batched, Outbox, batched};
 use crate::l7::body::Upload;
-use crate::pool::{Open, Pool};
+use crate::l7::refused::Flaw;
+use crate::pool::{MemberState, Open, Pool};
+use crate::proxy_protocol::{Ends, Facts, wanted};
 use crate::stream::Stream;
 #[cfg(doc)]
 use crate::tls::upstream::Origination;
+use interim::{Interim, Overheard};
 
-/// As many as 64 clients a worker keep busy at once.
-const IDLE_MAX: usize = 64;
+pub(crate) use interim::FIELDS_MAX;
+
+/// As many as requests of a few busy clients of HTTP/2 need at once: one that finds none makes a new one.
+const IDLE_MAX: usize = 256;
 
 /// hyper's read buffer grows to this while bodies stream.
 const READ_BUFFER_MAX: usize = 128 << 10;
@@ -73,25 +87,41 @@ const PONG_WITHIN: Duration = Duration::from_secs(20);
 pub(crate) struct Target {
     member: SocketAddr,
     transport: Transport,
+    /// For whom it says that it is, by a number of the worker's; `None`: for whoever comes.
+    behalf: Option<NonZeroU64>,
 }
+
+/// What a connection that is for one client says of it.
+pub(crate) type Said<'a> = (Ends, Facts<'a>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Transport {
     Http1,
     H2c,
-    /// By [`Origination::id`].
-    Tls(u64),
+    /// By [`Origination::id`] and [`MemberState::host_id`]: who was believed under one name is not yet so
+    /// under another.
+    Tls(u64, u64),
 }
 
 impl Target {
     /// `None`: the pool's TLS can't be used.
-    pub(crate) fn of(pool: &Pool, member: SocketAddr) -> Option<Target> {
+    pub(crate) fn of(
+        pool: &Pool,
+        member: &MemberState,
+        behalf: impl FnOnce() -> NonZeroU64,
+    ) -> Option<Target> {
         let transport = match (&pool.settings().tls, pool.tls()) {
-            (Some(_), tls) => Transport::Tls(tls?.id),
+            (Some(_), tls) => Transport::Tls(tls?.id, member.host_id()),
             (None, _) if pool.settings().protocol == PoolProtocol::H2c => Transport::H2c,
             (None, _) => Transport::Http1,
         };
-        Some(Target { member, transport })
+        let behalf = pool.settings().proxy_protocol.is_some().then(behalf);
+        Some(Target { member: member.address(), transport, behalf })
+    }
+
+    /// Whether its connections are for one client alone.
+    pub(crate) fn is_for_one(&self) -> bool {
+        self.behalf.is_some()
     }
 }
 
@@ -107,7 +137,7 @@ pub(crate) enum ConnectError {
 
 /// An open connection to a member, or a share of one.
 pub(crate) enum Upstream {
-    Http1 { sender: http1::SendRequest<Upload>, drive: Drive },
+    Http1 { sender: http1::SendRequest<Upload>, drive: Drive, interim: Arc<Interim> },
     Http2 { sender: http2::SendRequest<Upload>, share: Share },
 }
 
@@ -115,19 +145,23 @@ pub(crate) enum Upstream {
 #[derive(Debug)]
 pub(crate) struct Share(Rc<Load>);
 
+type OverHttp2 = http2::Connection<TokioIo<Batched<Stream>>, Upload, LocalTasks>;
+
 /// Of a connection of HTTP/2.
 struct Load {
     requests: Cell<usize>,
-    /// Driven by its own task; asked here how many the member takes.
-    connection: RefCell<http2::Connection<TokioIo<Stream>, Upload, LocalTasks>>,
+    /// Driven by its own task; asked here how many the member takes. `None`: it has ended. To keep it then would
+    /// keep its requests' channel open, and whoever asks would wait for ever.
+    connection: RefCell<Option<OverHttp2>>,
     /// Since when it has none.
     idle_since: Cell<Instant>,
 }
 
 impl Load {
     fn has_room(&self) -> bool {
-        let most = self.connection.borrow().current_max_send_streams().min(STREAMS_MAX);
-        self.requests.get() < most
+        let connection = self.connection.borrow();
+        let most = connection.as_ref().map_or(0, http2::Connection::current_max_send_streams);
+        self.requests.get() < most.min(STREAMS_MAX)
     }
 }
 
@@ -222,7 +256,10 @@ impl Upstream {
     ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<Upload>>>> + use<> {
         match self {
             // Unconstrained: polled without a waker, it must not end its turn by waking itself.
-            Upstream::Http1 { sender, .. } => Either::Left(unconstrained(sender.try_send_request(request))),
+            Upstream::Http1 { sender, interim, .. } => {
+                interim.expect();
+                Either::Left(unconstrained(sender.try_send_request(request)))
+            }
             Upstream::Http2 { sender, .. } => Either::Right(sender.try_send_request(request)),
         }
     }
@@ -244,6 +281,23 @@ impl Upstream {
                 driver.poll(cx.waker());
                 source(unwoken)
             }
+        }
+    }
+
+    /// Heads of interim answers to what was sent; further ones wake the task.
+    pub(crate) fn interim(&self, cx: &Context<'_>) -> Option<Vec<Vec<u8>>> {
+        let Upstream::Http1 { drive, interim, .. } = self else { return None };
+        if matches!(drive, Drive::Task) {
+            interim.wake(cx.waker());
+        }
+        interim.take()
+    }
+
+    /// What of its answer can be read in two ways, so that nobody reads it.
+    pub(crate) fn flaw(&self) -> Option<Flaw> {
+        match self {
+            Upstream::Http1 { interim, .. } => interim.flaw(),
+            Upstream::Http2 { .. } => None,
         }
     }
 
@@ -353,14 +407,16 @@ impl Upstreams {
         Some(Upstream::Http2 { sender: shared.sender.clone(), share: Share::of(&shared.load) })
     }
 
-    /// A new connection, as the pool wants it; of one that can be shared others may have a share.
+    /// A new connection, as the pool wants it; of one that can be shared others may have a share. `said`: of the
+    /// client that it is for, if it is for one.
     pub(crate) async fn connect(
         &self,
         pool: &Pool,
-        target: Target,
+        member: &MemberState,
+        (target, said): (Target, &Said<'_>),
         http1_only: bool,
     ) -> Result<Upstream, ConnectError> {
-        let upstream = connect(pool, target, http1_only).await?;
+        let upstream = connect(pool, member, (target, said), http1_only).await?;
         if let Upstream::Http2 { sender, share } = &upstream {
             let load = Rc::clone(&share.0);
             let shared = Shared { sender: sender.clone(), load, keep: pool.settings().timeout.pool_idle };
@@ -385,6 +441,12 @@ impl Upstreams {
         connections.push_back(Idle { upstream, until: now + keep });
     }
 
+    /// Nobody will ask for these any more.
+    pub(crate) fn forget(&self, target: &Target) {
+        self.idle.borrow_mut().remove(target);
+        self.shared.borrow_mut().remove(target);
+    }
+
     /// Closes what has been idle for too long or was closed by the member. Called now and then.
     pub(crate) fn sweep(&self, now: Instant) {
         self.idle.borrow_mut().retain(|_, connections| {
@@ -402,16 +464,33 @@ impl Upstreams {
     }
 }
 
-async fn connect(pool: &Pool, target: Target, http1_only: bool) -> Result<Upstream, ConnectError> {
+/// What is below a connection that was upgraded, and what came on it that nobody has taken.
+pub(crate) fn below(upgraded: Upgraded) -> io::Result<(Stream, Bytes)> {
+    let parts = upgraded.downcast::<TokioIo<Overheard<Stream>>>();
+    let parts = parts.map_err(|_| io::Error::other("foreign stream"))?;
+    Ok((parts.io.into_inner().into_inner(), parts.read_buf))
+}
+
+async fn connect(
+    pool: &Pool,
+    member: &MemberState,
+    (target, said): (Target, &Said<'_>),
+    http1_only: bool,
+) -> Result<Upstream, ConnectError> {
     let open = pool.open().ok_or(ConnectError::Breaker)?;
-    let tcp = TcpStream::connect(target.member).await?;
+    let mut tcp = TcpStream::connect(target.member).await?;
     tcp.set_nodelay(true)?;
+    if let Some(version) = pool.settings().proxy_protocol {
+        let (ends, facts) = said;
+        tcp.write_all(&wanted(version, ends, facts)).await?;
+    }
     let Some(tls) = pool.tls() else {
         let http2 = target.transport == Transport::H2c;
         return Ok(begin(Stream::Plain(tcp), http2, open).await?);
     };
     let config = if http1_only { &tls.http1 } else { &tls.config };
-    let connecting = TlsConnector::from(Arc::clone(config)).connect(tls.name(target.member.ip()), tcp);
+    let name = tls.name(target.member.ip(), member.host());
+    let connecting = TlsConnector::from(Arc::clone(config)).connect(name, tcp);
     let stream = connecting.await.map_err(|error| ConnectError::Tls(error.to_string()))?;
     let http2 = match (stream.get_ref().1.alpn_protocol(), pool.settings().protocol) {
         (Some(protocol), _) => protocol == b"h2",
@@ -425,9 +504,10 @@ async fn connect(pool: &Pool, target: Target, http1_only: bool) -> Result<Upstre
 
 /// `open` counts the connection, to its end.
 async fn begin(stream: Stream, http2: bool, open: Open) -> io::Result<Upstream> {
-    let io = TokioIo::new(stream);
     if http2 {
-        let mut builder = http2::Builder::new(LocalTasks);
+        let (stream, outbox) = batched(stream);
+        let tasks = LocalTasks { connection: Rc::new(Cell::new(Some(outbox))) };
+        let mut builder = http2::Builder::new(tasks);
         builder
             .timer(TokioTimer::new())
             .initial_stream_window_size(WINDOW)
@@ -435,21 +515,29 @@ async fn begin(stream: Stream, http2: bool, open: Open) -> io::Result<Upstream> 
             .max_send_buf_size(UNSENT_MAX)
             .keep_alive_interval(PING_AFTER)
             .keep_alive_timeout(PONG_WITHIN);
-        let (sender, connection) = builder.handshake(io).await.map_err(io::Error::other)?;
+        let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
         let load = Rc::new(Load {
             requests: Cell::new(0),
-            connection: RefCell::new(connection),
+            connection: RefCell::new(Some(connection)),
             idle_since: Cell::new(Instant::now()),
         });
         let driven = Rc::clone(&load);
         tokio::task::spawn_local(poll_fn(move |cx| {
             let _counted = &open;
-            Pin::new(&mut *driven.connection.borrow_mut()).poll(cx).map(drop)
+            let mut connection = driven.connection.borrow_mut();
+            let Some(running) = &mut *connection else { return Poll::Ready(()) };
+            if let Err(error) = ready!(Pin::new(running).poll(cx)) {
+                tracing::debug!(%error, "connection of HTTP/2 to a member ended");
+            }
+            *connection = None;
+            Poll::Ready(())
         }));
         return Ok(Upstream::Http2 { sender, share: Share::of(&load) });
     }
     let mut builder = http1::Builder::new();
     builder.max_buf_size(READ_BUFFER_MAX);
+    let interim = Arc::new(Interim::default());
+    let io = TokioIo::new(Overheard::new(stream, Arc::clone(&interim)));
     let (sender, connection) = builder.handshake(io).await.map_err(io::Error::other)?;
     // Whoever waits for an answer hears of the connection's end from the sender.
     let connection: Pin<Box<dyn Future<Output = ()>>> = Box::pin(async move {
@@ -459,15 +547,21 @@ async fn begin(stream: Stream, http2: bool, open: Open) -> io::Result<Upstream> 
     let relay = Arc::new(Relay::default());
     let waker = Waker::from(Arc::clone(&relay));
     let drive = Drive::Holder(Driver { connection: Some(connection), relay, waker });
-    Ok(Upstream::Http1 { sender, drive })
+    Ok(Upstream::Http1 { sender, drive, interim })
 }
 
-/// Runs what hyper needs run beside a connection of HTTP/2, on this worker.
+/// Runs what hyper needs run for a connection of HTTP/2, on this worker.
 #[derive(Clone)]
-struct LocalTasks;
+struct LocalTasks {
+    /// Of the first task, which reads and writes the connection.
+    connection: Rc<Cell<Option<Outbox<Stream>>>>,
+}
 
 impl<F: Future<Output = ()> + 'static> Executor<F> for LocalTasks {
     fn execute(&self, future: F) {
-        tokio::task::spawn_local(future);
+        match self.connection.take() {
+            Some(outbox) => tokio::task::spawn_local(outbox.drive(future)),
+            None => tokio::task::spawn_local(future),
+        };
     }
 }

@@ -1,5 +1,5 @@
-//! The wall clock: for certificates, logs and times that people read. Nothing is decided by it, and
-//! this is the one place where it is read.
+//! The wall clock: for certificates, logs, times that people read, and the end of bans. Nothing else is decided by
+//! it, and this is the one place where it is read.
 //!
 //! Built with the feature `chaos`, it adds the milliseconds that the file named by
 //! `TRESTLE_CHAOS_CLOCK` holds, so that one node's clock can be off and step while the machine's, and

@@ -9,25 +9,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use trestle_config::model::{
-    Bind, HttpSettings, Listener, Member, Policies, Pool, Protocol, TcpSettings, UdpSettings,
-};
+use trestle_config::model::{Bind, Listener, Member, Pool, Protocol};
 use trestle_config::{Config, Contents};
 use trestle_dataplane::{Install, Options, Plane};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn config(member: SocketAddr) -> Config {
-    let listener = Listener {
-        bind: vec![Bind { ip: Some([127, 0, 0, 1].into()), port: 0 }],
-        protocol: Protocol::Http,
-        pool: Some("app".into()),
-        tls: None,
-        udp: UdpSettings::default(),
-        tcp: TcpSettings::default(),
-        http: HttpSettings::default(),
-        policies: Policies::default(),
-    };
+    let bind = Bind { ip: Some([127, 0, 0, 1].into()), port: 0, more: 0 };
+    let listener = Listener { pool: Some("app".into()), ..Listener::new(Protocol::Http, bind) };
     let members = vec![Member::new("a", member)];
     let mut config = Config::default();
     config.listeners.insert("web".into(), listener);
@@ -66,6 +56,9 @@ fn without_descriptors_accepting_pauses_and_goes_on_when_there_are_some() {
         zone: String::new(),
         secret: [7; 32],
         pinned: BTreeMap::new(),
+        spans: None,
+        give_back: || {},
+        kernel_check: |_| Err("not in tests".to_owned()),
     };
     let plane = Plane::start(options).expect("a plane");
     let install = Install {
@@ -73,6 +66,7 @@ fn without_descriptors_accepting_pauses_and_goes_on_when_there_are_some() {
         config: Arc::new(config(backend())),
         route_births: Arc::default(),
         contents: Contents::default(),
+        orders: Arc::default(),
     };
     let bound = runtime.block_on(plane.install(install));
     let address = *bound[0].state.as_ref().expect("listens");

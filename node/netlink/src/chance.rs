@@ -2,9 +2,11 @@
 //!
 //! Table `netdev trestle_chance`, on the new owner. Maps `old4`/`old6` go from a VIP to the old owner's
 //! own address on that segment; their elements end by themselves at the move's deadline. `seen4`/`seen6`
-//! hold the flows (client address and port, VIP and port) whose SYN came here. One chain a device, behind the
+//! hold the flows (client address and port, VIP and port) whose SYN came here; `any4`/`any6` ports of VIPs
+//! whose flows may go on here, wherever they began (the kernel path's). One chain a device, behind the
 //! fence, for TCP to a VIP of the map:
 //!
+//! 0. what goes to one of those ports is let in;
 //! 1. a SYN is remembered and let in (let in also where the set is full: it began here all the same);
 //! 2. what belongs to a flow that was remembered is let in;
 //! 3. the rest is forwarded to the old owner (layer 2, the packet stays as it is), which answers straight
@@ -17,7 +19,11 @@
 //! Invariant: with no element in the maps, no packet is touched. The table goes with the process that
 //! made it where the kernel has owners.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::Duration,
+};
 
 use rustix::io::Errno;
 
@@ -36,6 +42,8 @@ pub const TABLE: Table<'static> = Table { family: Family::Netdev, name: "trestle
 const PRIORITY: i32 = -490;
 /// Flows a family that are remembered.
 pub const FLOWS_MAX: u32 = 262_144;
+/// Ports of [`Move::except`], all in all; what lies beyond is forwarded like the others.
+pub const EXCEPT_MAX: usize = 4096;
 /// The longest that a chance lasts; a later deadline is cut to it.
 pub const CHANCE_MAX: Duration = Duration::from_secs(3600);
 
@@ -45,6 +53,8 @@ pub struct Move<'a> {
     pub vips: &'a [IpAddr],
     /// The old owner's own addresses on the segment; a VIP of a family that has none gets no chance.
     pub old: &'a [IpAddr],
+    /// First and last of ports whose flows are not forwarded.
+    pub except: &'a [(u16, u16)],
     /// Name and index of the interface.
     pub device: (&'a str, u32),
     /// CLOCK_BOOTTIME, nanoseconds.
@@ -57,6 +67,8 @@ pub struct Chance {
     /// Devices that have a chain, by name, with the index it forwards to.
     devices: BTreeMap<String, u32>,
     armed: BTreeMap<IpAddr, u64>,
+    /// Keys of `any4` and `any6`, by VIP.
+    excepted: BTreeMap<IpAddr, Vec<Vec<u8>>>,
     flows: u32,
 }
 
@@ -83,7 +95,7 @@ impl Chance {
             Err(error) if error.is(Errno::OPNOTSUPP) || error.is(Errno::INVAL) => install(TableFlags::NONE)?,
             result => result?,
         }
-        Ok(Self { nft, devices: BTreeMap::new(), armed: BTreeMap::new(), flows })
+        Ok(Self { nft, devices: BTreeMap::new(), armed: BTreeMap::new(), excepted: BTreeMap::new(), flows })
     }
 
     /// Flows a family that are remembered at most.
@@ -105,6 +117,7 @@ impl Chance {
         self.put_device(moved.device)?;
         let mut results = Vec::with_capacity(moved.vips.len());
         for vip in moved.vips {
+            self.except(*vip, moved.except)?;
             let old = moved.old.iter().find(|old| old.is_ipv6() == vip.is_ipv6());
             let armed = match old {
                 Some(old) => self.hold(*vip, *old, until)?,
@@ -128,8 +141,30 @@ impl Chance {
             // It may have ended by itself.
             deleted.or_else(|error| if error.is(Errno::NOENT) { Ok(()) } else { Err(error) })?;
             self.armed.remove(vip);
+            self.except(*vip, &[])?;
         }
         if self.armed.is_empty() { self.forget() } else { Ok(()) }
+    }
+
+    /// Flows to these ports of the VIP, and to no others of it, go on here.
+    fn except(&mut self, vip: IpAddr, ports: &[(u16, u16)]) -> Result<(), Error> {
+        let key = |port: u16| [Key::from(vip).as_ref(), &port.to_be_bytes(), &[0; 2]].concat();
+        let all = ports.iter().flat_map(|(first, last)| *first..=*last).take(EXCEPT_MAX);
+        let now: Vec<Vec<u8>> = all.collect::<BTreeSet<_>>().into_iter().map(key).collect();
+        let before = self.excepted.get(&vip).map(Vec::as_slice).unwrap_or_default();
+        if now == before {
+            return Ok(());
+        }
+        fn elements(keys: &[Vec<u8>]) -> Vec<Element<'_>> {
+            keys.iter().map(|key| Element::new(key)).collect()
+        }
+        let set = any(vip.is_ipv6());
+        let mut batch = Batch::new();
+        batch.delete_elements(TABLE, set, &elements(before));
+        batch.add_elements(TABLE, set, &elements(&now));
+        self.nft.commit(&batch.finish())?;
+        self.excepted.insert(vip, now);
+        Ok(())
     }
 
     fn hold(&mut self, vip: IpAddr, old: IpAddr, until: u64) -> Result<bool, Error> {
@@ -192,6 +227,10 @@ fn map(ipv6: bool) -> &'static str {
     if ipv6 { "old6" } else { "old4" }
 }
 
+fn any(ipv6: bool) -> &'static str {
+    if ipv6 { "any6" } else { "any4" }
+}
+
 fn seen(ipv6: bool) -> &'static str {
     if ipv6 { "seen6" } else { "seen4" }
 }
@@ -201,6 +240,7 @@ fn put_sets(batch: &mut Batch, flows: u32) {
         let address = if ipv6 { DataType::IPV6 } else { DataType::IPV4 };
         let old = Set { value: Some(address), timeout: true, ..Set::new(map(ipv6), address) };
         batch.set(TABLE, &old);
+        batch.set(TABLE, &Set::new(any(ipv6), DataType::concat(&[address, DataType::PORT])));
         let flow = DataType::concat(&[address, DataType::PORT, address, DataType::PORT]);
         let seen = Set { timeout: true, dynamic: true, size: Some(flows), ..Set::new(seen(ipv6), flow) };
         batch.set(TABLE, &seen);
@@ -238,12 +278,18 @@ fn put_rules(batch: &mut Batch, chain: &str, index: u32, ipv6: bool) {
     ];
     let syn = [X::Load(Field::TCP_FLAGS, R), X::Mask(R, &SYN_ACK), X::Equal(R, &SYN)];
     let accept = [X::Decide(Verdict::Accept)];
+    let excepted = [
+        X::Load(destination, R),
+        X::Load(Field::DESTINATION_PORT, Register(width)),
+        X::In { set: any(ipv6), key: R, not: false },
+    ];
     let timeout_ms = CHANCE_MAX.as_millis() as u64;
     let remember = [X::Update { set: seen(ipv6), key: R, timeout_ms }];
     let known = [X::In { set: seen(ipv6), key: R, not: false }];
     let index = index.to_ne_bytes();
     let forward = [X::LoadBytes(&index, device), X::Forward { device, address: old, ipv6 }];
 
+    batch.rule(TABLE, chain, &[&to_vip[..], &excepted, &accept].concat());
     batch.rule(TABLE, chain, &[&to_vip[..], &syn, &flow, &remember, &accept].concat());
     // Reached where the set was full.
     batch.rule(TABLE, chain, &[&to_vip[..], &syn, &accept].concat());

@@ -7,7 +7,8 @@
 //! here is the kernel's own work inside a send (it takes the rtnl or nf_tables mutex).
 //!
 //! From the bottom up: [`wire`] builds and reads messages and never panics on any bytes, [`socket`] sends
-//! them, [`route`] and [`nft`] give them meaning, [`packet`] speaks ARP and neighbour discovery,
+//! them, [`route`], [`nft`] and [`conntrack`] give them meaning, [`packet`] speaks ARP and neighbour discovery,
+//! [`nudge`] makes TCP speak,
 //! [`fence`] is the table that keeps an address silent where its lease is not alive, and [`chance`]
 //! forwards connections that began elsewhere.
 #![deny(unsafe_code)]
@@ -19,7 +20,9 @@ pub mod wire;
 
 pub mod socket;
 
+pub mod conntrack;
 pub mod nft;
+pub mod nudge;
 pub mod packet;
 pub mod route;
 

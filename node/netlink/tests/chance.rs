@@ -106,7 +106,8 @@ fn a_kept_connection_goes_on_at_the_old_owner() {
     kept.iter().for_each(|stream| assert_eq!(ask(stream).unwrap(), b'o'));
 
     let mut chance = segment.hosts[NEW].enter(|| Chance::install().unwrap());
-    let moved = Move { vips: &vips(), old: &old_addresses(), device: ("eth0", link), until: far };
+    let moved =
+        Move { vips: &vips(), old: &old_addresses(), except: &[], device: ("eth0", link), until: far };
     assert_eq!(chance.arm(&moved).unwrap(), vips().map(|vip| (vip, true)));
     vips().iter().for_each(|vip| new_fence.open(*vip, far).unwrap());
     vips().iter().for_each(|vip| old_fence.quiet(*vip, far).unwrap());
@@ -153,7 +154,7 @@ fn a_chance_ends_by_itself() {
         let link = Route::open().unwrap().link("eth0").unwrap().unwrap().index;
         let mut chance = Chance::install().unwrap();
         let (vips, old) = (vips(), old_addresses());
-        let moved = |until| Move { vips: &vips, old: &old[..1], device: ("eth0", link), until };
+        let moved = |until| Move { vips: &vips, old: &old[..1], except: &[], device: ("eth0", link), until };
         let armed = chance.arm(&moved(in_ms(400))).unwrap();
         assert_eq!(armed, [(vips[0], true), (vips[1], false)], "no old owner of that family");
         let mut nft = Nft::open().unwrap();
@@ -164,6 +165,16 @@ fn a_chance_ends_by_itself() {
             thread::sleep(Duration::from_millis(5));
         }
         assert!(chance.arm(&moved(clock::now())).unwrap().iter().all(|(_, armed)| !armed));
+
+        // Ports whose flows stay here are those of the last move, and none without one.
+        let mut excepted = |chance: &mut Chance, except: &[(u16, u16)]| {
+            chance.arm(&Move { except, ..moved(in_ms(5_000)) }).unwrap();
+            nft.elements(TABLE, "any4").unwrap().unwrap().len()
+        };
+        assert_eq!(excepted(&mut chance, &[(80, 80), (7000, 7009)]), 11);
+        assert_eq!(excepted(&mut chance, &[(80, 81), (81, 81)]), 2);
+        chance.disarm(&vips).unwrap();
+        assert_eq!(nft.elements(TABLE, "any4").unwrap().unwrap(), []);
     });
 }
 
@@ -179,7 +190,9 @@ fn with_the_set_full_a_syn_is_let_in() {
     // Nobody has these: what is forwarded is lost.
     let nobody: [IpAddr; 2] = ["198.18.0.77".parse().unwrap(), "fd00:198:18::77".parse().unwrap()];
     let mut chance = segment.hosts[NEW].enter(|| Chance::with_flows(2).unwrap());
-    chance.arm(&Move { vips: &vips(), old: &nobody, device: ("eth0", link), until: far }).unwrap();
+    chance
+        .arm(&Move { vips: &vips(), old: &nobody, except: &[], device: ("eth0", link), until: far })
+        .unwrap();
     vips().iter().for_each(|vip| fence.open(*vip, far).unwrap());
     serve(&segment.hosts[NEW], b'n');
     for vip in vips() {

@@ -4,14 +4,21 @@
 //! make one send requests (cross-site forgery) or read answers under a name that it has pointed at
 //! 127.0.0.1 (DNS rebinding). So `Host` must be a loopback name, and a write with a foreign
 //! `Origin` is refused. On any other address it takes TLS and a client certificate of the cluster's
-//! CA, or the admin token.
+//! CA, or a token: one that admits to everything, or one that admits to reading.
+//!
+//! Of tokens only digests are kept. Who offers a wrong one waits for its answer ([`WRONG_WAIT`]), and few may wait
+//! at once, so that guessing gets nowhere.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Context;
+use aws_lc_rs::constant_time::verify_slices_are_equal;
+use aws_lc_rs::digest::{Digest, SHA256, digest};
 use http::uri::Authority;
 use http::{HeaderMap, Method, StatusCode, Uri, header};
+use tokio::sync::Semaphore;
 
 use super::error::ApiError;
 
@@ -26,6 +33,39 @@ const AUTHOR_MAX: usize = 128;
 pub(crate) struct Access {
     pub(crate) bind: SocketAddr,
     pub(crate) token: Option<Token>,
+    /// For requests that change nothing.
+    pub(crate) read_token: Option<Token>,
+}
+
+/// How long the answer to a wrong token takes.
+const WRONG_WAIT: Duration = Duration::from_millis(500);
+/// How many wait for one at once; more are told to come later.
+const WRONG_MAX: usize = 32;
+/// The code of that answer.
+const WRONG_TOKEN: &str = "wrong_token";
+
+/// Those who have offered a wrong token, and wait to be told.
+pub(crate) struct Wrong(Semaphore);
+
+impl Default for Wrong {
+    fn default() -> Self {
+        Self(Semaphore::new(WRONG_MAX))
+    }
+}
+
+impl Wrong {
+    /// Makes whoever offered a wrong token wait.
+    pub(crate) async fn hold_up(&self, refused: ApiError) -> ApiError {
+        if refused.code != WRONG_TOKEN {
+            return refused;
+        }
+        let Ok(_place) = self.0.try_acquire() else {
+            let message = "too many wrong tokens were offered just now; try again later";
+            return ApiError::new(StatusCode::TOO_MANY_REQUESTS, "too_many_wrong_tokens", message);
+        };
+        tokio::time::sleep(WRONG_WAIT).await;
+        refused
+    }
 }
 
 /// What a connection has proved before its first request.
@@ -43,17 +83,18 @@ pub(crate) enum Proof {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Author(pub(crate) String);
 
-/// A bearer token, compared without telling by time how much of it was right.
+/// A bearer token, as its digest, compared without telling by time how much of it was right.
 #[derive(Clone)]
-pub(crate) struct Token(Vec<u8>);
+pub(crate) struct Token(Digest);
 
 impl Token {
     const LENGTH_MIN: usize = 16;
 
-    pub(crate) fn read(path: &Path) -> anyhow::Result<Token> {
+    /// `setting` names the file.
+    pub(crate) fn read(path: &Path, setting: &str) -> anyhow::Result<Token> {
         let text = std::fs::read_to_string(path)
-            .with_context(|| format!("can't read --admin-token-file {}", path.display()))?;
-        Token::new(text.trim()).with_context(|| format!("--admin-token-file {}", path.display()))
+            .with_context(|| format!("can't read --{setting} {}", path.display()))?;
+        Token::new(text.trim()).with_context(|| format!("--{setting} {}", path.display()))
     }
 
     fn new(text: &str) -> anyhow::Result<Token> {
@@ -62,12 +103,11 @@ impl Token {
             "a token is one line of at least {} visible characters, such as `openssl rand -hex 32` prints",
             Token::LENGTH_MIN
         );
-        Ok(Token(text.as_bytes().to_vec()))
+        Ok(Token(digest(&SHA256, text.as_bytes())))
     }
 
     fn is(&self, offered: &[u8]) -> bool {
-        let differences = self.0.iter().zip(offered).fold(0, |sum, (a, b)| sum | (a ^ b));
-        self.0.len() == offered.len() && std::hint::black_box(differences) == 0
+        verify_slices_are_equal(self.0.as_ref(), digest(&SHA256, offered).as_ref()).is_ok()
     }
 }
 
@@ -103,7 +143,7 @@ impl Access {
         if OPEN_PATHS.contains(&uri.path()) {
             return Ok(Author("anybody".to_owned()));
         }
-        let by = self.authenticate(proof, headers)?;
+        let by = self.authenticate(proof, method, headers)?;
         Ok(author(headers).unwrap_or_else(|| Author(by.to_owned())))
     }
 
@@ -116,7 +156,12 @@ impl Access {
         }
     }
 
-    fn authenticate(&self, proof: Proof, headers: &HeaderMap) -> Result<&'static str, ApiError> {
+    fn authenticate(
+        &self,
+        proof: Proof,
+        method: &Method,
+        headers: &HeaderMap,
+    ) -> Result<&'static str, ApiError> {
         if proof == Proof::ClusterKey {
             return Ok("cluster-key");
         }
@@ -125,14 +170,29 @@ impl Access {
             .and_then(|value| value.as_bytes().split_at_checked(7))
             .filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"bearer "))
             .map(|(_, token)| token);
-        match (&self.token, offered) {
-            (Some(token), Some(offered)) if token.is(offered) => Ok("admin-token"),
-            (Some(_), Some(_)) => Err(unauthorized("the token is not this cluster's admin token")),
-            (None, _) if proof == Proof::Local => Ok("local"),
-            (Some(_), None) => {
-                Err(unauthorized("give the admin token (`--token-file`) or the cluster's key (`--key-file`)"))
+        if proof == Proof::Local && self.token.is_none() {
+            return Ok("local");
+        }
+        let is = |token: &Option<Token>, offered| token.as_ref().is_some_and(|token| token.is(offered));
+        match offered {
+            _ if self.token.is_none() && self.read_token.is_none() => {
+                Err(unauthorized("give the cluster's key (`--key-file`): this node takes no token"))
             }
-            (None, _) => Err(unauthorized("give the cluster's key (`--key-file`): this node takes no token")),
+            None => {
+                Err(unauthorized("give an admin token (`--token-file`) or the cluster's key (`--key-file`)"))
+            }
+            Some(offered) if is(&self.token, offered) => Ok("admin-token"),
+            Some(offered) if is(&self.read_token, offered) && method.is_safe() => Ok("admin-read-token"),
+            Some(offered) if is(&self.read_token, offered) => Err(ApiError::new(
+                StatusCode::FORBIDDEN,
+                "read_only",
+                "this token is for reading; changes take the admin token or the cluster's key",
+            )),
+            Some(_) => Err(ApiError::new(
+                StatusCode::UNAUTHORIZED,
+                WRONG_TOKEN,
+                "the token is not one of this node's admin tokens",
+            )),
         }
     }
 }
@@ -172,12 +232,16 @@ fn author(headers: &HeaderMap) -> Option<Author> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
     use super::*;
 
     const TOKEN: &str = "0123456789abcdef0123";
 
     fn access(bind: &str, token: Option<&str>) -> Access {
-        Access { bind: bind.parse().unwrap(), token: token.map(|t| Token::new(t).unwrap()) }
+        let token = token.map(|t| Token::new(t).unwrap());
+        Access { bind: bind.parse().unwrap(), token, read_token: None }
     }
 
     fn judge(
@@ -258,7 +322,8 @@ mod tests {
         {
             let got =
                 judge(&with_token, Proof::Anonymous, "GET /v1/status", &[host, ("authorization", &wrong)]);
-            assert_eq!(got, Err("unauthorized"), "{wrong}");
+            let expected = if wrong.starts_with("Bearer") { "wrong_token" } else { "unauthorized" };
+            assert_eq!(got, Err(expected), "{wrong}");
         }
         assert_eq!(judge(&with_token, Proof::ClusterKey, "GET /metrics", &[host]), Ok("cluster-key".into()));
     }
@@ -273,6 +338,47 @@ mod tests {
             let got = judge(&access, Proof::Anonymous, &format!("GET {closed}"), &[("host", "x")]);
             assert_eq!(got, Err("unauthorized"), "{closed}");
         }
+    }
+
+    #[test]
+    fn a_token_for_reading_changes_nothing() {
+        const READ: &str = "fedcba9876543210fedc";
+        let both =
+            Access { read_token: Some(Token::new(READ).unwrap()), ..access("0.0.0.0:7480", Some(TOKEN)) };
+        let asked = |access: &Access, request: &str, token: &str| {
+            let bearer = format!("Bearer {token}");
+            judge(access, Proof::Anonymous, request, &[("host", "x"), ("authorization", &bearer)])
+        };
+        for reads in ["GET /v1/config", "HEAD /v1/status", "GET /metrics"] {
+            assert_eq!(asked(&both, reads, READ), Ok("admin-read-token".into()), "{reads}");
+            assert_eq!(asked(&both, reads, TOKEN), Ok("admin-token".into()), "{reads}");
+        }
+        for writes in ["PUT /v1/config", "POST /v1/bans", "DELETE /v1/bans/192.0.2.1"] {
+            assert_eq!(asked(&both, writes, READ), Err("read_only"), "{writes}");
+            assert_eq!(asked(&both, writes, TOKEN), Ok("admin-token".into()), "{writes}");
+        }
+        let reading = Access { token: None, ..both };
+        assert_eq!(asked(&reading, "GET /v1/config", TOKEN), Err("wrong_token"));
+        assert_eq!(asked(&reading, "GET /v1/config", READ), Ok("admin-read-token".into()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_offers_a_wrong_token_waits_and_few_do_at_once() {
+        let wrong = Arc::new(Wrong::default());
+        let refused = || ApiError::new(StatusCode::UNAUTHORIZED, WRONG_TOKEN, "no");
+        let began = tokio::time::Instant::now();
+        let tell = || {
+            let wrong = Arc::clone(&wrong);
+            tokio::spawn(async move { wrong.hold_up(refused()).await.code })
+        };
+        let told: Vec<_> = (0..WRONG_MAX + 3).map(|_| tell()).collect();
+        let mut codes = BTreeMap::new();
+        for told in told {
+            *codes.entry(told.await.unwrap()).or_insert(0) += 1;
+        }
+        assert_eq!(codes, [(WRONG_TOKEN, WRONG_MAX), ("too_many_wrong_tokens", 3)].into());
+        assert!(began.elapsed() >= WRONG_WAIT);
+        assert_eq!(wrong.hold_up(unauthorized("none")).await.code, "unauthorized");
     }
 
     #[test]

@@ -13,12 +13,12 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use trestle_cluster::{CertificateStatus, Consistency, Draft, Files};
-use trestle_config::{Document, Problem};
+use trestle_cluster::{CertificateStatus, Files};
+use trestle_config::Document;
 
-use super::config::{self, Change};
+use super::config::{self, Edit};
 use super::{Api, ApiError, Author, body};
-use crate::{documents, durations};
+use crate::durations;
 
 #[derive(Serialize)]
 struct Row {
@@ -60,19 +60,11 @@ pub(super) async fn set(
     let cluster = api.cluster()?;
     let order = order(&body::bytes(body).await?)?;
     let message = order.message.clone().unwrap_or_else(|| format!("certificate {name}"));
-    config::bounded("message", &message, config::MESSAGE_MAX)?;
-    let state = cluster.state(Consistency::Linearizable).await?;
-    let expected = order.if_revision.unwrap_or(state.revision_number());
-    let present = documents::of(state.revision()).await.map_err(ApiError::internal)?;
-    let text = with_certificate(&present, &name, order.ocsp.is_some());
-    let files = order.files()?;
-    let document = documents::parse("document".to_owned(), text).await.map_err(ApiError::internal)?;
-    let document = document.map_err(|problems| refused(problems.as_slice()))?;
-    let draft = Draft { document, files };
-    let proposal = cluster.resolve(draft).await.map_err(|problems| refused(&problems))?;
-    let diff = config::difference(&state, proposal.document()).await?;
-    let applied = cluster.put_config(&proposal, Some(expected), author.0, message).await?;
-    Ok(Json(Change::new(applied, diff, proposal.document())).into_response())
+    let edit = Edit { expected: order.if_revision, message, author };
+    config::edit(cluster, edit, order.files()?, |present| {
+        Ok(with_certificate(present, &name, order.ocsp.is_some()))
+    })
+    .await
 }
 
 fn order(bytes: &[u8]) -> Result<Order, ApiError> {
@@ -110,16 +102,6 @@ impl Order {
         let pem = [file(CHAIN, self.chain.as_bytes()), file(KEY, self.key.as_bytes())];
         Ok(pem.into_iter().chain(ocsp.map(|bytes| file(OCSP, &bytes))).collect())
     }
-}
-
-/// Lines mean nothing here: whoever asks has sent no document.
-fn refused(problems: &[Problem]) -> ApiError {
-    let lines: Vec<_> =
-        problems.iter().map(|problem| format!("{}: {}", problem.path, problem.message)).collect();
-    let mut error = ApiError::from(problems);
-    error.problems.clear();
-    error.message = format!("{}; nothing was changed", lines.join("; "));
-    error
 }
 
 #[cfg(test)]

@@ -1,15 +1,12 @@
-//! `/v1/nodes`, `/v1/vips`, `/v1/members`, `/v1/clients`.
+//! `/v1/nodes`, `/v1/vips`, `/v1/clients`.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
-use serde::{Deserialize, Serialize};
-use trestle_cluster::PoolStatus;
-use trestle_dataplane::MemberView;
+use serde::Deserialize;
 use trestle_raft_store::types::{self, NodeId};
 
 use super::{Api, ApiError, Params};
@@ -73,8 +70,8 @@ async fn set_drained(
 
 pub(super) async fn vips(State(api): State<Arc<Api>>) -> Result<Response, ApiError> {
     let cluster = api.cluster()?;
-    let (vips, quorum) = (cluster.vips(), cluster.has_quorum());
-    Ok(Json(serde_json::json!({ "vips": vips, "quorum": quorum })).into_response())
+    let (vips, quorum, left) = (cluster.vips(), cluster.has_quorum(), cluster.left_raft());
+    Ok(Json(serde_json::json!({ "vips": vips, "quorum": quorum, "problem": left })).into_response())
 }
 
 #[derive(Deserialize)]
@@ -143,66 +140,6 @@ fn names(state: &types::State) -> String {
     names.join(", ")
 }
 
-/// A pool as the cluster judges it and as this node uses it.
-#[derive(Serialize)]
-struct Pool {
-    pool: String,
-    panic: bool,
-    members: Vec<Member>,
-}
-
-#[derive(Serialize)]
-struct Member {
-    name: String,
-    address: String,
-    /// The cluster's verdict.
-    up: bool,
-    /// By this node.
-    ejected: bool,
-    /// By the plane of this node; absent while it has not taken the revision over.
-    weight: Option<u32>,
-    /// On this node.
-    in_flight: Option<u32>,
-    /// What each prober saw; `null`: nothing yet.
-    probers: Vec<Prober>,
-}
-
-#[derive(Serialize)]
-struct Prober {
-    node: String,
-    up: Option<bool>,
-}
-
-pub(super) async fn members(State(api): State<Arc<Api>>) -> Result<Response, ApiError> {
-    let pools = join_views(api.cluster()?.status().pools, api.node.plane.members());
-    Ok(Json(serde_json::json!({ "pools": pools })).into_response())
-}
-
-fn join_views(pools: Vec<PoolStatus>, views: Vec<MemberView>) -> Vec<Pool> {
-    let views: HashMap<(&str, &str), &MemberView> =
-        views.iter().map(|view| ((view.pool.as_str(), view.member.as_str()), view)).collect();
-    let member = |pool: &str, health: &trestle_cluster::MemberHealth| {
-        let view = views.get(&(pool, health.name.as_str()));
-        Member {
-            name: health.name.clone(),
-            address: health.address.clone(),
-            up: health.up,
-            ejected: view.map_or(health.ejected, |view| view.ejected),
-            weight: view.map(|view| view.weight),
-            in_flight: view.map(|view| view.in_flight),
-            probers: health.probers.iter().map(|(node, up)| Prober { node: node.clone(), up: *up }).collect(),
-        }
-    };
-    pools
-        .iter()
-        .map(|pool| Pool {
-            pool: pool.pool.clone(),
-            panic: pool.panic,
-            members: pool.members.iter().map(|health| member(&pool.pool, health)).collect(),
-        })
-        .collect()
-}
-
 #[derive(Deserialize)]
 pub(super) struct ClientsQuery {
     most: Option<usize>,
@@ -218,7 +155,6 @@ pub(super) async fn clients(
 
 #[cfg(test)]
 mod tests {
-    use trestle_cluster::MemberHealth;
     use trestle_raft_store::types::{NodeProfile, NodeRecord, Role};
 
     use super::*;
@@ -252,32 +188,5 @@ mod tests {
         let unknown = resolve(&state, "c").unwrap_err();
         assert_eq!(unknown.status, 404);
         assert!(unknown.message.contains("b (5)"), "{}", unknown.message);
-    }
-
-    #[test]
-    fn a_member_is_shown_as_judged_and_as_used() {
-        let health = |name: &str| MemberHealth {
-            name: name.into(),
-            address: "192.0.2.1:80".into(),
-            up: true,
-            ejected: false,
-            probers: vec![("n1".into(), None)],
-            reason: None,
-        };
-        let pool = PoolStatus { pool: "app".into(), panic: false, members: vec![health("a"), health("new")] };
-        let view = MemberView {
-            pool: "app".into(),
-            member: "a".into(),
-            address: "192.0.2.1:80".parse().unwrap(),
-            weight: 3,
-            up: true,
-            ejected: true,
-            in_flight: 2,
-        };
-        let json = serde_json::to_value(join_views(vec![pool], vec![view])).unwrap();
-        assert_eq!(json[0]["members"][0]["ejected"], true);
-        assert_eq!(json[0]["members"][0]["in_flight"], 2);
-        assert_eq!(json[0]["members"][0]["probers"], serde_json::json!([{"node": "n1", "up": null}]));
-        assert_eq!(json[0]["members"][1]["weight"], serde_json::Value::Null);
     }
 }

@@ -9,7 +9,7 @@ use axum::{Extension, Json};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::{Deserialize, Serialize};
 use trestle_cluster::{Applied, ChangeError, Cluster, Consistency, Draft, Files};
-use trestle_config::Document;
+use trestle_config::{Document, Problem};
 use trestle_raft_store::types::{self, Revision};
 
 use super::error::ProblemBody;
@@ -18,7 +18,7 @@ use crate::documents::{self, Parcel};
 use crate::durations;
 
 /// Bytes of a change's message that history keeps.
-pub(super) const MESSAGE_MAX: usize = 1_024;
+const MESSAGE_MAX: usize = 1_024;
 
 /// Bytes of the name under which a document is spoken of.
 const SOURCE_MAX: usize = 512;
@@ -78,7 +78,7 @@ pub(super) struct WriteQuery {
 
 /// What a change did, or would do.
 #[derive(Serialize)]
-pub(super) struct Change {
+struct Change {
     revision: u64,
     /// The document equals the one in force: no new revision.
     unchanged: bool,
@@ -89,7 +89,7 @@ pub(super) struct Change {
 }
 
 impl Change {
-    pub(super) fn new(applied: Applied, diff: String, document: &Document) -> Self {
+    fn new(applied: Applied, diff: String, document: &Document) -> Self {
         let Applied { revision, unchanged } = applied;
         Self { revision, unchanged, dry_run: false, diff, warnings: warnings(document) }
     }
@@ -169,7 +169,7 @@ async fn base(cluster: &Cluster, dry_run: bool) -> Result<Arc<types::State>, Api
     Ok(cluster.state(Consistency::Local).await?)
 }
 
-pub(super) async fn difference(base: &types::State, document: &Document) -> Result<String, ApiError> {
+async fn difference(base: &types::State, document: &Document) -> Result<String, ApiError> {
     let old = documents::of(base.revision()).await.map_err(ApiError::internal)?;
     Ok(diff_text(&old, document))
 }
@@ -261,6 +261,62 @@ pub(super) async fn rollback(
     Ok(Json(Change::new(applied, diff, &document)).into_response())
 }
 
+/// An order that edits the document in force.
+pub(super) struct Edit {
+    /// Compare-and-set; at least with the document that is edited.
+    pub(super) expected: Option<u64>,
+    pub(super) message: String,
+    pub(super) author: Author,
+}
+
+/// What the query of such an order says of it.
+#[derive(Deserialize)]
+pub(super) struct Why {
+    message: Option<String>,
+    if_revision: Option<u64>,
+}
+
+impl Why {
+    /// `said`: where nothing was said.
+    pub(super) fn edit(self, author: Author, said: impl FnOnce() -> String) -> Edit {
+        Edit { expected: self.if_revision, message: self.message.unwrap_or_else(said), author }
+    }
+}
+
+/// Puts in force what `change` makes of the newest document, as a new revision. `files`: what it names.
+pub(super) async fn edit(
+    cluster: &Cluster,
+    Edit { expected, message, author }: Edit,
+    files: Files,
+    change: impl FnOnce(&Document) -> Result<String, ApiError>,
+) -> Result<Response, ApiError> {
+    bounded("message", &message, MESSAGE_MAX)?;
+    let state = cluster.state(Consistency::Linearizable).await?;
+    let expected = expected.unwrap_or(state.revision_number());
+    let present = documents::of(state.revision()).await.map_err(ApiError::internal)?;
+    let text = change(&present)?;
+    let document = documents::parse("document".to_owned(), text).await.map_err(ApiError::internal)?;
+    let document = document.map_err(|problems| refused_edit(problems.as_slice()))?;
+    let draft = Draft { document, files };
+    let proposal = cluster.resolve(draft).await.map_err(|problems| refused_edit(&problems))?;
+    let diff = diff_text(&present, proposal.document());
+    let applied = cluster.put_config(&proposal, Some(expected), author.0, message).await?;
+    Ok(Json(Change::new(applied, diff, proposal.document())).into_response())
+}
+
+/// Lines mean nothing here: whoever asks has sent no document.
+fn refused_edit(problems: &[Problem]) -> ApiError {
+    let told = |problem: &Problem| {
+        let help = problem.help.as_ref().map(|help| format!(" ({help})")).unwrap_or_default();
+        format!("{}: {}{help}", problem.path, problem.message)
+    };
+    let lines: Vec<_> = problems.iter().map(told).collect();
+    let mut error = ApiError::from(problems);
+    error.problems.clear();
+    error.message = format!("{}; nothing was changed", lines.join("; "));
+    error
+}
+
 // === revisions and headers ===
 
 /// Revision 0 is the empty document before the first; `None` stands for it.
@@ -313,7 +369,7 @@ fn wants_json(headers: &HeaderMap) -> bool {
     false
 }
 
-pub(super) fn bounded(what: &str, text: &str, bytes_max: usize) -> Result<(), ApiError> {
+fn bounded(what: &str, text: &str, bytes_max: usize) -> Result<(), ApiError> {
     if text.len() <= bytes_max {
         return Ok(());
     }

@@ -127,6 +127,8 @@ impl From<Refusal> for ApiError {
             Refusal::NameTaken { .. }
             | Refusal::Founded(_)
             | Refusal::TooOld { .. }
+            | Refusal::TooManyOrders { .. }
+            | Refusal::TooManyBans { .. }
             | Refusal::OtherFolder(_) => (StatusCode::CONFLICT, "refused"),
         };
         ApiError::new(status, code, refusal.to_string())

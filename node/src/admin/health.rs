@@ -13,6 +13,7 @@ use trestle_config::model::Protocol;
 use trestle_dataplane::BoundListener;
 
 use super::Api;
+use super::kernel::Carried;
 
 /// The process answers; nothing more is promised.
 pub(crate) async fn healthz() -> &'static str {
@@ -56,12 +57,18 @@ struct ListenerStatus {
     /// As configured.
     bind: String,
     protocol: &'static str,
+    /// Not the proxy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    via: Option<&'static str>,
     /// Where it accepts.
     #[serde(skip_serializing_if = "Option::is_none")]
     address: Option<SocketAddr>,
     /// Why it does not.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
+    /// By the kernel, at all addresses of the listener: at the first of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    carried: Option<Carried>,
 }
 
 impl From<BoundListener> for ListenerStatus {
@@ -70,20 +77,42 @@ impl From<BoundListener> for ListenerStatus {
             Ok(address) => (Some(address), None),
             Err(error) => (None, Some(error)),
         };
-        let protocol = match bound.protocol {
-            Protocol::Http => "http",
-            Protocol::Https => "https",
-            Protocol::Tcp => "tcp",
-            Protocol::Udp => "udp",
-            Protocol::TcpUdp => "tcp+udp",
-        };
-        ListenerStatus { listener: bound.listener, bind: bound.bind.to_string(), protocol, address, error }
+        let protocol = protocol_text(bound.protocol);
+        let via = bound.by_kernel.then_some("kernel");
+        ListenerStatus {
+            listener: bound.listener,
+            bind: bound.bind.to_string(),
+            protocol,
+            via,
+            address,
+            error,
+            carried: None,
+        }
+    }
+}
+
+/// As in the document.
+pub(super) fn protocol_text(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Http => "http",
+        Protocol::Https => "https",
+        Protocol::Tcp => "tcp",
+        Protocol::Tls => "tls",
+        Protocol::Udp => "udp",
+        Protocol::TcpUdp => "tcp+udp",
     }
 }
 
 pub(crate) async fn status(State(api): State<Arc<Api>>) -> Response {
     let node = &api.node;
     let readiness = node.readiness();
+    let (traffic, open) = (node.kernel.clone().traffic().await, node.kernel.open());
+    let listener = |bound: BoundListener| {
+        let name = &bound.listener;
+        let carried = (bound.by_kernel && bound.index == 0)
+            .then(|| Carried::new(traffic.listeners.get(name), open.listeners.get(name)));
+        ListenerStatus { carried, ..bound.into() }
+    };
     let status = NodeStatus {
         ready: readiness.is_ok(),
         reason: readiness.err(),
@@ -95,8 +124,12 @@ pub(crate) async fn status(State(api): State<Arc<Api>>) -> Response {
         workers: node.workers,
         open_connections: node.plane.open_connections(),
         served_revision: node.plane.revision(),
-        listeners: node.plane.listeners().into_iter().map(ListenerStatus::from).collect(),
-        agreed: node.cluster().map(|cluster| cluster.status()),
+        listeners: node.plane.listeners().into_iter().map(listener).collect(),
+        agreed: node.cluster().map(|cluster| {
+            let mut status = cluster.status();
+            status.warnings.extend(node.kernel.warnings());
+            status
+        }),
     };
     Json(status).into_response()
 }
@@ -112,8 +145,9 @@ mod tests {
         let bound = |state| BoundListener {
             listener: "web".into(),
             index: 0,
-            bind: Bind { ip: None, port: 80 },
+            bind: Bind { ip: None, port: 80, more: 0 },
             protocol: Protocol::TcpUdp,
+            by_kernel: false,
             state,
         };
         let json = |state| serde_json::to_value(ListenerStatus::from(bound(state))).unwrap();

@@ -10,6 +10,8 @@ use http::header;
 use trestle_dataplane::CertificateView;
 
 use super::Api;
+use crate::otlp;
+use crate::run::strain;
 
 const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -17,7 +19,11 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>) -> Response {
     let mut out = String::with_capacity(64 << 10);
     render_node(&api, &mut out);
     render_process(&mut out);
+    if let Some(spans) = &api.node.spans {
+        render_spans(spans, &mut out);
+    }
     api.node.plane.render_metrics(&mut out);
+    super::kernel::render_metrics(&api.node.kernel, &mut out).await;
     if let Some(cluster) = api.node.cluster() {
         cluster.render_metrics(&mut out);
     }
@@ -49,6 +55,7 @@ fn render_node(api: &Api, out: &mut String) {
         u64::from(served == agreed && bound),
     );
     render_certificates(&node.plane.certificates(), out);
+    render_strain(&node.strain, out);
     counter(out, "trestle_admin_answers_total", "Answers of the admin API by status class.");
     for (class, count) in api.counters.answers.iter().enumerate() {
         let count = count.load(Ordering::Relaxed);
@@ -56,6 +63,19 @@ fn render_node(api: &Api, out: &mut String) {
     }
     counter(out, "trestle_admin_full_total", "Times that all connection slots of the admin API were taken.");
     let _ = writeln!(out, "trestle_admin_full_total {}", api.counters.full.load(Ordering::Relaxed));
+}
+
+fn render_spans(counts: &otlp::Counts, out: &mut String) {
+    counter(out, "trestle_otlp_spans_total", "Spans by whether a collector has taken them.");
+    for (outcome, count) in [("exported", &counts.exported), ("failed", &counts.failed)] {
+        let _ = writeln!(
+            out,
+            "trestle_otlp_spans_total{{outcome=\"{outcome}\"}} {}",
+            count.load(Ordering::Relaxed)
+        );
+    }
+    let failing = u64::from(counts.failing.load(Ordering::Relaxed));
+    gauge(out, "trestle_otlp_failing", "1: the collector can't be reached, or takes no spans.", "", failing);
 }
 
 fn render_certificates(certificates: &[CertificateView], out: &mut String) {
@@ -69,22 +89,44 @@ fn render_certificates(certificates: &[CertificateView], out: &mut String) {
 
 /// Under the names that Prometheus client libraries use.
 fn render_process(out: &mut String) {
-    if let Some(bytes) = resident_bytes() {
+    if let Some(bytes) = strain::resident() {
         gauge(out, "process_resident_memory_bytes", "Resident memory.", "", bytes);
     }
-    if let Ok(open) = std::fs::read_dir("/proc/self/fd") {
-        gauge(out, "process_open_fds", "Open file descriptors.", "", open.count() as u64);
+    if let Some(descriptors) = strain::descriptors() {
+        gauge(out, "process_open_fds", "Open file descriptors.", "", descriptors.used);
+        gauge(out, "process_max_fds", "Most open file descriptors.", "", descriptors.of);
     }
     let cpu = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     counter(out, "process_cpu_seconds_total", "CPU time, user and system.");
     let _ = writeln!(out, "process_cpu_seconds_total {}.{:09}", cpu.tv_sec, cpu.tv_nsec);
 }
 
-/// `VmRSS` of `/proc/self/status`, which is told in KiB (proc(5)).
-fn resident_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
+/// What the node sheds by.
+fn render_strain(watch: &strain::Watch, out: &mut String) {
+    let (seen, step) = (watch.seen(), watch.step());
+    gauge(
+        out,
+        "trestle_strain_step",
+        "1: connections of HTTP end with their next answer; 2: new connections are refused.",
+        "",
+        step as u64,
+    );
+    if let Some(memory) = seen.memory {
+        gauge(
+            out,
+            "trestle_strain_memory_bytes",
+            "Memory in use, as it counts for the step.",
+            "",
+            memory.used,
+        );
+        gauge(out, "trestle_strain_memory_max_bytes", "Memory that there is.", "", memory.of);
+    }
+    let _ = writeln!(
+        out,
+        "# HELP trestle_strain_turn_seconds How long the slowest worker took to answer, of late.\n\
+         # TYPE trestle_strain_turn_seconds gauge\ntrestle_strain_turn_seconds {}",
+        seen.turn.as_secs_f64()
+    );
 }
 
 fn gauge(out: &mut String, name: &str, help: &str, labels: &str, value: u64) {

@@ -5,12 +5,16 @@
 //! while it drains, so that `/readyz` can say what goes on. Every request passes [`access`] first.
 
 mod access;
+mod bans;
 mod body;
 mod certificates;
 mod cluster;
 mod config;
 mod error;
+mod firewall;
 mod health;
+mod kernel;
+mod members;
 mod metrics;
 mod openapi;
 mod routes;
@@ -40,6 +44,7 @@ pub(crate) struct Api {
     pub(crate) node: Arc<Node>,
     pub(crate) access: Access,
     pub(crate) counters: Counters,
+    wrong: access::Wrong,
 }
 
 /// What the admin API counts about itself.
@@ -53,7 +58,7 @@ pub(crate) struct Counters {
 
 impl Api {
     pub(crate) fn new(node: Arc<Node>, access: Access) -> Arc<Api> {
-        Arc::new(Api { node, access, counters: Counters::default() })
+        Arc::new(Api { node, access, counters: Counters::default(), wrong: access::Wrong::default() })
     }
 
     fn cluster(&self) -> Result<&Cluster, ApiError> {
@@ -91,8 +96,21 @@ fn routes() -> Vec<Route> {
         route("delete", "/v1/nodes/{node}/drain", delete(cluster::undrain)),
         route("get", "/v1/vips", get(cluster::vips)),
         route("post", "/v1/vips/{vip}/move", post(cluster::move_vip)),
-        route("get", "/v1/members", get(cluster::members)),
+        route("get", "/v1/members", get(members::list)),
+        route("post", "/v1/pools/{pool}/members", post(members::add)),
+        route("delete", "/v1/pools/{pool}/members/{member}", delete(members::remove)),
+        route("post", "/v1/pools/{pool}/members/{member}/drain", post(members::drain)),
+        route("delete", "/v1/pools/{pool}/members/{member}/drain", delete(members::undrain)),
+        route("put", "/v1/pools/{pool}/members/{member}/weight", put(members::weigh)),
+        route("delete", "/v1/pools/{pool}/members/{member}/weight", delete(members::unweigh)),
         route("get", "/v1/clients", get(cluster::clients)),
+        route("get", "/v1/bans", get(bans::list)),
+        route("post", "/v1/bans", post(bans::add)),
+        route("delete", "/v1/bans/{network}", delete(bans::remove)),
+        route("get", "/v1/firewall", get(firewall::list)),
+        route("post", "/v1/firewall/{place}", post(firewall::add)),
+        route("delete", "/v1/firewall/{place}/{index}", delete(firewall::remove)),
+        route("get", "/v1/kernel", get(kernel::show)),
         route("post", "/v1/routes/explain", post(routes::explain)),
         route("get", "/v1/openapi.json", get(openapi::document)),
     ]
@@ -127,7 +145,7 @@ async fn guard(
             request.extensions_mut().insert(author);
             next.run(request).await
         }
-        Err(refused) => refused.into_response(),
+        Err(refused) => api.wrong.hold_up(refused).await.into_response(),
     };
     let class = usize::from(response.status().as_u16() / 100).clamp(1, 5);
     api.counters.answers[class - 1].fetch_add(1, Ordering::Relaxed);

@@ -17,9 +17,10 @@ pub(super) async fn explain(State(api): State<Arc<Api>>, body: Body) -> Result<R
         .map_err(|error| ApiError::bad_request(format!("the body is no question: {error}")))?;
     let question = asked.question().map_err(|error| ApiError::bad_request(error.to_string()))?;
     let (in_force, births) = (cluster.in_force(), cluster.watch_state().borrow().route_births.clone());
-    let config = in_force.config().clone();
     // Thousands of rules take their time.
-    let explained = tokio::task::spawn_blocking(move || think(&config, &births, &question));
+    let explained = tokio::task::spawn_blocking(move || {
+        think(in_force.config(), in_force.contents(), &births, &question)
+    });
     let explained = explained.await.map_err(ApiError::internal)?;
     let explained = explained.map_err(|error| ApiError::bad_request(error.to_string()))?;
     Ok(Json(explained).into_response())

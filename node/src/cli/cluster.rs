@@ -1,4 +1,4 @@
-//! Commands around nodes, members and clients.
+//! Commands around nodes, VIPs and clients.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use http::Method;
 use tokio::time::Instant;
 
 use super::output::{Failure, Outcome, Output, Paint, table};
-use super::views::{Clients, Member, Moved, Node, Pools, Status, Vip, Vips};
+use super::views::{Adaptive, Clients, Member, Moved, Node, Pool, Status, Vip, Vips};
 use super::{Target, complain, run_async};
 use crate::client::{Call, Client, ClientError, encode};
 
@@ -93,13 +93,6 @@ pub(crate) struct Ask {
     target: Target,
     #[command(flatten)]
     output: Output,
-}
-
-#[derive(Debug, clap::Subcommand)]
-pub(crate) enum MemberCommand {
-    /// Pools, their members, and what the cluster holds of them
-    #[command(after_help = "Example:\n  trestle member list")]
-    List(Ask),
 }
 
 #[derive(Debug, clap::Args)]
@@ -206,8 +199,8 @@ pub(crate) fn vip(command: &VipCommand) -> Outcome {
                 return ask.output.value(&answer.json::<serde_json::Value>()?);
             }
             let answer = answer.json::<Vips>()?;
-            if !answer.quorum {
-                ask.output.note("warning: no quorum: owners are as they were agreed on last");
+            for warning in vip_list_warnings(&answer) {
+                ask.output.note(&format!("warning: {warning}"));
             }
             ask.output.text(&render_vips(&answer.vips))
         }
@@ -225,13 +218,15 @@ pub(crate) fn vip(command: &VipCommand) -> Outcome {
     }
 }
 
-pub(crate) fn member(command: &MemberCommand) -> Outcome {
-    let MemberCommand::List(ask) = command;
-    let answer = run_async(ask.target.client()?.send(&Call::get("/v1/members")))?;
-    if ask.output.json() {
-        return ask.output.value(&answer.json::<serde_json::Value>()?);
-    }
-    ask.output.text(&render_members(&answer.json()?))
+/// The cause comes first.
+fn vip_list_warnings(answer: &Vips) -> Vec<String> {
+    let stale = "owners are as they were agreed on last";
+    let cause = match &answer.problem {
+        Some(problem) => Some(format!("{problem}; {stale}")),
+        None => (!answer.quorum).then(|| format!("no quorum: {stale}")),
+    };
+    let waits = answer.vips.iter().filter_map(|vip| vip.waits.clone());
+    cause.into_iter().chain(waits).collect()
 }
 
 pub(crate) fn clients(args: &ClientsArgs) -> Outcome {
@@ -265,6 +260,11 @@ fn render_status(status: &Status, paint: Paint) -> String {
     if !status.cluster_id.is_empty() {
         out += &render_cluster(status, paint);
     }
+    match status.bans {
+        0 => {}
+        1 => out += "1 client is banned: `trestle ban list`\n",
+        n => out += &format!("{n} clients are banned: `trestle ban list`\n"),
+    }
     for warning in &status.warnings {
         out += &format!("{} {warning}\n", paint.bad("warning:"));
     }
@@ -273,8 +273,13 @@ fn render_status(status: &Status, paint: Paint) -> String {
     }
     if !status.listeners.is_empty() {
         let row = |l: &super::views::Listener| {
+            let last = last_of_range(&l.bind);
             let at = match (&l.address, &l.error) {
-                (Some(address), _) => address.clone(),
+                (Some(address), _) if l.via.is_some() => {
+                    let open = l.carried.as_ref().map(|carried| format!(", {} flows", carried.open));
+                    format!("{address}{last} (by the kernel{})", open.unwrap_or_default())
+                }
+                (Some(address), _) => format!("{address}{last}"),
                 (None, Some(error)) => format!("not bound: {error}"),
                 (None, None) => "not bound".to_owned(),
             };
@@ -287,18 +292,49 @@ fn render_status(status: &Status, paint: Paint) -> String {
         out += &format!("\n{}", render_vips(&status.vips));
     }
     if !status.pools.is_empty() {
-        let rows: Vec<_> = status
-            .pools
-            .iter()
-            .map(|pool| {
-                let up = pool.members.iter().filter(|member| member.up).count();
-                let note = if pool.panic { "all are used: too many are down" } else { "" };
-                vec![pool.pool.clone(), format!("{up} of {}", pool.members.len()), note.to_owned()]
-            })
-            .collect();
+        let row = |pool: &Pool| {
+            let up = pool.members.iter().filter(|member| member.up).count();
+            vec![pool.pool.clone(), format!("{up} of {}", pool.members.len()), pool_notes(pool).join("; ")]
+        };
+        let rows: Vec<_> = status.pools.iter().map(row).collect();
         out += &format!("\n{}", table(&["POOL", "UP", ""], &rows));
     }
     out
+}
+
+/// What a person should know of a pool.
+/// `-6063` of `:6000-6063`: addresses name the first port.
+fn last_of_range(bind: &str) -> &str {
+    let ports = bind.rfind(':').map_or("", |colon| &bind[colon..]);
+    ports.find('-').map_or("", |dash| &ports[dash..])
+}
+
+fn pool_notes(pool: &Pool) -> Vec<String> {
+    /// Members that are told of; `member list` has all.
+    const TOLD_MAX: usize = 3;
+    let mut notes = Vec::new();
+    if pool.panic {
+        notes.push("all are used: too many are down".to_owned());
+    }
+    if pool.names.iter().any(|name| name.problem.is_some()) {
+        notes.push("not all its DNS names resolve".to_owned());
+    }
+    // That all are used is said above.
+    let trouble = |member: &Member| Some((member.name.clone(), member.trouble(false)?));
+    let in_trouble: Vec<_> = pool.members.iter().filter_map(trouble).collect();
+    notes.extend(in_trouble.iter().take(TOLD_MAX).map(|(name, trouble)| format!("{name} {trouble}")));
+    if in_trouble.len() > TOLD_MAX {
+        notes.push(format!("{} more: `trestle member list {}`", in_trouble.len() - TOLD_MAX, pool.pool));
+    }
+    match pool.members.iter().filter(|member| member.drains()).count() {
+        0 => {}
+        1 => notes.push("1 member drains".to_owned()),
+        n => notes.push(format!("{n} members drain")),
+    }
+    if let Some(Adaptive { limit, waiting }) = &pool.adaptive {
+        notes.push(format!("adaptive limit {limit}, {waiting} wait for an answer"));
+    }
+    notes
 }
 
 fn render_cluster(status: &Status, paint: Paint) -> String {
@@ -354,6 +390,7 @@ fn render_nodes(nodes: &[Node]) -> String {
 fn render_vips(vips: &[Vip]) -> String {
     let row = |vip: &Vip| {
         let owner = match (&vip.owner, &vip.moving_to) {
+            (Some(owner), _) if vip.lease_left_ms.is_some() => format!("{owner}, not heard"),
             (Some(owner), Some(to)) => format!("{owner}, moves to {to}"),
             (Some(owner), None) => owner.clone(),
             (None, _) => "nobody".to_owned(),
@@ -376,49 +413,24 @@ fn render_vips(vips: &[Vip]) -> String {
     table(&["VIP", "ADDRESSES", "OWNER", "EPOCH", "INTERFACE", "FENCES", "HERE"], &rows)
 }
 
-fn render_members(pools: &Pools) -> String {
-    let state = |pool_panics: bool, member: &Member| match (member.up, member.ejected) {
-        (true, false) => "up",
-        (true, true) => "ejected here",
-        (false, _) if pool_panics => "down, used all the same",
-        (false, _) => "down",
-    };
-    let number = |n: Option<u32>| n.map_or_else(|| "-".to_owned(), |n| n.to_string());
-    let mut rows = Vec::new();
-    for pool in &pools.pools {
-        for member in &pool.members {
-            let probers: Vec<_> = member.probers.iter().map(render_prober).collect();
-            rows.push(vec![
-                pool.pool.clone(),
-                member.name.clone(),
-                member.address.clone(),
-                state(pool.panic, member).to_owned(),
-                number(member.weight),
-                number(member.in_flight),
-                probers.join(" "),
-            ]);
-        }
-    }
-    table(&["POOL", "MEMBER", "ADDRESS", "STATE", "WEIGHT", "IN FLIGHT", "PROBERS"], &rows)
-}
-
-/// `node-1:up`.
-fn render_prober(prober: &serde_json::Value) -> String {
-    let saw = match prober["up"].as_bool() {
-        Some(true) => "up",
-        Some(false) => "down",
-        None => "?",
-    };
-    format!("{}:{saw}", prober["node"].as_str().unwrap_or("?"))
+/// `listener web: 57 of 100 connections`, `rule api/login: 30 of 10/m requests`.
+fn limit(limit: &super::views::ClientLimit) -> String {
+    format!("{}: {} of {} {}", limit.at, limit.used, limit.limit, limit.of)
 }
 
 fn render_clients(clients: &Clients) -> String {
     let row = |row: &super::views::ClientRow| {
         let nodes: Vec<_> = row.nodes.iter().map(|(node, count)| format!("{node}:{count}")).collect();
-        vec![row.client.clone(), row.total.to_string(), nodes.join(" ")]
+        let limits: Vec<_> = row.limits.iter().map(limit).collect();
+        let rate = if row.rate > 0 { format!("{}/s", row.rate) } else { "-".to_owned() };
+        let ban = match &row.ban {
+            Some(ban) => format!("{:?}", Duration::from_secs(ban.left_ms.div_ceil(1_000))),
+            None => "-".to_owned(),
+        };
+        vec![row.client.clone(), row.total.to_string(), rate, ban, nodes.join(" "), limits.join(", ")]
     };
     let rows: Vec<_> = clients.clients.iter().map(row).collect();
-    table(&["CLIENT", "CONNECTIONS", "NODES"], &rows)
+    table(&["CLIENT", "CONNECTIONS", "RATE", "BANNED", "NODES", "LIMITS"], &rows)
 }
 
 #[cfg(test)]
@@ -426,12 +438,37 @@ mod tests {
     use super::*;
 
     #[test]
+    fn clients_are_listed_with_their_rates_and_limits() {
+        let clients: Clients = serde_json::from_value(serde_json::json!({ "clients": [
+            {"client": "192.0.2.1", "total": 57, "rate": 230, "nodes": {"n1": 50, "n2": 7}, "limits": [
+                {"at": "listener web", "of": "connections", "limit": "100", "used": 57},
+                {"at": "rule api/login", "of": "requests", "limit": "10/m", "used": 300},
+            ]},
+            {"client": "192.0.2.2", "total": 1, "rate": 0, "nodes": {"n1": 1}, "limits": [], "ban": {"left_ms": 59_100}},
+        ]}))
+        .expect("clients");
+        let text = render_clients(&clients);
+        let lines: Vec<_> =
+            text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+        assert_eq!(
+            lines,
+            [
+                "CLIENT CONNECTIONS RATE BANNED NODES LIMITS",
+                "192.0.2.1 57 230/s - n1:50 n2:7 listener web: 57 of 100 connections, rule api/login: 300 of 10/m requests",
+                "192.0.2.2 1 - 60s n1:1",
+            ]
+        );
+    }
+
+    #[test]
     fn status_tells_what_an_operator_looks_for_first() {
         let status: Status = serde_json::from_value(serde_json::json!({
             "ready": false, "reason": "draining: this node is about to stop", "name": "node-1", "node": 0,
             "role": "follower", "revision": 4, "cluster_id": "0190", "quorum": false, "leader": 5, "term": 3,
             "nodes": [{"id": 5, "name": "node-2", "leader": true, "alive": true, "membership": "voter", "revision": 4}],
-            "listeners": [{"listener": "web", "protocol": "http", "bind": ":80", "error": "permission denied"}],
+            "listeners": [{"listener": "web", "protocol": "http", "bind": ":80", "error": "permission denied"},
+                {"listener": "rtp", "protocol": "udp", "bind": "[::1]:6000-6063", "address": "[::1]:6000"},
+                {"listener": "raw", "protocol": "tcp", "bind": "a-b:7000", "address": "127.0.0.1:7000"}],
             "pools": [{"pool": "app", "panic": true, "members": [{"name": "a", "up": false}, {"name": "b", "up": true}]}],
             "warnings": ["the clock is wrong"],
         }))
@@ -443,6 +480,8 @@ mod tests {
             "no quorum",
             "warning: the clock is wrong",
             "not bound: permission denied",
+            "[::1]:6000-6063\n",
+            "127.0.0.1:7000\n",
             "1 of 2",
             "all are used",
         ] {
@@ -451,12 +490,54 @@ mod tests {
     }
 
     #[test]
-    fn members_show_their_state_and_who_saw_what() {
-        let pools: Pools = serde_json::from_value(serde_json::json!({"pools": [{"pool": "app", "members": [
-            {"name": "a", "address": "192.0.2.1:80", "up": true, "ejected": true, "weight": 1, "in_flight": 3,
-             "probers": [{"node": "n1", "up": true}, {"node": "n2", "up": null}]}]}]}))
+    fn a_pool_tells_whom_it_does_not_use_and_why() {
+        let pool: Pool = serde_json::from_value(serde_json::json!({"pool": "app", "members": [
+            {"name": "a", "up": true}, {"name": "b", "reason": "timeout"}, {"name": "c", "drain": "all", "up": true},
+            {"name": "d", "up": true, "ejected": true,
+             "ejection": {"cause": "latency", "reason": "answers take 9.0 times the pool's median", "left_ms": 1}},
+            {"name": "e"}, {"name": "f"}, {"name": "g"}],
+            "adaptive": {"limit": 4, "waiting": 3}}))
         .unwrap();
-        let text = render_members(&pools);
-        assert!(text.contains("ejected here") && text.contains("n1:up n2:?"), "{text}");
+        assert_eq!(
+            pool_notes(&pool),
+            [
+                "b down by check: timeout",
+                "d ejected here: answers take 9.0 times the pool's median, 1 s left",
+                "e down by check",
+                "2 more: `trestle member list app`",
+                "1 member drains",
+                "adaptive limit 4, 3 wait for an answer",
+            ]
+        );
+        let well: Pool = serde_json::from_value(
+            serde_json::json!({"pool": "app", "members": [{"name": "a", "up": true}]}),
+        )
+        .unwrap();
+        assert!(pool_notes(&well).is_empty());
+    }
+
+    #[test]
+    fn an_owner_that_is_not_heard_is_no_plain_owner() {
+        let vips: Vips = serde_json::from_value(serde_json::json!({"vips": [
+            {"vip": "a", "owner": "n1"}, {"vip": "b", "owner": "n2", "lease_left_ms": 8_000}, {"vip": "c"}]}))
+        .unwrap();
+        let text = render_vips(&vips.vips);
+        let row = |vip: &str| text.lines().find(|line| line.starts_with(vip)).unwrap_or_default().to_owned();
+        assert!(row("b").contains("n2, not heard") && !row("a").contains("not heard"), "{text}");
+        assert!(row("c").contains("nobody"), "{text}");
+    }
+
+    #[test]
+    fn a_list_of_vips_says_first_why_it_may_be_old() {
+        let waits = Vip { waits: Some("VIP a waits".to_owned()), ..Vip::default() };
+        let full = Vips { vips: vec![waits], quorum: false, problem: Some("the disk is full".to_owned()) };
+        let stale = "owners are as they were agreed on last";
+        assert_eq!(
+            vip_list_warnings(&full),
+            [format!("the disk is full; {stale}"), "VIP a waits".to_owned()]
+        );
+        let cut = Vips { problem: None, ..full };
+        assert_eq!(vip_list_warnings(&cut)[0], format!("no quorum: {stale}"));
+        assert!(vip_list_warnings(&Vips { quorum: true, ..Vips::default() }).is_empty());
     }
 }

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use http::Method;
 use serde_json::json;
-use trestle_cluster::{Draft, Files, Offline};
-use trestle_config::{Document, Problem, Source};
+use trestle_cluster::{Draft, Files, Offline, with_networks};
+use trestle_config::{Contents, Document, Problem, Source};
 
 use super::output::{Failure, Outcome, Output, Paint, complain, table};
 use super::views::{Change, Diff, History};
@@ -92,6 +92,19 @@ pub(crate) struct Entry {
     /// Why, for the history
     #[arg(short, long, value_name = "TEXT")]
     pub(crate) message: Option<String>,
+}
+
+impl Entry {
+    /// Of a call without a body.
+    pub(crate) fn in_query(&self, mut call: Call) -> Call {
+        if let Some(message) = &self.message {
+            call = call.query("message", message);
+        }
+        if let Some(revision) = self.if_revision {
+            call = call.query("if_revision", &revision.to_string());
+        }
+        call
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -283,11 +296,14 @@ fn read(file: &PathBuf) -> Result<(String, String), Failure> {
     Ok((name, text))
 }
 
-/// A valid document, or what is wrong with it on stderr.
-pub(super) fn document(file: &PathBuf) -> Result<Document, Failure> {
+/// What says where requests go: a valid document and its files of networks; or what is wrong with them on
+/// stderr.
+pub(super) fn routed(file: &PathBuf) -> Result<(Document, Contents), Failure> {
     let (name, text) = read(file)?;
-    trestle_config::parse(Source { name: &name, text: &text }).map_err(|problems| {
-        complain(&problems.to_string());
+    let parsed = trestle_config::parse(Source { name: &name, text: &text }).map_err(Vec::from_iter);
+    let read = parsed.and_then(|document| with_networks(&document, &documents::folder_of(file)));
+    read.map_err(|problems| {
+        tell(&problems);
         Failure::Told
     })
 }

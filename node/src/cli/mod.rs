@@ -2,9 +2,13 @@
 //!
 //! Exit codes: 0 done, 1 refused or failed, 2 wrong usage. Each command has an example in its help.
 
+mod ban;
 mod certificate;
 mod cluster;
 mod config;
+mod firewall;
+mod kernel;
+mod member;
 mod output;
 mod route;
 mod run;
@@ -92,11 +96,23 @@ enum Command {
     #[command(subcommand, after_help = "Example:\n  trestle route explain GET http://shop.example.com/api")]
     Route(route::RouteCommand),
     /// The pools' members
-    #[command(subcommand, after_help = "Example:\n  trestle member list")]
-    Member(cluster::MemberCommand),
-    /// The clients with most open connections over the cluster
+    #[command(subcommand, after_help = "Examples:\n  trestle member list\n  trestle member drain app a1")]
+    Member(member::MemberCommand),
+    /// The clients with most open connections and requests a second over the cluster, and their limits
     #[command(after_help = "Example:\n  trestle clients --most 5")]
     Clients(cluster::ClientsArgs),
+    /// Shut a client out for a time, on all nodes
+    #[command(after_help = ban::EXAMPLES)]
+    Ban(ban::BanArgs),
+    /// Rules about who is let in
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  trestle firewall list\n  trestle firewall add web deny 198.51.100.0/24"
+    )]
+    Firewall(firewall::FirewallCommand),
+    /// What goes by the kernel
+    #[command(subcommand, after_help = "Example:\n  trestle kernel show")]
+    Kernel(kernel::KernelCommand),
     /// Completions for a shell
     #[command(after_help = "Example:\n  trestle completions bash > /etc/bash_completion.d/trestle")]
     Completions(Completions),
@@ -229,8 +245,11 @@ fn dispatch(command: &Command) -> Outcome {
         Command::Vip(command) => cluster::vip(command),
         Command::Route(command) => route::route(command),
         Command::Certificate(command) => certificate::run(command),
-        Command::Member(command) => cluster::member(command),
+        Command::Member(command) => member::run(command),
         Command::Clients(args) => cluster::clients(args),
+        Command::Ban(args) => ban::run(args),
+        Command::Firewall(command) => firewall::run(command),
+        Command::Kernel(command) => kernel::run(command),
         Command::Completions(args) => completions(args),
         Command::VipGuard => Err(Failure::Usage("`trestle vip-guard` takes no options".to_owned())),
         Command::SampleBackend(args) => sample::run(args),

@@ -19,7 +19,7 @@ const SHOWN: usize = 20;
 pub(crate) enum RouteCommand {
     /// Which rule takes a request, and why the others do not
     #[command(
-        after_help = "Examples:\n  trestle route explain GET http://shop.example.com/api -H 'x-tenant: acme'\n  trestle route explain POST http://shop.example.com/ -f web.yaml\n\n\
+        after_help = "Examples:\n  trestle route explain GET http://shop.example.com/api -H 'x-tenant: acme'\n  trestle route explain POST https://shop.example.com/ -f web.yaml\n\n\
                       A node answers by the revision that it serves. With a file all routes are equally old."
     )]
     Explain(Explain),
@@ -28,7 +28,7 @@ pub(crate) enum RouteCommand {
 #[derive(Debug, clap::Args)]
 pub(crate) struct Explain {
     method: String,
-    /// http://HOST[:PORT]/PATH[?QUERY]
+    /// http://HOST[:PORT]/PATH[?QUERY], or https://
     url: String,
     /// A header of the request, `name: value`; may be given again
     #[arg(short = 'H', long = "header", value_name = "LINE")]
@@ -36,7 +36,7 @@ pub(crate) struct Explain {
     /// The client's address
     #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
     client: IpAddr,
-    /// The listener that the request comes to; else those at the URL's port, else all
+    /// The listener that the request comes to; else those of its scheme at the URL's port, else all of its scheme
     #[arg(long, value_name = "NAME")]
     listener: Option<String>,
     /// Ask this document rather than a node; - is standard input
@@ -59,10 +59,10 @@ pub(crate) fn route(command: &RouteCommand) -> Outcome {
     };
     let explained = match &args.file {
         Some(file) => {
-            let document = config::document(file)?;
+            let (document, contents) = config::routed(file)?;
             let question = asked.question().map_err(anyhow::Error::from)?;
             args.output.note("note: by a file all routes are equally old; a node knows which came first");
-            think(document.config(), &BTreeMap::new(), &question).map_err(anyhow::Error::from)?
+            think(document.config(), &contents, &BTreeMap::new(), &question).map_err(anyhow::Error::from)?
         }
         None => {
             let body = serde_json::to_vec(&asked)?;
@@ -78,7 +78,8 @@ pub(crate) fn route(command: &RouteCommand) -> Outcome {
 
 fn render(explained: &Explanation) -> String {
     // Writing to a String can't fail.
-    let mut out = format!("{} http://{}{}\n", explained.method, explained.host, explained.path);
+    let mut out =
+        format!("{} {}://{}{}\n", explained.method, explained.scheme, explained.host, explained.path);
     for at in &explained.listeners {
         let _ = match &at.winner {
             Some(winner) => {
@@ -86,15 +87,61 @@ fn render(explained: &Explanation) -> String {
             }
             None => writeln!(out, "at {}: it {}", at.listener, at.does),
         };
-        for other in at.others.iter().take(SHOWN) {
+        let (elsewhere, near): (Vec<_>, Vec<_>) = at.others.iter().partition(|other| other.elsewhere);
+        for other in near.iter().take(SHOWN) {
             let name = format!("{}/{}", other.name.route, other.name.rule);
             let fits = if other.fits { "fits, but " } else { "" };
             let _ = writeln!(out, "  not {name}: {fits}{}", other.why);
         }
-        if at.others.len() > SHOWN {
-            let _ = writeln!(out, "  and {} more (-o json has all)", at.others.len() - SHOWN);
+        if near.len() > SHOWN {
+            let _ = writeln!(out, "  and {} more (-o json has all)", near.len() - SHOWN);
         }
+        let _ = match elsewhere.len() {
+            0 => Ok(()),
+            1 => writeln!(out, "  and 1 rule of other hosts (-o json has it)"),
+            n => writeln!(out, "  and {n} rules of other hosts (-o json has them)"),
+        };
     }
     out.truncate(out.trim_end().len());
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use trestle_dataplane::explain::{AtListener, Other, RuleName};
+
+    use super::*;
+
+    #[test]
+    fn near_misses_come_first_and_other_hosts_are_one_line() {
+        let other = |rule: &str, fits, elsewhere, why: &str| Other {
+            name: RuleName { route: "r".into(), rule: rule.into() },
+            fits,
+            elsewhere,
+            why: why.into(),
+        };
+        let mut others = vec![
+            other("a", true, false, "r/w names a method"),
+            other("b", false, false, "the path is not /b"),
+        ];
+        others.extend((0..40).map(|n| other(&n.to_string(), false, true, "the host is not x")));
+        let at = AtListener {
+            listener: "web".into(),
+            winner: Some(RuleName { route: "r".into(), rule: "w".into() }),
+            does: "goes to app".into(),
+            others,
+        };
+        let explained = Explanation {
+            method: "GET".into(),
+            scheme: "https".into(),
+            host: "y".into(),
+            path: "/p".into(),
+            listeners: vec![at],
+        };
+        assert_eq!(
+            render(&explained),
+            "GET https://y/p\nat web: r/w takes it; it goes to app\n  not r/a: fits, but r/w names a method\n  \
+             not r/b: the path is not /b\n  and 40 rules of other hosts (-o json has them)"
+        );
+    }
 }

@@ -30,6 +30,7 @@ pub(crate) struct Status {
     pub(crate) nodes: Vec<Node>,
     pub(crate) pools: Vec<Pool>,
     pub(crate) vips: Vec<Vip>,
+    pub(crate) bans: usize,
     pub(crate) warnings: Vec<String>,
 }
 
@@ -47,8 +48,68 @@ pub(crate) struct Listener {
     pub(crate) listener: String,
     pub(crate) bind: String,
     pub(crate) protocol: String,
+    pub(crate) via: Option<String>,
     pub(crate) address: Option<String>,
     pub(crate) error: Option<String>,
+    pub(crate) carried: Option<Carried>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Carried {
+    pub(crate) flows: u64,
+    pub(crate) open: u64,
+    pub(crate) received_bytes: u64,
+    pub(crate) sent_bytes: u64,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Kernel {
+    pub(crate) listeners: Vec<KernelListener>,
+    pub(crate) table: Option<KernelTable>,
+    pub(crate) pools: Vec<KernelPool>,
+    pub(crate) tracked_flows: Option<u64>,
+    pub(crate) tracked_flows_max: Option<u64>,
+    pub(crate) warnings: Vec<String>,
+    pub(crate) problem: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct KernelListener {
+    pub(crate) listener: String,
+    pub(crate) protocol: String,
+    pub(crate) bind: Vec<String>,
+    pub(crate) mode: String,
+    pub(crate) hash: String,
+    pub(crate) pool: String,
+    pub(crate) carried: Carried,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct KernelTable {
+    pub(crate) name: String,
+    pub(crate) owned: bool,
+    pub(crate) chains: usize,
+    pub(crate) rules: usize,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct KernelPool {
+    pub(crate) pool: String,
+    pub(crate) slots: usize,
+    pub(crate) members: Vec<KernelMember>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct KernelMember {
+    pub(crate) address: String,
+    pub(crate) slots: usize,
+    pub(crate) carried: Carried,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -72,6 +133,8 @@ pub(crate) struct Node {
 pub(crate) struct Vips {
     pub(crate) vips: Vec<Vip>,
     pub(crate) quorum: bool,
+    /// Why the node takes no part any more.
+    pub(crate) problem: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -87,6 +150,8 @@ pub(crate) struct Vip {
     pub(crate) addresses: Vec<String>,
     pub(crate) owner: Option<String>,
     pub(crate) epoch: u64,
+    pub(crate) waits: Option<String>,
+    pub(crate) lease_left_ms: Option<u64>,
     pub(crate) moving_to: Option<String>,
     pub(crate) held_here: bool,
     pub(crate) kept_here: bool,
@@ -126,6 +191,31 @@ pub(crate) struct Pool {
     pub(crate) pool: String,
     pub(crate) panic: bool,
     pub(crate) members: Vec<Member>,
+    pub(crate) names: Vec<DnsName>,
+    pub(crate) adaptive: Option<Adaptive>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct DnsName {
+    pub(crate) member: String,
+    pub(crate) addresses: usize,
+    pub(crate) drain: Option<String>,
+    pub(crate) problem: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Adaptive {
+    pub(crate) limit: u32,
+    pub(crate) waiting: u32,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Ejection {
+    pub(crate) reason: String,
+    pub(crate) left_ms: u64,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -133,12 +223,92 @@ pub(crate) struct Pool {
 pub(crate) struct Member {
     pub(crate) name: String,
     pub(crate) address: String,
+    /// The member of the config that it is an address of.
+    pub(crate) of: Option<String>,
     pub(crate) up: bool,
+    pub(crate) reason: Option<String>,
     pub(crate) ejected: bool,
+    pub(crate) ejection: Option<Ejection>,
+    pub(crate) drain: Option<String>,
     pub(crate) weight: Option<u32>,
+    pub(crate) configured_weight: Option<u32>,
     pub(crate) in_flight: Option<u32>,
+    pub(crate) in_flight_elsewhere: Option<u32>,
     /// In `/v1/members` objects, in `/v1/status` pairs: only the former are read.
     pub(crate) probers: Vec<serde_json::Value>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct MemberOrder {
+    pub(crate) pool: String,
+    pub(crate) member: String,
+    pub(crate) drain: String,
+    pub(crate) cut_at_ms: Option<u64>,
+    pub(crate) weight: u32,
+    /// Of a member that is a DNS name.
+    pub(crate) addresses: Option<Vec<String>>,
+    pub(crate) warnings: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Bans {
+    pub(crate) bans: Vec<Ban>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Ban {
+    pub(crate) network: String,
+    pub(crate) until: String,
+    pub(crate) left_ms: u64,
+    pub(crate) by: String,
+    pub(crate) automatic: bool,
+    pub(crate) reason: String,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Firewalls {
+    pub(crate) firewalls: Vec<Firewall>,
+    /// Nodes that have not told.
+    pub(crate) silent: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Firewall {
+    pub(crate) place: String,
+    pub(crate) of: Option<String>,
+    pub(crate) rules: Vec<FirewallRule>,
+    pub(crate) default: FirewallDefault,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct FirewallRule {
+    pub(crate) index: usize,
+    pub(crate) action: String,
+    pub(crate) from: Vec<String>,
+    pub(crate) ports: Vec<String>,
+    #[serde(flatten)]
+    pub(crate) hits: FirewallHits,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct FirewallDefault {
+    pub(crate) action: String,
+    #[serde(flatten)]
+    pub(crate) hits: FirewallHits,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct FirewallHits {
+    pub(crate) hits: u64,
+    pub(crate) nodes: BTreeMap<String, u64>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -152,7 +322,25 @@ pub(crate) struct Clients {
 pub(crate) struct ClientRow {
     pub(crate) client: String,
     pub(crate) total: u64,
+    pub(crate) rate: u64,
+    pub(crate) limits: Vec<ClientLimit>,
+    pub(crate) ban: Option<ClientBan>,
     pub(crate) nodes: BTreeMap<String, u64>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct ClientBan {
+    pub(crate) left_ms: u64,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct ClientLimit {
+    pub(crate) at: String,
+    pub(crate) of: String,
+    pub(crate) limit: String,
+    pub(crate) used: u64,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -185,6 +373,32 @@ pub(crate) struct HistoryRow {
     pub(crate) message: String,
     pub(crate) at: String,
     pub(crate) bytes: u64,
+}
+
+impl Member {
+    pub(crate) fn drains(&self) -> bool {
+        matches!(self.drain.as_deref(), Some("new" | "all"))
+    }
+
+    /// Why this node sends it nothing new, by health; `None`: it does.
+    pub(crate) fn trouble(&self, pool_panics: bool) -> Option<String> {
+        let ejection = self.ejected.then(|| match &self.ejection {
+            Some(Ejection { reason, left_ms }) => {
+                format!("ejected here: {reason}, {} s left", left_ms.div_ceil(1_000))
+            }
+            None => "ejected here".to_owned(),
+        });
+        if self.up {
+            return ejection;
+        }
+        let why = self.reason.as_ref().map_or_else(String::new, |why| format!(": {why}"));
+        Some(match ejection {
+            // Two have seen it: panic does not use it either.
+            Some(ejection) => format!("down by check{why}; {ejection}"),
+            None if pool_panics && !self.drains() => format!("down by check{why}, used all the same"),
+            None => format!("down by check{why}"),
+        })
+    }
 }
 
 impl Status {

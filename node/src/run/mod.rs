@@ -4,11 +4,13 @@
 //! moment), the plane, the cluster, which feeds the plane. Nothing is written to the data folder
 //! but the key before the store behind [`Cluster`] has locked it. The end is [`shutdown`].
 
+mod kernel;
 mod node;
 mod notify;
 mod parent;
 mod ports;
 mod shutdown;
+pub(crate) mod strain;
 
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
@@ -17,6 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use rustix::process::DumpableBehavior;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -25,10 +28,12 @@ use trestle_cluster::{Cluster, Draft, Ended, InheritedGuard, Start};
 use trestle_dataplane::{Options, Plane};
 
 use crate::admin::{Access, Api, Server, Token};
+use crate::otlp::Exporter;
 use crate::settings::{NodeFile, NodeSettings};
 use crate::telemetry::Telemetry;
 use crate::{documents, key};
 
+pub(crate) use kernel::Kernel;
 pub(crate) use node::Node;
 pub(crate) use parent::Companion;
 pub(crate) use ports::Ports;
@@ -49,6 +54,15 @@ pub(crate) fn run(
 ) -> anyhow::Result<()> {
     // Before there are threads: it is a descriptor by number.
     let guard = InheritedGuard::from_env().context("the VIPs' guard that started this node")?;
+    // The cluster's key is in memory: it goes into no core dump, and no debugger of the same user gets at it.
+    if let Err(error) = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        tracing::warn!(%error, "core dumps stay on");
+    }
+    strain::raise_descriptors();
+    // In pages of 2 MiB a node at rest takes twice the memory.
+    if let Err(error) = rustix::thread::disable_transparent_huge_pages(true) {
+        tracing::debug!(%error, "huge pages stay on");
+    }
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(CONTROL_THREADS)
         .thread_name("trestle-control")
@@ -74,7 +88,8 @@ async fn life(
         "node starts"
     );
     let prepared = Prepared::new(&settings)?;
-    let (node, admin) = prepared.open(&settings)?;
+    let Opened { node, admin, exporter } = prepared.open(&settings)?;
+    let exporting = exporter.map(|exporter| tokio::spawn(exporter.run()));
     let until = CancellationToken::new();
     let serving = tokio::spawn(admin.serve(until.clone()));
     let entered = tokio::select! {
@@ -93,6 +108,10 @@ async fn life(
     ports.note();
     let serves = CancellationToken::new();
     let kept = tokio::spawn(ports.follow(serves.clone()));
+    // Until the process ends: what it sheds while it drains is as welcome.
+    let watched = tokio::spawn(node.strain.clone().follow(until.clone()));
+    let carries = CancellationToken::new();
+    let carried = tokio::spawn(node.kernel.clone().follow(carries.clone()));
     notify::notify("READY=1");
     tracing::info!(name = settings.name, cluster = %cluster.address(), admin = %node.admin, "node serves");
 
@@ -103,15 +122,18 @@ async fn life(
     serves.cancel();
     let _ = tokio::time::timeout(Duration::from_secs(1), kept).await;
     tokio::select! {
-        () = shutdown::shutdown(&node, &cluster) => {}
+        () = shutdown::shutdown(&node, &cluster, exporting) => {}
         signal = signals.ending.came() => {
             tracing::warn!(signal, "second signal: ends at once");
             std::process::exit(1);
         }
         () = companion.gone() => {}
     }
+    carries.cancel();
+    let _ = tokio::time::timeout(Duration::from_secs(1), carried).await;
     until.cancel();
     let _ = tokio::time::timeout(Duration::from_secs(1), serving).await;
+    let _ = tokio::time::timeout(Duration::from_secs(1), watched).await;
     tracing::info!("node ended");
     match reason {
         Reason::Ended(Ended::Failed(why)) => Err(anyhow::anyhow!("the node can't keep its promises: {why}")),
@@ -146,18 +168,30 @@ impl Prepared {
     }
 
     /// The admin socket and the plane. Listeners open with the first revision.
-    fn open(&self, settings: &NodeSettings) -> anyhow::Result<(Arc<Node>, AdminTask)> {
-        let token = settings.admin_token_file.as_deref().map(Token::read).transpose()?;
+    fn open(&self, settings: &NodeSettings) -> anyhow::Result<Opened> {
+        let read =
+            |file: &Option<_>, setting| file.as_deref().map(|file| Token::read(file, setting)).transpose();
+        let token = read(&settings.admin_token_file, "admin-token-file")?;
+        let read_token = read(&settings.admin_read_token_file, "admin-read-token-file")?;
         let listener = self.admin.bind(&settings.data_dir)?;
         listener.set_nonblocking(true).context("admin socket")?;
         let listener = TcpListener::from_std(listener).context("admin socket")?;
         let bind = listener.local_addr().context("admin socket")?;
-        let access = Access { bind, token };
+        let access = Access { bind, token, read_token };
         let tls = if access.plain() {
             None
         } else {
             let hosts = certificate_hosts(settings, bind);
             Some(self.key.admin_server_config(&settings.name, &hosts).context("admin API over TLS")?)
+        };
+        let (spans, exporter) = match &settings.otlp {
+            None => (None, None),
+            Some(otlp) => {
+                let (tap, queue) = trestle_dataplane::spans(otlp.ratio);
+                let exporter = Exporter::new(otlp.clone(), &settings.name, queue).context("spans")?;
+                tracing::info!(endpoint = %otlp.endpoint, ratio = otlp.ratio, "spans are exported");
+                (Some(tap), Some(exporter))
+            }
         };
         let pinned = self.earlier.as_ref().map(Ports::pinned).unwrap_or_default();
         let options = Options {
@@ -166,11 +200,16 @@ impl Prepared {
             zone: settings.zone.clone(),
             secret: self.key.cookie_key(),
             pinned,
+            spans,
+            give_back: crate::memory::give_back,
+            kernel_check: trestle_kernel_path::support::check,
         };
         let plane = Plane::start(options).context("data plane")?;
-        let node = Arc::new(Node::new(plane, bind, settings.workers.get()));
+        let counts = exporter.as_ref().map(Exporter::counts);
+        let node = Arc::new(Node::new(plane, settings, bind, counts));
         tracing::info!(admin = %bind, tls = tls.is_some(), "admin API listens");
-        Ok((node.clone(), AdminTask { server: Server::new(listener, tls), api: Api::new(node, access) }))
+        let admin = AdminTask { server: Server::new(listener, tls), api: Api::new(node.clone(), access) };
+        Ok(Opened { node, admin, exporter })
     }
 
     /// Founds, joins or resumes; then the chosen ports are kept.
@@ -192,6 +231,7 @@ impl Prepared {
                 start,
                 replace: settings.replace,
                 version: crate::VERSION.to_owned(),
+                resolver: settings.resolver,
                 guard,
             },
             node.plane.clone(),
@@ -227,6 +267,13 @@ impl Prepared {
         };
         Ok(Start::Bootstrap { draft, join })
     }
+}
+
+/// What answers and carries before the node is part of a cluster.
+struct Opened {
+    node: Arc<Node>,
+    admin: AdminTask,
+    exporter: Option<Exporter>,
 }
 
 struct AdminTask {

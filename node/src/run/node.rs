@@ -2,13 +2,18 @@
 //! it is ready.
 
 use std::net::SocketAddr;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::time::Instant;
 use trestle_cluster::Cluster;
 use trestle_dataplane::{BoundListener, Plane};
+
+use super::kernel::Kernel;
+use super::strain;
+use crate::otlp;
+use crate::settings::NodeSettings;
 
 /// Shared by the admin API and the shutdown.
 pub(crate) struct Node {
@@ -16,19 +21,31 @@ pub(crate) struct Node {
     /// Empty while the node founds, joins or resumes.
     cluster: OnceLock<Cluster>,
     draining: AtomicBool,
+    /// What came of spans; `None`: nobody wants any.
+    pub(crate) spans: Option<Arc<otlp::Counts>>,
+    pub(crate) kernel: Arc<Kernel>,
+    pub(crate) strain: Arc<strain::Watch>,
     pub(crate) admin: SocketAddr,
     pub(crate) workers: usize,
     started: Instant,
 }
 
 impl Node {
-    pub(crate) fn new(plane: Plane, admin: SocketAddr, workers: usize) -> Node {
+    pub(crate) fn new(
+        plane: Plane,
+        settings: &NodeSettings,
+        admin: SocketAddr,
+        spans: Option<Arc<otlp::Counts>>,
+    ) -> Node {
         Node {
+            kernel: Arc::new(Kernel::new(plane.clone(), &settings.name)),
+            strain: Arc::new(strain::Watch::new(plane.clone(), settings.memory_max)),
             plane,
             cluster: OnceLock::new(),
             draining: AtomicBool::new(false),
+            spans,
             admin,
-            workers,
+            workers: settings.workers.get(),
             started: Instant::now(),
         }
     }
@@ -110,8 +127,9 @@ mod tests {
         let listener = |state| BoundListener {
             listener: "web".into(),
             index: 0,
-            bind: trestle_config::model::Bind { ip: None, port: 80 },
+            bind: trestle_config::model::Bind { ip: None, port: 80, more: 0 },
             protocol: trestle_config::model::Protocol::Http,
+            by_kernel: false,
             state,
         };
         let (open, closed) = (listener(Ok(([0, 0, 0, 0], 80).into())), listener(Err("in use".into())));

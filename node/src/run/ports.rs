@@ -181,9 +181,10 @@ mod tests {
     fn bound(listener: &str, port: u16, state: Result<u16, &str>) -> BoundListener {
         let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         BoundListener {
+            by_kernel: false,
             listener: listener.into(),
             index: 0,
-            bind: Bind { ip: None, port },
+            bind: Bind { ip: None, port, more: 0 },
             protocol: Protocol::Http,
             state: state.map(local).map_err(str::to_owned),
         }

@@ -555,7 +555,7 @@ fn a_planned_move_cuts_no_connection() {
 
     let front = || "front".to_owned();
     let forward_to = vec!["198.18.0.1".parse().unwrap()];
-    to.send(ToGuard::Chance { vip: front(), old: forward_to, until: after(10_000) });
+    to.send(ToGuard::Chance { vip: front(), old: forward_to, except: Vec::new(), until: after(10_000) });
     to.wait_for("ChanceReady", |m| matches!(m, FromGuard::ChanceReady { .. }));
     from.send(ToGuard::Silence { vip: front(), until: after(10_000) });
     from.wait_for("Silent", |m| matches!(m, FromGuard::Silent { .. }));

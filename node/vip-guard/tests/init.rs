@@ -62,7 +62,9 @@ fn signals_reach_the_node() {
     let ready = tempfile::tempdir().unwrap();
     for (signal, name) in [(Signal::TERM, "TERM"), (Signal::INT, "INT"), (Signal::HUP, "HUP")] {
         let mark = ready.path().join(name);
-        let script = format!("trap 'exit 9' {name}; touch {}; while :; do sleep 0.05; done", mark.display());
+        let node = format!("trap 'exit 9' {name}; touch {}; while :; do sleep 0.05; done", mark.display());
+        // A shell can't trap what was ignored when it began, as SIGINT is for what runs in the background.
+        let script = format!("exec env --default-signal={name} sh -c \"{node}\"");
         let mut init = Init::run(&host, &script);
         until("the node is ready", harness::PATIENCE, || mark.exists());
         kill_process(init.pid(), signal).unwrap();

@@ -1,13 +1,14 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::contents::{ContentDigest, Sealed};
 use crate::samples::{
-    self, CLUSTER, add_ticket_key, admit, content, found, give_vip, profile, put_config, put_routes,
-    put_using,
+    self, CLUSTER, add_ticket_key, admit, content, found, give_vip, order_member, profile, put_config,
+    put_routes, put_using, put_without,
 };
+use crate::types::Drain;
 use crate::{MAX_CONTENT, MAX_DOCUMENT, MAX_USES};
 
 /// Applies commands from log index 1 on; outcomes in order.
@@ -194,8 +195,8 @@ fn each_refusal_has_its_cause_and_changes_nothing() {
         (
             "contents too large with their document",
             vec![found(), put_using(b"x", &[1], &[1])],
-            put_large(&[2, 3, 4, 5, 6, 7, 8, 9]),
-            Refusal::TooLarge { bytes: 8 * MAX_CONTENT as u64 + 1, limit: MAX_DOCUMENT as u64 },
+            put_large(&[2, 3]),
+            Refusal::TooLarge { bytes: 2 * MAX_CONTENT as u64 + 1, limit: MAX_DOCUMENT as u64 },
         ),
     ];
     for (name, before, command, refusal) in cases {
@@ -290,14 +291,11 @@ fn a_content_goes_with_the_last_revision_that_uses_it() {
 
 #[test]
 fn contents_count_once_in_the_history_s_bytes() {
-    let each = (1..=12).map(|i: u8| put_large(&[i, 100 + i, 200 + i, 150 + i, 50 + i]));
-    let (state, _) = run([found()].into_iter().chain(each));
-    // 5 MiB each: 12 fit into 64 MiB.
-    assert_eq!(state.revisions.len(), 12);
-    let (state, _) =
-        run([found()].into_iter().chain((1..=20).map(|i| put_large(&[i, 100 + i, 200 + i, 50 + i]))));
-    assert_eq!(state.revisions.len(), 15);
-    assert_eq!(state.contents.len(), 15 * 4);
+    // 4 MiB each and a byte of a document: 15 fit into 64 MiB.
+    for count in [15, 20] {
+        let (state, _) = run([found()].into_iter().chain((1..=count).map(|i| put_large(&[i]))));
+        assert_eq!((state.revisions.len(), state.contents.len()), (15, 15));
+    }
     let shared = (0..50u8).map(|i| put_using(&[i], &[1, 2], &[1, 2]));
     assert_eq!(run([found()].into_iter().chain(shared)).0.revisions.len(), 50);
 }
@@ -317,6 +315,58 @@ fn the_newest_ticket_keys_are_kept_and_one_is_added_only_after_the_one_it_was_ma
     let (state, _) = run([found()].into_iter().chain(keys));
     let epochs: Vec<_> = state.ticket_keys.iter().map(|key| key.epoch).collect();
     assert_eq!(epochs, [6, 5, 4]);
+}
+
+#[test]
+fn orders_add_up_outlive_a_change_and_go_with_their_member() {
+    let orders = |commands: Vec<Command>| {
+        let (state, outcomes) = run([found()].into_iter().chain(commands));
+        assert!(!outcomes.iter().any(|o| matches!(o, Outcome::Refused(_))), "{outcomes:?}");
+        let of = |(pool, members): (String, BTreeMap<String, MemberOrder>)| {
+            members
+                .into_iter()
+                .map(move |(member, order)| (format!("{pool}/{member}"), order.drain, order.weight))
+        };
+        state.member_orders.into_iter().flat_map(of).collect::<Vec<_>>()
+    };
+    let drain = |member, drain| order_member("app", member, MemberChange::Drain(drain, None));
+    let weigh = |member, weight| order_member("app", member, MemberChange::Weight(weight));
+    let both = vec![drain("a", Drain::New), weigh("a", Some(0)), weigh("b", Some(9))];
+    let a = |drain, weight| ("app/a".to_owned(), drain, weight);
+    let b = ("app/b".to_owned(), Drain::Off, Some(9));
+    assert_eq!(orders(both.clone()), [a(Drain::New, Some(0)), b.clone()]);
+    let after = |more: Vec<Command>| orders(both.iter().cloned().chain(more).collect());
+    assert_eq!(after(vec![put_config(b"x", None)]), [a(Drain::New, Some(0)), b.clone()]);
+    assert_eq!(after(vec![drain("a", Drain::All), weigh("a", None)]), [a(Drain::All, None), b.clone()]);
+    assert_eq!(after(vec![drain("a", Drain::Off), weigh("a", None), weigh("b", None)]), []);
+    assert_eq!(after(vec![put_without(b"x", &[("app", "a"), ("app", "c"), ("c", "a")])]), [b]);
+}
+
+#[test]
+fn a_deadline_goes_with_its_drain() {
+    let cut_at = |commands: &[Command]| {
+        let (state, _) = run([found()].into_iter().chain(commands.iter().cloned()));
+        state.member_orders.get("app").and_then(|members| members.get("a")).and_then(|order| order.cut_at_ms)
+    };
+    let drain = |drain, cut_at| order_member("app", "a", MemberChange::Drain(drain, cut_at));
+    let heavy = order_member("app", "a", MemberChange::Weight(Some(3)));
+    assert_eq!(cut_at(&[drain(Drain::New, Some(7)), heavy.clone()]), Some(7));
+    assert_eq!(cut_at(&[drain(Drain::New, Some(7)), drain(Drain::All, None)]), None);
+    assert_eq!(cut_at(&[heavy, drain(Drain::New, Some(7)), drain(Drain::Off, Some(9))]), None);
+}
+
+#[test]
+fn the_number_of_orders_is_bounded() {
+    let drain = |n: usize, drain| {
+        order_member(&format!("p{}", n % 7), &format!("m{n}"), MemberChange::Drain(drain, None))
+    };
+    let full = || [found()].into_iter().chain((0..MEMBER_ORDERS).map(|n| drain(n, Drain::New)));
+    let one_more = |more: Vec<Command>| last(full().chain(more));
+    let too_many = Outcome::Refused(Refusal::TooManyOrders { limit: MEMBER_ORDERS as u64 });
+    assert_eq!(one_more(vec![drain(MEMBER_ORDERS, Drain::New)]), too_many);
+    assert_eq!(one_more(vec![drain(MEMBER_ORDERS, Drain::Off)]), Outcome::Done, "it says nothing");
+    assert_eq!(one_more(vec![drain(3, Drain::All)]), Outcome::Done);
+    assert_eq!(one_more(vec![drain(3, Drain::Off), drain(MEMBER_ORDERS, Drain::New)]), Outcome::Done);
 }
 
 #[test]
@@ -437,8 +487,15 @@ fn any_command() -> impl Strategy<Value = Command> {
         1 => (0u64..60).prop_map(take_vip),
         1 => (0u64..60, prop::option::of(node.clone())).prop_map(|(epoch, to)| move_vip(epoch, to)),
         1 => (node, any::<bool>()).prop_map(|(node, on)| Command::DrainNode { node, on }),
+        2 => ("[a-c]", "[a-c]", any_change()).prop_map(|(pool, member, change)| order_member(&pool, &member, change)),
         1 => Just(Command::Mark),
     ]
+}
+
+fn any_change() -> impl Strategy<Value = MemberChange> {
+    let drain = prop_oneof![Just(Drain::Off), Just(Drain::New), Just(Drain::All)];
+    let drain = (drain, any::<Option<u64>>()).prop_map(|(drain, cut_at)| MemberChange::Drain(drain, cut_at));
+    prop_oneof![drain, any::<Option<u32>>().prop_map(MemberChange::Weight)]
 }
 
 proptest! {
@@ -499,6 +556,9 @@ proptest! {
             prop_assert_eq!(used, stored, "what is stored is not what is used");
             prop_assert!(state.ticket_keys.len() <= TICKET_KEYS);
             prop_assert!(state.ticket_keys.is_sorted_by(|a, b| a.epoch > b.epoch));
+            let mut orders = state.member_orders.values().flat_map(|members| members.values());
+            prop_assert!(orders.all(|order| *order != MemberOrder::default()), "an order that says nothing");
+            prop_assert!(state.member_orders.values().all(|members| !members.is_empty()));
             let names: BTreeSet<_> = state.nodes.values().map(|n| &n.profile.name).collect();
             prop_assert_eq!(names.len(), state.nodes.len(), "a name is used twice");
             let tokens: BTreeSet<_> = state.nodes.values().map(|n| n.profile.join_token).collect();

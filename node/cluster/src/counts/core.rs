@@ -36,6 +36,7 @@ use trestle_dataplane::ClientCount;
 use trestle_raft_store::types::NodeId;
 
 use super::ledger::Ledger;
+use super::pace::Pace;
 use super::ranges::Ranges;
 use super::wire::{Ack, Delta, Entry, MAX_HEAD, Message};
 use super::{MAX_CLIENTS, MAX_PEERS};
@@ -65,10 +66,27 @@ pub(crate) struct Stats {
     pub(crate) resyncs: u64,
 }
 
+/// A client over the nodes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Total {
+    pub client: IpAddr,
+    /// Requests a second; of tcp and udp, new connections and sessions.
+    pub rate: u64,
+    /// Open connections.
+    pub nodes: BTreeMap<NodeId, u32>,
+}
+
+impl Total {
+    fn weight(&self) -> u64 {
+        self.nodes.values().fold(self.rate, |sum, connections| sum + u64::from(*connections))
+    }
+}
+
 pub(crate) struct Core {
     node: NodeId,
     session: u64,
     ledger: Ledger,
+    pace: Pace,
     peers: BTreeMap<NodeId, Peer>,
     next_table: u64,
     stats: Stats,
@@ -107,14 +125,21 @@ struct Table {
 impl Core {
     /// `session` must differ from that of any earlier process of this node, and should be higher.
     pub(crate) fn new(node: NodeId, session: u64) -> Core {
-        let (ledger, peers, stats) = (Ledger::default(), BTreeMap::new(), Stats::default());
-        Core { node, session, ledger, peers, next_table: 1, stats }
+        let (ledger, pace) = (Ledger::default(), Pace::default());
+        Core { node, session, ledger, pace, peers: BTreeMap::new(), next_table: 1, stats: Stats::default() }
     }
 
     /// Present counts of clients that changed (0: gone).
     pub(crate) fn changed(&mut self, changes: &[ClientCount]) {
         for change in changes {
             self.ledger.set(*change);
+        }
+    }
+
+    /// What clients have asked for in these seconds.
+    pub(crate) fn paced(&mut self, arrivals: &[ClientCount], seconds: f64) {
+        for (client, rate) in self.pace.pass(arrivals, seconds) {
+            self.ledger.set_rate(client, rate);
         }
     }
 
@@ -231,25 +256,27 @@ impl Core {
         out.push((node, message.encode()));
     }
 
-    /// Open connections of each client over all nodes that are shown, heaviest first.
-    pub(crate) fn totals(&self, most: usize) -> Vec<(IpAddr, BTreeMap<NodeId, u32>)> {
-        let mut clients: HashMap<IpAddr, (u64, BTreeMap<NodeId, u32>)> = HashMap::new();
-        let own = self.ledger.clients().map(|(client, connections)| (self.node, client, connections));
+    /// Each client over all nodes that are shown, by connections and requests a second, heaviest first.
+    pub(crate) fn totals(&self, most: usize) -> Vec<Total> {
+        let mut clients: HashMap<IpAddr, Total> = HashMap::new();
+        let own = self.ledger.clients().map(|entry| (self.node, *entry));
         let shown = self.peers.iter().filter(|(_, peer)| peer.live && peer.confirmed);
         let others = shown.flat_map(|(node, peer)| {
-            let held = peer.table.entries.values().filter(|entry| entry.connections > 0);
-            held.map(|entry| (*node, entry.client, entry.connections))
+            let held = peer.table.entries.values().filter(|entry| !entry.is_gone());
+            held.map(|entry| (*node, *entry))
         });
-        for (node, client, connections) in own.chain(others) {
-            let (total, nodes) = clients.entry(client).or_default();
-            *total += u64::from(connections);
-            nodes.insert(node, connections);
+        for (node, entry) in own.chain(others) {
+            let fresh = || Total { client: entry.client, rate: 0, nodes: BTreeMap::new() };
+            let total = clients.entry(entry.client).or_insert_with(fresh);
+            total.rate += u64::from(entry.rate);
+            if entry.connections > 0 {
+                total.nodes.insert(node, entry.connections);
+            }
         }
-        let mut totals: Vec<_> =
-            clients.into_iter().map(|(client, (total, nodes))| (total, client, nodes)).collect();
-        totals.sort_unstable_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(&b.1)));
+        let mut totals: Vec<Total> = clients.into_values().collect();
+        totals.sort_by_cached_key(|total| (std::cmp::Reverse(total.weight()), total.client));
         totals.truncate(most);
-        totals.into_iter().map(|(_, client, nodes)| (client, nodes)).collect()
+        totals
     }
 
     /// Version of this node's last change.
@@ -335,7 +362,7 @@ impl Table {
             if let Some(held) = self.entries.insert(entry.client, entry) {
                 self.gone.remove(&held.version);
             }
-            if entry.connections == 0 {
+            if entry.is_gone() {
                 self.gone.insert(entry.version, entry.client);
             }
         }

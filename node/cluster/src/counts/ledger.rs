@@ -23,7 +23,7 @@ pub(crate) struct Ledger {
     floor: u64,
     clients: HashMap<IpAddr, Entry>,
     by_version: BTreeMap<u64, IpAddr>,
-    /// Those with connections, lightest first.
+    /// Those with connections or a rate, lightest first.
     by_weight: BTreeSet<(u32, IpAddr)>,
     /// Versions of those without.
     gone: BTreeSet<u64>,
@@ -44,39 +44,43 @@ impl Ledger {
         self.left_out
     }
 
-    pub(crate) fn clients(&self) -> impl Iterator<Item = (IpAddr, u32)> + '_ {
-        self.by_weight.iter().map(|(connections, client)| (*client, *connections))
+    pub(crate) fn clients(&self) -> impl Iterator<Item = &Entry> + '_ {
+        self.by_weight.iter().filter_map(|(_, client)| self.clients.get(client))
     }
 
     pub(crate) fn set(&mut self, count: ClientCount) {
-        let ClientCount { client, connections } = count;
-        let before = self.clients.get(&client).map_or(0, |entry| entry.connections);
-        if before == connections {
+        let rate = self.clients.get(&count.client).map_or(0, |entry| entry.rate);
+        self.change(count.client, count.connections, rate);
+    }
+
+    /// Requests a second.
+    pub(crate) fn set_rate(&mut self, client: IpAddr, rate: u32) {
+        let connections = self.clients.get(&client).map_or(0, |entry| entry.connections);
+        self.change(client, connections, rate);
+    }
+
+    fn change(&mut self, client: IpAddr, connections: u32, rate: u32) {
+        let before = self.clients.get(&client).map_or((0, 0), |entry| (entry.connections, entry.rate));
+        if before == (connections, rate) {
             return;
         }
-        if before == 0 && self.by_weight.len() >= MAX_CLIENTS {
-            let lightest = self.by_weight.first().copied();
-            match lightest {
-                Some((least, lighter)) if least < connections => {
-                    self.left_out = true;
-                    self.put(lighter, 0);
-                }
-                _ => {
-                    self.left_out = true;
-                    return;
-                }
+        if before == (0, 0) && self.by_weight.len() >= MAX_CLIENTS {
+            self.left_out = true;
+            match self.by_weight.first().copied() {
+                Some((least, lighter)) if least < connections.saturating_add(rate) => self.put(lighter, 0, 0),
+                _ => return,
             }
         }
-        self.put(client, connections);
+        self.put(client, connections, rate);
     }
 
     /// Takes the heaviest clients as they are now for all there is.
     pub(crate) fn replace(&mut self, heaviest: &[ClientCount]) {
         let kept: BTreeSet<IpAddr> = heaviest.iter().map(|count| count.client).collect();
-        let gone: Vec<IpAddr> =
-            self.clients().map(|(client, _)| client).filter(|client| !kept.contains(client)).collect();
+        let gone = self.clients().filter(|entry| entry.rate == 0 && !kept.contains(&entry.client));
+        let gone: Vec<IpAddr> = gone.map(|entry| entry.client).collect();
         for client in gone {
-            self.put(client, 0);
+            self.put(client, 0, 0);
         }
         for count in heaviest.iter().take(MAX_CLIENTS) {
             self.set(*count);
@@ -84,19 +88,19 @@ impl Ledger {
         self.left_out = heaviest.len() >= MAX_CLIENTS;
     }
 
-    fn put(&mut self, client: IpAddr, connections: u32) {
+    fn put(&mut self, client: IpAddr, connections: u32, rate: u32) {
         self.version += 1;
-        let entry = Entry { version: self.version, client, connections };
+        let entry = Entry { version: self.version, client, connections, rate };
         if let Some(before) = self.clients.insert(client, entry) {
             self.by_version.remove(&before.version);
-            self.by_weight.remove(&(before.connections, client));
+            self.by_weight.remove(&(before.weight(), client));
             self.gone.remove(&before.version);
         }
         self.by_version.insert(entry.version, client);
-        if connections == 0 {
+        if entry.is_gone() {
             self.gone.insert(entry.version);
         } else {
-            self.by_weight.insert((connections, client));
+            self.by_weight.insert((entry.weight(), client));
         }
         while self.gone.len() > MAX_GONE {
             self.forget_oldest_gone();
@@ -142,7 +146,11 @@ mod tests {
     use super::*;
 
     fn count(client: u32, connections: u32) -> ClientCount {
-        ClientCount { client: std::net::Ipv4Addr::from_bits(client).into(), connections }
+        ClientCount { client: std::net::Ipv4Addr::from_bits(client).into(), connections, arrivals: 0 }
+    }
+
+    fn shared(ledger: &Ledger) -> Vec<(IpAddr, u32)> {
+        ledger.clients().map(|entry| (entry.client, entry.connections)).collect()
     }
 
     #[test]
@@ -158,8 +166,23 @@ mod tests {
         assert_eq!(ledger.clients[&count(900_001, 0).client].connections, 3);
         assert_eq!(ledger.by_weight.len(), MAX_CLIENTS);
         ledger.replace(&[count(7, 9)]);
-        assert_eq!(ledger.clients().collect::<Vec<_>>(), [(count(7, 0).client, 9)]);
+        assert_eq!(shared(&ledger), [(count(7, 0).client, 9)]);
         assert!(!ledger.left_out());
+    }
+
+    #[test]
+    fn a_client_without_connections_has_a_place_by_its_rate() {
+        let mut ledger = Ledger::default();
+        let client = count(7, 0).client;
+        ledger.set_rate(client, 50);
+        ledger.set(count(7, 0));
+        ledger.replace(&[]);
+        assert_eq!(shared(&ledger), [(client, 0)]);
+        ledger.set(count(7, 2));
+        ledger.set_rate(client, 0);
+        assert_eq!(shared(&ledger), [(client, 2)]);
+        ledger.set(count(7, 0));
+        assert_eq!((shared(&ledger), ledger.gone.len()), (vec![], 1));
     }
 
     #[test]
@@ -184,7 +207,7 @@ mod tests {
                 ledger.set(count(client, connections));
                 plain.insert(count(client, 0).client, connections);
                 plain.retain(|_, connections| *connections > 0);
-                prop_assert_eq!(ledger.clients().collect::<BTreeMap<_, _>>(), plain.clone());
+                prop_assert_eq!(shared(&ledger).into_iter().collect::<BTreeMap<_, _>>(), plain.clone());
                 prop_assert_eq!(ledger.by_version.len(), ledger.clients.len());
                 prop_assert_eq!(ledger.gone.len() + ledger.by_weight.len(), ledger.clients.len());
             }

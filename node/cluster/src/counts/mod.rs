@@ -1,4 +1,5 @@
-//! Exchanges the per-client connection ledger: how many connections each client has on each node.
+//! Exchanges the per-client connection ledger: how many connections each client has on each node, and how many
+//! requests a second it sends.
 //!
 //! Runs beside chitchat over the same sealed socket, since chitchat sends whole digests and would
 //! drown in it. [`core`] decides everything; this file is the task around it: each gossip interval it
@@ -10,6 +11,7 @@
 
 mod core;
 mod ledger;
+mod pace;
 mod ranges;
 #[cfg(test)]
 mod simulation;
@@ -17,18 +19,19 @@ mod simulation;
 mod tests;
 mod wire;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use trestle_dataplane::{ClientCount, Plane};
 use trestle_raft_store::types::NodeId;
 
+pub use self::core::Total;
 use self::core::{Core, Outbox};
 use crate::gossip::Gossip;
 use crate::gossip::metrics::{family, sample};
@@ -42,7 +45,8 @@ const ROUNDS_A_LOOK: u64 = 25;
 
 /// Where this node's counts come from.
 pub trait Ledger: Send + Sync + 'static {
-    /// Clients whose count changed since the last call, with their present count (0: gone).
+    /// Clients whose count changed since the last call, with their present count (0: gone), and what they have
+    /// asked for since.
     fn take_changed(&self) -> Vec<ClientCount>;
     /// The clients with most connections, heaviest first.
     fn heaviest(&self, most: usize) -> Vec<ClientCount>;
@@ -93,9 +97,8 @@ impl Counts {
         Ok(counts)
     }
 
-    /// Open connections of each client by node, heaviest first: what this node knows of members
-    /// that live.
-    pub fn totals(&self, most: usize) -> Vec<(IpAddr, BTreeMap<NodeId, u32>)> {
+    /// Each client over the nodes, heaviest first: what this node knows of members that live.
+    pub fn totals(&self, most: usize) -> Vec<Total> {
         self.core.lock().totals(most)
     }
 
@@ -145,13 +148,15 @@ async fn exchange(
     let mut tick = tokio::time::interval(exchange.gossip.interval());
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut round = 0;
+    let mut taken = Instant::now();
     exchange.core.lock().replace(&exchange.ledger.heaviest(MAX_CLIENTS));
     loop {
         let out = tokio::select! {
             () = cancel.cancelled() => return,
             _ = tick.tick() => {
                 round += 1;
-                exchange.round(round)
+                let passed = std::mem::replace(&mut taken, Instant::now()).elapsed();
+                exchange.round(round, passed)
             }
             Some((_, letter)) = inbox.recv() => exchange.core.lock().received(&letter),
             Ok(()) = live.changed() => {
@@ -165,11 +170,12 @@ async fn exchange(
 }
 
 impl Exchange {
-    fn round(&self, round: u64) -> Outbox {
+    fn round(&self, round: u64, passed: Duration) -> Outbox {
         self.meet_peers();
         let changed = self.ledger.take_changed();
         let mut core = self.core.lock();
         core.changed(&changed);
+        core.paced(&changed, passed.as_secs_f64());
         if round.is_multiple_of(ROUNDS_A_LOOK) && core.wants_heaviest() {
             core.replace(&self.ledger.heaviest(MAX_CLIENTS));
         }
@@ -198,7 +204,7 @@ impl Exchange {
 /// Entry for fuzzing: any bytes as a message of a peer.
 pub(crate) fn fuzz_message(bytes: &[u8]) {
     let mut core = Core::new(1, 1);
-    core.changed(&[ClientCount { client: [10, 0, 0, 1].into(), connections: 1 }]);
+    core.changed(&[ClientCount { client: [10, 0, 0, 1].into(), connections: 1, arrivals: 0 }]);
     let nodes = BTreeSet::from([1, 2]);
     core.peers(&nodes, &nodes);
     core.received(bytes);

@@ -76,7 +76,7 @@ impl World {
         node.truth.insert(client, connections);
         node.truth.retain(|_, connections| *connections > 0);
         node.ever.insert((client, connections));
-        node.core.changed(&[ClientCount { client, connections }]);
+        node.core.changed(&[ClientCount { client, connections, arrivals: 0 }]);
     }
 
     fn transmit(&mut self, out: Outbox) {
@@ -144,8 +144,8 @@ impl World {
 
     fn nothing_is_invented(&self) {
         for (id, node) in &self.nodes {
-            for (client, counts) in node.core.totals(usize::MAX) {
-                for (of, connections) in counts {
+            for Total { client, nodes, .. } in node.core.totals(usize::MAX) {
+                for (of, connections) in nodes {
                     let of = &self.nodes[&of];
                     assert!(of.ever.contains(&(client, connections)), "{id} shows what never was");
                 }
@@ -174,7 +174,8 @@ impl World {
     fn assert_converged(&self) {
         let truth = self.truth();
         for (id, node) in &self.nodes {
-            let shown: BTreeMap<_, _> = node.core.totals(usize::MAX).into_iter().collect();
+            let totals = node.core.totals(usize::MAX).into_iter();
+            let shown: BTreeMap<_, _> = totals.map(|total| (total.client, total.nodes)).collect();
             assert_eq!(shown, truth, "node {id} is not up to date");
             assert!(
                 node.core.acknowledged_by(&self.members(), node.core.version()),

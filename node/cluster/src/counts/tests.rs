@@ -1,5 +1,7 @@
 //! Rules of the core, one by one; and the exchange over real sockets.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -11,7 +13,7 @@ use super::*;
 use crate::gossip::{GossipSettings, INTERVAL};
 
 fn count(client: u8, connections: u32) -> ClientCount {
-    ClientCount { client: [10, 0, 0, client].into(), connections }
+    ClientCount { client: [10, 0, 0, client].into(), connections, arrivals: 0 }
 }
 
 fn pair() -> (Core, Core) {
@@ -37,7 +39,7 @@ fn shown(core: &Core) -> Vec<(u8, u32)> {
         IpAddr::V4(ip) => ip.octets()[3],
         IpAddr::V6(_) => unreachable!("tests use IPv4"),
     };
-    core.totals(10).into_iter().map(|(client, nodes)| (last(client), nodes.values().sum())).collect()
+    core.totals(10).into_iter().map(|total| (last(total.client), total.nodes.values().sum())).collect()
 }
 
 #[test]
@@ -135,8 +137,10 @@ impl Ledger for TestLedger {
     fn take_changed(&self) -> Vec<ClientCount> {
         let changed = std::mem::take(&mut *self.changed.lock());
         let present = self.present.lock();
-        let now =
-            |client: IpAddr| ClientCount { client, connections: present.get(&client).copied().unwrap_or(0) };
+        let now = |client: IpAddr| {
+            let connections = present.get(&client).copied().unwrap_or(0);
+            ClientCount { client, connections, arrivals: 0 }
+        };
         changed.into_iter().map(now).collect()
     }
 
@@ -144,7 +148,11 @@ impl Ledger for TestLedger {
         let present = self.present.lock();
         let mut all: Vec<_> = present
             .iter()
-            .map(|(client, connections)| ClientCount { client: *client, connections: *connections })
+            .map(|(client, connections)| ClientCount {
+                client: *client,
+                connections: *connections,
+                arrivals: 0,
+            })
             .collect();
         all.sort_by_key(|count| std::cmp::Reverse(count.connections));
         all.truncate(most);
@@ -182,8 +190,8 @@ impl Node {
 
     fn shows(&self, client: u8) -> BTreeMap<NodeId, u32> {
         let totals = self.counts.totals(MAX_CLIENTS);
-        let found = totals.into_iter().find(|(other, _)| *other == count(client, 0).client);
-        found.map(|(_, nodes)| nodes).unwrap_or_default()
+        let found = totals.into_iter().find(|total| total.client == count(client, 0).client);
+        found.map(|total| total.nodes).unwrap_or_default()
     }
 }
 
@@ -238,7 +246,7 @@ async fn a_full_ledger_reaches_a_node_that_joins() {
     let full = TestLedger::default();
     for client in 0..MAX_CLIENTS as u32 + 500 {
         let client = std::net::Ipv4Addr::from_bits(0x0a00_0000 + client).into();
-        full.set(ClientCount { client, connections: 3 });
+        full.set(ClientCount { client, connections: 3, arrivals: 0 });
     }
     let a = Node::start(0, &[], full).await;
     let b = Node::start(1, &[a.address], TestLedger::default()).await;

@@ -5,7 +5,7 @@
 //! ```text
 //! message  format 1 | node | session 8 bytes | version | floor | ack | delta
 //! ack      0, or 1 | session 8 bytes | table | n | n × ( gap | length )
-//! delta    0, or 1 | from | to - from | n | n × ( (version - last) × 2 + is IPv6 | address | connections )
+//! delta    0, or 1 | from | to - from | n | n × ( (version - last) × 2 + is IPv6 | address | connections | rate )
 //! ```
 
 use std::net::IpAddr;
@@ -13,8 +13,9 @@ use std::net::IpAddr;
 use trestle_raft_store::types::NodeId;
 
 use super::ranges::Ranges;
+use crate::leb128::{number, number_len, put, take};
 
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 /// Bytes of the largest message without entries.
 pub(crate) const MAX_HEAD: usize =
     1 + 10 + 8 + 10 + 10 + (1 + 8 + 10 + 1 + Ranges::MOST * 20) + MAX_DELTA_HEAD;
@@ -59,15 +60,26 @@ pub(crate) struct Delta {
 pub(crate) struct Entry {
     pub(crate) version: u64,
     pub(crate) client: IpAddr,
-    /// 0: gone.
     pub(crate) connections: u32,
+    /// Requests a second, roughly.
+    pub(crate) rate: u32,
 }
 
 impl Entry {
+    /// What it counts for a place among the heaviest.
+    pub(crate) fn weight(&self) -> u32 {
+        self.connections.saturating_add(self.rate)
+    }
+
+    pub(crate) fn is_gone(&self) -> bool {
+        self.weight() == 0
+    }
+
     /// Bytes after an entry of version `last`.
     pub(crate) fn encoded_len(&self, last: u64) -> usize {
         let address = if self.client.is_ipv6() { 16 } else { 4 };
-        number_len((self.version - last) << 1) + address + number_len(self.connections.into())
+        let numbers = number_len(self.connections.into()) + number_len(self.rate.into());
+        number_len((self.version - last) << 1) + address + numbers
     }
 }
 
@@ -156,6 +168,7 @@ impl Delta {
                 IpAddr::V6(ip) => out.extend_from_slice(&ip.octets()),
             }
             put(out, u64::from(entry.connections));
+            put(out, u64::from(entry.rate));
             last = entry.version;
         }
     }
@@ -164,8 +177,8 @@ impl Delta {
         let from = number(input)?;
         let to = from.checked_add(number(input)?)?;
         let count = usize::try_from(number(input)?).ok()?;
-        // An entry has six bytes at least: no length is believed before it is there.
-        if count > input.len() / 6 {
+        // An entry has seven bytes at least: no length is believed before it is there.
+        if count > input.len() / 7 {
             return None;
         }
         let mut entries = Vec::with_capacity(count);
@@ -178,48 +191,15 @@ impl Delta {
                 _ => IpAddr::from(take::<16>(input)?),
             };
             let connections = u32::try_from(number(input)?).ok()?;
+            let rate = u32::try_from(number(input)?).ok()?;
             if version == last || version > to {
                 return None;
             }
-            entries.push(Entry { version, client, connections });
+            entries.push(Entry { version, client, connections, rate });
             last = version;
         }
         Some(Delta { from, to, entries })
     }
-}
-
-fn put(out: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        out.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    out.push(value as u8);
-}
-
-fn number_len(value: u64) -> usize {
-    (u64::BITS - value.leading_zeros()).div_ceil(7).max(1) as usize
-}
-
-fn number(input: &mut &[u8]) -> Option<u64> {
-    let mut value = 0u64;
-    for shift in (0..64).step_by(7) {
-        let [byte] = take::<1>(input)?;
-        let bits = u64::from(byte & 0x7f);
-        if shift == 63 && bits > 1 {
-            return None;
-        }
-        value |= bits << shift;
-        if byte & 0x80 == 0 {
-            return Some(value);
-        }
-    }
-    None
-}
-
-fn take<const N: usize>(input: &mut &[u8]) -> Option<[u8; N]> {
-    let (head, rest) = input.split_first_chunk::<N>()?;
-    *input = rest;
-    Some(*head)
 }
 
 /// `None` inside: absent. `None` outside: malformed.
@@ -244,13 +224,13 @@ mod tests {
                 ranges.iter().for_each(|(from, length)| got.insert(*from, from + length));
                 Ack { session, table, got }
             });
-        let entry = (1u64..1_000, any::<IpAddr>(), any::<u32>());
+        let entry = (1u64..1_000, any::<IpAddr>(), any::<u32>(), any::<u32>());
         let delta = (0..u64::MAX / 4, prop::collection::vec(entry, 0..30), 0u64..9).prop_map(
             |(from, entries, after)| {
                 let mut last = from;
-                let entries = entries.into_iter().map(|(step, client, connections)| {
+                let entries = entries.into_iter().map(|(step, client, connections, rate)| {
                     last += step;
-                    Entry { version: last, client, connections }
+                    Entry { version: last, client, connections, rate }
                 });
                 let entries: Vec<_> = entries.collect();
                 Delta { from, to: last + after, entries }

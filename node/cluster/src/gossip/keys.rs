@@ -17,6 +17,9 @@ pub const MAX_STATE: usize = 256 * 1024;
 
 const NEWS: &str = "news";
 const HEALTH: &str = "health/";
+const VIP: &str = "vip/";
+/// Characters of why a VIP can't be held: more is cut off.
+const MAX_PROBLEM: usize = 256;
 
 /// What a node says about itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +34,20 @@ pub struct NodeNews {
     pub admin: String,
     /// The newest state format that it reads.
     pub feature_level: u32,
+    /// By what it is overloaded; empty: it is not.
+    pub strain: String,
+}
+
+/// A VIP at a node, as that one says: for people, nothing is decided by it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct VipNews {
+    /// Epoch under which its guard holds it; 0: it does not.
+    pub held: u64,
+    /// It serves what began there before the VIP went elsewhere.
+    pub kept: bool,
+    /// Why it can't be held there.
+    pub problem: Option<String>,
 }
 
 /// What one prober saw of one member.
@@ -150,6 +167,7 @@ pub(crate) struct NodeKeys {
     pub(crate) news: Option<NodeNews>,
     /// Pool -> revision that last changed its members or check, and what was seen.
     pub(crate) health: BTreeMap<String, (u64, HealthBits)>,
+    pub(crate) vips: BTreeMap<String, VipNews>,
 }
 
 impl NodeKeys {
@@ -162,6 +180,10 @@ impl NodeKeys {
                 && let Some(health) = parse_health(value)
             {
                 parsed.health.insert(pool.to_owned(), health);
+            } else if let Some(vip) = key.strip_prefix(VIP)
+                && let Ok(news) = serde_json::from_str(value)
+            {
+                parsed.vips.insert(vip.to_owned(), news);
             }
         }
         parsed
@@ -204,8 +226,29 @@ impl OwnKeys {
     }
 
     pub(crate) fn clear_health(&mut self, pool: &str) -> bool {
-        let key = format!("{HEALTH}{pool}");
-        let Some(value) = self.keys.remove(&key) else { return false };
+        self.clear(&format!("{HEALTH}{pool}"))
+    }
+
+    /// All of them: those that are not named are forgotten.
+    pub(crate) fn set_vips(&mut self, vips: &BTreeMap<String, VipNews>) -> Result<bool, TooLarge> {
+        let key = |vip: &str| format!("{VIP}{vip}");
+        let gone = |name: &&String| name.strip_prefix(VIP).is_some_and(|vip| !vips.contains_key(vip));
+        let gone: Vec<_> = self.keys.keys().filter(gone).cloned().collect();
+        let mut changed = false;
+        for name in gone {
+            changed |= self.clear(&name);
+        }
+        for (vip, news) in vips {
+            let problem = news.problem.as_ref().map(|why| why.chars().take(MAX_PROBLEM).collect());
+            let news = VipNews { problem, ..news.clone() };
+            let value = serde_json::to_string(&news).expect("numbers and strings are always JSON");
+            changed |= self.set(key(vip), value)?;
+        }
+        Ok(changed)
+    }
+
+    fn clear(&mut self, key: &str) -> bool {
+        let Some(value) = self.keys.remove(key) else { return false };
         self.bytes -= key.len() + value.len();
         true
     }
@@ -281,6 +324,21 @@ mod tests {
     }
 
     #[test]
+    fn vips_are_told_of_as_they_are_and_forgotten_when_they_go() {
+        let mut own = OwnKeys::default();
+        let held = VipNews { held: 41, kept: true, problem: None };
+        let bad = VipNews { problem: Some("\u{e9}".repeat(MAX_VALUE)), ..VipNews::default() };
+        let both = BTreeMap::from([("a".to_owned(), held.clone()), ("b".to_owned(), bad)]);
+        assert_eq!(own.set_vips(&both), Ok(true));
+        assert_eq!(own.set_vips(&both), Ok(false), "nothing changed");
+        let read = NodeKeys::parse(own.iter()).vips;
+        assert_eq!(read["a"], held);
+        assert_eq!(read["b"].problem.as_ref().map(|why| why.chars().count()), Some(MAX_PROBLEM));
+        assert_eq!(own.set_vips(&BTreeMap::new()), Ok(true));
+        assert_eq!((own.iter().count(), own.bytes), (0, 0));
+    }
+
+    #[test]
     fn values_that_do_not_parse_are_absent() {
         for value in
             ["", "1", "1:3", "1:3:", "1:3:00", "x:3:0", "1:99999999999:0", "1:1:~", "1:1:\u{e9}", "1:1:@"]
@@ -308,7 +366,8 @@ mod tests {
         #[test]
         fn any_text_is_parsed_without_panic(value in ".{0,60}") {
             let _ = parse_health(&value);
-            NodeKeys::parse([("news", value.as_str()), ("health/x", value.as_str())].into_iter());
+            let keys = [("news", value.as_str()), ("health/x", value.as_str()), ("vip/x", value.as_str())];
+            NodeKeys::parse(keys.into_iter());
         }
     }
 }

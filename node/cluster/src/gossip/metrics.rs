@@ -37,6 +37,12 @@ pub(crate) enum Dropped {
     ChitchatQueue,
     /// The counts' queue was full.
     CountsQueue,
+    /// The claims' queue was full.
+    ClaimsQueue,
+    /// The slots' queue was full.
+    SlotsQueue,
+    /// The loads' queue was full.
+    LoadsQueue,
     /// The queue of those who leave was full.
     LeaveQueue,
     /// The queue of crash notices was full.
@@ -50,7 +56,7 @@ pub(crate) enum Dropped {
 }
 
 impl Dropped {
-    const ALL: [Dropped; 19] = [
+    const ALL: [Dropped; 22] = [
         Dropped::Truncated,
         Dropped::Oversize,
         Dropped::Format,
@@ -65,6 +71,9 @@ impl Dropped {
         Dropped::PiecesLost,
         Dropped::ChitchatQueue,
         Dropped::CountsQueue,
+        Dropped::ClaimsQueue,
+        Dropped::SlotsQueue,
+        Dropped::LoadsQueue,
         Dropped::LeaveQueue,
         Dropped::ReleaseQueue,
         Dropped::Unintroduced,
@@ -88,6 +97,9 @@ impl Dropped {
             Dropped::PiecesLost => "pieces_lost",
             Dropped::ChitchatQueue => "chitchat_queue",
             Dropped::CountsQueue => "counts_queue",
+            Dropped::ClaimsQueue => "claims_queue",
+            Dropped::SlotsQueue => "slots_queue",
+            Dropped::LoadsQueue => "loads_queue",
             Dropped::LeaveQueue => "leave_queue",
             Dropped::ReleaseQueue => "release_queue",
             Dropped::Unintroduced => "unintroduced",

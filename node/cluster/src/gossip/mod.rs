@@ -1,5 +1,6 @@
 //! What nodes tell each other that may be stale: who lives, what they serve, what they saw of
-//! backends. Beside it, over the same sealed socket, runs the exchange of [`crate::counts`].
+//! backends. Beside it, over the same sealed socket, run the exchanges of [`crate::counts`] and
+//! [`crate::loads`] and [`crate::limits`].
 //!
 //! | module | owns |
 //! | --- | --- |
@@ -49,7 +50,9 @@ use trestle_raft_store::types::NodeId;
 use uuid::Uuid;
 
 use self::keys::OwnKeys;
-pub use self::keys::{HealthBits, MAX_MEMBERS, MAX_STATE, MAX_VALUE, NodeNews, Observation, TooLarge};
+pub use self::keys::{
+    HealthBits, MAX_MEMBERS, MAX_STATE, MAX_VALUE, NodeNews, Observation, TooLarge, VipNews,
+};
 use self::liveness::Incarnation;
 use self::metrics::{GossipMetrics, family, sample};
 use self::seal::Kind;
@@ -63,7 +66,7 @@ pub const INTERVAL: Duration = Duration::from_millis(200);
 /// Copies of the word that this node leaves, and the pause between them.
 const LEAVE_COPIES: u32 = 3;
 const LEAVE_PAUSE: Duration = Duration::from_millis(20);
-/// Bytes of the largest payload that [`Gossip::send_counts`] takes.
+/// Bytes of the largest payload that [`Gossip::send_counts`] and [`Gossip::send_loads`] take.
 pub(crate) const MAX_COUNTS_PAYLOAD: usize = seal::MAX_PAYLOAD;
 /// Bytes of the largest payload that [`Gossip::seal_ahead`] takes.
 #[cfg(test)]
@@ -114,6 +117,9 @@ pub struct Gossip {
     cancel: CancellationToken,
     tasks: TaskTracker,
     counts_inbox: Arc<Mutex<Option<mpsc::Receiver<Letter>>>>,
+    loads_inbox: Arc<Mutex<Option<mpsc::Receiver<Letter>>>>,
+    claims_inbox: Arc<Mutex<Option<mpsc::Receiver<Letter>>>>,
+    slots_inbox: Arc<Mutex<Option<mpsc::Receiver<Letter>>>>,
     release_inbox: Arc<Mutex<Option<mpsc::Receiver<Letter>>>>,
 }
 
@@ -193,6 +199,9 @@ impl Gossip {
             cancel: CancellationToken::new(),
             tasks: TaskTracker::new(),
             counts_inbox: Arc::new(Mutex::new(Some(inboxes.counts))),
+            loads_inbox: Arc::new(Mutex::new(Some(inboxes.loads))),
+            claims_inbox: Arc::new(Mutex::new(Some(inboxes.claims))),
+            slots_inbox: Arc::new(Mutex::new(Some(inboxes.slots))),
             release_inbox: Arc::new(Mutex::new(Some(inboxes.release))),
         };
         let (resolved_sender, resolved) = watch::channel(Vec::new());
@@ -230,6 +239,16 @@ impl Gossip {
         self.own_changed(changed);
     }
 
+    /// This node's VIPs, all of them.
+    ///
+    /// # Errors
+    /// Too much in all: [`MAX_STATE`]. Some may have been set.
+    pub fn set_vips(&self, vips: &BTreeMap<String, VipNews>) -> Result<(), TooLarge> {
+        let changed = self.shared.own.lock().set_vips(vips)?;
+        self.own_changed(changed);
+        Ok(())
+    }
+
     fn own_changed(&self, changed: bool) {
         if changed {
             self.shared.own_changed.notify_one();
@@ -255,6 +274,16 @@ impl Gossip {
     pub fn news(&self) -> BTreeMap<NodeId, NodeNews> {
         let view = self.shared.view();
         view.nodes.iter().filter_map(|(node, known)| Some((*node, known.keys.news.clone()?))).collect()
+    }
+
+    /// A VIP at each member, this node among them (a moment after [`Gossip::set_vips`]); of a dead one the
+    /// last that it said.
+    pub fn vip(&self, vip: &str) -> BTreeMap<NodeId, VipNews> {
+        let view = self.shared.view();
+        view.nodes
+            .iter()
+            .filter_map(|(node, known)| Some((*node, known.keys.vips.get(vip)?.clone())))
+            .collect()
     }
 
     pub fn watch_live(&self) -> watch::Receiver<Arc<BTreeSet<NodeId>>> {
@@ -314,6 +343,21 @@ impl Gossip {
         self.counts_inbox.lock().take()
     }
 
+    /// The queue of the exchange of loads; once.
+    pub(crate) fn take_loads_inbox(&self) -> Option<mpsc::Receiver<Letter>> {
+        self.loads_inbox.lock().take()
+    }
+
+    /// The queue of the exchange of claims on limits; once.
+    pub(crate) fn take_claims_inbox(&self) -> Option<mpsc::Receiver<Letter>> {
+        self.claims_inbox.lock().take()
+    }
+
+    /// The queue of the exchange of slots; once.
+    pub(crate) fn take_slots_inbox(&self) -> Option<mpsc::Receiver<Letter>> {
+        self.slots_inbox.lock().take()
+    }
+
     /// The queue of crash notices; once.
     pub(crate) fn take_release_inbox(&self) -> Option<mpsc::Receiver<Letter>> {
         self.release_inbox.lock().take()
@@ -325,9 +369,31 @@ impl Gossip {
         self.shared.wire.seal_ahead(self.peers().into_values(), payload)
     }
 
+    /// A notice to every live peer, by this node itself.
+    pub(crate) async fn send_release(&self, payload: &[u8]) {
+        for address in self.peers().into_values() {
+            self.shared.wire.send(address, Kind::Release, payload).await;
+        }
+    }
+
     /// At most [`MAX_COUNTS_PAYLOAD`] bytes.
     pub(crate) async fn send_counts(&self, to: SocketAddr, payload: &[u8]) {
         self.shared.wire.send(to, Kind::Counts, payload).await;
+    }
+
+    /// At most [`MAX_COUNTS_PAYLOAD`] bytes.
+    pub(crate) async fn send_loads(&self, to: SocketAddr, payload: &[u8]) {
+        self.shared.wire.send(to, Kind::Loads, payload).await;
+    }
+
+    /// At most [`MAX_COUNTS_PAYLOAD`] bytes.
+    pub(crate) async fn send_claims(&self, to: SocketAddr, payload: &[u8]) {
+        self.shared.wire.send(to, Kind::Claims, payload).await;
+    }
+
+    /// At most [`MAX_COUNTS_PAYLOAD`] bytes.
+    pub(crate) async fn send_slots(&self, to: SocketAddr, payload: &[u8]) {
+        self.shared.wire.send(to, Kind::Slots, payload).await;
     }
 
     pub(crate) fn node(&self) -> NodeId {
@@ -382,6 +448,8 @@ pub mod fuzzing {
             }
             let _ = pieces.push([9; 16], chunk, now, &mut 0);
             crate::counts::fuzz_message(chunk);
+            crate::loads::fuzz_message(chunk);
+            crate::limits::fuzz_message(chunk);
         }
         let keys = String::from_utf8_lossy(data);
         super::keys::NodeKeys::parse([("news", keys.as_ref()), ("health/pool", keys.as_ref())].into_iter());

@@ -53,11 +53,26 @@ pub(crate) enum Kind {
     /// The guard of a process that has died let go of its VIPs. Sealed ahead by that process, and
     /// sent from another socket: it says nothing of a route.
     Release = 5,
+    /// The exchange of loads.
+    Loads = 6,
+    /// The exchange of claims on limits.
+    Claims = 7,
+    /// The exchange of slots of exact limits.
+    Slots = 8,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Kind; 6] =
-        [Kind::Introduce, Kind::Hello, Kind::Chitchat, Kind::Counts, Kind::Leave, Kind::Release];
+    pub(crate) const ALL: [Kind; 9] = [
+        Kind::Introduce,
+        Kind::Hello,
+        Kind::Chitchat,
+        Kind::Counts,
+        Kind::Leave,
+        Kind::Release,
+        Kind::Loads,
+        Kind::Claims,
+        Kind::Slots,
+    ];
 
     fn from_byte(byte: u8) -> Option<Kind> {
         Kind::ALL.into_iter().find(|kind| *kind as u8 == byte)
@@ -71,6 +86,9 @@ impl Kind {
             Kind::Counts => "counts",
             Kind::Leave => "leave",
             Kind::Release => "release",
+            Kind::Loads => "loads",
+            Kind::Claims => "claims",
+            Kind::Slots => "slots",
         }
     }
 }

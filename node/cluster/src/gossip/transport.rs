@@ -34,6 +34,12 @@ use super::seal::{Kind, MAX_DATAGRAM};
 const CHITCHAT_QUEUE: usize = 256;
 /// Datagrams of the exchange of counts that wait for its task.
 const COUNTS_QUEUE: usize = 1_024;
+/// Likewise of the exchange of loads.
+const LOADS_QUEUE: usize = 1_024;
+/// Likewise of the exchange of claims.
+const CLAIMS_QUEUE: usize = 1_024;
+/// Likewise of the exchange of slots.
+const SLOTS_QUEUE: usize = 1_024;
 const LEAVE_QUEUE: usize = 64;
 const RELEASE_QUEUE: usize = 64;
 /// How often a peer that can't be understood is complained of in the log.
@@ -51,6 +57,9 @@ pub(crate) struct Wire {
     next_message: AtomicU32,
     chitchat: Mutex<Option<mpsc::Sender<Letter>>>,
     counts: mpsc::Sender<Letter>,
+    loads: mpsc::Sender<Letter>,
+    claims: mpsc::Sender<Letter>,
+    slots: mpsc::Sender<Letter>,
     leave: mpsc::Sender<Letter>,
     release: mpsc::Sender<Letter>,
     /// Of 1,000 datagrams so many are lost on the way out.
@@ -61,6 +70,9 @@ pub(crate) struct Wire {
 /// Where the wire's own kinds arrive.
 pub(crate) struct Inboxes {
     pub(crate) counts: mpsc::Receiver<Letter>,
+    pub(crate) loads: mpsc::Receiver<Letter>,
+    pub(crate) claims: mpsc::Receiver<Letter>,
+    pub(crate) slots: mpsc::Receiver<Letter>,
     pub(crate) leave: mpsc::Receiver<Letter>,
     pub(crate) release: mpsc::Receiver<Letter>,
 }
@@ -73,6 +85,9 @@ impl Wire {
         metrics: Arc<GossipMetrics>,
     ) -> (Arc<Wire>, Inboxes) {
         let (counts, counts_inbox) = mpsc::channel(COUNTS_QUEUE);
+        let (loads, loads_inbox) = mpsc::channel(LOADS_QUEUE);
+        let (claims, claims_inbox) = mpsc::channel(CLAIMS_QUEUE);
+        let (slots, slots_inbox) = mpsc::channel(SLOTS_QUEUE);
         let (leave, leave_inbox) = mpsc::channel(LEAVE_QUEUE);
         let (release, release_inbox) = mpsc::channel(RELEASE_QUEUE);
         let wire = Wire {
@@ -82,12 +97,23 @@ impl Wire {
             next_message: AtomicU32::new(rand::random()),
             chitchat: Mutex::new(None),
             counts,
+            loads,
+            claims,
+            slots,
             leave,
             release,
             #[cfg(test)]
             loss: AtomicU32::new(0),
         };
-        (Arc::new(wire), Inboxes { counts: counts_inbox, leave: leave_inbox, release: release_inbox })
+        let inboxes = Inboxes {
+            counts: counts_inbox,
+            loads: loads_inbox,
+            claims: claims_inbox,
+            slots: slots_inbox,
+            leave: leave_inbox,
+            release: release_inbox,
+        };
+        (Arc::new(wire), inboxes)
     }
 
     /// Seals and sends one payload. What can't be sent is counted: its sender repeats itself.
@@ -196,6 +222,15 @@ impl Reader<'_> {
                     }
                     Kind::Counts => {
                         self.wire.counts.try_send((from, delivered.payload)).map_err(|_| Dropped::CountsQueue)
+                    }
+                    Kind::Loads => {
+                        self.wire.loads.try_send((from, delivered.payload)).map_err(|_| Dropped::LoadsQueue)
+                    }
+                    Kind::Claims => {
+                        self.wire.claims.try_send((from, delivered.payload)).map_err(|_| Dropped::ClaimsQueue)
+                    }
+                    Kind::Slots => {
+                        self.wire.slots.try_send((from, delivered.payload)).map_err(|_| Dropped::SlotsQueue)
                     }
                     Kind::Leave => {
                         self.wire.leave.try_send((from, delivered.payload)).map_err(|_| Dropped::LeaveQueue)

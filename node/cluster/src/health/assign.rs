@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use trestle_config::model::{CheckKind, HealthCheck, HttpCheck, Member, Pool};
+use trestle_config::model::{CheckKind, Exchange, HealthCheck, HttpCheck, Member, Pool};
 use trestle_raft_store::types::NodeId;
 
 use crate::rendezvous::{StableHash, choose};
@@ -21,10 +21,10 @@ pub(super) fn probers(live: &BTreeSet<NodeId>, key: u64, count: u32) -> Vec<Node
 /// Observations under another tag are of another list and can't be read by position.
 pub(super) fn tag(pool: &Pool, check: &HealthCheck) -> u64 {
     let hash = StableHash::new().number(pool.members.len() as u64);
-    let hash = pool
-        .members
-        .iter()
-        .fold(hash, |hash, member| hash.text(&member.name).text(&member.address.to_string()));
+    let hash = pool.members.iter().fold(hash, |hash, member| {
+        let hash = hash.text(&member.name).text(&member.address.to_string());
+        member.host.iter().fold(hash, |hash, host| hash.text(host))
+    });
     let HealthCheck { interval, timeout, rise, fall, probers, kind } = check;
     let hash = hash.number(interval.as_nanos() as u64).number(timeout.as_nanos() as u64);
     let hash = hash.number(u64::from(*rise)).number(u64::from(*fall)).number(u64::from(*probers));
@@ -33,6 +33,12 @@ pub(super) fn tag(pool: &Pool, check: &HealthCheck) -> u64 {
         CheckKind::Tls => hash.text("tls"),
         CheckKind::Grpc(service) => hash.text("grpc").text(service),
         CheckKind::Http(http) => add_http(hash.text("http"), http),
+        CheckKind::Smtp => hash.text("smtp"),
+        CheckKind::Dns(name) => hash.text("dns").text(name),
+        CheckKind::Exchange(Exchange { udp, send, expect }) => {
+            let hash = hash.text("exchange").number(u64::from(*udp));
+            bytes(bytes(hash, send), expect)
+        }
     }
     .finish()
 }
@@ -47,6 +53,11 @@ fn add_http(hash: StableHash, check: &HttpCheck) -> StableHash {
         .iter()
         .fold(hash.number(headers.len() as u64), |hash, (name, value)| hash.text(name).text(value));
     optional(hash, body.as_deref())
+}
+
+fn bytes(hash: StableHash, bytes: &[u8]) -> StableHash {
+    let hash = hash.number(bytes.len() as u64);
+    bytes.iter().fold(hash, |hash, byte| hash.number(u64::from(*byte)))
 }
 
 fn optional(hash: StableHash, text: Option<&str>) -> StableHash {
@@ -90,6 +101,9 @@ mod tests {
             body: body.map(str::to_owned),
         };
         let with = |kind| HealthCheck { kind, ..check.clone() };
+        let exchange = |udp, send: &str, expect: &str| {
+            CheckKind::Exchange(Exchange { udp, send: send.into(), expect: expect.into() })
+        };
         let mut tags = vec![
             base,
             tag(&pool(&[1, 3, 2]), &check),
@@ -99,10 +113,16 @@ mod tests {
             tag(&pool(&[1, 2, 3]), &with(CheckKind::Http(http("/", None)))),
             tag(&pool(&[1, 2, 3]), &with(CheckKind::Http(http("/up", None)))),
             tag(&pool(&[1, 2, 3]), &with(CheckKind::Http(http("/", Some("ok"))))),
+            tag(&pool(&[1, 2, 3]), &with(CheckKind::Smtp)),
+            tag(&pool(&[1, 2, 3]), &with(CheckKind::Dns("a".into()))),
+            tag(&pool(&[1, 2, 3]), &with(CheckKind::Dns("b".into()))),
+            tag(&pool(&[1, 2, 3]), &with(exchange(false, "", "ab"))),
+            tag(&pool(&[1, 2, 3]), &with(exchange(false, "a", "b"))),
+            tag(&pool(&[1, 2, 3]), &with(exchange(true, "a", "b"))),
         ];
         tags.sort_unstable();
         tags.dedup();
-        assert_eq!(tags.len(), 8);
+        assert_eq!(tags.len(), 14);
     }
 
     /// Nodes of two releases must understand each other's observations.

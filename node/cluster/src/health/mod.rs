@@ -11,6 +11,8 @@
 //! - A member that dies is down on every node within `fall` × `interval` + `timeout` + 1 s (jitter
 //!   only shortens intervals); one that answers again is up after `rise` good probes.
 //! - When nothing fresh is heard, or probers are split, the last verdict stands.
+//! - Members found by DNS names are judged by the nodes that found the same ones in that pool, and by
+//!   this node alone while its answers are its own.
 //! - A pool without a check is up.
 //!
 //! One task ([`Health`] owns it; it ends with the token it was given) holds a heap of due probes
@@ -41,13 +43,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::info;
 use trestle_config::Config;
-use trestle_config::model::CheckKind;
+use trestle_config::model::{CheckKind, ProxyVersion};
 use trestle_dataplane::{MemberTls, Plane};
 use trestle_raft_store::types::NodeId;
 
 use metrics::HealthMetrics;
 use pools::{Flip, Pools, Start};
-use probe::Tls;
+use probe::{Over, Tls};
 
 /// Probes in flight: sockets that a node spends on health. At 2 s intervals and 5 ms a probe it
 /// serves 100,000 members; when every probe takes a timeout of 1 s, 512.
@@ -240,11 +242,11 @@ impl Task {
     fn start_due(&mut self) {
         while self.running.len() < PROBES_MAX {
             let start = self.health.pools.lock().start(Instant::now());
-            let Some(Start { id, number, pool, address, check, late }) = start else { return };
+            let Some(Start { id, number, pool, address, host, check, late }) = start else { return };
             self.health.metrics.started(late > check.interval / 2);
-            let tls = self.tls(&pool, &check.kind);
+            let over = Over { tls: self.tls(&pool, &check.kind), proxy_protocol: self.proxy_protocol(&pool) };
             self.running.push(Box::pin(async move {
-                let result = probe::probe(&check, address, tls).await;
+                let result = probe::probe(&check, address, host.as_deref(), over).await;
                 (id, number, result.map_err(|error| error.to_string()))
             }));
         }
@@ -255,10 +257,16 @@ impl Task {
         let config = self.config.borrow();
         let wanted = config.1.pools.get(pool).is_some_and(|pool| pool.tls.is_some());
         match (wanted, kind) {
-            (_, CheckKind::Tcp) | (false, CheckKind::Http(_) | CheckKind::Grpc(_)) => Tls::Off,
-            (true, _) => self.plane.member_tls(pool).map_or(Tls::Unusable, Tls::On),
             (false, CheckKind::Tls) => MemberTls::unverified().map_or(Tls::Unusable, Tls::On),
+            (_, CheckKind::Tcp) | (false, _) => Tls::Off,
+            (true, kind) if kind.is_udp() => Tls::Off,
+            (true, _) => self.plane.member_tls(pool).map_or(Tls::Unusable, Tls::On),
         }
+    }
+
+    /// Members that want its header get one with each check, too.
+    fn proxy_protocol(&self, pool: &str) -> Option<ProxyVersion> {
+        self.config.borrow().1.pools.get(pool)?.proxy_protocol
     }
 
     fn probed(&mut self, first: Probed) {
@@ -287,6 +295,15 @@ impl Task {
 
     /// Verdicts from what is known now; the data plane hears of those that turned.
     fn judge(&self) {
+        let named = self.health.pools.lock().with_names();
+        if !named.is_empty() {
+            let heard = |pool: String| {
+                let said = self.board.observations(&pool);
+                (pool, said)
+            };
+            let said: Vec<_> = named.into_iter().map(heard).collect();
+            self.health.pools.lock().set_peers(Instant::now(), &said);
+        }
         let pools = self.health.pools.lock().checked();
         for pool in pools {
             let observations = self.board.observations(&pool);

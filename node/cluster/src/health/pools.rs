@@ -12,7 +12,7 @@ use rand::Rng as _;
 use rand::rngs::StdRng;
 use tokio::time::Instant;
 use trestle_config::Config;
-use trestle_config::model::{HealthCheck, Pool};
+use trestle_config::model::{HealthCheck, Member, Pool};
 use trestle_raft_store::types::NodeId;
 
 use super::assign::{member_key, probers, tag};
@@ -33,6 +33,8 @@ pub(super) struct Start {
     pub(super) number: u64,
     pub(super) pool: String,
     pub(super) address: SocketAddr,
+    /// The DNS name that it was found by.
+    pub(super) host: Option<Arc<str>>,
     pub(super) check: Arc<HealthCheck>,
     /// How long it had to wait for its turn.
     pub(super) late: Duration,
@@ -74,11 +76,15 @@ struct PoolState {
     verdicts: BTreeMap<String, bool>,
     settles_until: Instant,
     published: Option<(u64, Vec<Option<bool>>)>,
+    /// Of a pool with DNS names: the other nodes that found the same members by them. Each looks them up
+    /// for itself, and who found others can't judge ours.
+    peers: Option<BTreeSet<NodeId>>,
 }
 
 struct MemberState {
     name: String,
     address: SocketAddr,
+    host: Option<Arc<str>>,
     key: u64,
     assigned: Vec<NodeId>,
     up: bool,
@@ -130,20 +136,50 @@ impl Pools {
         }
     }
 
+    /// Pools whose observers must be heard before probers are chosen.
+    pub(super) fn with_names(&self) -> Vec<String> {
+        let named = self.pools.iter().filter(|(_, pool)| pool.check.is_some() && pool.peers.is_some());
+        named.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Hears who found which members by a pool's DNS names. Those that found the same share the probes;
+    /// while nobody did, this node probes all.
+    pub(super) fn set_peers(&mut self, now: Instant, said: &[(String, Vec<Observation>)]) {
+        let mut changed = false;
+        for (name, observations) in said {
+            let Some(pool) = self.pools.get_mut(name) else { continue };
+            let Some(peers) = &mut pool.peers else { continue };
+            let same = observations.iter().filter(|o| o.fresh && o.revision == pool.tag);
+            let same: BTreeSet<_> = same.map(|o| o.node).filter(|node| *node != self.node).collect();
+            changed |= *peers != same;
+            *peers = same;
+        }
+        if changed {
+            self.assign(now);
+        }
+    }
+
     /// Chooses probers, starts and ends this node's own probing.
     fn assign(&mut self, now: Instant) {
         self.probing.clear();
         let mut due: HashMap<u64, Instant> = self.due.drain().map(|Reverse((at, id))| (id, at)).collect();
         for (name, pool) in &mut self.pools {
             let Some(check) = &pool.check else { continue };
+            let among = pool.peers.as_ref().map(|peers| {
+                let of_pool = |node: &&NodeId| **node == self.node || peers.contains(node);
+                self.live.iter().filter(of_pool).copied().collect::<BTreeSet<_>>()
+            });
+            let among = among.as_ref().unwrap_or(&self.live);
             for (index, member) in pool.members.iter_mut().enumerate() {
-                let assigned = probers(&self.live, member.key, check.probers);
+                let assigned = probers(among, member.key, check.probers);
                 if assigned != member.assigned {
                     pool.settles_until = now + check.interval + check.timeout + SETTLING;
                     member.assigned = assigned;
                 }
                 if !member.assigned.contains(&self.node) {
                     member.probing = None;
+                    // Whoever probes now knows better.
+                    member.reason = None;
                     continue;
                 }
                 let known = member.founded.then_some(member.up);
@@ -178,8 +214,8 @@ impl Pools {
             let number = probing.next_start;
             if number - probing.next_count < OVERLAP_MAX {
                 probing.next_start += 1;
-                let (pool, address) = (name.clone(), member.address);
-                return Some(Start { id, number, pool, address, check, late: now - at });
+                let (pool, address, host) = (name.clone(), member.address, member.host.clone());
+                return Some(Start { id, number, pool, address, host, check, late: now - at });
             }
         }
     }
@@ -285,30 +321,26 @@ impl PoolState {
             .map(|member| {
                 let key = member_key(name, member);
                 let was = known.remove(&(member.name.clone(), member.address));
-                MemberState::new(member.name.clone(), member.address, key, was, check.is_some(), same_check)
+                MemberState::new(member, key, was, check.is_some(), same_check)
             })
             .collect();
         let same = old.as_ref().is_some_and(|old| old.tag == tag);
         let settling = check.as_ref().map_or(Duration::ZERO, |c| c.interval + c.timeout + SETTLING);
         let settles_until = old.as_ref().filter(|_| same).map_or(now + settling, |old| old.settles_until);
         let verdicts = members.iter().map(|member| (member.name.clone(), member.up)).collect();
+        let peers = old.as_mut().filter(|_| same).and_then(|old| old.peers.take()).unwrap_or_default();
+        let peers = (!pool.named.is_empty()).then_some(peers);
         let published = old.filter(|_| check.is_some()).and_then(|old| old.published.take());
-        Self { tag, check, members, verdicts, settles_until, published }
+        Self { tag, check, members, verdicts, settles_until, published, peers }
     }
 }
 
 impl MemberState {
-    fn new(
-        name: String,
-        address: SocketAddr,
-        key: u64,
-        was: Option<MemberState>,
-        checked: bool,
-        same_check: bool,
-    ) -> Self {
+    fn new(member: &Member, key: u64, was: Option<MemberState>, checked: bool, same_check: bool) -> Self {
         let fresh = Self {
-            name,
-            address,
+            name: member.name.clone(),
+            address: member.address,
+            host: member.host.clone(),
             key,
             assigned: Vec::new(),
             up: true,
@@ -318,7 +350,7 @@ impl MemberState {
             reason: None,
         };
         match was {
-            Some(was) if checked && same_check => was,
+            Some(was) if checked && same_check => Self { host: fresh.host, ..was },
             Some(was) if checked => Self { up: was.up, founded: was.founded, reason: was.reason, ..fresh },
             _ => fresh,
         }

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use tokio::net::TcpListener;
-use trestle_config::model::{CheckKind, HealthCheck, Member, Pool};
+use trestle_config::model::{CheckKind, DnsName, HealthCheck, Member, NamedMember, Pool};
 
 use super::*;
 
@@ -227,6 +227,39 @@ async fn a_member_that_is_added_is_probed_and_one_that_goes_is_not() {
     nodes[0].health.render_metrics(&mut text);
     assert!(text.contains("trestle_health_members_probed 1\n"), "{text}");
     assert!(!text.contains("result=\"bad\"} 0\n"), "{text}");
+}
+
+/// Each node resolves for itself: what others have not found is judged all the same.
+#[tokio::test]
+async fn nodes_whose_names_have_other_addresses_judge_their_own_members() {
+    let named = |addresses: &[SocketAddr]| {
+        let mut config = config(addresses);
+        let name = DnsName::Host { host: "app.internal".into(), port: 80 };
+        config.pools.get_mut("p").unwrap().named = vec![NamedMember::new(name)];
+        config
+    };
+    let ((shared, common), (own, alone)) = (listen().await, listen().await);
+    let gossip = Arc::default();
+    let mut nodes: Vec<_> = (0..2).map(|n| start(&gossip, n, 3, named(&[common]))).collect();
+    nodes.push(start(&gossip, 2, 3, named(&[common, alone])));
+    until(&nodes, "all have spoken", |node| node.heard(common)).await;
+    let probers = |node: &Node| {
+        let report = node.health.report();
+        report[0].members[0].observations.iter().map(|(id, _)| *id).collect::<BTreeSet<_>>()
+    };
+    until(&nodes[..2], "they share", |node| probers(node) == BTreeSet::from([0, 1])).await;
+    assert_eq!(probers(&nodes[2]), BTreeSet::from([2]));
+
+    drop(own);
+    let took = until(&nodes[2..], "down", |node| node.up(alone) == Some(false)).await;
+    assert!(took <= BOUND, "{took:?}");
+    drop(shared);
+    let took = until(&nodes, "down on all", |node| node.up(common) == Some(false)).await;
+    assert!(took <= BOUND, "{took:?}");
+
+    // They agree again.
+    nodes[2].config.send_replace(Arc::new((1, Arc::new(named(&[common])))));
+    until(&nodes, "all three share", |node| probers(node) == BTreeSet::from([0, 1, 2])).await;
 }
 
 #[tokio::test]

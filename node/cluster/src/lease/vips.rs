@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use trestle_proto::v1;
@@ -45,8 +46,15 @@ pub struct NodeReport {
     pub guard: Option<Uuid>,
     pub ready: bool,
     pub leaving: bool,
+    /// It is overloaded, and refuses clients.
+    pub strained: bool,
+    /// How long a write to its disk takes at present; known to the leader only.
+    pub disk: Duration,
     pub vips: BTreeMap<VipName, VipReport>,
 }
+
+/// A disk on which a write takes longer is no place for the lead.
+pub const DISK_SLOW: Duration = Duration::from_millis(100);
 
 /// What a node wants of leases on VIPs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -68,6 +76,9 @@ pub struct VipLease {
     /// Its new owner is ready.
     pub yields: bool,
 }
+
+/// VIPs whose owner the leader does not hear, and when its lease has ended at the latest.
+pub type VipWaits = BTreeMap<VipName, BootTime>;
 
 pub type VipLeases = BTreeMap<VipName, VipLease>;
 
@@ -108,7 +119,9 @@ impl NodeReport {
                 bytes => Some(Uuid::from_slice(bytes).map_err(|e| format!("guard: {e}"))?),
             },
             ready: request.ready,
+            disk: Duration::from_millis(request.disk_ms.into()),
             leaving: request.leaving,
+            strained: request.strained,
             vips: request.vips.iter().map(report).collect::<Result<_, _>>()?,
         })
     }
@@ -137,6 +150,8 @@ mod tests {
             guard: Some(Uuid::from_u128(7)),
             ready: true,
             leaving: true,
+            strained: true,
+            disk: Duration::from_millis(20),
             vips: BTreeMap::from([(
                 VipName::from("front"),
                 VipReport {
@@ -149,8 +164,14 @@ mod tests {
             )]),
         };
         let (guard, vips) = report.to_wire();
-        let mut request =
-            v1::RenewRequest { guard, vips, ready: true, leaving: true, ..v1::RenewRequest::default() };
+        let said = v1::RenewRequest {
+            ready: true,
+            leaving: true,
+            strained: true,
+            disk_ms: 20,
+            ..Default::default()
+        };
+        let mut request = v1::RenewRequest { guard, vips, ..said };
         assert_eq!(NodeReport::of_wire(&request), Ok(report));
         request.vips[0].via.push(Bytes::from_static(b"12345"));
         assert!(NodeReport::of_wire(&request).is_ok(), "one a family is read, no more");

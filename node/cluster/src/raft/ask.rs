@@ -57,6 +57,7 @@ pub enum ProposeError {
 
 /// What is asked of the leader.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "there are few at a time, and each is moved once or twice")]
 pub(crate) enum Ask {
     Propose(Command),
     Order(Act, NodeId),
@@ -321,6 +322,7 @@ mod tests {
             leases: LeaseTimes::default(),
             uses: Vec::new(),
             contents: Vec::new(),
+            gone: Vec::new(),
             expected: None,
             author: String::new(),
             message: String::new(),

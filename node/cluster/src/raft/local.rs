@@ -9,7 +9,7 @@ use trestle_raft_store::Store;
 use trestle_raft_store::types::NodeProfile;
 
 use super::member::Member;
-use super::service::LeaseHandler;
+use super::service::{FirewallCounter, LeaseHandler};
 use crate::Ended;
 use crate::identity::NodeIdentity;
 use crate::membership::{Founding, Order};
@@ -27,6 +27,7 @@ pub(crate) struct Local {
     /// Operators' changes on their way to the task that makes them.
     pub(crate) orders: mpsc::Sender<Order>,
     pub(crate) leases: OnceLock<Arc<dyn LeaseHandler>>,
+    pub(super) firewalls: OnceLock<FirewallCounter>,
     pub(super) snapshots: Semaphore,
     member: OnceLock<Arc<Member>>,
 }
@@ -41,9 +42,9 @@ impl Local {
         orders: mpsc::Sender<Order>,
     ) -> Self {
         let founding = Mutex::new(founding);
-        let (leases, member) = (OnceLock::new(), OnceLock::new());
+        let (leases, firewalls, member) = (OnceLock::new(), OnceLock::new(), OnceLock::new());
         let snapshots = Semaphore::new(SNAPSHOTS);
-        Self { profile, identity, store, notice, founding, orders, leases, snapshots, member }
+        Self { profile, identity, store, notice, founding, orders, leases, firewalls, snapshots, member }
     }
 
     /// `None` until this node is in a cluster and runs Raft.

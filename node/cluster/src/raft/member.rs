@@ -60,6 +60,8 @@ pub struct Metrics {
     pub millis_since_quorum_ack: Option<u64>,
     /// A majority was in touch within an election's time.
     pub quorum: bool,
+    /// Voters in every set of a joint membership: who is still on the way in or out can't stand in
+    /// for another, so it counts as a learner.
     pub voters: BTreeSet<NodeId>,
     pub learners: BTreeSet<NodeId>,
     /// No change of membership is under way.
@@ -164,6 +166,7 @@ impl Member {
             true => raft.last_quorum_acked.map(|at| at.elapsed()),
             false => self.since_leader(),
         };
+        let voters = in_every_set(membership.get_joint_config());
         Metrics {
             id: self.id,
             cluster_id: self.cluster_id,
@@ -176,8 +179,8 @@ impl Member {
             purged_index: raft.purged.map_or(0, |id| id.index),
             millis_since_quorum_ack: age.map(|age| age.as_millis() as u64),
             quorum: age.is_some_and(|age| age < self.timers.patience()) && self.leader().is_some(),
-            voters: membership.voter_ids().collect(),
-            learners: membership.learner_ids().collect(),
+            learners: membership.nodes().map(|(id, _)| *id).filter(|id| !voters.contains(id)).collect(),
+            voters,
             settled: settled(&raft),
             clock_skew_ms: if leads { 0 } else { self.skew_ms.load(Ordering::Relaxed) },
         }
@@ -408,6 +411,11 @@ fn role(raft: &RaftMetrics<TypeConfig>) -> &'static str {
     }
 }
 
+fn in_every_set(joint: &[BTreeSet<NodeId>]) -> BTreeSet<NodeId> {
+    let Some((first, rest)) = joint.split_first() else { return BTreeSet::new() };
+    first.iter().copied().filter(|id| rest.iter().all(|set| set.contains(id))).collect()
+}
+
 fn settled(raft: &RaftMetrics<TypeConfig>) -> bool {
     raft.membership_config.membership().get_joint_config().len() == 1
         && raft.committed_membership_config.log_id() == raft.membership_config.log_id()
@@ -432,5 +440,19 @@ fn write_failure(error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> 
         }
         RaftError::APIError(ClientWriteError::PreconditionFailed(error)) => Attempt::Retry(error.to_string()),
         RaftError::Fatal(error) => Attempt::Unknown(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn on_the_way_in_or_out_a_node_is_no_voter_yet_or_any_more() {
+        let set = |ids: &[NodeId]| ids.iter().copied().collect::<BTreeSet<_>>();
+        assert_eq!(in_every_set(&[set(&[0, 6, 7])]), set(&[0, 6, 7]));
+        assert_eq!(in_every_set(&[set(&[0, 6]), set(&[0, 6, 7])]), set(&[0, 6]), "7 comes in");
+        assert_eq!(in_every_set(&[set(&[0, 6, 7]), set(&[0, 6])]), set(&[0, 6]), "7 goes");
+        assert_eq!(in_every_set(&[]), set(&[]));
     }
 }

@@ -272,7 +272,8 @@ fn command_weight(command: &Command) -> usize {
             let routes: usize = put.routes.iter().map(|name| name.len() + 9).sum();
             // A digest is 32 bytes; a content has one, and its length.
             let digests = 32 * put.uses.len() + 48 * put.contents.len();
-            put.bytes() + routes + digests + put.author.len() + put.message.len()
+            let gone: usize = put.gone.iter().map(|(pool, member)| pool.len() + member.len() + 18).sum();
+            put.bytes() + routes + digests + gone + put.author.len() + put.message.len()
         }
         Command::Found { node, .. }
         | Command::Admit { node, .. }
@@ -284,7 +285,13 @@ fn command_weight(command: &Command) -> usize {
         }
         Command::TakeVip { vip, .. } | Command::MoveVip { vip, .. } => vip.len(),
         Command::AddTicketKey { key, .. } => key.len(),
+        Command::OrderMember { pool, member, .. } => pool.len() + member.len(),
+        // An address, its length, two times and two texts with theirs.
+        Command::Ban { bans, .. } => {
+            bans.iter().map(|ban| 64 + ban.reason.len() + ban.by.name().len()).sum::<usize>()
+        }
         Command::DrainNode { .. }
+        | Command::Unban { .. }
         | Command::Expel { .. }
         | Command::SetRole { .. }
         | Command::Seat { .. }
@@ -339,13 +346,15 @@ mod tests {
             document in proptest::collection::vec(any::<u8>(), 0..2_000),
             routes in proptest::collection::vec("[a-z]{0,40}", 0..20),
             contents in proptest::collection::vec((any::<[u8; 32]>(), 0usize..300), 0..20),
+            gone in proptest::collection::vec(("[a-z]{0,60}", "[a-z]{0,60}"), 0..20),
             message in "\\PC{0,100}",
         ) {
             let sealed = |(digest, len)| (ContentDigest(digest), Sealed(vec![255; len].into()));
             let contents: Vec<_> = contents.into_iter().map(sealed).collect();
             let uses = contents.iter().map(|(digest, _)| *digest).collect();
             let put = PutConfig {
-                document: document.into(), routes, leases: LeaseTimes::default(), uses, contents, expected: Some(u64::MAX),
+                document: document.into(), routes, leases: LeaseTimes::default(), uses, contents, gone,
+                expected: Some(u64::MAX),
                 author: "a".to_owned(), message, at_ms: u64::MAX,
             };
             let command = Command::PutConfig(put);

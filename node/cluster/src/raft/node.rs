@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::Fatal;
 use openraft::{Config, Raft};
@@ -15,7 +16,7 @@ use tonic::service::Routes;
 use trestle_proto::MAX_MESSAGE;
 use trestle_proto::v1::cluster_server::ClusterServer;
 use trestle_proto::v1::raft_server::RaftServer;
-use trestle_proto::v1::{RenewReply, RenewRequest};
+use trestle_proto::v1::{FirewallHitsReply, FirewallHitsRequest, RenewReply, RenewRequest};
 use trestle_raft_store::apply::FEATURE_LEVEL;
 use trestle_raft_store::types::{Command, NodeId, NodeProfile, Outcome, State, TypeConfig};
 use uuid::Uuid;
@@ -26,7 +27,7 @@ use super::local::{Local, Notice};
 use super::member::{Member, Metrics};
 use super::network::Network;
 use super::peers::{Lane, Peers};
-use super::service::{LeaseHandler, Service};
+use super::service::{FirewallCounter, LeaseHandler, Service};
 use super::settings::{Enter, Entered, Listener, Settings, Timers, raft_config};
 use crate::Ended;
 use crate::identity::{KeyError, NodeIdentity, PeerIdentity, Standing};
@@ -221,6 +222,26 @@ impl RaftNode {
     /// Who grants leases while this node leads. To be set once; a second one changes nothing.
     pub fn set_lease_handler(&self, handler: Arc<dyn LeaseHandler>) {
         let _ = self.inner.local.leases.set(handler);
+    }
+
+    /// What tells the others of this node's firewalls. To be set once; a second one changes nothing.
+    pub(crate) fn set_firewall_counter(&self, counter: FirewallCounter) {
+        let _ = self.inner.local.firewalls.set(counter);
+    }
+
+    /// Asks each other member what its firewalls have counted; `None`: it has not answered in time.
+    pub(crate) async fn firewall_hits(&self, within: Duration) -> Vec<(NodeId, Option<FirewallHitsReply>)> {
+        let member = &self.inner.member;
+        let cluster_id: Bytes = member.cluster_id.as_bytes().to_vec().into();
+        let ask = |node: NodeId| {
+            let request = FirewallHitsRequest { cluster_id: cluster_id.clone() };
+            async move {
+                let mut client = member.peers.cluster(node, Lane::Control);
+                let answer = timeout(within, client.firewall_hits(request)).await;
+                (node, answer.ok().and_then(Result::ok).map(tonic::Response::into_inner))
+            }
+        };
+        futures::future::join_all(member.peers.others().into_iter().map(ask)).await
     }
 
     /// The leader, as far as this node knows; `None` also when it was not heard for a while.

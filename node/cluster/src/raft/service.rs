@@ -20,8 +20,9 @@ use tonic::{Request, Response, Status, Streaming};
 use trestle_proto::v1::cluster_server::Cluster;
 use trestle_proto::v1::raft_server::Raft;
 use trestle_proto::v1::{
-    HelloReply, HelloRequest, JoinReply, JoinRequest, MemberRequest, ProposeReply, ProposeRequest,
-    RaftMessage, ReadIndexReply, ReadIndexRequest, RenewReply, RenewRequest, SnapshotPiece,
+    FirewallHitsReply, FirewallHitsRequest, HelloReply, HelloRequest, JoinReply, JoinRequest, MemberRequest,
+    ProposeReply, ProposeRequest, RaftMessage, ReadIndexReply, ReadIndexRequest, RenewReply, RenewRequest,
+    SnapshotPiece,
 };
 use trestle_raft_store::machine::check_snapshot;
 use trestle_raft_store::types::{Command, NodeId, NodeProfile, Outcome, TypeConfig};
@@ -50,6 +51,9 @@ pub trait LeaseHandler: Send + Sync + 'static {
     /// the state, since a lease of its seat may be alive until then. The error says why not.
     fn vacate(&self, node: NodeId) -> BoxFuture<'_, Result<(), String>>;
 }
+
+/// What this node's firewalls have counted.
+pub(crate) type FirewallCounter = Box<dyn Fn() -> FirewallHitsReply + Send + Sync>;
 
 const NO_LEASES: &str = "the leader is not ready to grant leases";
 
@@ -277,6 +281,16 @@ impl Cluster for Service {
         let (_, log_index) = self.ask(Ask::ReadIndex, true, NO_LEADER).await?;
         Ok(Response::new(ReadIndexReply { log_index }))
     }
+
+    async fn firewall_hits(
+        &self,
+        request: Request<FirewallHitsRequest>,
+    ) -> Result<Response<FirewallHitsReply>, Status> {
+        self.checked(&request, &request.get_ref().cluster_id)?;
+        let counter = self.0.firewalls.get();
+        let counter = counter.ok_or_else(|| Refused::NotReady.status("this node serves nothing yet"))?;
+        Ok(Response::new(counter()))
+    }
 }
 
 impl Local {
@@ -294,7 +308,7 @@ impl Local {
 
     /// Before a node is taken out of the state: see [`LeaseHandler::vacate`].
     pub(crate) async fn vacate(&self, member: &Member, node: NodeId) -> Result<(), String> {
-        if !member.state().seats.contains_key(&node) {
+        if !member.state().may_have_lease(node) {
             return Ok(());
         }
         match self.leases.get() {

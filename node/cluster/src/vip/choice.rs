@@ -1,8 +1,8 @@
 //! Who should own which VIP: a pure function of what the leader knows.
 //!
 //! It decides only *whom*; whether a VIP may change hands now is the lease protocol's
-//! ([`Table::is_free`](crate::lease::core::Table::is_free)). The order: whoever is preferred by the
-//! config, then who has the fewest VIPs, then anybody but the Raft leader (so that the death of one
+//! ([`Table::is_free`](crate::lease::core::Table::is_free)). The order: whoever is not
+//! overloaded, then whoever is preferred by the config, then who has the fewest VIPs, then anybody but the Raft leader (so that the death of one
 //! node does not cost a leader and an owner at once), then rendezvous hashing, so that the choice
 //! does not hang on the order of anything. Nobody who owns a VIP loses it to somebody better unless
 //! the config says `preempt`, or the VIP is still where it was put first: the first node of a cluster
@@ -15,7 +15,7 @@ use std::net::IpAddr;
 use trestle_raft_store::types::{NodeId, State, VipRecord};
 use uuid::Uuid;
 
-use crate::lease::vips::{NodeReport, VipName, VipReport};
+use crate::lease::vips::{DISK_SLOW, NodeReport, VipName, VipReport};
 use crate::rendezvous::StableHash;
 
 /// What the config says of who may own a VIP.
@@ -86,8 +86,8 @@ pub fn choose(situation: &Situation<'_>) -> Vec<Decision> {
 }
 
 /// Nodes that should rather lead: a leader that owns a VIP costs a leader and an owner at once when it
-/// dies, and leadership moves without a client's notice. None, while the leader owns nothing or a move is
-/// on its way.
+/// dies, and leadership moves without a client's notice. Only those whose disk keeps up. None, while the
+/// leader owns nothing or a move is on its way.
 pub fn should_lead(situation: &Situation<'_>) -> BTreeSet<NodeId> {
     let loads = loads(situation.state);
     let moving = situation.state.vips.values().any(|record| record.moving_to.is_some());
@@ -98,7 +98,10 @@ pub fn should_lead(situation: &Situation<'_>) -> BTreeSet<NodeId> {
         let drained = situation.state.drained.contains(node) || situation.vacating.contains(node);
         !loads.contains_key(node) && !drained && situation.state.seats.contains_key(node)
     };
-    let staying = situation.heard.iter().filter(|(_, report)| !report.leaving && report.ready);
+    let staying = situation
+        .heard
+        .iter()
+        .filter(|(_, report)| !report.leaving && report.ready && report.disk < DISK_SLOW);
     staying.map(|(node, _)| *node).filter(free).collect()
 }
 
@@ -146,14 +149,16 @@ impl Situation<'_> {
             let vacate = self.settled && !self.is_allowed(owner.node, rules);
             return vacate.then(|| Decision::Vacate { vip: vip.clone(), node: owner.node });
         };
-        let must_go = self.should_leave(owner.node, rules);
+        let must_go = self.should_leave(owner.node, rules)
+            || (self.is_strained(owner.node) && !self.is_strained(better));
         let (theirs, ours) = (self.preference(rules, better), self.preference(rules, owner.node));
         let load = |node| loads.get(&node).copied().unwrap_or(0);
         let preempted = rules.preempt && theirs < ours;
+        let sound = !self.is_strained(better);
         let spread = self.gathered
             && record.previous.is_none()
             && (theirs < ours || (theirs == ours && load(better) + 1 < load(owner.node)));
-        (must_go || (self.settled && (preempted || spread))).then(|| go(Some(better)))
+        (must_go || (self.settled && sound && (preempted || spread))).then(|| go(Some(better)))
     }
 
     /// Whether another VIP may still be held with one of its addresses: one that was renamed, or has given
@@ -200,6 +205,10 @@ impl Situation<'_> {
         leaving || drained || self.vacating.contains(&node) || !self.is_allowed(node, rules)
     }
 
+    fn is_strained(&self, node: NodeId) -> bool {
+        self.heard.get(&node).is_some_and(|report| report.strained)
+    }
+
     /// By the VIP's `nodes`.
     fn is_allowed(&self, node: NodeId, rules: &VipRules) -> bool {
         let name = self.name(node);
@@ -212,10 +221,10 @@ impl Situation<'_> {
         rules: &VipRules,
         node: NodeId,
         loads: &BTreeMap<NodeId, usize>,
-    ) -> (usize, usize, bool, u64) {
+    ) -> (bool, usize, usize, bool, u64) {
         let hash = StableHash::new().text(vip).number(node).finish();
         let load = loads.get(&node).copied().unwrap_or(0);
-        (self.preference(rules, node), load, node == self.leader, !hash)
+        (self.is_strained(node), self.preference(rules, node), load, node == self.leader, !hash)
     }
 
     fn preference(&self, rules: &VipRules, node: NodeId) -> usize {
@@ -230,6 +239,8 @@ impl Situation<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use trestle_raft_store::types::{NodeProfile, NodeRecord, Role, Seat, VipHolder};
 
     use super::*;
@@ -267,6 +278,8 @@ mod tests {
                 guard: Some(guard(id)),
                 ready: true,
                 leaving: false,
+                strained: false,
+                disk: Duration::ZERO,
                 vips: vips
                     .iter()
                     .map(|vip| (VipName::from(*vip), VipReport { usable: true, ..VipReport::default() }))
@@ -425,6 +438,26 @@ mod tests {
     }
 
     #[test]
+    fn an_overloaded_owner_hands_over_to_who_is_not() {
+        let mut world = World::new(&["a"]);
+        world.rules("a").prefer = vec!["n1".into(), "n2".into()];
+        world.rules("a").preempt = true;
+        world.own("a", 1);
+        let strain = |world: &mut World, node, is| world.reports.get_mut(&node).unwrap().strained = is;
+        strain(&mut world, 1, true);
+        assert_eq!(world.choose(), ["a moves to 2"], "though it is the one that is preferred");
+        world.own("a", 2);
+        assert_eq!(world.choose(), [""; 0], "nor does it come back before that is over");
+        [0, 2, 3].into_iter().for_each(|node| strain(&mut world, node, true));
+        assert_eq!(world.choose(), [""; 0], "nobody is better off");
+        strain(&mut world, 3, false);
+        assert_eq!(world.choose(), ["a moves to 3"]);
+        world.own("a", 3);
+        strain(&mut world, 1, false);
+        assert_eq!(world.choose(), ["a moves to 1"]);
+    }
+
+    #[test]
     fn who_may_not_have_it_any_more_hands_it_over_or_lets_it_go() {
         let mut world = World::new(&["a"]);
         world.own("a", 1);
@@ -525,5 +558,8 @@ mod tests {
         assert_eq!(world.seen(should_lead), BTreeSet::from([2]));
         world.state.vips.get_mut("a").expect("it is owned").moving_to = Some(3);
         assert!(world.seen(should_lead).is_empty(), "its VIP moves away");
+        world.state.vips.values_mut().for_each(|record| record.moving_to = None);
+        world.reports.values_mut().for_each(|report| report.disk = DISK_SLOW);
+        assert!(world.seen(should_lead).is_empty(), "no disk keeps up");
     }
 }

@@ -1,5 +1,6 @@
 //! What this node counts of its VIPs.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -42,9 +43,14 @@ impl VipMetrics {
         self.guards_gone.fetch_add(1, Relaxed);
     }
 
-    pub(super) fn render(&self, views: &Views, out: &mut String) {
+    pub(super) fn render(&self, views: &Views, owned: &BTreeSet<&str>, out: &mut String) {
         // Writing to a String can't fail.
         for (name, kind, help) in [
+            (
+                "trestle_vip_owner",
+                "gauge",
+                "1 on the node that owns the VIP, by what is agreed on as it knows it.",
+            ),
             ("trestle_vip_held", "gauge", "1 while this node holds the VIP."),
             ("trestle_vip_problem", "gauge", "1 while this node could not hold the VIP; status says why."),
             (
@@ -56,6 +62,7 @@ impl VipMetrics {
             let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
             for (vip, view) in &views.vips {
                 let value = match name {
+                    "trestle_vip_owner" => owned.contains(&**vip),
                     "trestle_vip_held" => view.held,
                     "trestle_vip_problem" => view.problem.is_some(),
                     _ => view.without_quorum,
@@ -91,6 +98,30 @@ impl VipMetrics {
         ] {
             let _ =
                 writeln!(out, "# HELP {name} {help}\n# TYPE {name} counter\n{name} {}", count.load(Relaxed));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lease::vips::VipName;
+    use crate::vip::owner::VipView;
+
+    #[test]
+    fn who_owns_a_vip_is_told_beside_who_holds_it() {
+        let held = VipView { held: true, ..VipView::default() };
+        let vips = [("a", VipView::default()), ("b", held)].map(|(vip, view)| (VipName::from(vip), view));
+        let views = Views { vips: vips.into(), ..Views::default() };
+        let mut text = String::new();
+        VipMetrics::default().render(&views, &BTreeSet::from(["a"]), &mut text);
+        for line in [
+            "trestle_vip_owner{vip=\"a\"} 1",
+            "trestle_vip_owner{vip=\"b\"} 0",
+            "trestle_vip_held{vip=\"a\"} 0",
+            "trestle_vip_held{vip=\"b\"} 1",
+        ] {
+            assert!(text.lines().any(|l| l == line), "no {line:?} in\n{text}");
         }
     }
 }

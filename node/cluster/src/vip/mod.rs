@@ -7,8 +7,10 @@
 //! | `task` | carries that out; the only one who talks to the guard |
 //! | `port` | the guard process: its start, its socket, its end |
 //! | `watchdog` | whether the data plane works |
+//! | `moving` | an operator's `vip move`, to its end |
 //! | `notice` | the crash notice's bytes |
 //! | `notify` | the operator's program |
+//! | `status` | VIPs as people see them, and what each waits for |
 //!
 //! The right to hold a VIP is a lease ([`crate::lease`]); what must happen when it ends is done by
 //! the guard (`trestle-vip-guard`), a process of its own, and by the kernel. `docs/vip.md` tells the
@@ -16,10 +18,12 @@
 
 pub mod choice;
 mod metrics;
+mod moving;
 mod notice;
 mod notify;
 pub mod owner;
 mod port;
+pub(crate) mod status;
 mod task;
 mod watchdog;
 
@@ -58,11 +62,24 @@ pub(crate) fn in_order(addresses: impl Iterator<Item = IpAddr>) -> Vec<IpAddr> {
     BTreeSet::from_iter(addresses).into_iter().collect()
 }
 
+/// Whether this node goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Leaving {
+    #[default]
+    No,
+    /// What it holds should move.
+    ByPlan,
+    /// The cluster has let it go: it holds nothing any more.
+    Removed,
+}
+
 /// This node's VIPs, as it shows them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Views {
     pub(crate) vips: BTreeMap<VipName, VipView>,
     pub(crate) handed_over: bool,
+    /// Names of owners, also of those that were removed while this node ran.
+    pub(crate) names: BTreeMap<NodeId, String>,
 }
 
 pub(crate) struct VipSettings {
@@ -82,7 +99,7 @@ pub(crate) struct VipSettings {
 pub(crate) struct Vips {
     views: watch::Receiver<Arc<Views>>,
     pulse: watch::Receiver<Pulse>,
-    leaving: watch::Sender<bool>,
+    leaving: watch::Sender<Leaving>,
     metrics: Arc<VipMetrics>,
     /// Ends the owner's task, which lets everything go first.
     let_go: CancellationToken,
@@ -99,7 +116,7 @@ impl Vips {
         let (let_go, stop) = (CancellationToken::new(), CancellationToken::new());
         let (views, views_seen) = watch::channel(Arc::default());
         let (pulse, pulse_seen) = watch::channel(Some("the data plane was not asked yet".to_owned()));
-        let (leaving, leaving_seen) = watch::channel(false);
+        let (leaving, leaving_seen) = watch::channel(Leaving::No);
         let (notifier, notify) = notify::notifier(stop.clone());
         let metrics = Arc::new(VipMetrics::default());
         let (owner, others, telling) = (TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
@@ -150,17 +167,30 @@ impl Vips {
     }
 
     /// Asks that what this node holds moves to others, and waits for that; at most 5 s. What nobody
-    /// else can take stays here; with no `others` nobody can, and it does not wait.
-    pub(crate) async fn hand_over(&self, others: bool) {
-        self.leaving.send_replace(true);
+    /// else can take stays here; with no `others` nobody can, and it does not wait. Whether nothing is
+    /// held here any more.
+    pub(crate) async fn hand_over(&self, others: bool) -> bool {
+        self.leaving.send_replace(Leaving::ByPlan);
         if !others {
-            return;
+            return self.views.borrow().handed_over;
         }
         let mut views = self.views.clone();
         let handed_over = views.wait_for(|views| views.handed_over);
-        if timeout(HAND_OVER_WITHIN, handed_over).await.is_err() {
+        let done = timeout(HAND_OVER_WITHIN, handed_over).await.is_ok();
+        if !done {
             tracing::warn!(within = ?HAND_OVER_WITHIN, "not all VIPs were taken over by others");
         }
+        done
+    }
+
+    /// This node was removed: nobody hears its renewals, so nothing can be handed over by plan. What it
+    /// holds is let go of at once, and the others hear of that; what it keeps for connections that
+    /// began here stays. Whether it has let go; after a second at the latest.
+    pub(crate) async fn let_go_as_removed(&self) -> bool {
+        self.leaving.send_replace(Leaving::Removed);
+        let mut views = self.views.clone();
+        let free = views.wait_for(|views| views.vips.values().all(|view| !view.held));
+        timeout(LET_GO_WITHIN, free).await.is_ok()
     }
 
     /// Lets everything go, also what is kept silently, and ends the guard; the operator's programs hear
@@ -177,18 +207,23 @@ impl Vips {
         }
     }
 
-    pub(crate) fn render_metrics(&self, out: &mut String) {
-        self.metrics.render(&self.views(), out);
+    /// `owned`: VIPs that are this node's by what is agreed on.
+    pub(crate) fn render_metrics(&self, owned: &BTreeSet<&str>, out: &mut String) {
+        self.metrics.render(&self.views(), owned, out);
     }
 }
 
-/// Guards of nodes that have died say what they let go of; whoever leads, or will, should know.
+/// Guards of nodes that have died say what they let go of, as does a node that was removed; whoever leads,
+/// or will, should know.
 async fn hear_notices(gossip: Gossip, seats: Seats, stop: CancellationToken) {
     let Some(mut inbox) = gossip.take_release_inbox() else { return };
+    let mut last = None;
     while let Some(Some((from, bytes))) = stop.run_until_cancelled(inbox.recv()).await {
         match notice::read(&bytes) {
             Some(session) => {
-                tracing::info!(%from, %session, "a node has died, and its guard let its VIPs go");
+                if last.replace(session) != Some(session) {
+                    tracing::info!(%from, %session, "a node has died or was removed, and its guard let its VIPs go");
+                }
                 seats.let_go(session);
             }
             None => tracing::debug!(%from, "crash notice does not parse"),

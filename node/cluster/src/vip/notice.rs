@@ -2,7 +2,8 @@
 //! (see [`crate::gossip`]); it holds no secret.
 //!
 //! It names the guard's session, and so all that this one held, however many VIPs that is: a guard says
-//! it once everything is gone, at its own end, and its session takes nothing ever again.
+//! it once everything is gone, at its own end, and its session takes nothing ever again. So does a node that was
+//! removed, whose renewals nobody hears: it says it itself, once it holds nothing, and takes nothing more.
 
 use uuid::Uuid;
 

@@ -104,6 +104,8 @@ pub enum Effect {
 pub struct VipView {
     /// The guard holds it, under a lease.
     pub held: bool,
+    /// Under which; 0: it does not.
+    pub epoch: u64,
     /// It is kept silently for what began here.
     pub quiet: bool,
     /// It is held although nobody could renew it: another node may hold it too.
@@ -128,6 +130,7 @@ pub struct Owner {
     complaint: Option<String>,
     ready: bool,
     leaving: bool,
+    strained: bool,
     drain: Duration,
     /// Of the config.
     revision: u64,
@@ -146,6 +149,7 @@ impl Owner {
             complaint: None,
             ready: false,
             leaving: false,
+            strained: false,
             drain: Duration::from_secs(30),
             revision: 0,
             vips: BTreeMap::new(),
@@ -215,6 +219,11 @@ impl Owner {
             effects.push(stood.changed(vip, Change::Released, notify));
         }
         effects
+    }
+
+    /// `strained`: the node refuses clients, so what is held is better off where there is room.
+    pub fn set_strained(&mut self, strained: bool) {
+        self.strained = strained;
     }
 
     /// `ready`: the data plane works and serves. `leaving`: what is held should move.
@@ -381,7 +390,9 @@ impl Owner {
                     vip.forwards = Some(Forwards { to: owner.node, until });
                     let until = nanos(until.since_boot());
                     let (vip, old) = (name.to_string(), owner.via.clone());
-                    effects.push(Effect::Tell(ToGuard::Chance { vip, old, until }));
+                    // What the kernel carries is known to the one who sends this.
+                    let except = Vec::new();
+                    effects.push(Effect::Tell(ToGuard::Chance { vip, old, except, until }));
                 }
             }
             (None, Chance::None) => {}
@@ -667,6 +678,8 @@ impl Owner {
                 guard: self.guard,
                 ready: self.ready,
                 leaving: self.leaving,
+                strained: self.strained,
+                disk: Duration::ZERO,
                 vips: self.vips.iter().map(|(name, vip)| (name.clone(), report(vip))).collect(),
             },
             hold: hold.collect(),
@@ -674,10 +687,18 @@ impl Owner {
         }
     }
 
-    /// The guard that has something to say for us if we die: it may hold something.
+    /// The guard that has something to say for us if we die: it may hold something, or may have been given
+    /// something that is on its way here.
     pub fn notice(&self) -> Option<Uuid> {
         let held = self.vips.values().any(|vip| matches!(vip.phase, Phase::Held { .. }));
-        self.guard.filter(|_| held)
+        self.guard.filter(|_| held || self.ready)
+    }
+
+    /// The guard of a node that is not ready, once it holds nothing: as long as it is not, it takes nothing
+    /// either.
+    pub fn farewell(&self) -> Option<Uuid> {
+        let held = self.vips.values().any(|vip| matches!(vip.phase, Phase::Held { .. }));
+        self.guard.filter(|_| !held && !self.ready && self.departed.is_empty())
     }
 
     /// Why there is none, and what the one that starts has said of that.
@@ -690,8 +711,13 @@ impl Owner {
 
     /// For people.
     pub fn views(&self) -> BTreeMap<VipName, VipView> {
+        let epoch = |vip: &Vip| match vip.phase {
+            Phase::Held { epoch, there: true, .. } => epoch,
+            _ => 0,
+        };
         let view = |vip: &Vip| VipView {
             held: matches!(vip.phase, Phase::Held { there: true, .. }),
+            epoch: epoch(vip),
             quiet: matches!(vip.phase, Phase::Quiet { .. }),
             without_quorum: vip.without_quorum,
             interface: vip.usable.as_ref().and_then(|usable| usable.interface.clone()),

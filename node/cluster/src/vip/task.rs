@@ -15,9 +15,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use trestle_config::Config;
 use trestle_config::model::OnQuorumLoss;
-use trestle_dataplane::Plane;
+use trestle_dataplane::{Plane, Step};
 use trestle_raft_store::types::{NodeId, State};
-use trestle_vip_guard::protocol::{FromGuard, ToGuard, Why};
+use trestle_vip_guard::protocol::{FromGuard, PORTS_MAX, ToGuard, Why};
 use uuid::Uuid;
 
 use super::metrics::VipMetrics;
@@ -25,9 +25,9 @@ use super::notify::{Call, Notifier};
 use super::owner::{Change, Effect, Owner, VipConfig, VipView};
 use super::port::{LinkError, Port, Spawn};
 use super::watchdog::Pulse;
-use super::{Views, notice};
+use super::{Leaving, Views, notice};
 use crate::feed::InForce;
-use crate::gossip::Gossip;
+use crate::gossip::{Gossip, VipNews};
 use crate::lease::clock::{Clock, SystemClock};
 use crate::lease::vips::{VipLeases, VipName, VipWishes};
 
@@ -39,6 +39,9 @@ const RESTART: (Duration, Duration) = (Duration::from_millis(50), Duration::from
 const LIVED: Duration = Duration::from_secs(10);
 /// Notices are sealed anew this often: a peer that has started again takes no older one.
 const SEAL_AGAIN: Duration = Duration::from_secs(1);
+/// A node that was removed says that it holds nothing so often, and again after this.
+const FAREWELLS: u32 = 10;
+const FAREWELL_EVERY: Duration = Duration::from_millis(200);
 /// Ends of drains that wait to be heard: one a VIP.
 const DRAINS: usize = 64;
 
@@ -52,7 +55,7 @@ pub(super) struct Task {
     pub(super) leases: watch::Receiver<Arc<VipLeases>>,
     pub(super) in_force: watch::Receiver<Arc<InForce>>,
     pub(super) pulse: watch::Receiver<Pulse>,
-    pub(super) leaving: watch::Receiver<bool>,
+    pub(super) leaving: watch::Receiver<Leaving>,
     pub(super) wishes: watch::Sender<Arc<VipWishes>>,
     pub(super) views: watch::Sender<Arc<Views>>,
     pub(super) notifier: Notifier,
@@ -72,18 +75,24 @@ struct Running {
     pause: Duration,
     drains: BTreeMap<VipName, JoinHandle<()>>,
     drained: mpsc::Sender<VipName>,
+    /// Of those that own something, as they were called last.
+    names: BTreeMap<NodeId, String>,
     /// What was said of each VIP in the log.
     usable: BTreeMap<String, String>,
     /// For which guard the last notice was sealed, and when.
     told: Option<(Uuid, Instant)>,
+    /// Of a node that was removed: how often it still says that it holds nothing, and when it did last.
+    farewells: u32,
+    farewell_at: Option<Instant>,
+    farewell_task: Option<JoinHandle<()>>,
 }
 
 impl Task {
     pub(super) async fn run(self) {
         let (drained, mut drains_ended) = mpsc::channel(DRAINS);
         let (mut state, mut leases) = (self.state.clone(), self.leases.clone());
-        let (mut in_force, mut pulse, mut leaving) =
-            (self.in_force.clone(), self.pulse.clone(), self.leaving.clone());
+        let (mut in_force, mut pulse, mut leaving, mut strain) =
+            (self.in_force.clone(), self.pulse.clone(), self.leaving.clone(), self.plane.watch_strain());
         let stop = self.stop.clone();
         let owner = Owner::new(self.me);
         let mut running = Running {
@@ -95,8 +104,12 @@ impl Task {
             pause: RESTART.0,
             drains: BTreeMap::new(),
             drained,
+            names: BTreeMap::new(),
             usable: BTreeMap::new(),
             told: None,
+            farewells: FAREWELLS,
+            farewell_at: None,
+            farewell_task: None,
         };
         running.configure();
         running.agreed();
@@ -115,6 +128,7 @@ impl Task {
                 changed = in_force.changed() => if changed.is_ok() { running.configure() } else { break },
                 Ok(()) = pulse.changed() => running.readiness(),
                 Ok(()) = leaving.changed() => running.readiness(),
+                Ok(()) = strain.changed() => running.readiness(),
                 Some(vip) = drains_ended.recv() => running.drained(&vip),
                 () = stop.cancelled(), if !stopping => {
                     stopping = true;
@@ -140,6 +154,16 @@ fn note_quorum(before: &Views, now: &Views) {
             _ => {}
         }
     }
+}
+
+/// Names of the owners: the state forgets a node that is removed, whose lease may live.
+fn owner_names(state: &State, before: &BTreeMap<NodeId, String>) -> BTreeMap<NodeId, String> {
+    let owners = state.vips.values().filter_map(|record| Some(record.owner.as_ref()?.1.node));
+    let name = |id: NodeId| {
+        let present = state.nodes.get(&id).map(|node| &node.profile.name);
+        Some((id, present.or_else(|| before.get(&id))?.clone()))
+    };
+    owners.filter_map(name).collect()
 }
 
 /// A message of the guard; never, while there is none.
@@ -179,6 +203,7 @@ impl Running {
 
     fn agreed(&mut self) {
         let state = self.task.state.borrow().clone();
+        self.names = owner_names(&state, &self.names);
         let effects = self.owner.agreed(&state, self.clock.now());
         self.carry_out(effects);
     }
@@ -190,8 +215,10 @@ impl Running {
     }
 
     fn readiness(&mut self) {
-        let (ready, leaving) = (self.task.pulse.borrow().is_none(), *self.task.leaving.borrow());
-        let effects = self.owner.set_ready(ready, leaving);
+        let leaving = *self.task.leaving.borrow();
+        let ready = self.task.pulse.borrow().is_none() && leaving != Leaving::Removed;
+        self.owner.set_strained(self.task.plane.watch_strain().borrow().step >= Step::Refuse);
+        let effects = self.owner.set_ready(ready, leaving != Leaving::No);
         self.carry_out(effects);
     }
 
@@ -331,6 +358,12 @@ impl Running {
     fn carry_out(&mut self, effects: Vec<Effect>) {
         for effect in effects {
             match effect {
+                Effect::Tell(ToGuard::Chance { vip, old, until, .. }) => {
+                    // Flows that the kernel carries go on at any node: there is nobody to send them to.
+                    let mut except = self.task.plane.tcp_ports_by_kernel();
+                    except.truncate(PORTS_MAX);
+                    self.tell(&ToGuard::Chance { vip, old, except, until });
+                }
                 Effect::Tell(message) => self.tell(&message),
                 Effect::Drain { vip, addresses, within } => self.drain(vip, addresses, within),
                 Effect::Changed { vip, change, epoch, addresses, notify } => {
@@ -404,8 +437,13 @@ impl Running {
             }
             changed
         });
-        let now = Views { vips: self.owner.views(), handed_over: self.owner.handed_over(self.clock.now()) };
+        let now = Views {
+            vips: self.owner.views(),
+            handed_over: self.owner.handed_over(self.clock.now()),
+            names: self.names.clone(),
+        };
         note_quorum(&self.task.views.borrow(), &now);
+        self.tell_others(&now);
         self.task.views.send_if_modified(|before| {
             let changed = **before != now;
             if changed {
@@ -414,6 +452,35 @@ impl Running {
             changed
         });
         self.seal_notice();
+        self.say_farewell();
+    }
+
+    /// Renewals of a node that was removed are not heard, and so is not what it says there of what it let
+    /// go: its notice is. From here on its session takes nothing.
+    fn say_farewell(&mut self) {
+        let removed = *self.task.leaving.borrow() == Leaving::Removed;
+        let Some(session) = self.owner.farewell().filter(|_| removed && self.farewells > 0) else { return };
+        if self.farewell_at.is_some_and(|at| at.elapsed() < FAREWELL_EVERY) {
+            return;
+        }
+        (self.farewells, self.farewell_at) = (self.farewells - 1, Some(Instant::now()));
+        let (gossip, letter) = (self.task.gossip.clone(), notice::write(session));
+        self.farewell_task = Some(tokio::spawn(async move { gossip.send_release(&letter).await }));
+    }
+
+    /// For people who ask another node.
+    fn tell_others(&self, now: &Views) {
+        let hung =
+            self.task.pulse.borrow().as_ref().map(|why| format!("its data plane does not work: {why}"));
+        let news = |view: &VipView| VipNews {
+            held: view.epoch,
+            kept: view.quiet,
+            problem: hung.clone().or_else(|| view.problem.clone()),
+        };
+        let news = now.vips.iter().map(|(vip, view)| (vip.to_string(), news(view))).collect();
+        if let Err(error) = self.task.gossip.set_vips(&news) {
+            warn!(%error, "others are not told of the VIPs here");
+        }
     }
 
     fn seal_notice(&mut self) {
@@ -433,10 +500,44 @@ impl Running {
     }
 
     fn end(self) {
-        for drain in self.drains.values() {
-            drain.abort();
+        for task in self.drains.values().chain(&self.farewell_task) {
+            task.abort();
         }
-        let gone = Views { vips: BTreeMap::<VipName, VipView>::new(), handed_over: true };
+        let gone = Views { handed_over: true, ..Views::default() };
         self.task.views.send_replace(Arc::new(gone));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use trestle_raft_store::types::{NodeProfile, NodeRecord, Role, VipHolder, VipRecord};
+
+    use super::*;
+
+    #[test]
+    fn an_owner_that_was_removed_keeps_its_name_while_it_owns_something() {
+        let profile = NodeProfile {
+            name: "n3".to_owned(),
+            cluster: String::new(),
+            admin: String::new(),
+            join_token: Uuid::nil(),
+            version: String::new(),
+            feature_level: 1,
+        };
+        let holder =
+            VipHolder { node: 3, session: Uuid::nil(), fenced: true, via: Vec::new(), addresses: Vec::new() };
+        let record = VipRecord { owner: Some((7, holder)), ..VipRecord::default() };
+        let mut state = State {
+            nodes: [(3, NodeRecord { profile, role: Role::Auto, joined_ms: 0 })].into(),
+            vips: [("front".to_owned(), record)].into(),
+            ..State::default()
+        };
+        let names = owner_names(&state, &BTreeMap::new());
+        assert_eq!(names[&3], "n3");
+        state.nodes.clear();
+        assert_eq!(owner_names(&state, &names), names);
+        assert!(owner_names(&state, &BTreeMap::new()).is_empty(), "this node never knew it");
+        state.vips.clear();
+        assert!(owner_names(&state, &names).is_empty());
     }
 }

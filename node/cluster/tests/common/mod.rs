@@ -258,6 +258,7 @@ pub fn put(document: Vec<u8>) -> Command {
         leases: LeaseTimes::default(),
         uses: Vec::new(),
         contents: Vec::new(),
+        gone: Vec::new(),
         expected: None,
         author: "test".to_owned(),
         message: String::new(),

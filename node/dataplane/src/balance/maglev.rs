@@ -3,6 +3,16 @@
 
 use super::{Context, Shares, hashed, untried_from};
 
+/// The member of each of so many places (a prime), as an index of `members`: names and weights, not all of
+/// them 0. The same wherever members, their order and their weights are the same.
+pub fn maglev(places: u32, members: &[(&str, u32)]) -> Box<[u32]> {
+    let shares = Shares::new(members.iter().enumerate().map(|(index, (_, weight))| (index, *weight)));
+    let names: Vec<&str> = (0..shares.len()).map(|position| members[shares.index(position)].0).collect();
+    let table = Table::sized(&shares, &names, places as usize);
+    let index = |position: &u32| u32::try_from(shares.index(*position as usize)).unwrap_or(u32::MAX);
+    table.places.iter().map(index).collect()
+}
+
 /// Primes, as the paper wants them: a hundred places a member and more.
 const SIZES: [usize; 2] = [65_537, 655_373];
 
@@ -15,8 +25,13 @@ pub(crate) struct Table {
 impl Table {
     /// `names` in the order of positions.
     pub(super) fn new(shares: &Shares, names: &[&str]) -> Self {
-        const FREE: u32 = u32::MAX;
         let size = if names.len() * 100 <= SIZES[0] { SIZES[0] } else { SIZES[1] };
+        Self::sized(shares, names, size)
+    }
+
+    /// Of so many places, a prime.
+    fn sized(shares: &Shares, names: &[&str], size: usize) -> Self {
+        const FREE: u32 = u32::MAX;
         let mut places = vec![FREE; size];
         let heaviest = (0..shares.len()).map(|position| shares.weight(position)).max().unwrap_or(1);
         // Of each member: where it begins, how far it goes, how far it has come, and its turns' debt.

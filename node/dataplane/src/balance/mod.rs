@@ -25,6 +25,7 @@ use rand::{Rng, SeedableRng};
 use siphasher::sip::SipHasher13;
 use trestle_config::model::Balance;
 
+pub use maglev::maglev;
 pub(crate) use shares::Shares;
 
 #[derive(Clone, Copy, Debug, PartialEq)]

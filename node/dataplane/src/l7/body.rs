@@ -1,20 +1,25 @@
-//! Bodies on their way: streamed, counted, never gathered.
+//! Bodies on their way: streamed, counted; gathered only where a rule edits them.
 //!
 //! An [`Upload`] is polled by the upstream connection's task, an [`Answer`] by the client's. Each polls its source only when its sink takes more, so back-pressure goes through.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::record::Record;
 use super::transfer::Transfer;
+use super::unread::ClientBody;
 use crate::metrics::Reason;
 
 #[derive(Debug, thiserror::Error)]
@@ -36,23 +41,66 @@ pub(crate) struct UploadState {
     pub(crate) bytes: Cell<u64>,
     pub(crate) ended: Cell<Option<Instant>>,
     pub(crate) failure: Cell<Option<Reason>>,
+    /// The header of the answer has come: from now on both sides talk as they like.
+    pub(crate) answered: Cell<bool>,
+}
+
+/// What a client must keep to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct UploadLimits {
+    /// 0: no limit.
+    pub(crate) bytes_max: u64,
+    /// For which it may send nothing; zero: for ever.
+    pub(crate) idle: Duration,
+    /// Bytes a second, on average, once it was waited for for [`RATE_GRACE`]; 0: any.
+    pub(crate) rate: u32,
+}
+
+const RATE_GRACE: Duration = Duration::from_secs(10);
+
+/// How long a client was waited for. While it is not asked for more, since the member takes no more, its time
+/// stands still.
+#[derive(Debug, Default)]
+struct Waits {
+    before: Duration,
+    since: Option<Instant>,
+}
+
+impl Waits {
+    /// Begins a wait; for how long it may last after this many bytes.
+    fn begin(&mut self, now: Instant, bytes: u64, rate: u32) -> Duration {
+        self.since = Some(now);
+        // Three centuries of it can't overflow.
+        let earned = Duration::from_millis(bytes.min(1 << 50) * 1000 / u64::from(rate.max(1)));
+        (RATE_GRACE + earned).saturating_sub(self.before)
+    }
+
+    fn end(&mut self, now: impl FnOnce() -> Instant) {
+        if let Some(since) = self.since.take() {
+            self.before += now().saturating_duration_since(since);
+        }
+    }
 }
 
 #[derive(Debug)]
 pub(crate) struct Streaming {
+    /// What was read before it was asked for, and goes first.
+    ahead: Bytes,
+    trailers: Option<HeaderMap>,
     source: Source,
     state: Rc<UploadState>,
-    /// 0: no limit.
-    bytes_max: u64,
-    idle: Duration,
+    limits: UploadLimits,
+    waits: Waits,
     /// Runs while the client sends nothing; made at the first such wait.
     timer: Option<Pin<Box<Sleep>>>,
+    /// It runs for the rate.
+    for_rate: bool,
     moved: bool,
 }
 
 #[derive(Debug)]
 enum Source {
-    Client(Incoming),
+    Client(ClientBody),
     /// One attempt's view of what is kept, and of what the client sends after that.
     Kept {
         kept: Rc<Kept>,
@@ -64,23 +112,26 @@ enum Source {
 /// A client's body of which the beginning is kept, so that it can be sent again.
 #[derive(Debug)]
 pub(crate) struct Kept {
-    client: RefCell<Incoming>,
+    client: RefCell<ClientBody>,
     pieces: RefCell<Vec<Bytes>>,
     /// Bytes that may be kept yet.
     room: Cell<usize>,
     /// More came than is kept, or trailers.
     lost: Cell<bool>,
+    /// The client has sent all: of a body in chunks that is known only when its end was read.
+    ended: Cell<bool>,
     /// The one whose turn it is: the connection of one that was given up may still ask for more.
     attempt: Cell<u32>,
 }
 
 impl Kept {
-    pub(crate) fn new(client: Incoming, room: usize) -> Rc<Self> {
+    pub(crate) fn new(client: ClientBody, room: usize) -> Rc<Self> {
         Rc::new(Self {
             client: RefCell::new(client),
             pieces: RefCell::default(),
             room: Cell::new(room),
             lost: Cell::new(false),
+            ended: Cell::new(false),
             attempt: Cell::new(0),
         })
     }
@@ -91,7 +142,7 @@ impl Kept {
 
     /// What the client has sent, if that is all and all of it is kept.
     pub(crate) fn all(&self) -> Option<Vec<Bytes>> {
-        let ended = self.client.borrow().is_end_stream();
+        let ended = self.ended.get() || self.client.borrow().is_end_stream();
         (ended && self.is_whole()).then(|| self.pieces.borrow().clone())
     }
 
@@ -131,9 +182,13 @@ impl Source {
                     return Poll::Ready(Some(Ok(Piece::Again(piece.clone()))));
                 }
                 let polled = ready!(Pin::new(&mut *kept.client.borrow_mut()).poll_frame(cx));
-                if let Some(Ok(frame)) = &polled {
-                    kept.keep(frame);
-                    *sent = kept.pieces.borrow().len();
+                match &polled {
+                    Some(Ok(frame)) => {
+                        kept.keep(frame);
+                        *sent = kept.pieces.borrow().len();
+                    }
+                    Some(Err(_)) => {}
+                    None => kept.ended.set(true),
                 }
                 Poll::Ready(polled.map(|frame| frame.map(Piece::Fresh).map_err(gone)))
             }
@@ -165,29 +220,82 @@ impl Source {
 }
 
 impl Upload {
-    pub(crate) fn stream(body: Incoming, state: Rc<UploadState>, bytes_max: u64, idle: Duration) -> Self {
-        Self::of(Source::Client(body), state, bytes_max, idle)
+    pub(crate) fn stream(body: ClientBody, state: Rc<UploadState>, limits: UploadLimits) -> Self {
+        Self::of(Source::Client(body), state, limits)
     }
 
     /// The next attempt's; whatever an earlier one still wants is refused.
-    pub(crate) fn kept(kept: &Rc<Kept>, state: Rc<UploadState>, bytes_max: u64, idle: Duration) -> Self {
+    pub(crate) fn kept(kept: &Rc<Kept>, state: Rc<UploadState>, limits: UploadLimits) -> Self {
         let attempt = kept.attempt.get() + 1;
         kept.attempt.set(attempt);
-        Self::of(Source::Kept { kept: Rc::clone(kept), attempt, sent: 0 }, state, bytes_max, idle)
+        Self::of(Source::Kept { kept: Rc::clone(kept), attempt, sent: 0 }, state, limits)
     }
 
-    fn of(source: Source, state: Rc<UploadState>, bytes_max: u64, idle: Duration) -> Self {
-        Upload::Stream(Box::new(Streaming { source, state, bytes_max, idle, timer: None, moved: true }))
+    fn of(source: Source, state: Rc<UploadState>, limits: UploadLimits) -> Self {
+        let waits = Waits::default();
+        let (ahead, trailers, timer) = (Bytes::new(), None, None);
+        let streaming =
+            Streaming { ahead, trailers, source, state, limits, waits, timer, for_rate: false, moved: true };
+        Upload::Stream(Box::new(streaming))
     }
 }
 
 impl Streaming {
+    /// Reads until all of the body is here, or more than `most` bytes are, with the same limits as ever. It is sent
+    /// afterwards as if it came then. True: that is all.
+    pub(crate) async fn gather(&mut self, most: usize) -> Result<bool, Interrupted> {
+        let mut more = BytesMut::new();
+        let whole = loop {
+            let Some(frame) = poll_fn(|cx| self.poll_source(cx)).await else { break true };
+            match frame?.into_data() {
+                // As it is, if nothing follows.
+                Ok(data) if self.ahead.is_empty() => self.ahead = data,
+                Ok(data) => {
+                    if more.is_empty() {
+                        more.extend_from_slice(&self.ahead);
+                    }
+                    more.extend_from_slice(&data);
+                }
+                Err(frame) => {
+                    self.trailers = frame.into_trailers().ok();
+                    break true;
+                }
+            }
+            if self.source.is_end_stream() {
+                break true;
+            }
+            if self.ahead.len().max(more.len()) > most {
+                break false;
+            }
+        };
+        if !more.is_empty() {
+            self.ahead = more.freeze();
+        }
+        Ok(whole)
+    }
+
+    /// What [`Streaming::gather`] has read.
+    pub(crate) fn gathered(&self) -> (&[u8], Option<&HeaderMap>) {
+        (&self.ahead, self.trailers.as_ref())
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Interrupted>>> {
+        if !self.ahead.is_empty() {
+            return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.ahead)))));
+        }
+        if let Some(trailers) = self.trailers.take() {
+            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+        }
+        self.poll_source(cx)
+    }
+
+    fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Interrupted>>> {
         let polled = match self.source.poll(cx) {
             Poll::Pending => return self.wait(cx),
             Poll::Ready(polled) => polled,
         };
         self.moved = true;
+        self.waits.end(Instant::now);
         Poll::Ready(match polled {
             Some(Ok(Piece::Fresh(frame))) => Some(self.took(frame)),
             Some(Ok(Piece::Again(bytes))) => Some(Ok(Frame::data(bytes))),
@@ -205,7 +313,7 @@ impl Streaming {
         if let Some(data) = frame.data_ref() {
             let bytes = self.state.bytes.get() + data.len() as u64;
             self.state.bytes.set(bytes);
-            if self.bytes_max > 0 && bytes > self.bytes_max {
+            if self.limits.bytes_max > 0 && bytes > self.limits.bytes_max {
                 return Err(self.fail(Reason::BodyTooLarge));
             }
         }
@@ -216,18 +324,41 @@ impl Streaming {
     }
 
     fn wait<T>(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<T, Interrupted>>> {
-        if self.idle.is_zero() {
+        if std::mem::take(&mut self.moved) {
+            self.begin_wait();
+        }
+        if !self.timer.as_mut().is_some_and(|timer| timer.as_mut().poll(cx).is_ready()) {
             return Poll::Pending;
         }
-        if std::mem::take(&mut self.moved) {
-            let deadline = Instant::now() + self.idle;
-            match &mut self.timer {
-                Some(timer) => timer.as_mut().reset(deadline),
-                None => self.timer = Some(Box::pin(sleep_until(deadline))),
+        if self.for_rate && self.state.answered.get() {
+            // It has begun since: only the idle time is left.
+            self.begin_wait();
+            let elapsed = self.timer.as_mut().is_some_and(|timer| timer.as_mut().poll(cx).is_ready());
+            if !elapsed {
+                return Poll::Pending;
             }
         }
-        let elapsed = self.timer.as_mut().is_some_and(|timer| timer.as_mut().poll(cx).is_ready());
-        if elapsed { Poll::Ready(Some(Err(self.fail(Reason::ClientBodyTimeout)))) } else { Poll::Pending }
+        let reason = if self.for_rate { Reason::ClientBodySlow } else { Reason::ClientBodyTimeout };
+        Poll::Ready(Some(Err(self.fail(reason))))
+    }
+
+    fn begin_wait(&mut self) {
+        let UploadLimits { idle, rate, .. } = self.limits;
+        let now = Instant::now();
+        let idle = (!idle.is_zero()).then_some(idle);
+        let rated = rate > 0 && !self.state.answered.get();
+        let rate = rated.then(|| self.waits.begin(now, self.state.bytes.get(), rate));
+        self.for_rate = rate.is_some_and(|rate| idle.is_none_or(|idle| rate < idle));
+        let Some(patience) = rate.into_iter().chain(idle).min() else {
+            self.timer = None;
+            return;
+        };
+        // Beyond what a timer takes is as good as for ever.
+        let deadline = now + patience.min(Duration::from_secs(1 << 30));
+        match &mut self.timer {
+            Some(timer) => timer.as_mut().reset(deadline),
+            None => self.timer = Some(Box::pin(sleep_until(deadline))),
+        }
     }
 
     fn end(&self) {
@@ -261,7 +392,9 @@ impl Body for Upload {
         match self {
             Upload::None => true,
             Upload::Pieces(pieces) => pieces.is_empty(),
-            Upload::Stream(streaming) => streaming.source.is_end_stream(),
+            Upload::Stream(streaming) => {
+                streaming.ahead.is_empty() && streaming.trailers.is_none() && streaming.source.is_end_stream()
+            }
         }
     }
 
@@ -271,7 +404,13 @@ impl Body for Upload {
             Upload::Pieces(pieces) => {
                 SizeHint::with_exact(pieces.iter().map(|piece| piece.len() as u64).sum())
             }
-            Upload::Stream(streaming) => streaming.source.size_hint(),
+            Upload::Stream(streaming) => {
+                let (ahead, rest) = (streaming.ahead.len() as u64, streaming.source.size_hint());
+                let mut all = SizeHint::new();
+                all.set_lower(rest.lower() + ahead);
+                rest.upper().into_iter().for_each(|upper| all.set_upper(upper + ahead));
+                all
+            }
         }
     }
 }
@@ -283,6 +422,144 @@ pub(crate) enum Answer {
     /// One that the proxy made.
     Page(Bytes),
     Stream(Incoming, Box<Transfer>),
+    Late(Box<Late>),
+    Whole(Box<Whole>),
+}
+
+/// A stream whose beginning was read before it was passed on.
+#[derive(Debug)]
+pub(crate) struct Late {
+    pub(crate) ahead: Ahead,
+    pub(crate) body: Incoming,
+    pub(crate) transfer: Transfer,
+}
+
+/// The beginning of an answer's body.
+#[derive(Debug, Default)]
+pub(crate) struct Ahead {
+    first: Bytes,
+    /// What came after it; empty as a rule.
+    more: VecDeque<Bytes>,
+    trailers: Option<HeaderMap>,
+    /// Nothing comes after that.
+    ended: bool,
+}
+
+impl Ahead {
+    /// Bytes that are looked at.
+    const MAX: usize = 64 << 10;
+
+    pub(crate) fn of(first: Bytes) -> Self {
+        Self { first, ..Self::default() }
+    }
+
+    /// What can be had without waiting.
+    pub(crate) fn look<E>(
+        mut next: impl FnMut() -> Poll<Option<Result<Frame<Bytes>, E>>>,
+    ) -> Result<Self, E> {
+        let mut ahead = Self::default();
+        while ahead.len() < Self::MAX {
+            match next() {
+                Poll::Pending => break,
+                Poll::Ready(None) => {
+                    ahead.ended = true;
+                    break;
+                }
+                Poll::Ready(Some(frame)) => match frame?.into_data() {
+                    Ok(data) if data.is_empty() => {}
+                    Ok(data) if ahead.first.is_empty() => ahead.first = data,
+                    Ok(data) => ahead.more.push_back(data),
+                    Err(frame) => {
+                        ahead.trailers = frame.into_trailers().ok();
+                        ahead.ended = true;
+                        break;
+                    }
+                },
+            }
+        }
+        Ok(ahead)
+    }
+
+    /// Whether nothing is known of the body.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.first.is_empty() && self.trailers.is_none() && !self.ended
+    }
+
+    fn len(&self) -> usize {
+        self.first.len() + self.more.iter().map(Bytes::len).sum::<usize>()
+    }
+
+    fn next(&mut self) -> Option<Frame<Bytes>> {
+        if self.first.is_empty() {
+            return self.trailers.take().map(Frame::trailers);
+        }
+        let next = piece(&mut self.first);
+        if self.first.is_empty() {
+            self.first = self.more.pop_front().unwrap_or_default();
+        }
+        Some(Frame::data(next))
+    }
+
+    /// Whether that was all of this body.
+    pub(crate) fn is_over(&self, body: &Incoming) -> bool {
+        self.first.is_empty() && self.trailers.is_none() && (self.ended || body.is_end_stream())
+    }
+}
+
+/// A body that is at hand; not empty.
+#[derive(Debug)]
+pub(crate) struct Whole {
+    pub(crate) record: Record,
+    pub(crate) body: Bytes,
+    pub(crate) trailers: Option<HeaderMap>,
+}
+
+/// What is at hand goes out in pieces of this many bytes, so that it is seen whether the client takes it.
+const PIECE: usize = 64 << 10;
+
+fn piece(of: &mut Bytes) -> Bytes {
+    of.split_to(of.len().min(PIECE))
+}
+
+impl Late {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Interrupted>>> {
+        let Self { ahead, body, transfer } = self;
+        transfer.is_taken();
+        if let Some(frame) = ahead.next() {
+            let next: Result<_, Infallible> = Ok(frame);
+            return transfer.observe(cx, Poll::Ready(Some(next)), || ahead.is_over(body));
+        }
+        let polled = match ahead.ended {
+            true => Poll::Ready(None),
+            false => transfer.poll(cx, |cx| Pin::new(&mut *body).poll_frame(cx)),
+        };
+        transfer.observe(cx, polled, || body.is_end_stream())
+    }
+}
+
+impl Whole {
+    fn next(&mut self) -> Option<Frame<Bytes>> {
+        let conn = &self.record.conn;
+        conn.unsent_since.set(None);
+        let frame = if self.body.is_empty() {
+            self.trailers.take().map(Frame::trailers)
+        } else {
+            if conn.is_http2() {
+                conn.unsent_since.set(Some(Instant::now()));
+            }
+            let piece = piece(&mut self.body);
+            self.record.bytes_out += piece.len() as u64;
+            Some(Frame::data(piece))
+        };
+        if self.is_over() {
+            self.record.end(Reason::Done);
+        }
+        frame
+    }
+
+    fn is_over(&self) -> bool {
+        self.body.is_empty() && self.trailers.is_none()
+    }
 }
 
 impl Body for Answer {
@@ -302,6 +579,8 @@ impl Body for Answer {
                 let polled = transfer.poll(cx, |cx| Pin::new(&mut *body).poll_frame(cx));
                 transfer.observe(cx, polled, || body.is_end_stream())
             }
+            Answer::Late(late) => late.poll(cx),
+            Answer::Whole(whole) => Poll::Ready(whole.next().map(Ok)),
         }
     }
 
@@ -310,6 +589,8 @@ impl Body for Answer {
             Answer::None => true,
             Answer::Page(page) => page.is_empty(),
             Answer::Stream(body, _) => body.is_end_stream(),
+            Answer::Late(late) => late.ahead.is_over(&late.body),
+            Answer::Whole(whole) => whole.is_over(),
         }
     }
 
@@ -318,6 +599,39 @@ impl Body for Answer {
             Answer::None => SizeHint::with_exact(0),
             Answer::Page(page) => SizeHint::with_exact(page.len() as u64),
             Answer::Stream(body, _) => body.size_hint(),
+            Answer::Late(late) => {
+                let (rest, ahead) = (late.body.size_hint(), late.ahead.len() as u64);
+                let mut all = SizeHint::new();
+                all.set_lower(rest.lower() + ahead);
+                rest.upper().into_iter().for_each(|upper| all.set_upper(upper + ahead));
+                all
+            }
+            // Over HTTP/1.1, trailers need chunks.
+            Answer::Whole(whole) if whole.trailers.is_some() => SizeHint::new(),
+            Answer::Whole(whole) => SizeHint::with_exact(whole.body.len() as u64),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_has_ten_seconds_and_one_for_each_256_bytes_while_it_is_waited_for() {
+        let (mut waits, start) = (Waits::default(), Instant::now());
+        let at = |secs| start + Duration::from_secs(secs);
+        let secs = Duration::from_secs;
+        assert_eq!(waits.begin(at(0), 0, 256), secs(10));
+        waits.end(|| at(4));
+        assert_eq!(waits.begin(at(100), 512, 256), secs(8), "what lies between is not its time");
+        waits.end(|| at(107));
+        assert_eq!(waits.begin(at(107), 512, 256), secs(1));
+        waits.end(|| at(110));
+        assert_eq!(waits.begin(at(110), 512, 256), Duration::ZERO);
+        waits.end(|| at(110));
+        waits.end(|| unreachable!("nobody waits"));
+        assert_eq!(waits.begin(at(110), 2560, 256), secs(6));
+        assert!(waits.begin(at(110), u64::MAX, 1) > secs(1 << 40));
     }
 }

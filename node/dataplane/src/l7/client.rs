@@ -2,20 +2,25 @@
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::rc::Rc;
+use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use http::HeaderValue;
-use rustls::ServerConnection;
-use rustls_pki_types::CertificateDer;
+use tokio::time::Instant;
 use trestle_config::model::Scheme;
-use x509_parser::prelude::{FromDer, X509Certificate};
 
+use crate::proxy_protocol::{Ends, Facts};
+use crate::tls::session::Tls;
+use crate::upstream::{Said, Target, Upstreams};
 use crate::worker::{Handle, ListenerRef, Worker};
 
-/// Bytes of a client's certificate, or of the chain behind it, that are passed on.
-const CERTIFICATE_MAX: usize = 16 << 10;
+/// Clients that are named on one connection, by a trusted proxy, and for whom connections to members are kept.
+const CLIENTS_MAX: usize = 8;
+/// Between two times that the ledger hears of a connection's requests: about a round of gossip.
+const TOLD_PAUSE: Duration = Duration::from_millis(200);
+/// Members to which each has some.
+const TARGETS_MAX: usize = 64;
 
 #[derive(Debug)]
 pub(crate) struct Client {
@@ -24,24 +29,27 @@ pub(crate) struct Client {
     /// As `X-Forwarded-For` and log name it.
     pub(crate) address: HeaderValue,
     pub(crate) peer: SocketAddr,
+    /// Where it connected to, perhaps at a proxy that passes TCP on.
+    local: SocketAddr,
+    /// Connections to members that are for one client alone, by those who ask here; the oldest first.
+    own: RefCell<Vec<Own>>,
     /// The port that it connected to.
     pub(crate) port: HeaderValue,
     pub(crate) tls: Option<Tls>,
     listener: RefCell<ListenerRef>,
     version: Cell<u64>,
+    /// Requests that the ledger has not heard of, and when it last did.
+    asked: Cell<u32>,
+    told: Cell<Instant>,
 }
 
-/// What a handshake has told.
+/// Connections to members that are for one client alone.
 #[derive(Debug)]
-pub(crate) struct Tls {
-    pub(crate) version: &'static str,
-    /// The name that was asked for.
-    pub(crate) name: Option<Box<str>>,
-    /// Of the client's certificate; empty: it has shown none.
-    pub(crate) subject: Box<str>,
-    /// `Client-Cert` and `Client-Cert-Chain` (RFC 9440).
-    pub(crate) certificate: Option<HeaderValue>,
-    pub(crate) chain: Option<HeaderValue>,
+struct Own {
+    client: SocketAddr,
+    behalf: NonZeroU64,
+    /// The oldest first.
+    targets: Vec<Target>,
 }
 
 impl Client {
@@ -60,12 +68,79 @@ impl Client {
             address: text(peer.ip().to_canonical().to_string()),
             peer: SocketAddr::new(peer.ip().to_canonical(), peer.port()),
             port: text(local.port().to_string()),
+            local,
+            own: RefCell::default(),
             tls,
             version: Cell::new(worker.version()),
             listener: RefCell::new(listener),
+            asked: Cell::new(0),
+            told: Cell::new(Instant::now()),
             worker,
             handle,
         }
+    }
+
+    /// Counts a request. The ledger hears of several at once, for that costs more than the rest.
+    pub(crate) fn asks(&self, now: Instant) {
+        self.asked.set(self.asked.get() + 1);
+        if now.saturating_duration_since(self.told.get()) >= TOLD_PAUSE {
+            self.told.set(now);
+            self.tell_asked();
+        }
+    }
+
+    fn tell_asked(&self) {
+        let asked = self.asked.take();
+        if asked > 0 {
+            self.worker.arrived(self.peer.ip(), asked);
+        }
+    }
+
+    /// The number of connections to members that are for `client` alone, which asks here: itself, or somebody
+    /// whom a trusted proxy has named.
+    pub(crate) fn behalf(&self, client: SocketAddr) -> NonZeroU64 {
+        let mut own = self.own.borrow_mut();
+        if let Some(known) = own.iter().find(|own| own.client == client) {
+            return known.behalf;
+        }
+        if own.len() >= CLIENTS_MAX {
+            own.remove(0).forget(&self.worker.upstreams);
+        }
+        let behalf = self.worker.next_serial();
+        own.push(Own { client, behalf, targets: Vec::new() });
+        behalf
+    }
+
+    /// Connections to there, which are for one client alone, end with this one; or earlier, if it has too many.
+    pub(crate) fn owns(&self, client: SocketAddr, target: Target) {
+        let mut own = self.own.borrow_mut();
+        let Some(own) = own.iter_mut().find(|own| own.client == client) else { return };
+        if own.targets.contains(&target) {
+            return;
+        }
+        if own.targets.len() >= TARGETS_MAX {
+            self.worker.upstreams.forget(&own.targets.remove(0));
+        }
+        own.targets.push(target);
+    }
+
+    /// Whether a connection to there may be kept.
+    pub(crate) fn keeps(&self, target: &Target) -> bool {
+        !target.is_for_one() || self.own.borrow().iter().any(|own| own.targets.contains(target))
+    }
+
+    /// What such connections say of `client`.
+    pub(crate) fn said_of(&self, client: SocketAddr) -> Said<'_> {
+        (self.ends_of(client), self.facts(client))
+    }
+
+    pub(crate) fn ends_of(&self, client: SocketAddr) -> Ends {
+        Ends { client, local: self.local }
+    }
+
+    fn facts(&self, client: SocketAddr) -> Facts<'_> {
+        let Some(tls) = self.tls.as_ref().filter(|_| client == self.peer) else { return Facts::default() };
+        tls.facts()
     }
 
     pub(crate) fn scheme(&self) -> Scheme {
@@ -85,34 +160,15 @@ impl Client {
     }
 }
 
-impl Tls {
-    /// Of a handshake that has ended. `forward`: members are told of the client's certificate.
-    pub(crate) fn of(session: &ServerConnection, forward: bool) -> Self {
-        let version = match session.protocol_version() {
-            Some(rustls::ProtocolVersion::TLSv1_3) => "TLSv1.3",
-            _ => "TLSv1.2",
-        };
-        let shown = session.peer_certificates().unwrap_or_default();
-        let subject = shown.first().and_then(|der| X509Certificate::from_der(der).ok());
-        let (certificate, chain) = match shown.split_first() {
-            Some((first, rest)) if forward => (field([first]), field(rest)),
-            _ => (None, None),
-        };
-        Self {
-            version,
-            name: session.server_name().map(Into::into),
-            subject: subject.map(|(_, parsed)| parsed.subject().to_string().into()).unwrap_or_default(),
-            certificate,
-            chain,
-        }
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.tell_asked();
+        self.own.borrow().iter().for_each(|own| own.forget(&self.worker.upstreams));
     }
 }
 
-/// A list of byte sequences (RFC 8941, sections 3.1 and 3.3.5).
-fn field<'a>(certificates: impl IntoIterator<Item = &'a CertificateDer<'static>>) -> Option<HeaderValue> {
-    let items: Vec<String> =
-        certificates.into_iter().map(|der| format!(":{}:", STANDARD.encode(der))).collect();
-    let value = items.join(", ");
-    (!value.is_empty() && value.len() <= CERTIFICATE_MAX)
-        .then(|| HeaderValue::from_maybe_shared(value.into_bytes()).ok())?
+impl Own {
+    fn forget(&self, upstreams: &Upstreams) {
+        self.targets.iter().for_each(|target| upstreams.forget(target));
+    }
 }

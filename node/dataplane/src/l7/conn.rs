@@ -3,6 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderMap, Uri};
@@ -14,7 +15,9 @@ use super::gate::GateState;
 use super::h2::OpenStream;
 use super::phases::Phases;
 use super::tunnel::Upgrade;
+use super::unread::Unread;
 use crate::alarm::Alarm;
+use crate::limits::Cut;
 
 #[derive(Debug)]
 pub(crate) struct Conn {
@@ -27,6 +30,8 @@ pub(crate) struct Conn {
     pub(crate) upgrade: RefCell<Option<Upgrade>>,
     /// The client may still be sending what nobody reads: see [`super::server`].
     pub(crate) linger: Cell<bool>,
+    /// The request is answered by ourselves, and its body has not come as a whole.
+    pub(crate) body_left: Cell<bool>,
     /// Since when it is open, or has no request.
     pub(crate) idle_since: Cell<Instant>,
     /// The client has had a request.
@@ -41,8 +46,12 @@ pub(crate) struct Conn {
     pub(crate) stream: Option<OpenStream>,
     /// What a stream of HTTP/2 becomes when its request for a WebSocket is granted (RFC 8441).
     pub(crate) tunnel: RefCell<Option<OnUpgrade>>,
+    /// The body of a request, if somebody has it.
+    pub(crate) unread: RefCell<Option<Rc<Unread>>>,
     /// The request of a stream as it came, if it may be sent twice. (Of HTTP/1.1 the gate keeps the head.)
     pub(crate) original: RefCell<Option<Box<(Uri, HeaderMap)>>>,
+    /// Slots of exact limits that a request of HTTP/2 has. (Of HTTP/1.1 the connection goes with them.)
+    pub(crate) slots: RefCell<Vec<Arc<Cut>>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +69,7 @@ impl Conn {
             alarm: Alarm::default(),
             upgrade: RefCell::default(),
             linger: Cell::new(false),
+            body_left: Cell::new(false),
             idle_since: Cell::new(Instant::now()),
             used: Cell::new(false),
             phases: Phases::default(),
@@ -67,9 +77,16 @@ impl Conn {
             unsent_since: Cell::new(None),
             stream: None,
             tunnel: RefCell::default(),
+            unread: RefCell::default(),
             original: RefCell::default(),
+            slots: RefCell::default(),
             client,
         }
+    }
+
+    /// Slots without which the present request can't go on.
+    pub(crate) fn slots_of_request(&self) -> &RefCell<Vec<Arc<Cut>>> {
+        if self.is_http2() { &self.slots } else { self.client.handle.slots() }
     }
 
     pub(crate) fn is_http2(&self) -> bool {

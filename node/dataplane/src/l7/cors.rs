@@ -104,13 +104,22 @@ impl Cors {
         true
     }
 
-    fn allows(&self, origin: &HeaderValue) -> bool {
+    pub(crate) fn allows_method(&self, method: &Method) -> bool {
+        let listed = self.methods.to_str().unwrap_or_default();
+        listed.split(", ").any(|listed| listed == method.as_str())
+    }
+
+    pub(crate) fn allows(&self, origin: &HeaderValue) -> bool {
+        if self.origins.contains(&OriginPattern::Any) {
+            return true;
+        }
         let Some((scheme, rest)) = origin.to_str().ok().and_then(|origin| origin.split_once("://")) else {
             return false;
         };
         let (host, port) = target::split_port(rest);
         self.origins.iter().any(|pattern| match pattern {
-            OriginPattern::Any => true,
+            // Looked for above, since an opaque origin (`null`) is one too.
+            OriginPattern::Any => false,
             OriginPattern::At { scheme: s, host: h, port: p } => {
                 let same_port = match (p, port) {
                     (Some(p), Some(port)) => itoa::Buffer::new().format(*p) == port,

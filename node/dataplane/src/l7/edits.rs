@@ -2,7 +2,7 @@
 
 use http::header::STRICT_TRANSPORT_SECURITY;
 use http::{HeaderMap, HeaderName, HeaderValue};
-use trestle_config::model::HeaderEdits;
+use trestle_config::model::{HeaderEdits, Scheme};
 use trestle_config::text::Template;
 
 use super::text::{Scope, Text};
@@ -48,9 +48,7 @@ impl Edits {
 
     /// The values of variables are those before any of the edits.
     pub(crate) fn apply(&self, headers: &mut HeaderMap, values: &Values) {
-        for name in &self.remove {
-            headers.remove(name);
-        }
+        self.remove(headers);
         let (set, add) = values.texts.split_at(self.set.len());
         for ((name, _), value) in self.set.iter().zip(set) {
             headers.insert(name, value.clone());
@@ -68,10 +66,17 @@ impl Edits {
         }
     }
 
+    /// Of all it does, only what takes fields away.
+    pub(crate) fn remove(&self, headers: &mut HeaderMap) {
+        for name in &self.remove {
+            headers.remove(name);
+        }
+    }
+
     pub(crate) fn values(&self, scope: Scope<'_>) -> Values {
         Values {
             texts: self.set.iter().chain(&self.add).map(|(_, text)| text.value(scope)).collect(),
-            over_tls: scope.record.conn.client.tls.is_some(),
+            over_tls: scope.record.scheme() == Scheme::Https,
         }
     }
 }

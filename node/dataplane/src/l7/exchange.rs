@@ -1,38 +1,46 @@
 //! One request: routed, given to a member, answered. Each attempt at a member is [`attempt`]'s, whether there
-//! is another one [`again`]'s; what came of it goes on as a [`reply`].
+//! is another one [`again`]'s; what came of it goes on as a [`reply`], or [`edited`].
 
 mod again;
 mod attempt;
+mod edited;
 mod reply;
 
 use std::convert::Infallible;
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use http::header::ORIGIN;
-use http::{HeaderMap, HeaderName, Method, Request, Response, Uri};
+use http::header::{EXPECT, ORIGIN};
+use http::uri::Scheme as UriScheme;
+use http::{HeaderMap, HeaderName, Method, Request, Response, Uri, Version};
+use http_body::Body;
 use hyper::body::Incoming;
 use tokio::time::Instant;
 use trestle_config::model::HashOn;
 
-use super::body::{Answer, Kept, Upload, UploadState};
+use super::body::{Answer, Kept, Upload, UploadLimits, UploadState};
 use super::conn::Conn;
 use super::edits::Edits;
 use super::head::Framing;
 use super::mirror::{self, Draft};
 use super::record::{Record, RuleAt, rule_at};
+use super::refused::Flaw;
 use super::router::Subject;
+use super::substitute::BodyEdits;
 use super::text::Scope;
 use super::transfer::Deadline;
-use super::{cors, forward, grpc, page, target, values};
+use super::unread::{ClientBody, Unread};
+use super::{cors, forward, grpc, inspect, page, target, values};
 use crate::alarm::Elapsed;
 use crate::balance::hashed;
 use crate::metrics::Reason;
-use crate::pool::{Picked, Pool, Refusal};
+use crate::pool::{Picked, Pool, Refusal, learned};
 use crate::snapshot::Rule;
 use again::may_be_repeated;
-use attempt::{after, earlier, report};
+pub(super) use attempt::after;
+use attempt::{earlier, report};
 use reply::Reply;
 
 /// Answers a request that hyper has parsed.
@@ -40,12 +48,53 @@ pub(crate) async fn serve(
     conn: Rc<Conn>,
     request: Request<Incoming>,
 ) -> Result<Response<Answer>, Infallible> {
+    conn.gate.begins();
+    let expects = request.headers().contains_key(EXPECT);
     let mut record = Record::begin(&conn, &request);
-    Ok(match exchange(&conn, &mut record, request).await {
-        Ok(Outcome::Reply(reply)) => reply.into_response(record),
+    let request = request.map(|body| lend(&conn, body));
+    let outcome = exchange(&conn, &mut record, request).await;
+    conn.gate.answered();
+    if !conn.is_http2() {
+        let unread = conn.unread.take();
+        conn.body_left.set(match &outcome {
+            Ok(Outcome::Reply(_)) => false,
+            Err(reason) if page::closes(*reason) => true,
+            Ok(Outcome::Local(_)) | Err(_) => leaves_body(unread, expects).await,
+        });
+    }
+    let response = match outcome {
+        Ok(Outcome::Reply(reply)) if record.rule().is_some_and(|rule| rule.body_edits.is_some()) => {
+            Box::pin(edited::answer(reply, record)).await
+        }
+        Ok(Outcome::Reply(reply)) => reply.into_response(record).await,
         Ok(Outcome::Local(response)) => page::finish(record, response, Reason::Answered),
         Err(reason) => page::answer(record, reason),
-    })
+    };
+    if !conn.is_http2() && conn.gate.has_ended() {
+        // hyper would answer all the same; the connection's driver ends it.
+        return pending().await;
+    }
+    Ok(response)
+}
+
+/// What nobody reads of a body comes back, if that matters.
+fn lend(conn: &Conn, body: Incoming) -> ClientBody {
+    if body.is_end_stream() {
+        return ClientBody::new(body);
+    }
+    let (body, home) = ClientBody::with_home(body);
+    *conn.unread.borrow_mut() = Some(home);
+    body
+}
+
+/// Whether more of the body is to come after an answer of our own, so that the connection can't go on. Who waits to
+/// be asked for it is not asked any more, and may send it all the same (RFC 9110, section 10.1.1).
+async fn leaves_body(unread: Option<Rc<Unread>>, expects: bool) -> bool {
+    match unread {
+        None => false,
+        Some(_) if expects => true,
+        Some(unread) => !Box::pin(unread.is_done()).await,
+    }
 }
 
 enum Outcome {
@@ -54,37 +103,60 @@ enum Outcome {
     Local(Response<Answer>),
 }
 
-async fn exchange(conn: &Conn, record: &mut Record, request: Request<Incoming>) -> Result<Outcome, Reason> {
+async fn exchange(conn: &Conn, record: &mut Record, request: Request<ClientBody>) -> Result<Outcome, Reason> {
+    // Refusals too are told to a caller in its own terms.
+    record.grpc = conn.is_http2() && grpc::is_call(request.headers());
     if let Some(reason) = conn.gate.refusal.take() {
+        record.flaw = conn.gate.flaw.take();
+        record.sent = conn.gate.sent.take();
         return Err(reason);
     }
     let (mut parts, body) = request.into_parts();
-    record.grpc = conn.is_http2() && grpc::is_call(&parts.headers);
+    if !is_secured(record, &parts.uri) {
+        return Err(Reason::BadRequest);
+    }
+    let is_absolute = !conn.is_http2() && parts.uri.authority().is_some();
     let merge_slashes = record.listener.settings.http.merge_slashes;
-    record.host = target::normalise(&mut parts.uri, &mut parts.headers, merge_slashes)?;
+    record.host = target::normalise(&mut parts.uri, &mut parts.headers, merge_slashes)
+        .inspect_err(|flaw| record.flaw = Some(*flaw))
+        .map_err(Flaw::reason)?;
+    if is_absolute && record.method == Method::OPTIONS && target::is_bare(&conn.gate.head.borrow()) {
+        parts.uri = Uri::from_static("*");
+    }
     record.target = parts.uri.clone();
     record.keep_header_for_log(&parts.headers);
+    record.pass_listener()?;
     if let Some(method) = cors::preflight(&record.method, &parts.headers)
-        && let Some(answer) = answer_preflight(record, &parts.headers, &method)
+        && let Some(answer) = answer_preflight(record, &parts.headers, &method)?
     {
         return Ok(Outcome::Local(answer));
     }
+    record.take_room_of_listener(&parts.headers).await?;
     route(record, &parts.headers)?;
+    record.pass_rule()?;
+    record.take_room_of_rule(&parts.headers).await?;
     let listener = Rc::clone(&record.listener);
     let rule = record.rule.and_then(|at| rule_at(&listener, at)).ok_or(Reason::Internal)?;
     conn.stream_idle.set(rule.timeout.idle);
+    if let Some(auth) = &rule.auth {
+        // Boxed: most have none.
+        Box::pin(auth.pass(&parts.headers, &conn.client.worker.passwords)).await?;
+    }
     if rule.cors.is_some() {
         record.origin = parts.headers.get(ORIGIN).cloned();
     }
     if rule.keeps_header && record.header.is_none() {
         record.header = Some(Box::new(parts.headers.clone()));
     }
+    if let Some(waf) = &rule.waf {
+        inspect::header(record, waf, &parts.headers)?;
+    }
     if let Some(answer) = &rule.answer {
         return answer.answer(record, &parts.headers, record.prefix).map(Outcome::Local);
     }
     let framing = conn.gate.framing.get();
     let mut kept = None;
-    let upload = match framing {
+    let mut upload = match framing {
         Framing::None => Upload::None,
         Framing::Length(length) if rule.max_body > 0 && length > rule.max_body => {
             return Err(Reason::BodyTooLarge);
@@ -97,12 +169,17 @@ async fn exchange(conn: &Conn, record: &mut Record, request: Request<Incoming>) 
             if room > 0 {
                 let body = Kept::new(body, room);
                 kept = Some(Rc::clone(&body));
-                Upload::kept(&body, state, rule.max_body, rule.timeout.idle)
+                Upload::kept(&body, state, upload_limits(record, rule))
             } else {
-                Upload::stream(body, state, rule.max_body, rule.timeout.idle)
+                Upload::stream(body, state, upload_limits(record, rule))
             }
         }
     };
+    if let (Some(waf), Upload::Stream(body)) = (&rule.waf, &mut upload)
+        && let Some(form) = waf.form(&parts.headers)
+    {
+        Box::pin(inspect::body(record, rule, (waf, &form), &parts.headers, body)).await?;
+    }
     let upgrade = conn.gate.upgrade.get() && rule.websocket && forward::is_websocket(&parts.headers);
     if conn.is_http2() {
         forward::join_cookies(&mut parts.headers);
@@ -111,36 +188,59 @@ async fn exchange(conn: &Conn, record: &mut Record, request: Request<Incoming>) 
         }
     }
     let patience = record.grpc.then(|| grpc::timeout(&parts.headers)).flatten();
+    record.stuck = stuck(rule, &parts.headers);
     prepare(record, rule, &mut parts.uri, &mut parts.headers, framing, upgrade)?;
-    let copy = Draft::of(&rule.mirrors, &parts.method, &parts.uri, &parts.headers).filter(|_| !upgrade);
+    let ends = || conn.client.ends_of(record.client());
+    let copy = Draft::of(&rule.mirrors, (&parts.method, &parts.uri, &parts.headers), ends);
+    let copy = copy.filter(|_| !upgrade);
     let mut outgoing = Request::new(upload);
     *outgoing.method_mut() = parts.method;
     *outgoing.uri_mut() = parts.uri;
     *outgoing.headers_mut() = parts.headers;
-    let exchange = Exchange { conn, rule, upgrade, patience, kept };
+    let interim = record.version == Version::HTTP_11 || conn.is_http2();
+    let exchange = Exchange { conn, rule, client: record.client(), upgrade, interim, patience, kept };
     let worker = &conn.client.worker;
     if framing == Framing::None {
         copy.into_iter().for_each(|copy| copy.send(worker, &[]));
         return exchange.run(record, outgoing).await.map(Outcome::Reply);
     }
     let reply = exchange.run(record, outgoing).await;
-    if let Some((copy, body)) = copy.zip(exchange.kept.as_ref().and_then(|kept| kept.all())) {
-        copy.send(worker, &body);
+    if let Some(copy) = copy {
+        match exchange.kept.as_ref().and_then(|kept| kept.all()) {
+            Some(body) => copy.send(worker, &body),
+            None => copy.without_body(),
+        }
     }
     reply.map(Outcome::Reply)
 }
 
+/// RFC 9110, section 7.4: `https` is served over TLS only, unless somebody trusted has seen to that.
+fn is_secured(record: &Record, uri: &Uri) -> bool {
+    uri.scheme() != Some(&UriScheme::HTTPS) || record.conn.client.tls.is_some() || record.told.is_some()
+}
+
+fn upload_limits(record: &Record, rule: &Rule) -> UploadLimits {
+    // A call of gRPC may be a stream on which its client has nothing to say for long; it has a deadline.
+    let rate = if record.grpc { 0 } else { record.listener.settings.http.body_rate };
+    UploadLimits { bytes_max: rule.max_body, idle: rule.timeout.idle, rate }
+}
+
 /// By the rule that would take the request that the browser wants to send.
-fn answer_preflight(record: &mut Record, headers: &HeaderMap, method: &Method) -> Option<Response<Answer>> {
+fn answer_preflight(
+    record: &mut Record,
+    headers: &HeaderMap,
+    method: &Method,
+) -> Result<Option<Response<Answer>>, Reason> {
     let host = target::route_host(record.host.as_ref());
     let found = record.listener.router().find(subject(record, &host, headers, method));
-    let fallback = record.listener.fallback().map(|_| RuleAt::Fallback);
-    let at = found.map(|found| RuleAt::Index(found.rule)).or(fallback)?;
+    let at = found.map(|found| RuleAt::Index(found.rule)).or_else(|| fallback(record, &host));
     let listener = Rc::clone(&record.listener);
-    let cors = rule_at(&listener, at)?.cors.as_ref()?;
+    let Some(at) = at else { return Ok(None) };
+    let Some(cors) = rule_at(&listener, at).and_then(|rule| rule.cors.as_ref()) else { return Ok(None) };
     record.rule = Some(at);
+    record.pass_rule()?;
     record.origin = headers.get(ORIGIN).cloned();
-    Some(cors.answer(headers))
+    Ok(Some(cors.answer(headers)))
 }
 
 fn subject<'a>(record: &'a Record, host: &'a str, headers: &'a HeaderMap, method: &'a Method) -> Subject<'a> {
@@ -150,8 +250,8 @@ fn subject<'a>(record: &'a Record, host: &'a str, headers: &'a HeaderMap, method
         query: record.target.query(),
         method,
         headers,
-        client: record.conn.client.peer.ip(),
-        scheme: record.conn.client.scheme(),
+        client: record.client().ip(),
+        scheme: record.scheme(),
     }
 }
 
@@ -159,10 +259,24 @@ fn route(record: &mut Record, headers: &HeaderMap) -> Result<(), Reason> {
     let host = target::route_host(record.host.as_ref());
     let subject = subject(record, &host, headers, &record.method);
     let found = record.listener.router().find(subject);
-    let fallback = record.listener.fallback().map(|_| RuleAt::Fallback);
-    record.rule = found.map(|found| RuleAt::Index(found.rule)).or(fallback);
+    record.rule = found.map(|found| RuleAt::Index(found.rule)).or_else(|| fallback(record, &host));
     record.prefix = found.map_or(0, |found| found.prefix);
     record.rule.map(drop).ok_or(Reason::NoRoute)
+}
+
+/// The listener's own pool, where no rule fits, for hosts that it serves.
+fn fallback(record: &Record, host: &str) -> Option<RuleAt> {
+    let listener = &record.listener;
+    (listener.fallback().is_some() && listener.settings.serves(host)).then_some(RuleAt::Fallback)
+}
+
+/// The pool and the member that the client's cookie names.
+fn stuck(rule: &Rule, headers: &HeaderMap) -> Option<(usize, usize)> {
+    rule.split.pools().iter().enumerate().find_map(|(at, pool)| {
+        let cookies = pool.cookies()?;
+        let mut values = values::cookie(headers, cookies.name());
+        Some((at, values.find_map(|value| cookies.member(&value))?))
+    })
 }
 
 /// Makes of what the client asked what the member is asked, but for what its pool changes.
@@ -175,20 +289,28 @@ fn prepare(
     upgrade: bool,
 ) -> Result<(), Reason> {
     let client = &record.conn.client;
+    let told = record.told.as_deref();
+    let port = told.and_then(|told| told.port(record.asked_host()));
     let origin = forward::Origin {
-        client: &client.address,
-        port: &client.port,
+        client: told.map_or(&client.address, |told| &told.list),
+        port: port.as_ref().unwrap_or(&client.port),
         via: client.worker.via(),
-        request_id: record.id.value(),
+        request_id: record.request_id_value(),
         trace: &record.trace,
-        scheme: client.scheme(),
+        scheme: record.scheme(),
         certificate: client.tls.as_ref().and_then(|tls| tls.certificate.as_ref()),
         chain: client.tls.as_ref().and_then(|tls| tls.chain.as_ref()),
-        host: record.host.as_ref(),
+        host: record.asked_host(),
         framing,
         upgrade,
     };
+    if !rule.learned.is_empty() {
+        learned::unmark(headers, &rule.learned);
+    }
     forward::prepare(headers, origin);
+    if rule.body_edits.is_some() && !record.grpc {
+        BodyEdits::ask(headers);
+    }
     rule.rewrite.apply(record, uri, headers, record.prefix)?;
     edit(record, headers, rule.request_edits.as_deref());
     Ok(())
@@ -204,7 +326,11 @@ fn edit(record: &Record, headers: &mut HeaderMap, edits: Option<&Edits>) {
 struct Exchange<'a> {
     conn: &'a Conn,
     rule: &'a Rule,
+    /// Who asks.
+    client: SocketAddr,
     upgrade: bool,
+    /// The client understands interim answers, and can be sent some.
+    interim: bool,
     /// How long the caller of gRPC waits.
     patience: Option<Duration>,
     /// The request's body, if it may be sent again.
@@ -217,7 +343,6 @@ impl Exchange<'_> {
             after(record.started, self.rule.timeout.request, Reason::RequestTimeout),
             self.patience.map(|patience| (record.started + patience, Reason::RequestTimeout)),
         );
-        record.stuck = self.stuck(outgoing.headers());
         let (at, key, first) = self.pick(record, outgoing.headers()).ok_or(Reason::NoMember)?;
         let pool = self.rule.split.pool(at).ok_or(Reason::Internal)?;
         record.pool = Some(at);
@@ -236,12 +361,16 @@ impl Exchange<'_> {
             record.attempts += 1;
             let upload = record.upload.as_deref();
             let again = match self.attempt(pool, picked, outgoing, upload, now, total).await {
-                Ok(reply) => match self.again_for(record, reply) {
-                    Ok(again) => again,
-                    Err(reply) => return Ok(*reply),
-                },
+                Ok(reply) => {
+                    record.flaw = None;
+                    match self.again_for(record, reply) {
+                        Ok(again) => again,
+                        Err(reply) => return Ok(*reply),
+                    }
+                }
                 Err(failed) => {
                     report(picked, failed.reason);
+                    record.flaw = failed.flaw;
                     self.again(record, failed)?
                 }
             };
@@ -262,7 +391,13 @@ impl Exchange<'_> {
             // Nobody else is left, and this one has just refused.
             let next = next.filter(|next| !(again.refused && tried.contains(&next.index())));
             let Some(next) = next else { return again.give_up(None) };
-            let Some(permit) = pool.retry_permit() else { return again.give_up(Some(Reason::RetryBudget)) };
+            let permit = match again.unprocessed {
+                true => None,
+                false => match pool.retry_permit() {
+                    None => return again.give_up(Some(Reason::RetryBudget)),
+                    permit => permit,
+                },
+            };
             if let (Some(reply), Some(picked)) = (again.answer.as_deref(), &record.picked) {
                 picked.answered(reply.response.status().as_u16());
             }
@@ -271,7 +406,7 @@ impl Exchange<'_> {
                 return Err(again.reason);
             }
             now = Instant::now();
-            _permit = Some(permit);
+            _permit = permit;
             outgoing = again.request;
             record.picked = Some(next);
         }
@@ -297,15 +432,6 @@ impl Exchange<'_> {
                 _ => pool.pick(&[], key, record.started),
             };
             (!matches!(picked, Err(Refusal::NoMember))).then_some((at, key, picked))
-        })
-    }
-
-    /// The pool and the member that the client's cookie names.
-    fn stuck(&self, headers: &HeaderMap) -> Option<(usize, usize)> {
-        self.rule.split.pools().iter().enumerate().find_map(|(at, pool)| {
-            let cookies = pool.cookies()?;
-            let mut values = values::cookie(headers, cookies.name());
-            Some((at, values.find_map(|value| cookies.member(&value))?))
         })
     }
 
@@ -335,7 +461,7 @@ impl Exchange<'_> {
 fn key(pool: &Pool, record: &Record, headers: &HeaderMap) -> Option<u64> {
     let of = |value: std::borrow::Cow<'_, [u8]>| hashed(0, &value);
     match pool.hash_on()? {
-        HashOn::Client | HashOn::ClientPort => pool.key_of_client(record.conn.client.peer),
+        HashOn::Client | HashOn::ClientPort => pool.key_of_client(record.client()),
         HashOn::Path => Some(hashed(0, record.target.path().as_bytes())),
         HashOn::Cookie(name) => values::cookie(headers, name).next().map(of),
         HashOn::Header(name) => {

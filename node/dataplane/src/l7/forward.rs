@@ -10,10 +10,10 @@ use trestle_config::model::Scheme;
 use super::head::{Framing, has_token};
 use super::trace::{TRACEPARENT, TRACESTATE, Trace};
 
-const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-const FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+pub(crate) const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub(crate) const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+pub(crate) const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+pub(crate) const FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 /// RFC 9440. A client that sends them would pass for another.
 const CLIENT_CERT: HeaderName = HeaderName::from_static("client-cert");
 const CLIENT_CERT_CHAIN: HeaderName = HeaderName::from_static("client-cert-chain");
@@ -25,6 +25,7 @@ const OURS_MOST: usize = 12;
 /// What the upstream is told about the client's side.
 #[derive(Debug)]
 pub(crate) struct Origin<'a> {
+    /// The client, and the proxies that it came through.
     pub(crate) client: &'a HeaderValue,
     pub(crate) port: &'a HeaderValue,
     pub(crate) via: &'a HeaderValue,
@@ -40,8 +41,8 @@ pub(crate) struct Origin<'a> {
     pub(crate) upgrade: bool,
 }
 
-/// Makes a client's request fields fit for the upstream. What a client claims about where it comes from
-/// is replaced: no client is trusted with that.
+/// Makes a client's request fields fit for the upstream. What stands there of where the request comes from is
+/// replaced by what `origin` has, which is what was believed of it ([`super::forwarded`]).
 pub(crate) fn prepare(headers: &mut HeaderMap, origin: Origin<'_>) {
     let trailers = headers.get(TE).is_some_and(|te| has_token(te.as_bytes(), b"trailers"));
     let protocol = if origin.upgrade { headers.get(UPGRADE).cloned() } else { None };
@@ -161,10 +162,35 @@ fn is_hop_by_hop(name: &str) -> bool {
     matches!(name, "connection" | "keep-alive" | "proxy-connection" | "transfer-encoding" | "upgrade")
 }
 
-/// Request fields beyond those. `expect`: hyper asks the client to go on once the upstream takes the
+/// Request fields beyond those. `proxy`: CGI makes `HTTP_PROXY` of it, which programs take for their own setting
+/// ("httpoxy"). `expect`: hyper asks the client to go on once the upstream takes the
 /// body, as late as that may be.
 fn is_for_this_proxy(name: &str) -> bool {
-    matches!(name, "te" | "forwarded" | "http2-settings" | "expect" | "client-cert" | "client-cert-chain")
+    matches!(
+        name,
+        "te" | "forwarded" | "http2-settings" | "expect" | "client-cert" | "client-cert-chain" | "proxy"
+    ) || is_disguised(name)
+}
+
+/// A field that [`prepare`] sets, with underscores: CGI and what descends from it (WSGI, PHP, Rack) make one
+/// variable of both.
+fn is_disguised(name: &str) -> bool {
+    // Lengths first: nearly every field is none of these.
+    if !matches!(name.len(), 11 | 12 | 15 | 16 | 17) || !name.contains('_') {
+        return false;
+    }
+    let ours = [
+        &FORWARDED_FOR,
+        &FORWARDED_PROTO,
+        &FORWARDED_HOST,
+        &FORWARDED_PORT,
+        &REQUEST_ID,
+        &CLIENT_CERT,
+        &CLIENT_CERT_CHAIN,
+    ];
+    let same = |(ours, theirs): (u8, u8)| ours == theirs || (ours, theirs) == (b'-', b'_');
+    ours.iter()
+        .any(|ours| ours.as_str().len() == name.len() && ours.as_str().bytes().zip(name.bytes()).all(same))
 }
 
 /// Whether the response takes up the protocol that the request asked for.
@@ -186,7 +212,7 @@ mod tests {
 
     fn prepared(lines: &[(&'static str, &'static str)], framing: Framing, upgrade: bool) -> Vec<String> {
         let mut headers = headers(lines);
-        let trace = Trace::of(&headers, &RequestId::new(1, [1; 10]), 1);
+        let trace = Trace::of(Some(&headers), &RequestId::new(1, [1; 10]), 1, || false);
         let origin = Origin {
             client: &HeaderValue::from_static("192.0.2.1"),
             port: &HeaderValue::from_static("80"),
@@ -260,6 +286,30 @@ mod tests {
             false,
         );
         assert_eq!(lines, OURS);
+    }
+
+    #[test]
+    fn what_is_ours_is_ours_with_underscores_too() {
+        let lines = prepared(
+            &[
+                ("x_forwarded_for", "10.0.0.1"),
+                ("x-forwarded_for", "10.0.0.1"),
+                ("x_forwarded-proto", "https"),
+                ("x_forwarded_host", "evil"),
+                ("x_forwarded_port", "443"),
+                ("x_request_id", "mine"),
+                ("client_cert", ":AAAA:"),
+                ("client_cert-chain", ":AAAA:"),
+                ("x_forwarded_fox", "passes"),
+                ("x_own", "passes"),
+            ],
+            Framing::None,
+            false,
+        );
+        assert_eq!(lines, [&OURS[..], &["x_forwarded_fox: passes", "x_own: passes"]].concat());
+        for name in [FORWARDED_FOR, FORWARDED_PROTO, FORWARDED_HOST, FORWARDED_PORT, REQUEST_ID] {
+            assert!(is_disguised(&name.as_str().replace('-', "_")) && !is_disguised(name.as_str()));
+        }
     }
 
     #[test]

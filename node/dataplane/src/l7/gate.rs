@@ -5,10 +5,13 @@
 //! - nothing that hyper would quietly repair reaches it (see [`super::head`]);
 //! - a refused head is answered like any request, in its turn: hyper is handed a request of ours in
 //!   its place, and the service finds the [`GateState::refusal`] with it, so that the refusal has a
-//!   page, an id and a log line, and ends the connection;
+//!   page, an id and a log line (which tells what was [`GateState::sent`]), and ends the connection;
 //! - the bytes of the present head are kept until it is served, so that a request can be sent again
 //!   without having been copied before ([`GateState::head`]);
 //! - a client that pipelines without reading can't make us hold more than [`AHEAD_MAX`] bytes.
+//!
+//! And it writes what hyper's server half can't: interim answers, before the answer and between hyper's own
+//! bytes only where these stand at the end of a message ([`GateState::interim`]).
 //!
 //! Bodies pass through untouched; the gate only follows where they end. It reads them straight into
 //! hyper's buffer.
@@ -29,6 +32,7 @@ use tokio::time::Instant;
 
 use super::chunked::Chunked;
 use super::head::{Framing, Head, HeadScanner, Scan};
+use super::refused::{Flaw, Sent};
 use crate::metrics::Reason;
 
 /// Bytes read at once while a head is expected, on the stack.
@@ -37,6 +41,9 @@ const HEAD_READ: usize = 8 << 10;
 /// Bytes taken from a client while its request is under way: enough to see that it has gone, and for
 /// the heads that a browser would pipeline.
 const AHEAD_MAX: usize = 4 << 10;
+
+/// Bytes of interim answers that the client has not taken; more are dropped.
+const INTERIM_MAX: usize = 64 << 10;
 
 /// What hyper is given in place of a head that was refused.
 const REFUSED: &[u8] = b"GET / HTTP/1.1\r\nhost: refused\r\nconnection: close\r\n\r\n";
@@ -54,6 +61,10 @@ pub(crate) struct GateState {
     pub(crate) upgrade: Cell<bool>,
     /// The present request is not the client's: its head was refused.
     pub(crate) refusal: Cell<Option<Reason>>,
+    /// The rule that it broke, if it is one of them.
+    pub(crate) flaw: Cell<Option<Flaw>>,
+    /// What its client sent.
+    pub(crate) sent: RefCell<Option<Box<Sent>>>,
     /// The present request's body broke the chunked coding.
     pub(crate) malformed_body: Cell<bool>,
     /// Since when a head is on its way.
@@ -67,6 +78,11 @@ pub(crate) struct GateState {
     /// Between two requests hyper is told that the client has gone.
     end: Cell<bool>,
     serving: Cell<bool>,
+    /// Interim answers to write.
+    interim: RefCell<Vec<u8>>,
+    has_interim: Cell<bool>,
+    /// No interim answer may come any more: hyper has the answer.
+    answered: Cell<bool>,
     reader: RefCell<Option<Waker>>,
 }
 
@@ -78,6 +94,8 @@ impl GateState {
             framing: Cell::new(Framing::None),
             upgrade: Cell::new(false),
             refusal: Cell::new(None),
+            flaw: Cell::new(None),
+            sent: RefCell::default(),
             malformed_body: Cell::new(false),
             head_since: Cell::new(None),
             resting: Cell::new(false),
@@ -85,6 +103,9 @@ impl GateState {
             refuse: Cell::new(None),
             end: Cell::new(false),
             serving: Cell::new(false),
+            interim: RefCell::default(),
+            has_interim: Cell::new(false),
+            answered: Cell::new(false),
             reader: RefCell::default(),
         }
     }
@@ -109,6 +130,26 @@ impl GateState {
     pub(crate) fn served(&self) {
         self.serving.set(false);
         self.wake();
+    }
+
+    /// The present request has come to its service. (Its head may have been read ahead, long before.)
+    pub(crate) fn begins(&self) {
+        // Where those of the request before are still to be written, others would pass for them.
+        self.answered.set(self.has_interim.get());
+    }
+
+    /// Has this written before the answer of the present request, while that is made.
+    pub(crate) fn interim(&self, message: &[u8]) {
+        let mut interim = self.interim.borrow_mut();
+        if !self.answered.get() && interim.len() + message.len() <= INTERIM_MAX {
+            interim.extend_from_slice(message);
+            self.has_interim.set(true);
+        }
+    }
+
+    /// The answer of the present request is made.
+    pub(crate) fn answered(&self) {
+        self.answered.set(true);
     }
 
     /// Answers the head that is on its way with this, when the connection is polled next.
@@ -162,6 +203,10 @@ pub(crate) struct Gate<S> {
     ahead: Vec<u8>,
     /// Bytes at the front of `ahead` that were looked at and may pass.
     passed: usize,
+    /// All that hyper has written is written, and a message ends there.
+    between: bool,
+    /// Part of the interim answers is written.
+    begun: bool,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Gate<S> {
@@ -173,6 +218,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Gate<S> {
             scanner: HeadScanner::default(),
             ahead: Vec::new(),
             passed: 0,
+            between: true,
+            begun: false,
         }
     }
 
@@ -191,7 +238,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Gate<S> {
         }
         loop {
             if let Some(reason) = self.shared.refuse.take() {
-                self.refuse(reason, out);
+                let bytes = std::mem::take(&mut self.ahead);
+                self.refuse(reason, None, &bytes, out);
                 return Poll::Ready(Ok(()));
             }
             if self.ahead.is_empty() {
@@ -279,8 +327,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Gate<S> {
                 self.pass(out);
                 true
             }
-            Scan::Refused(reason) => {
-                self.refuse(reason, out);
+            Scan::Refused(flaw) => {
+                self.refuse(flaw.reason(), Some(flaw), &bytes, out);
                 true
             }
         }
@@ -301,8 +349,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Gate<S> {
         };
     }
 
-    fn refuse(&mut self, reason: Reason, out: &mut ReadBufCursor<'_>) {
+    fn refuse(&mut self, reason: Reason, flaw: Option<Flaw>, sent: &[u8], out: &mut ReadBufCursor<'_>) {
         self.shared.refusal.set(Some(reason));
+        self.shared.flaw.set(flaw);
+        *self.shared.sent.borrow_mut() = Some(Box::new(Sent::of(sent)));
         self.shared.head_since.set(None);
         self.shared.framing.set(Framing::None);
         self.shared.upgrade.set(false);
@@ -330,8 +380,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Gate<S> {
     fn poll_body(&mut self, cx: &mut Context<'_>, out: &mut ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         if !self.ahead.is_empty() {
             let most = self.ahead.len().min(out.remaining());
-            let ours = follow(&mut self.state, &self.ahead[..most]).inspect_err(|_| self.break_off())?;
-            self.passed = ours;
+            let ours = follow(&mut self.state, &self.ahead[..most]);
+            let ours = ours.inspect_err(|_| self.shared.malformed_body.set(true));
+            self.passed = ours.inspect_err(|_| self.state = State::Refused)?;
             self.pass(out);
             return Poll::Ready(Ok(()));
         }
@@ -339,21 +390,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Gate<S> {
             State::Length(left) => usize::try_from(*left).unwrap_or(usize::MAX),
             _ => usize::MAX,
         };
-        let state = &mut self.state;
-        let ahead = &mut self.ahead;
+        let (state, ahead, malformed) = (&mut self.state, &mut self.ahead, &self.shared.malformed_body);
         let mut accept = |bytes: &[u8]| {
-            let ours = follow(state, bytes)?;
+            let ours = follow(state, bytes).inspect_err(|_| malformed.set(true))?;
             ahead.extend_from_slice(&bytes[ours..]);
             Ok(ours)
         };
         let read = ready!(read_into(&mut self.stream, cx, out, most, &mut accept));
-        read.inspect_err(|_| self.break_off())?;
+        read.inspect_err(|_| self.state = State::Refused)?;
         Poll::Ready(Ok(()))
-    }
-
-    fn break_off(&mut self) {
-        self.shared.malformed_body.set(true);
-        self.state = State::Refused;
     }
 
     /// While a request is served: notices that the client has gone, and takes a little of what follows.
@@ -462,15 +507,65 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Gate<S> {
         }
         written
     }
+
+    /// Called before hyper writes: what it has at hand begins a message, or goes on with one.
+    fn before_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.shared.has_interim.get() && (self.between || self.begun) {
+            ready!(self.write_interim(cx))?;
+        }
+        self.between = false;
+        Poll::Ready(Ok(()))
+    }
+
+    /// Called when hyper has nothing left to write.
+    fn before_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.shared.has_interim.get() {
+            if self.shared.answered.get() && !self.begun {
+                // The answer was behind bytes that the client had not taken, and has gone with them.
+                self.end_interim();
+            } else {
+                ready!(self.write_interim(cx))?;
+            }
+        }
+        self.between = true;
+        Poll::Ready(Ok(()))
+    }
+
+    fn write_interim(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let mut interim = self.shared.interim.borrow_mut();
+            if interim.is_empty() {
+                break;
+            }
+            let written = Pin::new(&mut self.stream).poll_write(cx, &interim);
+            let written = ready!(self.note(written))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            interim.drain(..written);
+            self.begun = true;
+        }
+        self.end_interim();
+        Poll::Ready(Ok(()))
+    }
+
+    fn end_interim(&mut self) {
+        *self.shared.interim.borrow_mut() = Vec::new();
+        self.shared.has_interim.set(false);
+        self.begun = false;
+    }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Write for Gate<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        ready!(self.before_write(cx))?;
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.note(written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // hyper flushes only when it has written all that it had.
+        ready!(self.before_flush(cx))?;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
@@ -487,6 +582,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Write for Gate<S> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        ready!(self.before_write(cx))?;
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
         self.note(written)
     }

@@ -53,7 +53,9 @@ pub(super) fn status(reason: Reason, http: u16) -> u8 {
         Reason::RequestTimeout | Reason::AttemptTimeout | Reason::FirstByteTimeout | Reason::Idle => {
             DEADLINE_EXCEEDED
         }
-        Reason::BodyTooLarge | Reason::HeadersTooLarge => RESOURCE_EXHAUSTED,
+        Reason::BodyTooLarge | Reason::HeadersTooLarge | Reason::RequestLimit | Reason::RateLimit => {
+            RESOURCE_EXHAUSTED
+        }
         _ => match http {
             400 => INTERNAL,
             401 => UNAUTHENTICATED,

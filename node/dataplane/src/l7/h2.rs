@@ -1,6 +1,7 @@
 //! A client connection that speaks HTTP/2 (RFC 9113), from its preface to its end.
 //!
-//! hyper and h2 do the frames, and refuse what section 8 calls malformed. One task drives the
+//! hyper and h2 do the frames, and refuse most of what section 8 calls malformed; [`refusal`] does the rest.
+//! One task drives the
 //! connection; each request has a task of its own, with a [`Conn`] of its own. What hyper does not watch is
 //! watched here: the idle time, a client that takes nothing of an answer, one that breaks off requests
 //! faster than anybody needs to, and whether the connection should go (GOAWAY).
@@ -21,7 +22,7 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE};
-use http::{HeaderValue, Method, Request};
+use http::{HeaderMap, HeaderValue, Method, Request, Uri};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::ext::Protocol;
@@ -36,9 +37,14 @@ use tokio::time::Instant;
 use super::client::Client;
 use super::conn::{Conn, HttpVersion};
 use super::exchange;
-use super::head::{FIELD_LINES_MAX, Framing, REQUEST_LINE_MAX};
+use super::frames::{Followed, Frames, Told};
+use super::head::{
+    FIELD_LINES_MAX, Framing, HTTP_PORT, HTTPS_PORT, REQUEST_LINE_MAX, is_host, is_origin, is_same_host,
+};
+use super::refused::Flaw;
 use crate::alarm::Alarm;
-use crate::metrics::Reason;
+use crate::batch::batched;
+use crate::metrics::{H2Code, Reason};
 use crate::stream::Stream;
 
 /// Flow control: of a stream, and of a connection.
@@ -63,6 +69,7 @@ struct Session {
     client: Rc<Client>,
     alarm: Alarm,
     streams: Rc<Streams>,
+    frames: Rc<Frames>,
     used: Cell<bool>,
     /// Since when the client knows that the connection ends.
     told: Cell<Option<Instant>>,
@@ -84,13 +91,25 @@ struct Streams {
 #[derive(Debug)]
 pub(crate) struct OpenStream {
     all: Rc<Streams>,
+    frames: Rc<Frames>,
+    /// As the client numbers it, if that is certain.
+    id: Option<u32>,
     broken_off: Cell<bool>,
 }
 
 impl OpenStream {
-    fn new(all: &Rc<Streams>) -> Self {
+    fn new(session: &Session) -> Self {
+        let all = &session.streams;
         all.open.set(all.open.get() + 1);
-        Self { all: Rc::clone(all), broken_off: Cell::new(false) }
+        let (frames, id) = (Rc::clone(&session.frames), session.frames.begun());
+        Self { all: Rc::clone(all), frames, id, broken_off: Cell::new(false) }
+    }
+
+    /// Has this header block sent before the answer.
+    pub(crate) fn interim(&self, block: &[u8]) {
+        if let Some(id) = self.id {
+            self.frames.interim(id, block);
+        }
     }
 
     /// By the client.
@@ -127,12 +146,15 @@ pub(crate) async fn serve(client: Rc<Client>, stream: Stream) {
             idle_since: Cell::new(now),
             resets: Cell::new((now, 0)),
         }),
+        frames: Frames::new(now),
         used: Cell::new(false),
         told: Cell::new(None),
         next: Cell::new(None),
     });
     let service = service_fn(|request| session.begin(request));
     let header_max = u32::try_from(settings.max_headers).unwrap_or(u32::MAX);
+    let (stream, outbox) = batched(stream);
+    let stream = Followed::new(stream, Rc::clone(&session.frames));
     let mut connection = pin!(
         http2::Builder::new(Spawner(Rc::clone(&session)))
             .timer(TokioTimer::new())
@@ -147,17 +169,34 @@ pub(crate) async fn serve(client: Rc<Client>, stream: Stream) {
             .serve_connection(TokioIo::new(stream), service)
     );
     poll_fn(|cx| {
+        session.frames.drive(cx.waker());
         loop {
-            if let Poll::Ready(outcome) = connection.as_mut().poll(cx) {
+            // Before the answers that hyper may have by now.
+            session.frames.send_interim(|frame| outbox.put(cx, frame));
+            let polled = connection.as_mut().poll(cx);
+            session.count_told();
+            if let Poll::Ready(outcome) = polled {
                 if let Err(error) = outcome {
                     tracing::debug!(%error, "client connection ended early");
                 }
                 return Poll::Ready(());
             }
+            if session.frames.let_go() {
+                continue;
+            }
+            session.frames.send_interim(|frame| outbox.put(cx, frame));
             match session.watch(cx) {
-                Watch::Wait => return Poll::Pending,
+                // What was written for all requests since the last turn goes out together.
+                Watch::Wait => match outbox.poll_send(cx) {
+                    Poll::Ready(Err(_)) => return Poll::Ready(()),
+                    _ => return Poll::Pending,
+                },
                 Watch::Goodbye => connection.as_mut().graceful_shutdown(),
                 Watch::End => return Poll::Ready(()),
+                Watch::Flooded => {
+                    session.ended(Reason::Flood);
+                    return Poll::Ready(());
+                }
             }
         }
     })
@@ -169,6 +208,8 @@ enum Watch {
     /// Say that no further requests are taken.
     Goodbye,
     End,
+    /// End it: it costs more than it is for.
+    Flooded,
 }
 
 impl Session {
@@ -177,7 +218,7 @@ impl Session {
         mut request: Request<Incoming>,
     ) -> impl Future<Output = Result<http::Response<super::body::Answer>, Infallible>> + use<> {
         let mut conn = Conn::new(Rc::clone(&self.client), HttpVersion::Http2);
-        conn.stream = Some(OpenStream::new(&self.streams));
+        conn.stream = Some(OpenStream::new(self));
         if wants_websocket(&request) {
             *conn.tunnel.borrow_mut() = Some(as_http1(&mut request));
             conn.gate.upgrade.set(true);
@@ -186,13 +227,18 @@ impl Session {
         let conn = Rc::new(conn);
         self.used.set(true);
         self.next.set(Some(Rc::clone(&conn)));
-        exchange::serve(conn, request)
+        // hyper, the spawner and the task's cell each move what they get.
+        Box::pin(exchange::serve(conn, request))
     }
 
     fn watch(&self, cx: &mut Context<'_>) -> Watch {
         if self.streams.resets.get().1 > RESETS_MAX {
             tracing::debug!(client = ?self.client.address, "client breaks off too many requests");
-            return Watch::End;
+            return Watch::Flooded;
+        }
+        if self.frames.is_flooded() {
+            tracing::debug!(client = ?self.client.address, "client sends too many frames that carry nothing");
+            return Watch::Flooded;
         }
         if self.client.handle.is_closing() && self.told.get().is_none() {
             return self.say_goodbye();
@@ -209,9 +255,39 @@ impl Session {
         let settings = &listener.settings.http;
         let patience = if self.used.get() { settings.idle } else { settings.header_timeout };
         if !patience.is_zero() && self.alarm.passed(cx, idle_since + patience) {
-            return self.say_goodbye();
+            // Who has asked for nothing has nothing to hear of.
+            return if self.used.get() { self.say_goodbye() } else { Watch::End };
         }
         Watch::Wait
+    }
+
+    /// Counts what hyper and h2 have refused, of which no request tells.
+    fn count_told(&self) {
+        let told = self.frames.told();
+        if told.is_empty() {
+            return;
+        }
+        let listener = self.client.listener();
+        let counters = listener.counters.at(self.client.worker.index);
+        for told in told {
+            let client = &self.client.address;
+            match told {
+                Told::Reset(stream, code) => {
+                    counters.h2_resets.inc(code);
+                    tracing::debug!(?client, stream, code = code.label(), "HTTP/2 stream reset");
+                }
+                Told::GoAway(H2Code::NoError) => counters.h2_goaways.inc(H2Code::NoError),
+                Told::GoAway(code) => {
+                    counters.h2_goaways.inc(code);
+                    self.ended(Reason::ProtocolError);
+                    tracing::debug!(?client, code = code.label(), "HTTP/2 connection ended");
+                }
+            }
+        }
+    }
+
+    fn ended(&self, reason: Reason) {
+        self.client.listener().counters.at(self.client.worker.index).ended.inc(reason);
     }
 
     fn say_goodbye(&self) -> Watch {
@@ -252,32 +328,62 @@ fn describe(conn: &Conn, request: &Request<Incoming>) {
         Some(length) => Framing::Length(length),
         None => Framing::Chunked,
     });
-    conn.gate.refusal.set(refusal(request));
+    let flaw = flaw(request);
+    conn.gate.refusal.set(flaw.map(Flaw::reason));
+    conn.gate.flaw.set(flaw);
 }
 
 /// What can be parsed and still is not served.
-fn refusal(request: &Request<Incoming>) -> Option<Reason> {
+fn flaw<B>(request: &Request<B>) -> Option<Flaw> {
     if request.method() == Method::CONNECT {
-        return Some(Reason::Unsupported);
+        return Some(Flaw::Connect);
     }
-    let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
-    if target > REQUEST_LINE_MAX {
-        return Some(Reason::UriTooLong);
+    let uri = request.uri();
+    let target = uri.path_and_query().map_or("", |target| target.as_str());
+    if target.len() > REQUEST_LINE_MAX {
+        return Some(Flaw::LongLine);
     }
-    if request.headers().len() > FIELD_LINES_MAX {
-        return Some(Reason::HeadersTooLarge);
+    let headers = request.headers();
+    if headers.len() > FIELD_LINES_MAX {
+        return Some(Flaw::Lines);
     }
-    // RFC 9113, section 8.3.1: `Host` names what `:authority` does, and one of them is there.
-    let mut hosts = request.headers().get_all(HOST).iter();
-    match (request.uri().authority(), hosts.next(), hosts.next()) {
-        (_, _, Some(_)) | (None, None, None) => Some(Reason::BadRequest),
-        (Some(authority), Some(host), None)
-            if !authority.as_str().as_bytes().eq_ignore_ascii_case(host.as_bytes()) =>
-        {
-            Some(Reason::BadRequest)
-        }
-        _ => None,
+    if !is_origin(request.method().as_str().as_bytes(), target.as_bytes()) {
+        return Some(Flaw::Target);
     }
+    if headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some() {
+        return Some(Flaw::TwoLengths);
+    }
+    let fields = || (!headers.values().all(is_trimmed)).then_some(Flaw::Field);
+    flaw_of_host(uri, headers).or_else(fields)
+}
+
+/// RFC 9113, section 8.3.1: `Host` names what `:authority` does, and one of them is there. A user's name is
+/// no part of either.
+fn flaw_of_host(uri: &Uri, headers: &HeaderMap) -> Option<Flaw> {
+    // h2 keeps the scheme only beside an authority; without one it is used for nothing.
+    let port = match uri.scheme_str() {
+        None | Some("http") => HTTP_PORT,
+        Some("https") => HTTPS_PORT,
+        Some(_) => return Some(Flaw::Target),
+    };
+    let mut hosts = headers.get_all(HOST).iter().map(HeaderValue::as_bytes);
+    let authority = uri.authority().map(|authority| authority.as_str().as_bytes());
+    match (authority, hosts.next(), hosts.next()) {
+        (_, _, Some(_)) => Some(Flaw::TwoHosts),
+        (None, None, None) => Some(Flaw::NoHost),
+        (Some(one), None, None) | (None, Some(one), None) => (!is_host(one)).then_some(Flaw::Host),
+        (Some(authority), Some(host), None) => match is_host(authority) && is_host(host) {
+            true => (!is_same_host(authority, host, port)).then_some(Flaw::OtherHost),
+            false => Some(Flaw::Host),
+        },
+    }
+}
+
+/// Section 8.2.1.
+fn is_trimmed(value: &HeaderValue) -> bool {
+    let is_blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    let bytes = value.as_bytes();
+    !is_blank(bytes.first()) && !is_blank(bytes.last())
 }
 
 /// Runs the futures of a connection's requests.
@@ -297,16 +403,34 @@ impl<F: Future<Output = ()> + 'static> Executor<F> for Spawner {
     }
 }
 
-/// Runs a request until it ends, its client has taken nothing for too long, or the connection is cut.
+/// Runs a request until it ends, its client has taken nothing for too long, or the connection is cut; and
+/// then reads what the client still sends.
 async fn run(conn: Rc<Conn>, future: impl Future<Output = ()>) {
+    if !answer(&conn, future).await {
+        return;
+    }
+    let unread = conn.unread.take();
+    if let Some(unread) = unread {
+        Box::pin(unread.discard()).await;
+    }
+}
+
+/// False: it was given up.
+async fn answer(conn: &Conn, future: impl Future<Output = ()>) -> bool {
     let mut future = pin!(future);
     poll_fn(|cx| {
-        if conn.client.handle.is_cut() || future.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(());
+        if conn.client.handle.is_cut() {
+            return Poll::Ready(false);
         }
-        if is_stuck(&conn, cx) { Poll::Ready(()) } else { Poll::Pending }
+        if future.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(true);
+        }
+        if conn.slots.borrow().iter().any(|slot| slot.poll_cut(cx)) {
+            return Poll::Ready(false);
+        }
+        if is_stuck(conn, cx) { Poll::Ready(false) } else { Poll::Pending }
     })
-    .await;
+    .await
 }
 
 fn is_stuck(conn: &Conn, cx: &mut Context<'_>) -> bool {

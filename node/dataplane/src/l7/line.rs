@@ -12,6 +12,7 @@ use super::record::Record;
 use super::text::Scope;
 use crate::access_log::{Facts, Field, Format, Object, common, micros, timestamp};
 use crate::metrics::Reason;
+use crate::waf::Hit;
 
 pub(super) fn write(record: &Record, format: &Format, reason: Reason, took: Duration, out: &mut Vec<u8>) {
     match format {
@@ -23,16 +24,19 @@ pub(super) fn write(record: &Record, format: &Format, reason: Reason, took: Dura
 fn json(record: &Record, reason: Reason, took: Duration, out: &mut Vec<u8>) {
     let mut line = Object::begin(out);
     line.text("time", &timestamp(record.id.unix_ms))
-        .text("request_id", &record.id.text)
+        .text("request_id", record.request_id().as_bytes())
         .text("trace_id", record.trace.id())
-        .text("client", record.conn.client.address.as_bytes())
-        .text("protocol", protocol(record.version))
-        .text("scheme", record.conn.client.scheme().as_str().as_bytes())
-        .text("method", record.method.as_str().as_bytes())
-        .text("host", record.host.as_ref().map_or(b"", HeaderValue::as_bytes))
-        .text("path", record.target.path().as_bytes());
-    if let Some(query) = record.target.query() {
-        line.text("query", query.as_bytes());
+        .text("client", record.address().as_bytes());
+    if record.told.is_some() {
+        line.text("peer", record.conn.client.address.as_bytes());
+    }
+    line.text("protocol", record.shown_protocol())
+        .text("scheme", record.scheme().as_str().as_bytes())
+        .text("method", record.shown_method())
+        .text("host", record.shown_host())
+        .text("path", record.shown_path());
+    if let Some(query) = record.shown_query() {
+        line.text("query", query);
     }
     if let Some(user_agent) = &record.visitor.user_agent {
         line.text("user_agent", user_agent.as_bytes());
@@ -63,7 +67,27 @@ fn json(record: &Record, reason: Reason, took: Duration, out: &mut Vec<u8>) {
     if let Some(picked) = &record.picked {
         line.text("member", picked.name().as_bytes());
     }
-    line.number("attempts", u64::from(record.attempts)).text("reason", reason.label().as_bytes()).end();
+    line.number("attempts", u64::from(record.attempts)).text("reason", reason.label().as_bytes());
+    if let Some(flaw) = record.flaw {
+        line.text("detail", flaw.label().as_bytes());
+    }
+    if let Some(first) = record.hits.first() {
+        line.text("waf_rule", &rules(&record.hits))
+            .text("waf_at", &first.at())
+            .text("waf_match", &first.matched);
+    }
+    line.end();
+}
+
+/// Each rule that found something, once.
+fn rules(hits: &[Hit]) -> Vec<u8> {
+    let mut ids: Vec<&str> = Vec::new();
+    for hit in hits {
+        if !ids.contains(&hit.rule.id()) {
+            ids.push(hit.rule.id());
+        }
+    }
+    ids.join(",").into_bytes()
 }
 
 /// A request whose end is known.
@@ -78,13 +102,14 @@ impl Facts for Ended<'_> {
         let record = self.record;
         match variable {
             LogVariable::Of(variable) => return of_request(record, variable, field),
-            LogVariable::RawQuery => return field.some(record.target.query().map(str::as_bytes)),
+            LogVariable::RawQuery => return field.some(record.shown_query()),
             LogVariable::Rule => return field.some(record.rule().map(|rule| rule.name.as_bytes())),
+            LogVariable::Peer => field.text(record.conn.client.address.as_bytes()),
             LogVariable::User => return user(record.visitor.authorization.as_ref(), field),
             LogVariable::Time => field.text(&timestamp(record.id.unix_ms)),
             LogVariable::TimeCommon => field.text(&common(record.id.unix_ms)),
             LogVariable::Request => request_line(record, field),
-            LogVariable::Protocol => field.text(protocol(record.version)),
+            LogVariable::Protocol => field.text(record.shown_protocol()),
             LogVariable::Status => field.status(record.status),
             LogVariable::BytesIn => field.number(record.bytes_in()),
             LogVariable::BytesOut => field.number(record.bytes_out),
@@ -93,6 +118,12 @@ impl Facts for Ended<'_> {
             LogVariable::FirstByteUs => return time(record.conn.phases.first_byte(), field),
             LogVariable::TraceId => field.text(record.trace.id()),
             LogVariable::Reason => field.text(self.reason.label().as_bytes()),
+            LogVariable::WafRule => {
+                return field.some((!record.hits.is_empty()).then(|| rules(&record.hits)).as_deref());
+            }
+            LogVariable::WafAt => return field.some(record.hits.first().map(Hit::at).as_deref()),
+            LogVariable::WafMatch => return field.some(record.hits.first().map(|hit| &*hit.matched)),
+            LogVariable::Detail => return field.some(record.flaw.map(|flaw| flaw.label().as_bytes())),
             LogVariable::Attempts => field.number(record.attempts.into()),
         }
         true
@@ -104,20 +135,31 @@ fn time(time: Option<Duration>, field: &mut Field<'_>) -> bool {
 }
 
 fn of_request(record: &Record, variable: &Variable, field: &mut Field<'_>) -> bool {
+    let known = |value: &'_ [u8], field: &mut Field<'_>| field.some((!value.is_empty()).then_some(value));
+    if let Some(sent) = &record.sent {
+        match variable {
+            Variable::Method => return known(&sent.method, field),
+            Variable::Path => return known(&sent.path, field),
+            Variable::Host => return known(&sent.host, field),
+            _ => {}
+        }
+    }
     let kept = match variable {
         Variable::Header(name) if name == "user-agent" => &record.visitor.user_agent,
         Variable::Header(name) if name == "referer" => &record.visitor.referer,
         _ => {
             let none = HeaderMap::new();
             let scope = Scope { record, headers: record.header.as_deref().unwrap_or(&none) };
-            let value = scope.read(variable);
-            return field.some((!value.is_empty()).then_some(&*value));
+            return known(&scope.read(variable), field);
         }
     };
     field.some(kept.as_ref().map(HeaderValue::as_bytes))
 }
 
 fn request_line(record: &Record, field: &mut Field<'_>) {
+    if let Some(sent) = &record.sent {
+        return field.text(&sent.line);
+    }
     field.text(record.method.as_str().as_bytes());
     field.text(b" ");
     field.text(record.target.path().as_bytes());
@@ -129,7 +171,7 @@ fn request_line(record: &Record, field: &mut Field<'_>) {
     field.text(protocol(record.version));
 }
 
-fn protocol(version: Version) -> &'static [u8] {
+pub(super) fn protocol(version: Version) -> &'static [u8] {
     match version {
         Version::HTTP_10 => b"HTTP/1.0",
         Version::HTTP_2 => b"HTTP/2.0",

@@ -7,7 +7,7 @@ use http::header::{CONTENT_TYPE, HOST, LOCATION};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Uri};
 use trestle_config::model::{self, Scheme};
-use trestle_config::text::Replacement;
+use trestle_config::text::{Part, Replacement};
 
 use super::body::Answer;
 use super::edits::lines;
@@ -36,6 +36,8 @@ pub(crate) struct Redirect {
 pub(crate) struct Respond {
     status: StatusCode,
     body: Text,
+    /// It is markup, of which what a client chose must not become a part.
+    markup: bool,
     headers: Box<[(HeaderName, Text)]>,
 }
 
@@ -50,6 +52,18 @@ pub(crate) enum NewPath {
 pub(crate) struct Rewrite {
     host: Option<Text>,
     path: Option<NewPath>,
+}
+
+/// By its content type, also where that is only known with a request.
+fn is_markup(respond: &model::Respond) -> bool {
+    let kind = respond.headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case("content-type"));
+    kind.flat_map(|(_, value)| &value.parts).any(|part| match part {
+        Part::Text(text) => {
+            let text = text.to_ascii_lowercase();
+            text.contains("html") || text.contains("xml")
+        }
+        Part::Variable(_) => true,
+    })
 }
 
 fn status(code: u16) -> StatusCode {
@@ -69,6 +83,7 @@ impl LocalAnswer {
             model::LocalAnswer::Respond(respond) => Self::Respond(Respond {
                 status: status(respond.code),
                 body: Text::compile(&respond.body),
+                markup: is_markup(respond),
                 headers: lines(&respond.headers),
             }),
         }
@@ -92,7 +107,9 @@ impl LocalAnswer {
                 response.headers_mut().insert(CONTENT_TYPE, page::PLAIN);
             }
             Self::Respond(respond) => {
-                let body = Bytes::from(respond.body.bytes(scope));
+                let body =
+                    if respond.markup { respond.body.markup(scope) } else { respond.body.bytes(scope) };
+                let body = Bytes::from(body);
                 let bare = body.is_empty() || matches!(respond.status.as_u16(), 204 | 304);
                 response = Response::new(if bare { Answer::None } else { Answer::Page(body) });
                 *response.status_mut() = respond.status;
@@ -119,14 +136,14 @@ impl Redirect {
         let (name, port) = target::split_port(asked);
         let port = port.and_then(|port| port.parse().ok());
         let host = match &self.host {
-            Some(host) => Cow::Owned(host.path(scope)),
+            Some(host) => Cow::Owned(host.host(scope).ok_or(Reason::BadHost)?),
             None => Cow::Borrowed(name),
         };
         if host.is_empty() {
             // An HTTP/1.0 client that named no host is at the right one.
             return HeaderValue::from_str(&target).map_err(|_| Reason::Internal);
         }
-        let scheme = self.scheme.unwrap_or(record.conn.client.scheme());
+        let scheme = self.scheme.unwrap_or(record.scheme());
         // Gateway API: with another scheme its own port, else the one that was asked.
         let port = match (self.port, self.scheme) {
             (Some(port), _) => Some(port),
@@ -196,8 +213,8 @@ impl Rewrite {
             *uri = Uri::from_parts(parts).map_err(|_| Reason::Internal)?;
         }
         if let Some(host) = &self.host {
-            let host = host.value(Scope { record, headers });
-            headers.insert(HOST, host);
+            let host = host.host(Scope { record, headers }).ok_or(Reason::BadHost)?;
+            headers.insert(HOST, HeaderValue::try_from(host).map_err(|_| Reason::BadHost)?);
         }
         Ok(())
     }

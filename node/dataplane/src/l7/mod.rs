@@ -10,31 +10,42 @@
 //! Invariant: a request sees one revision, from routing to its log line, and has one record, which ends
 //! exactly once whatever happens to the request.
 
+pub(crate) mod auth;
 pub(crate) mod body;
 mod chunked;
 mod client;
 mod conn;
 pub(crate) mod cors;
 pub(crate) mod edits;
+pub(crate) mod excess;
 mod exchange;
 mod forward;
+pub(crate) mod forwarded;
+mod frames;
 mod gate;
 mod grpc;
 mod h2;
-mod head;
+pub(crate) mod head;
+mod inspect;
+mod interim;
 mod line;
 pub(crate) mod local;
 pub(crate) mod mirror;
 mod page;
 pub(crate) mod pages;
-pub(crate) mod path;
 mod phases;
-mod record;
+pub(crate) mod record;
+pub(crate) mod refused;
 pub(crate) mod router;
 pub(crate) mod server;
+mod span;
+pub(crate) mod substitute;
 pub(crate) mod target;
 mod text;
 mod trace;
 mod transfer;
 mod tunnel;
+mod unread;
 pub(crate) mod values;
+
+use trestle_config::path;

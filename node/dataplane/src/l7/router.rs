@@ -5,24 +5,24 @@
 //! and the scheme count as such), most query parameters, then the older route, the route's name, the
 //! rule's place in its route. [`Router::compile`] sorts by that once, so that a look-up takes the first that
 //! fits: hosts by hash (a wildcard's suffix too, from the longest), exact paths by hash, prefixes in
-//! a tree of path elements that is walked down and then up again. A test holds it against a scan of
-//! all matches.
+//! a tree of path elements that is walked down and then up again; how these are laid out is the [`tree`]'s affair.
+//! A test holds it against a scan of all matches.
 //!
 //! A host whose rules do not fit gives way to the next less specific one.
 
+mod tree;
+
 use std::cmp::Reverse;
 use std::collections::HashMap;
-
 use std::net::IpAddr;
 
 use http::{HeaderMap, HeaderName, Method};
-use ipnet::IpNet;
 use trestle_config::model::{HeaderMatch, HostPattern, Match, PathMatch, Scheme, ValueMatch, ValueOf};
 use trestle_config::text::Pattern;
 
+use self::tree::{At, Seedling, Tree, Way};
 use super::{path, values};
-
-type Map<V> = HashMap<Box<str>, V, ahash::RandomState>;
+use crate::networks::{Networks, Sets};
 
 /// One match of one rule under one host.
 #[derive(Clone, Debug)]
@@ -61,29 +61,44 @@ pub(crate) struct Found {
     pub(crate) prefix: usize,
 }
 
-#[derive(Debug, Default)]
-pub(crate) struct Router {
-    exact: Map<Paths>,
-    suffixes: Map<Paths>,
-    any: Paths,
-}
-
-/// The matches of one host.
 #[derive(Debug)]
-struct Paths {
-    exact: Map<Vec<Candidate>>,
-    /// In order of precedence.
-    regexes: Vec<(Pattern, Candidate)>,
-    /// The first is the root, `/`.
-    prefixes: Vec<Node>,
+pub(crate) struct Router {
+    /// The root is any host.
+    tree: Tree<Taker>,
+    /// Those of a place together, in order of precedence.
+    candidates: Box<[Vec<Candidate>]>,
 }
 
-/// A path element of some prefix.
+/// Who takes the requests that come to a host, an exact path or a prefix.
+#[derive(Clone, Copy, Debug, Default)]
+enum Taker {
+    #[default]
+    Nobody,
+    /// A rule that asks nothing more: the most common case, answered from where it was found.
+    Always { rule: u32, prefix: u16 },
+    /// The first that fits of the candidates with this number.
+    First(u32),
+}
+
+// Beside its 12 bytes of its own a node of the tree has this; there may be hundreds of thousands.
+const _: () = assert!(size_of::<Taker>() == 8);
+
+/// The matches of one host, on their way into a router.
 #[derive(Debug, Default)]
-struct Node {
-    parent: usize,
-    children: Map<usize>,
-    candidates: Vec<Candidate>,
+struct Site {
+    /// With any path.
+    all: Vec<Candidate>,
+    exact: Vec<(String, Candidate)>,
+    regexes: Vec<Candidate>,
+    /// By elements, without the first slash.
+    prefixes: Vec<(String, Candidate)>,
+}
+
+/// A router that is being compiled.
+#[derive(Debug)]
+struct Compiler {
+    tree: Seedling<Taker>,
+    candidates: Vec<Vec<Candidate>>,
 }
 
 #[derive(Debug)]
@@ -99,128 +114,170 @@ struct Candidate {
 struct More {
     query: Box<[ValueOf]>,
     cookies: Box<[ValueOf]>,
-    clients: Box<[IpNet]>,
+    clients: Option<Networks>,
     scheme: Option<Scheme>,
-}
-
-impl Default for Paths {
-    fn default() -> Self {
-        Self { exact: Map::default(), regexes: Vec::new(), prefixes: vec![Node::default()] }
-    }
+    pattern: Option<Pattern>,
 }
 
 impl Router {
-    pub(crate) fn compile(mut entries: Vec<Entry<'_>>) -> Self {
+    pub(crate) fn compile(mut entries: Vec<Entry<'_>>, sets: &Sets) -> Self {
         // Stable order of insertion is order of precedence within a host and path.
-        entries.sort_by(|a, b| rank(a).cmp(&rank(b)));
-        let mut router = Self::default();
+        entries.sort_by_cached_key(rank);
+        let mut sites: HashMap<&HostPattern, Site, ahash::RandomState> = HashMap::default();
         for entry in &entries {
             // A name or method that can't occur in a request never matches one.
-            let Some(candidate) = Candidate::compile(entry) else { continue };
-            let paths = match entry.host {
-                HostPattern::Any => &mut router.any,
-                HostPattern::Exact(host) => router.exact.entry(host.as_str().into()).or_default(),
-                HostPattern::Suffix(host) => router.suffixes.entry(host.as_str().into()).or_default(),
-            };
-            paths.insert(entry.condition.path.as_ref(), candidate);
+            let Some(candidate) = Candidate::compile(entry, sets) else { continue };
+            sites.entry(entry.host).or_default().insert(entry.condition.path.as_ref(), candidate);
         }
-        router
+        let tree = Seedling::new(Taker::Nobody, ahash::RandomState::new());
+        let mut compiler = Compiler { tree, candidates: Vec::new() };
+        for (host, site) in sites {
+            compiler.site(host, site);
+        }
+        Self { tree: compiler.tree.finish(), candidates: compiler.candidates.into() }
     }
 
     /// The rule that takes this request.
     pub(crate) fn find(&self, subject: Subject<'_>) -> Option<Found> {
-        if let Some(paths) = self.exact.get(subject.host)
-            && let Some(rule) = paths.find(subject)
+        let root = At::ROOT;
+        if let Some(site) = self.tree.step(root, Way::Host, subject.host.as_bytes())
+            && let Some(rule) = self.find_at(site, subject)
         {
             return Some(rule);
         }
-        if !self.suffixes.is_empty() {
+        if self.tree.leads(root.node, Way::Suffix) {
             let mut rest = subject.host;
             while let Some((label, suffix)) = rest.split_once('.') {
                 // `*.example.com` takes `a.example.com`, not `.example.com`.
                 if (!label.is_empty() || rest.len() < subject.host.len())
-                    && let Some(paths) = self.suffixes.get(suffix)
-                    && let Some(rule) = paths.find(subject)
+                    && let Some(site) = self.tree.step(root, Way::Suffix, suffix.as_bytes())
+                    && let Some(rule) = self.find_at(site, subject)
                 {
                     return Some(rule);
                 }
                 rest = suffix;
             }
         }
-        self.any.find(subject)
+        self.find_at(root, subject)
+    }
+
+    /// Among the rules of one host.
+    fn find_at(&self, site: At, subject: Subject<'_>) -> Option<Found> {
+        let path = subject.path.as_bytes();
+        for (way, text) in [(Way::Path, path), (Way::Regex, b"")] {
+            if let Some(at) = self.tree.step(site, way, text)
+                && let Some(rule) = self.take(at.node, subject)
+            {
+                return Some(rule);
+            }
+        }
+        let mut node = self.tree.descend(site, path).node;
+        loop {
+            if let Some(rule) = self.take(node, subject) {
+                return Some(rule);
+            }
+            if node == site.node {
+                return None;
+            }
+            node = self.tree.before(node);
+        }
+    }
+
+    fn take(&self, node: u32, subject: Subject<'_>) -> Option<Found> {
+        match *self.tree.holds(node) {
+            Taker::Nobody => None,
+            Taker::Always { rule, prefix } => Some(Found { rule: rule as usize, prefix: prefix.into() }),
+            Taker::First(number) => {
+                let fitting =
+                    self.candidates[number as usize].iter().find(|candidate| candidate.fits(subject));
+                fitting.map(|candidate| candidate.found)
+            }
+        }
     }
 }
 
-impl Paths {
-    fn insert(&mut self, path: Option<&PathMatch>, candidate: Candidate) {
+impl Site {
+    fn insert(&mut self, path: Option<&PathMatch>, mut candidate: Candidate) {
         match path {
-            Some(PathMatch::Exact(exact)) => {
-                self.exact.entry(normal(exact).into()).or_default().push(candidate);
-            }
-            Some(PathMatch::Regex(pattern)) => self.regexes.push((pattern.clone(), candidate)),
+            Some(PathMatch::Exact(exact)) => self.exact.push((normal(exact), candidate)),
+            Some(PathMatch::Regex(_)) => self.regexes.push(candidate),
             Some(PathMatch::Prefix(prefix)) => {
-                let node = self.node(&normal(prefix));
-                self.prefixes[node].candidates.push(candidate);
+                let normal = normal(prefix);
+                let bare = normal.strip_suffix('/').unwrap_or(&normal);
+                candidate.found.prefix = bare.len();
+                match bare.strip_prefix('/') {
+                    Some(elements) => self.prefixes.push((elements.to_owned(), candidate)),
+                    None => self.all.push(candidate),
+                }
             }
-            None => self.prefixes[0].candidates.push(candidate),
+            None => self.all.push(candidate),
         }
     }
+}
 
-    fn node(&mut self, prefix: &str) -> usize {
-        elements(prefix.strip_suffix('/').unwrap_or(prefix)).fold(0, |parent, element| {
-            if let Some(child) = self.prefixes[parent].children.get(element) {
-                return *child;
-            }
-            let child = self.prefixes.len();
-            self.prefixes.push(Node { parent, ..Node::default() });
-            self.prefixes[parent].children.insert(element.into(), child);
-            child
-        })
-    }
-
-    fn find(&self, subject: Subject<'_>) -> Option<Found> {
-        if !self.exact.is_empty()
-            && let Some(candidates) = self.exact.get(subject.path)
-            && let Some(rule) = first_fit(candidates, subject)
-        {
-            return Some(rule);
-        }
-        let matches = |(pattern, candidate): &&(Pattern, Candidate)| {
-            candidate.fits(subject) && pattern.is_match(subject.path.as_bytes())
+impl Compiler {
+    fn site(&mut self, host: &HostPattern, site: Site) {
+        let root = At::ROOT;
+        let at = match host {
+            HostPattern::Any => root,
+            HostPattern::Exact(host) => self.tree.grow(root, Way::Host, host.as_bytes(), Taker::Nobody),
+            HostPattern::Suffix(host) => self.tree.grow(root, Way::Suffix, host.as_bytes(), Taker::Nobody),
         };
-        if let Some((_, candidate)) = self.regexes.iter().find(matches) {
-            return Some(candidate.found);
+        *self.tree.holds_mut(at) = self.taker(site.all);
+        if !site.regexes.is_empty() {
+            let taker = self.taker(site.regexes);
+            self.tree.grow(at, Way::Regex, b"", taker);
         }
-        let mut node = self.deepest(subject.path);
-        loop {
-            if let Some(rule) = first_fit(&self.prefixes[node].candidates, subject) {
-                return Some(rule);
-            }
-            if node == 0 {
-                return None;
-            }
-            node = self.prefixes[node].parent;
+        for (path, taker) in self.takers(site.exact) {
+            self.tree.grow(at, Way::Path, path.as_bytes(), taker);
         }
+        let prefixes = self.takers(site.prefixes);
+        let prefixes: Vec<_> = prefixes.iter().map(|(path, taker)| (path.as_str(), *taker)).collect();
+        self.prefixes(at, &prefixes);
     }
 
-    fn deepest(&self, path: &str) -> usize {
-        let mut node = 0;
-        for element in elements(path) {
-            match self.prefixes[node].children.get(element) {
-                Some(child) => node = *child,
-                None => break,
-            }
-            // Most trees are shallow: don't split what is left of the path.
-            if self.prefixes[node].children.is_empty() {
-                break;
+    /// Who takes requests at each path, in the order of their elements.
+    fn takers(&mut self, mut candidates: Vec<(String, Candidate)>) -> Vec<(String, Taker)> {
+        // Stable: those of one path stay in order of precedence.
+        candidates.sort_by(|(a, _), (b, _)| a.split('/').cmp(b.split('/')));
+        let mut places: Vec<(String, Vec<Candidate>)> = Vec::with_capacity(candidates.len());
+        for (path, candidate) in candidates {
+            match places.last_mut() {
+                Some((last, of_path)) if *last == path => of_path.push(candidate),
+                _ => places.push((path, vec![candidate])),
             }
         }
-        node
+        places.into_iter().map(|(path, candidates)| (path, self.taker(candidates))).collect()
+    }
+
+    fn taker(&mut self, candidates: Vec<Candidate>) -> Taker {
+        let Some(first) = candidates.first() else { return Taker::Nobody };
+        if first.is_unconditional()
+            && let (Ok(rule), Ok(prefix)) = (first.found.rule.try_into(), first.found.prefix.try_into())
+        {
+            return Taker::Always { rule, prefix };
+        }
+        self.candidates.push(candidates);
+        Taker::First(tree::number(self.candidates.len() - 1))
+    }
+
+    /// Prefixes below a node, in the order of their elements, no two alike.
+    fn prefixes(&mut self, from: At, prefixes: &[(&str, Taker)]) {
+        for branch in prefixes.chunk_by(|(a, _), (b, _)| a.split('/').next() == b.split('/').next()) {
+            // What the first and the last one share those between them share too.
+            let [(first, taker), rest @ ..] = branch else { continue };
+            let label = shared(first, branch[branch.len() - 1].0);
+            let (taker, below) = if label == *first { (*taker, rest) } else { (Taker::Nobody, branch) };
+            let node = self.tree.grow(from, Way::Elements, label.as_bytes(), taker);
+            let below: Vec<_> =
+                below.iter().map(|(path, taker)| (&path[label.len() + 1..], *taker)).collect();
+            self.prefixes(node, &below);
+        }
     }
 }
 
 impl Candidate {
-    fn compile(entry: &Entry<'_>) -> Option<Self> {
+    fn compile(entry: &Entry<'_>, sets: &Sets) -> Option<Self> {
         let method = |name: &String| Method::from_bytes(name.as_bytes()).ok();
         let header = |header: &HeaderMatch| {
             Some((HeaderName::from_bytes(header.name.as_bytes()).ok()?, header.value.clone()))
@@ -228,9 +285,13 @@ impl Candidate {
         Some(Self {
             methods: entry.condition.methods.iter().map(method).collect::<Option<_>>()?,
             headers: entry.condition.headers.iter().map(header).collect::<Option<_>>()?,
-            more: More::compile(entry.condition),
-            found: Found { rule: entry.rule, prefix: prefix_length(entry.condition) },
+            more: More::compile(entry.condition, sets),
+            found: Found { rule: entry.rule, prefix: 0 },
         })
+    }
+
+    fn is_unconditional(&self) -> bool {
+        self.methods.is_empty() && self.headers.is_empty() && self.more.is_none()
     }
 
     fn fits(&self, subject: Subject<'_>) -> bool {
@@ -244,47 +305,44 @@ impl Candidate {
 }
 
 impl More {
-    fn compile(condition: &Match) -> Option<Box<Self>> {
-        let Match { query, cookies, clients, scheme, .. } = condition;
-        let none = query.is_empty() && cookies.is_empty() && clients.is_empty() && scheme.is_none();
+    fn compile(condition: &Match, sets: &Sets) -> Option<Box<Self>> {
+        let Match { path, query, cookies, clients, scheme, .. } = condition;
+        let pattern = match path {
+            Some(PathMatch::Regex(pattern)) => Some(pattern.clone()),
+            _ => None,
+        };
+        let none = query.is_empty()
+            && cookies.is_empty()
+            && clients.is_empty()
+            && scheme.is_none()
+            && pattern.is_none();
         (!none).then(|| {
             Box::new(Self {
                 query: query.clone().into(),
                 cookies: cookies.clone().into(),
-                clients: clients.clone().into(),
+                clients: (!clients.is_empty()).then(|| sets.resolve(clients)),
                 scheme: *scheme,
+                pattern,
             })
         })
     }
 
     fn fits(&self, subject: Subject<'_>) -> bool {
         self.scheme.is_none_or(|scheme| scheme == subject.scheme)
-            && (self.clients.is_empty() || self.clients.iter().any(|net| net.contains(&subject.client)))
+            && self.clients.as_ref().is_none_or(|clients| clients.contains(subject.client))
             && self
                 .cookies
                 .iter()
                 .all(|of| values::fits(values::cookie(subject.headers, &of.name), &of.value))
             && self.query.iter().all(|of| values::fits(values::query(subject.query, &of.name), &of.value))
-    }
-}
-
-fn first_fit(candidates: &[Candidate], subject: Subject<'_>) -> Option<Found> {
-    candidates.iter().find(|candidate| candidate.fits(subject)).map(|candidate| candidate.found)
-}
-
-fn prefix_length(condition: &Match) -> usize {
-    match &condition.path {
-        Some(PathMatch::Prefix(prefix)) => {
-            let normal = normal(prefix);
-            normal.strip_suffix('/').unwrap_or(&normal).len()
-        }
-        _ => 0,
+            && self.pattern.as_ref().is_none_or(|pattern| pattern.is_match(subject.path.as_bytes()))
     }
 }
 
 /// How closely a match asks, beside its host and the kind of its path; more goes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Closeness {
+    /// Bytes of its normal form, of a prefix without the final slash.
     pub(crate) path: usize,
     pub(crate) method: bool,
     /// Conditions on headers; those on cookies, clients and the scheme count as such.
@@ -295,9 +353,13 @@ pub(crate) struct Closeness {
 impl Closeness {
     pub(crate) fn of(condition: &Match) -> Self {
         let path = match &condition.path {
-            Some(PathMatch::Exact(path) | PathMatch::Prefix(path)) => path.len(),
+            Some(PathMatch::Exact(path)) => normal(path).len(),
             Some(PathMatch::Regex(pattern)) => pattern.as_str().len(),
-            None => 1,
+            Some(PathMatch::Prefix(path)) => {
+                let normal = normal(path);
+                normal.strip_suffix('/').unwrap_or(&normal).len()
+            }
+            None => 0,
         };
         let headers = condition.headers.len()
             + condition.cookies.len()
@@ -313,17 +375,21 @@ fn rank<'a>(entry: &Entry<'a>) -> (Reverse<Closeness>, u64, &'a str, usize) {
 }
 
 /// A configured path in the form in which requests are looked up.
-fn normal(path: &str) -> String {
+pub(crate) fn normal(path: &str) -> String {
     path::normalise(path, false).map_or_else(|_| path.to_owned(), |path| path.into_owned())
 }
 
-fn elements(path: &str) -> impl Iterator<Item = &str> {
-    path.strip_prefix('/').into_iter().flat_map(|rest| rest.split('/'))
+/// The elements with which both begin.
+fn shared<'a>(a: &'a str, b: &str) -> &'a str {
+    let same = a.split('/').zip(b.split('/')).take_while(|(a, b)| a == b);
+    let end = same.map(|(element, _)| element.len() + 1).sum::<usize>();
+    &a[..end.saturating_sub(1)]
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use trestle_config::model::NetworkRef;
 
     use super::*;
 
@@ -347,12 +413,18 @@ mod tests {
             rule,
         };
         let lines: &'static [Line] = Box::leak(lines.to_vec().into_boxed_slice());
-        Router::compile(lines.iter().enumerate().map(entry).collect())
+        Router::compile(lines.iter().enumerate().map(entry).collect(), &Sets::default())
     }
 
     fn header_count(condition: &Match) -> usize {
         let Match { headers, cookies, clients, scheme, .. } = condition;
         headers.len() + cookies.len() + usize::from(!clients.is_empty()) + usize::from(scheme.is_some())
+    }
+
+    /// The normal form of the paths that are tried here.
+    fn plain(path: &str) -> String {
+        let decoded = [("%61", "a"), ("%62", "b"), ("%7e", "~"), ("%7E", "~"), ("%2f", "%2F")];
+        decoded.iter().fold(path.to_owned(), |path, (from, to)| path.replace(from, to))
     }
 
     /// The dumb twin: every line is held against the request, the best is kept.
@@ -366,16 +438,20 @@ mod tests {
             HostPattern::Any => Some((0, 0)),
         };
         let path_rank = |path: &Option<PathMatch>| match path {
-            Some(PathMatch::Exact(exact)) => (exact == subject.path).then_some((2, exact.len())),
+            Some(PathMatch::Exact(exact)) => {
+                let exact = plain(exact);
+                (exact == subject.path).then_some((2, exact.len()))
+            }
             Some(PathMatch::Regex(pattern)) => {
                 pattern.is_match(subject.path.as_bytes()).then_some((1, pattern.as_str().len()))
             }
             Some(PathMatch::Prefix(prefix)) => {
-                let bare = prefix.strip_suffix('/').unwrap_or(prefix);
+                let prefix = plain(prefix);
+                let bare = prefix.strip_suffix('/').unwrap_or(&prefix);
                 let rest = subject.path.strip_prefix(bare)?;
-                (rest.is_empty() || rest.starts_with('/')).then_some((0, prefix.len()))
+                (rest.is_empty() || rest.starts_with('/')).then_some((0, bare.len()))
             }
-            None => Some((0, 1)),
+            None => Some((0, 0)),
         };
         let fitting = lines.iter().enumerate().filter_map(|(rule, line)| {
             let condition = &line.condition;
@@ -400,7 +476,10 @@ mod tests {
                 && condition.cookies.iter().all(|of| fits(pair(cookie, &of.name), &of.value))
                 && condition.scheme.is_none_or(|scheme| scheme == subject.scheme)
                 && (condition.clients.is_empty()
-                    || condition.clients.iter().any(|net| net.contains(&subject.client)));
+                    || condition.clients.iter().any(|client| match client {
+                        NetworkRef::Network(net) => net.contains(&subject.client),
+                        NetworkRef::Set(_) => false,
+                    }));
             let (host, path) = (host_rank(&line.host)?, path_rank(&condition.path)?);
             let key = (
                 (host, path, !condition.methods.is_empty(), header_count(condition), condition.query.len()),
@@ -449,6 +528,53 @@ mod tests {
     }
 
     #[test]
+    fn prefixes_branch_wherever_their_elements_do() {
+        let prefixes = ["/a/b/c/d", "/a/b/c", "/a/b/x/y", "/a/bb", "//", "/z//z"];
+        let router = router(&prefixes.map(prefix));
+        for (path, rule) in [
+            ("/a/b/c/d", Some(0)),
+            ("/a/b/c/d/e", Some(0)),
+            ("/a/b/c/dd", Some(1)),
+            ("/a/b/c", Some(1)),
+            ("/a/b/c/", Some(1)),
+            ("/a/b/cc", None),
+            ("/a/b", None),
+            ("/a/b/x", None),
+            ("/a/b/x/y/z", Some(2)),
+            ("/a/bb/c", Some(3)),
+            ("/a", None),
+            ("/", Some(4)),
+            ("//a/b", Some(4)),
+            ("/z", None),
+            ("/z/", None),
+            ("/z//z", Some(5)),
+            ("/z/z", None),
+        ] {
+            assert_eq!(find(&router, "a", path), rule, "{path}");
+        }
+    }
+
+    #[test]
+    fn an_exact_path_and_a_prefix_of_one_spelling_stay_apart() {
+        let exact = line(HostPattern::Any, PathMatch::Exact("/x".into()));
+        let router = router(&[prefix("/*"), exact, prefix("/x")]);
+        for (path, rule) in [("*", None), ("/*", Some(0)), ("/x", Some(1)), ("/x/", Some(2)), ("x", None)] {
+            assert_eq!(find(&router, "a", path), rule, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_prefix_of_any_length_is_cut_off_whole() {
+        let long = format!("/{}", "x".repeat(70_000));
+        let router = router(&[prefix(&long), prefix("/y/z/")]);
+        let headers = HeaderMap::new();
+        let found = |path: &str| router.find(subject("a", path, &Method::GET, &headers));
+        let expected = Found { rule: 0, prefix: long.len() };
+        assert_eq!(found(&format!("{long}/y")), Some(expected));
+        assert_eq!(found("/y/z/x"), Some(Found { rule: 1, prefix: 4 }));
+    }
+
+    #[test]
     fn a_wildcard_takes_one_or_more_labels_and_never_the_bare_name() {
         let suffix = |host: &str| line(HostPattern::Suffix(host.into()), PathMatch::Prefix("/".into()));
         let router = router(&[suffix("example.com"), suffix("b.example.com")]);
@@ -481,11 +607,34 @@ mod tests {
     }
 
     #[test]
+    fn a_path_counts_as_long_as_its_normal_form_is_and_a_prefix_without_its_final_slash() {
+        let with = |path: &str, methods: &[&str]| {
+            let mut line = prefix(path);
+            line.condition.methods = methods.iter().map(|method| (*method).to_owned()).collect();
+            line
+        };
+        let of = |a, b| find(&router(&[a, b]), "h", "/~u/x");
+        assert_eq!(of(with("/%7Eu", &[]), with("/~u", &["GET"])), Some(1));
+        assert_eq!(of(with("/~u/", &[]), with("/~u", &["GET"])), Some(1));
+        let anywhere = Line { condition: Match::default(), ..with("/", &[]) };
+        assert_eq!(of(with("/", &["GET"]), anywhere.clone()), Some(0));
+        assert_eq!(
+            of(Line { route: "z".into(), ..with("/", &[]) }, anywhere),
+            Some(1),
+            "it says the same as `/`"
+        );
+    }
+
+    #[test]
     fn the_older_route_wins_then_its_name_then_the_rules_place() {
         let with = |birth, route: &str, index| Line { birth, route: route.into(), index, ..prefix("/") };
         assert_eq!(find(&router(&[with(2, "a", 0), with(1, "b", 0)]), "h", "/"), Some(1));
         assert_eq!(find(&router(&[with(1, "b", 0), with(1, "a", 1)]), "h", "/"), Some(1));
         assert_eq!(find(&router(&[with(1, "a", 1), with(1, "a", 0)]), "h", "/"), Some(1));
+    }
+
+    fn network(text: &str) -> NetworkRef {
+        NetworkRef::Network(text.parse().expect("a network"))
     }
 
     fn arb_line() -> impl Strategy<Value = Line> {
@@ -496,8 +645,8 @@ mod tests {
         ];
         let path = prop_oneof![
             Just(None),
-            "/|(/[ab]{1,2}){1,3}/?".prop_map(|p| Some(PathMatch::Exact(p))),
-            "/|(/[ab]{1,2}){1,3}/?".prop_map(|p| Some(PathMatch::Prefix(p))),
+            "/|(/([ab~]|%61|%62|%7e|%7E|%2f){1,2}){1,3}/?".prop_map(|p| Some(PathMatch::Exact(p))),
+            "/|(/([ab~]|%61|%62|%7e|%7E|%2f){1,2}){1,3}/?".prop_map(|p| Some(PathMatch::Prefix(p))),
             "/[ab](\\.|[ab])\\*".prop_map(|p| Some(PathMatch::Regex(p.parse().expect("a pattern")))),
         ];
         let methods = prop_oneof![
@@ -518,8 +667,8 @@ mod tests {
             move |of| few().prop_flat_map(move |count| prop::collection::vec(Clone::clone(&of), count));
         let client = prop_oneof![
             4 => Just(vec![]),
-            1 => Just(vec!["192.0.2.0/25".parse().expect("a network")]),
-            1 => Just(vec!["192.0.2.128/25".parse().expect("one"), "2001:db8::/32".parse().expect("one")]),
+            1 => Just(vec![network("192.0.2.0/25")]),
+            1 => Just(vec![network("192.0.2.128/25"), network("2001:db8::/32")]),
         ];
         let scheme =
             prop_oneof![5 => Just(None), 1 => Just(Some(Scheme::Http)), 1 => Just(Some(Scheme::Https))];
@@ -548,7 +697,7 @@ mod tests {
             requests in prop::collection::vec(
                 (
                     "((a|b|c)\\.)?(y\\.)?(x|z)",
-                    "/|(/[ab]{1,2}){1,4}/?",
+                    "/|(/([ab]|[ab]|[ab]|~|%2F){1,2}){1,4}/?",
                     0usize..3,
                     ("([pq]{0,3})", "([pq]{0,3})"),
                     ("(|m=[pq]{0,2}|n=[pq]{0,2}|n=q&m=[pq])", "(|m=[pq]{0,2}|n=[pq]{0,2}|n=q;m=[pq])"),

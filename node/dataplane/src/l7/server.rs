@@ -13,14 +13,12 @@
 //! next request, which says so. One that has none gets [`CLOSING_GRACE`]: to close at once would hit the
 //! request that a busy client is just sending, and nobody could tell it that it was not served.
 
+use std::cell::Cell;
 use std::future::poll_fn;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-
-use rustls::HandshakeKind;
 
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -28,15 +26,17 @@ use hyper::service::service_fn;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
-use tokio_rustls::{TlsAcceptor, TlsStream};
+use tokio_rustls::TlsStream;
 use trestle_config::model::Protocol;
 
-use super::client::{Client, Tls};
+use super::client::Client;
 use super::conn::{Conn, HttpVersion};
 use super::gate::Gate;
 use super::{exchange, h2, tunnel};
 use crate::metrics::Reason;
+use crate::proxy_protocol::Ends;
 use crate::stream::Stream;
+use crate::tls::accept::shake_hands;
 use crate::worker::{Handle, ListenerRef, Worker};
 
 /// How long a connection that should go may wait for a request.
@@ -44,8 +44,8 @@ const CLOSING_GRACE: Duration = Duration::from_secs(1);
 
 /// After an error answer, bytes that are still on their way are read and dropped, so that closing does not
 /// reset the connection before the answer was read (RFC 9112, section 9.6): so many, and for so long.
-const LINGER_BYTES: usize = 1 << 20;
-const LINGER_TIME: Duration = Duration::from_secs(2);
+pub(super) const LINGER_BYTES: usize = 1 << 20;
+pub(super) const LINGER_TIME: Duration = Duration::from_secs(2);
 
 /// How long a connection is idle before it is taken apart: longer than a busy client pauses, since building
 /// it again costs a few microseconds.
@@ -53,12 +53,6 @@ pub(crate) const REST_AFTER: Duration = Duration::from_secs(1);
 
 /// What hyper may buffer of a connection beyond a head.
 const BUFFER_MAX: usize = 64 << 10;
-
-/// Of an accepted connection.
-pub(crate) struct Ends {
-    pub(crate) client: SocketAddr,
-    pub(crate) local: SocketAddr,
-}
 
 /// Serves HTTP on an accepted connection until it ends.
 pub(crate) async fn serve(
@@ -69,10 +63,13 @@ pub(crate) async fn serve(
     ends: Ends,
 ) {
     let (stream, tls) = match listener.settings.protocol {
-        Protocol::Https => match Box::pin(shake_hands(&worker, &listener, stream)).await {
-            Some((stream, tls)) => (stream, Some(tls)),
-            None => return,
-        },
+        Protocol::Https => {
+            let patience = listener.settings.http.header_timeout;
+            match Box::pin(shake_hands(worker.index, &listener, stream, ends.client, patience)).await {
+                Some((stream, tls)) => (Stream::Tls(Box::new(TlsStream::Server(stream))), Some(tls)),
+                None => return,
+            }
+        }
         _ => (Stream::Plain(stream), None),
     };
     let client = Rc::new(Client::new(worker, handle, listener, ends.client, ends.local, tls));
@@ -105,41 +102,19 @@ pub(crate) async fn serve(
     }
 }
 
-/// `None`: it failed, or took longer than a header may.
-async fn shake_hands(worker: &Worker, listener: &ListenerRef, stream: TcpStream) -> Option<(Stream, Tls)> {
-    let counters = listener.counters.at(worker.index);
-    let terminator = listener.tls.as_ref()?;
-    let accepting = TlsAcceptor::from(terminator.config.clone()).accept(stream);
-    let failed = match timeout(listener.settings.http.header_timeout, accepting).await {
-        Ok(Ok(stream)) => {
-            let session = stream.get_ref().1;
-            counters.handshakes.inc();
-            if session.handshake_kind() == Some(HandshakeKind::Resumed) {
-                counters.resumptions.inc();
-            }
-            let forward = listener.settings.tls.as_ref().is_some_and(|tls| tls.client.forward);
-            let tls = Tls::of(session, forward);
-            return Some((Stream::Tls(Box::new(TlsStream::Server(stream))), tls));
-        }
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => "not done in time".to_owned(),
-    };
-    counters.handshake_failures.inc();
-    tracing::debug!(listener = %listener.name, error = failed, "TLS handshake failed");
-    None
-}
-
 /// Whether the client knows that HTTP/2 is spoken here (RFC 9113, section 3.3). Waits for as much of the
 /// preface as tells; bytes are left where they are.
 async fn begins_with_h2(stream: &TcpStream, conn: &Conn) -> bool {
     const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     /// Of a preface in pieces: the socket tells nothing new before it is read.
     const LOOK_AGAIN: Duration = Duration::from_millis(10);
+    let (began, waited) = (Instant::now(), Cell::new(false));
     let look = async {
         loop {
             let mut space = [0; PREFACE.len()];
             match stream.peek(&mut space).await {
                 Ok(n) if n > 0 && PREFACE.starts_with(&space[..n]) && n < PREFACE.len() => {
+                    waited.set(true);
                     sleep(LOOK_AGAIN).await;
                 }
                 Ok(n) => return n == PREFACE.len() && space == PREFACE,
@@ -148,7 +123,15 @@ async fn begins_with_h2(stream: &TcpStream, conn: &Conn) -> bool {
         }
     };
     let patience = conn.client.listener().settings.http.header_timeout;
-    timeout(patience, look).await.unwrap_or(false)
+    let looked = timeout(patience, look).await;
+    if waited.get() {
+        // Whatever it is a header of, it began then.
+        match looked {
+            Ok(_) => conn.gate.head_since.set(Some(began)),
+            Err(_) => conn.gate.refuse(Reason::ClientHeaderTimeout),
+        }
+    }
+    looked.unwrap_or(false)
 }
 
 /// Waits for something to read. False: the connection's time is over.
@@ -180,6 +163,8 @@ async fn talk(stream: Stream, conn: &Rc<Conn>) -> Option<Stream> {
     match end {
         End::Idle => {
             conn.gate.shrink();
+            let rested = &conn.client.worker.rested;
+            rested.set(rested.get() + 1);
             return Some(gate.into_parts().0);
         }
         End::Ended if conn.linger.get() => linger(gate.into_parts().0).await,

@@ -1,17 +1,29 @@
 //! Texts with variables (`"${client.ip}"`), made for one request.
 
 use std::borrow::Cow;
+use std::net::IpAddr;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
+use trestle_config::host;
 use trestle_config::text::{Part, Template, Variable};
 
 use super::record::Record;
+use super::substitute::escaped;
 use super::{target, values};
 
 /// What can't stand in a path as it is (RFC 3986, section 3.3).
-const NOT_IN_PATH: &AsciiSet =
-    &CONTROLS.add(b' ').add(b'"').add(b'#').add(b'<').add(b'>').add(b'?').add(b'`').add(b'{').add(b'}');
+const NOT_IN_PATH: &AsciiSet = &CONTROLS
+    .add(b' ')
+    .add(b'"')
+    .add(b'#')
+    .add(b'<')
+    .add(b'>')
+    .add(b'?')
+    .add(b'\\')
+    .add(b'`')
+    .add(b'{')
+    .add(b'}');
 
 /// A template whose texts without variables were made when it was compiled.
 #[derive(Clone, Debug)]
@@ -71,6 +83,41 @@ impl Text {
         }
     }
 
+    /// As a host, with the port that the config may give it. `None`: what variables brought makes none of it.
+    pub(crate) fn host(&self, scope: Scope<'_>) -> Option<String> {
+        match self {
+            // Checked when the config was read.
+            Text::Fixed(fixed) => fixed.to_str().ok().map(str::to_owned),
+            Text::Made(template) => {
+                let (mut bytes, mut fits) = (Vec::new(), true);
+                for part in &template.parts {
+                    match part {
+                        Part::Text(text) => bytes.extend_from_slice(text.as_bytes()),
+                        Part::Variable(variable) => {
+                            let value = scope.read(variable);
+                            fits &= host::may_be_inserted(&value);
+                            bytes.extend_from_slice(&value);
+                        }
+                    }
+                }
+                let made = String::from_utf8(bytes).ok().filter(|_| fits)?;
+                host::is_host(host::split_port(&made).0).then_some(made)
+            }
+        }
+    }
+
+    /// With what could be markup in a variable's value as character references.
+    pub(crate) fn markup(&self, scope: Scope<'_>) -> Vec<u8> {
+        match self {
+            Text::Fixed(fixed) => fixed.as_bytes().to_vec(),
+            Text::Made(template) => {
+                let mut bytes = Vec::new();
+                write(template, scope, &mut bytes, |bytes, out| out.extend_from_slice(&escaped(bytes)));
+                bytes
+            }
+        }
+    }
+
     /// As it comes.
     pub(crate) fn bytes(&self, scope: Scope<'_>) -> Vec<u8> {
         match self {
@@ -98,18 +145,35 @@ fn write(template: &Template, scope: Scope<'_>, out: &mut Vec<u8>, put: impl Fn(
     }
 }
 
+/// As an element of `Forwarded` (RFC 7239, section 4).
+fn forwarded(record: &Record) -> String {
+    let mut text = match record.client().ip() {
+        IpAddr::V4(ip) => format!("for={ip}"),
+        IpAddr::V6(ip) => format!("for=\"[{ip}]\""),
+    };
+    if let Some(host) = record.asked_host().and_then(|host| host.to_str().ok()) {
+        // No host has quotes in it.
+        text.push_str(&format!(";host=\"{host}\""));
+    }
+    text + ";proto=" + record.scheme().as_str()
+}
+
 impl<'a> Scope<'a> {
     pub(super) fn read(&self, variable: &'a Variable) -> Cow<'a, [u8]> {
         let record = self.record;
         let owned = |text: String| Cow::Owned(text.into_bytes());
         match variable {
-            Variable::ClientIp => Cow::Borrowed(record.conn.client.address.as_bytes()),
-            Variable::ClientPort => owned(record.conn.client.peer.port().to_string()),
+            Variable::ClientIp => Cow::Borrowed(record.address().as_bytes()),
+            Variable::ClientPort => match record.client().port() {
+                0 => Cow::Borrowed(b"".as_slice()),
+                port => owned(port.to_string()),
+            },
             Variable::Host => owned(target::route_host(record.host.as_ref()).into_owned()),
             Variable::Path => Cow::Borrowed(record.target.path().as_bytes()),
             Variable::Method => Cow::Borrowed(record.method.as_str().as_bytes()),
-            Variable::Scheme => Cow::Borrowed(record.conn.client.scheme().as_str().as_bytes()),
-            Variable::RequestId => Cow::Borrowed(&record.id.text),
+            Variable::Scheme => Cow::Borrowed(record.scheme().as_str().as_bytes()),
+            Variable::Forwarded => owned(forwarded(record)),
+            Variable::RequestId => Cow::Borrowed(record.request_id().as_bytes()),
             Variable::Node => Cow::Borrowed(record.conn.client.worker.node().as_bytes()),
             Variable::Listener => Cow::Borrowed(record.listener.name.as_bytes()),
             Variable::Route => record

@@ -1,4 +1,4 @@
-//! W3C Trace Context: a request's place in a trace, taken up from its client or begun here.
+//! W3C Trace Context: a request's place in a trace, taken up from a proxy that is trusted or begun here.
 //!
 //! One id stands for a request, however often it is sent. A trace begun here has the digits of the request's
 //! id, so that one leads to the other.
@@ -16,32 +16,64 @@ const LENGTH: usize = 55;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Trace {
     text: [u8; LENGTH],
-    /// The client's trace; what it says of its state holds.
+    /// What a proxy in front did when it sent the request; 0: the trace begins here.
+    parent: u64,
+    /// It was not begun here; what is said of its state holds.
     pub(crate) is_continued: bool,
 }
 
 impl Trace {
-    /// `parent`: the id of what is done here, random.
-    pub(crate) fn of(headers: &HeaderMap, id: &RequestId, parent: u64) -> Self {
+    /// `believed`: fields in which a trace may be named. `span`: the id of what is done here, random. `samples`:
+    /// whether a trace that begins here is sampled.
+    pub(crate) fn of(
+        believed: Option<&HeaderMap>,
+        id: &RequestId,
+        span: u64,
+        samples: impl FnOnce() -> bool,
+    ) -> Self {
         let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
-        let mut lines = headers.get_all(TRACEPARENT).iter();
+        let mut lines = believed.into_iter().flat_map(|headers| headers.get_all(TRACEPARENT));
         let taken = match (lines.next(), lines.next()) {
             (Some(line), None) => take(line.as_bytes()),
             _ => None,
         };
         match taken {
-            Some((trace, flags)) => {
+            Some((trace, _, flags)) => {
                 text[3..35].copy_from_slice(trace);
                 text[53..55].copy_from_slice(&flags);
             }
             None => {
                 let digits = id.text.iter().filter(|byte| **byte != b'-');
                 text[3..35].iter_mut().zip(digits).for_each(|(to, digit)| *to = *digit);
+                if samples() {
+                    text[54] = b'1';
+                }
             }
         }
         // All zeros would be no id.
-        write_hex(parent.max(1), &mut text[36..52]);
-        Self { text, is_continued: taken.is_some() }
+        write_hex(span.max(1), &mut text[36..52]);
+        let parent = taken.map_or(0, |(_, parent, _)| parent);
+        Self { text, parent, is_continued: taken.is_some() }
+    }
+
+    /// Whoever has a part in it is to tell of it.
+    pub(crate) fn is_sampled(&self) -> bool {
+        is_sampled(self.text[54])
+    }
+
+    pub(crate) fn trace_id(&self) -> [u8; 16] {
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&read_hex(&self.text[3..19]).to_be_bytes());
+        id[8..].copy_from_slice(&read_hex(&self.text[19..35]).to_be_bytes());
+        id
+    }
+
+    pub(crate) fn span_id(&self) -> [u8; 8] {
+        read_hex(&self.text[36..52]).to_be_bytes()
+    }
+
+    pub(crate) fn parent_id(&self) -> Option<[u8; 8]> {
+        (self.parent != 0).then(|| self.parent.to_be_bytes())
     }
 
     pub(crate) fn id(&self) -> &[u8] {
@@ -53,9 +85,9 @@ impl Trace {
     }
 }
 
-/// Trace and flags, if it is valid (sections 3.2 and 4.3). Of later versions than 00 only what that knows
+/// Trace, parent and flags, if it is valid (sections 3.2 and 4.3). Of later versions than 00 only what that knows
 /// of the flags is taken.
-fn take(value: &[u8]) -> Option<(&[u8], [u8; 2])> {
+fn take(value: &[u8]) -> Option<(&[u8], u64, [u8; 2])> {
     let (known, rest) = value.split_at_checked(LENGTH)?;
     let (version, trace, parent, flags) = (&known[..2], &known[3..35], &known[36..52], &known[53..]);
     let fits = match version {
@@ -69,12 +101,24 @@ fn take(value: &[u8]) -> Option<(&[u8], [u8; 2])> {
     if !(fits && dashes && is_hex(version) && is_id(trace) && is_id(parent) && is_hex(flags)) {
         return None;
     }
-    let sampled = matches!(flags[1], b'1' | b'3' | b'5' | b'7' | b'9' | b'b' | b'd' | b'f');
     let flags = match version {
         b"00" => [flags[0], flags[1]],
-        _ => [b'0', if sampled { b'1' } else { b'0' }],
+        _ => [b'0', if is_sampled(flags[1]) { b'1' } else { b'0' }],
     };
-    Some((trace, flags))
+    Some((trace, read_hex(parent), flags))
+}
+
+/// By the last digit of the flags.
+fn is_sampled(digit: u8) -> bool {
+    matches!(digit, b'1' | b'3' | b'5' | b'7' | b'9' | b'b' | b'd' | b'f')
+}
+
+/// Of at most 16 digits in lower case.
+fn read_hex(digits: &[u8]) -> u64 {
+    digits.iter().fold(0, |number, digit| {
+        let value = if digit.is_ascii_digit() { digit - b'0' } else { digit - b'a' + 10 };
+        number << 4 | u64::from(value)
+    })
 }
 
 /// The number's lowest digits.
@@ -100,7 +144,7 @@ mod tests {
         values.iter().map(line).for_each(|(name, value)| {
             headers.append(name, value);
         });
-        Trace::of(&headers, &RequestId::new(1_772_323_200_123, [0xab; 10]), parent)
+        Trace::of(Some(&headers), &RequestId::new(1_772_323_200_123, [0xab; 10]), parent, || false)
     }
 
     #[test]
@@ -116,6 +160,8 @@ mod tests {
             let trace = of(&[&format!("{version}-{TRACE}-00f067aa0ba902b7-{flags}")], 0xab);
             assert_eq!(trace.value(), format!("00-{TRACE}-00000000000000ab-{kept}"));
             assert!(trace.is_continued && trace.id() == TRACE.as_bytes());
+            assert_eq!(trace.parent_id(), Some(0x00f0_67aa_0ba9_02b7u64.to_be_bytes()));
+            assert_eq!(trace.is_sampled(), kept != "00");
         }
     }
 
@@ -140,7 +186,7 @@ mod tests {
         for values in all {
             let trace = of(&values, 0);
             let text = trace.value();
-            assert!(!trace.is_continued, "{values:?}");
+            assert!(!trace.is_continued && trace.parent_id().is_none(), "{values:?}");
             let text = text.to_str().expect("text");
             assert!(text.ends_with("-0000000000000001-00"), "{text}");
             let plain = RequestId::new(1_772_323_200_123, [0xab; 10]).as_str().replace('-', "");
@@ -155,8 +201,14 @@ mod tests {
             if let Ok(value) = HeaderValue::from_bytes(&value) {
                 headers.insert(TRACEPARENT, value);
             }
-            let trace = Trace::of(&headers, &RequestId::new(1, [1; 10]), parent);
-            prop_assert!(take(trace.value().as_bytes()).is_some());
+            let trace = Trace::of(Some(&headers), &RequestId::new(1, [1; 10]), parent, || parent % 2 == 0);
+            let value = trace.value();
+            let (id, span, _) = take(value.as_bytes()).expect("valid");
+            prop_assert_eq!(span.to_be_bytes(), trace.span_id());
+            let (high, low) = id.split_at(16);
+            let id = [read_hex(high).to_be_bytes(), read_hex(low).to_be_bytes()].concat();
+            prop_assert_eq!(&id[..], trace.trace_id());
+            prop_assert_eq!(trace.is_continued || trace.is_sampled() == (parent % 2 == 0), true);
         }
     }
 }

@@ -97,10 +97,8 @@ impl Transfer {
     /// The answer is whole.
     pub(crate) fn complete(&mut self) {
         let now = Instant::now();
-        let upload_ended = self.record.upload.as_ref().is_none_or(|upload| upload.ended.get().is_some());
-        if let (Some(upstream), true) = (self.upstream.take(), upload_ended) {
-            let upstreams = &self.record.conn.client.worker.upstreams;
-            upstreams.put(self.target, upstream, now, self.keep);
+        if let Some(upstream) = self.upstream.take() {
+            put_back(&self.record, upstream, self.target, self.keep, now);
         }
         self.record.end_at(Reason::Done, now);
     }
@@ -138,5 +136,13 @@ impl Transfer {
             return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
         }
         Poll::Ready(Some(Err(Interrupted(reason))))
+    }
+}
+
+/// Keeps the connection of an answer that is whole, unless it is still being written to.
+pub(crate) fn put_back(record: &Record, upstream: Upstream, target: Target, keep: Duration, now: Instant) {
+    let sent = record.upload.as_ref().is_none_or(|upload| upload.ended.get().is_some());
+    if sent && record.conn.client.keeps(&target) {
+        record.conn.client.worker.upstreams.put(target, upstream, now, keep);
     }
 }

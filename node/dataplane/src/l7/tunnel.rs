@@ -10,13 +10,12 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::Instant;
 
 use super::record::Record;
 use crate::metrics::Reason;
-use crate::stream::Stream;
+use crate::upstream::below;
 
 /// Bytes held for one direction.
 const BUFFER: usize = 16 << 10;
@@ -57,19 +56,23 @@ async fn join<C>(
 where
     C: AsyncRead + AsyncWrite + Unpin,
 {
-    let upgraded = upstream.await.map_err(io::Error::other)?;
-    let parts = upgraded.downcast::<TokioIo<Stream>>().map_err(|_| io::Error::other("foreign stream"))?;
+    let (upstream, taken_ahead) = below(upstream.await.map_err(io::Error::other)?)?;
     let moved = Rc::new(Cell::new(Instant::now()));
-    let mut upstream = Watched::new(parts.io.into_inner(), &moved);
-    let mut client = Watched::new(client, &moved);
+    let (mut upstream, to_upstream) = Watched::new(upstream, &moved);
+    let (mut client, to_client) = Watched::new(client, &moved);
+    let upload = Rc::clone(record.upload.get_or_insert_default());
     upstream.write_all(early).await?;
-    client.write_all(&parts.read_buf).await?;
+    client.write_all(&taken_ahead).await?;
     let conn = Rc::clone(&record.conn);
     let copied = {
         let mut copy =
             pin!(tokio::io::copy_bidirectional_with_sizes(&mut client, &mut upstream, BUFFER, BUFFER));
         poll_fn(|cx| {
-            if let Poll::Ready(copied) = copy.as_mut().poll(cx) {
+            let polled = copy.as_mut().poll(cx);
+            // Also of one that is cut, which is told by nobody.
+            upload.bytes.set(to_upstream.get());
+            record.bytes_out = to_client.get();
+            if let Poll::Ready(copied) = polled {
                 return Poll::Ready(Some(copied));
             }
             let stuck = !idle.is_zero() && conn.alarm.passed(cx, moved.get() + idle);
@@ -77,7 +80,6 @@ where
         })
         .await
     };
-    record.bytes_out = client.written;
     match copied {
         Some(Ok(_)) => Ok(Reason::Done),
         Some(Err(error)) => Err(error),
@@ -89,12 +91,14 @@ where
 struct Watched<S> {
     stream: S,
     moved: Rc<Cell<Instant>>,
-    written: u64,
+    written: Rc<Cell<u64>>,
 }
 
 impl<S> Watched<S> {
-    fn new(stream: S, moved: &Rc<Cell<Instant>>) -> Self {
-        Self { stream, moved: Rc::clone(moved), written: 0 }
+    /// With the number of bytes that it has taken.
+    fn new(stream: S, moved: &Rc<Cell<Instant>>) -> (Self, Rc<Cell<u64>>) {
+        let written = Rc::<Cell<u64>>::default();
+        (Self { stream, moved: Rc::clone(moved), written: Rc::clone(&written) }, written)
     }
 }
 
@@ -113,7 +117,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
 impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes))?;
-        self.written += written as u64;
+        self.written.set(self.written.get() + written as u64);
         self.moved.set(Instant::now());
         Poll::Ready(Ok(written))
     }

@@ -4,6 +4,7 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
+use futures::future::join_all;
 use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -16,29 +17,39 @@ const PAUSE_MAX: Duration = Duration::from_millis(500);
 
 /// How long a closing socket goes on accepting: handshakes whose SYN came before it turned SYNs away
 /// end within a round trip, and their connections are ours to serve.
-const LAST_CALL: Duration = Duration::from_millis(250);
+pub(super) const LAST_CALL: Duration = Duration::from_millis(250);
 
-/// Accepts until the socket is to be closed, and then until its queue is empty.
-pub(crate) async fn run(worker: Rc<Worker>, served: Rc<Served>, socket: std::net::TcpListener) {
-    match TcpListener::from_std(socket) {
-        Ok(socket) => {
+/// Accepts until the sockets are to be closed, and then until their queues are empty.
+pub(crate) async fn run(worker: Rc<Worker>, served: Rc<Served>, sockets: Vec<std::net::TcpListener>) {
+    match sockets.into_iter().map(TcpListener::from_std).collect::<io::Result<Vec<_>>>() {
+        Ok(sockets) => {
             tokio::select! {
-                () = accept(&worker, &served, &socket) => {}
+                () = accept_all(&worker, &served, &sockets) => {}
                 () = served.draining.cancelled() => {}
             }
-            if let Err(error) = turn_away(&socket) {
+            if let Err(error) = sockets.iter().try_for_each(turn_away) {
                 tracing::warn!(%error, "connections may be reset while a listener closes");
             }
             let last_call = Instant::now() + LAST_CALL;
-            let _ = timeout_at(last_call, accept(&worker, &served, &socket)).await;
+            let _ = timeout_at(last_call, accept_all(&worker, &served, &sockets)).await;
         }
         Err(error) => tracing::warn!(%error, "listening socket can't be watched"),
     }
     served.is_closed();
 }
 
+/// Never ends. Of many sockets only those are looked at that something came to.
+async fn accept_all(worker: &Rc<Worker>, served: &Rc<Served>, sockets: &[TcpListener]) {
+    match sockets {
+        [socket] => accept(worker, served, socket).await,
+        _ => {
+            join_all(sockets.iter().map(|socket| accept(worker, served, socket))).await;
+        }
+    }
+}
+
 /// Never ends.
-async fn accept(worker: &Rc<Worker>, served: &Served, socket: &TcpListener) {
+async fn accept(worker: &Rc<Worker>, served: &Rc<Served>, socket: &TcpListener) {
     let mut pause = None;
     loop {
         let begun = match socket.accept().await {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
 
 use socket2::{Domain, Protocol, SockFilter, Type};
 
@@ -10,22 +11,63 @@ use super::{Socket, Transport};
 /// Connections that may wait to be accepted, a socket; the kernel lowers it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
-/// One socket for each worker at the same address. `None` is all addresses, IPv6 and IPv4; an address
-/// of IPv6 is for IPv6 only, so that one of IPv4 can stand beside it. `absent`: the machine may not have
-/// the address now, and the socket serves once it does.
+/// Where sockets are wanted.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    /// `None` is all addresses, IPv6 and IPv4; an address of IPv6 is for IPv6 only, so that one of IPv4 can
+    /// stand beside it.
+    pub(super) ip: Option<IpAddr>,
+    pub(super) ports: RangeInclusive<u16>,
+    /// The machine may not have the address now, and the socket serves once it does.
+    pub(super) absent: bool,
+}
+
+/// One socket for each worker at the same address; of a range one for each port, dealt out to the workers.
+/// Returns the first address.
 ///
 /// # Errors
-/// If the address is in use by somebody else or can't be bound.
+/// If an address is in use by somebody else or can't be bound: then none of the range is.
 pub(super) fn bind(
     transport: Transport,
-    ip: Option<IpAddr>,
-    port: u16,
-    absent: bool,
+    place: Place,
     workers: usize,
 ) -> io::Result<(SocketAddr, Vec<Socket>)> {
-    let at = |address, only_v6, absent| bind_all(Want { transport, address, only_v6, absent }, workers);
-    match ip {
-        Some(ip) => at(SocketAddr::new(ip, port), true, absent),
+    let (first, mut each) = (*place.ports.start(), Vec::new());
+    let is_range = place.ports.len() > 1;
+    let mut address = None;
+    for port in place.ports.clone() {
+        let (bound, sockets) = bind_port(transport, &place, port, if is_range { 1 } else { workers })
+            .map_err(|error| match port == first {
+                true => error,
+                false => io::Error::new(error.kind(), format!("port {port}: {error}")),
+            })?;
+        address.get_or_insert(bound);
+        each.extend(sockets);
+    }
+    let mut dealt: Vec<Vec<socket2::Socket>> = (0..workers).map(|_| Vec::new()).collect();
+    for (at, socket) in each.into_iter().enumerate() {
+        dealt[at % workers].push(socket);
+    }
+    let finish = |sockets: Vec<socket2::Socket>| match transport {
+        Transport::Tcp => {
+            sockets.iter().try_for_each(|socket| socket.listen(BACKLOG))?;
+            Ok(Socket::Tcp(sockets.into_iter().map(Into::into).collect()))
+        }
+        Transport::Udp => Ok(Socket::Udp(sockets.into_iter().map(Into::into).collect())),
+    };
+    let address = address.ok_or(io::ErrorKind::InvalidInput)?;
+    Ok((address, dealt.into_iter().map(finish).collect::<io::Result<_>>()?))
+}
+
+fn bind_port(
+    transport: Transport,
+    place: &Place,
+    port: u16,
+    sockets: usize,
+) -> io::Result<(SocketAddr, Vec<socket2::Socket>)> {
+    let at = |address, only_v6, absent| bind_all(Want { transport, address, only_v6, absent }, sockets);
+    match place.ip {
+        Some(ip) => at(SocketAddr::new(ip, port), true, place.absent),
         None => match at((Ipv6Addr::UNSPECIFIED, port).into(), false, false) {
             Err(error) if is_no_ipv6(&error) => at((Ipv4Addr::UNSPECIFIED, port).into(), false, false),
             bound => bound,
@@ -46,7 +88,7 @@ fn is_no_ipv6(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(97)) || error.kind() == io::ErrorKind::AddrNotAvailable
 }
 
-fn bind_all(want: Want, workers: usize) -> io::Result<(SocketAddr, Vec<Socket>)> {
+fn bind_all(want: Want, workers: usize) -> io::Result<(SocketAddr, Vec<socket2::Socket>)> {
     // SO_REUSEPORT would let us bind beside another process of the same user and take half of its
     // connections. So the first socket is bound without it, and gets it only then.
     let first = new(want)?;
@@ -60,14 +102,7 @@ fn bind_all(want: Want, workers: usize) -> io::Result<(SocketAddr, Vec<Socket>)>
         socket.bind(&bound.into())?;
         sockets.push(socket);
     }
-    let finish = |socket: socket2::Socket| match want.transport {
-        Transport::Tcp => {
-            socket.listen(BACKLOG)?;
-            Ok(Socket::Tcp(socket.into()))
-        }
-        Transport::Udp => Ok(Socket::Udp(socket.into())),
-    };
-    Ok((bound, sockets.into_iter().map(finish).collect::<io::Result<_>>()?))
+    Ok((bound, sockets))
 }
 
 fn new(want: Want) -> io::Result<socket2::Socket> {

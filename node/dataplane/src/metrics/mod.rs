@@ -8,6 +8,7 @@
 //! Label sets are bounded: names come from the config, reasons from the table in [`reason`], and a
 //! resource that a revision drops takes its series with it ([`Metrics::retain`]).
 
+mod h2_code;
 mod histogram;
 mod padded;
 mod reason;
@@ -22,12 +23,17 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use trestle_config::Config;
 
+pub(crate) use h2_code::H2Code;
 pub(crate) use histogram::{Histogram, HistogramTotals};
 pub(crate) use padded::{Padded, PerWorker};
 pub(crate) use reason::{Reason, RetrySafe};
-pub(crate) use render::{turns as render_turns, vips as render_vips};
+pub(crate) use render::{firewalls as render_firewalls, turns as render_turns, vips as render_vips};
 
+use crate::l4::ftp::Doors;
 use crate::pool::Pool;
+use crate::throttle::Throttle;
+use crate::tls::failure::HandshakeFailure;
+use crate::waf::WafCounters;
 
 /// Only ever goes up.
 #[derive(Debug, Default)]
@@ -67,19 +73,36 @@ impl ReasonCounters {
     }
 }
 
-/// Answers by the first digit of their status, 1 to 5; anything else counts as 5.
+/// A counter for each [`H2Code`].
 #[derive(Debug, Default)]
-pub(crate) struct StatusCounters([Counter; 5]);
+pub(crate) struct CodeCounters([Counter; H2Code::COUNT]);
+
+impl CodeCounters {
+    pub(crate) fn inc(&self, code: H2Code) {
+        self.0[code as usize].inc();
+    }
+
+    fn value(&self, code: H2Code) -> u64 {
+        self.0[code as usize].value()
+    }
+}
+
+/// Requests by the first digit of the status they were answered with, 1 to 5 (anything else counts as 5); those
+/// that got no answer are a class of their own.
+#[derive(Debug, Default)]
+pub(crate) struct StatusCounters([Counter; 6]);
 
 impl StatusCounters {
-    pub(crate) const LABELS: [&'static str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+    pub(crate) const LABELS: [&'static str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
 
+    /// `status` is 0 if no answer had begun.
     pub(crate) fn inc(&self, status: u16) {
         let class = match status / 100 {
             class @ 1..=5 => class,
+            0 if status == 0 => 0,
             _ => 5,
         };
-        self.0[usize::from(class) - 1].inc();
+        self.0[usize::from(class)].inc();
     }
 
     fn value(&self, class: usize) -> u64 {
@@ -98,14 +121,19 @@ pub(crate) struct ListenerPart {
     pub(crate) bytes_in: Counter,
     /// Bytes to clients.
     pub(crate) bytes_out: Counter,
-    /// HTTP answers sent.
+    /// HTTP requests that have ended.
     pub(crate) requests: StatusCounters,
-    /// What ended connections and sessions (L4), or requests that no route took (HTTP).
+    /// What ended connections and sessions (L4), requests that no route took (HTTP), or connections of HTTP/2
+    /// that broke its rules.
     pub(crate) ended: ReasonCounters,
-    /// TLS handshakes that ended well, those of them that took up an earlier session, and those that failed.
+    /// TLS handshakes that ended well, those of them that took up an earlier session, and those that failed,
+    /// by [`HandshakeFailure`].
     pub(crate) handshakes: Counter,
     pub(crate) resumptions: Counter,
-    pub(crate) handshake_failures: Counter,
+    /// What clients of HTTP/2 were told: a stream is reset, the connection ends.
+    pub(crate) h2_resets: CodeCounters,
+    pub(crate) h2_goaways: CodeCounters,
+    pub(crate) handshake_failures: [Counter; HandshakeFailure::COUNT],
     pub(crate) datagrams_in: Counter,
     pub(crate) datagrams_out: Counter,
     /// Datagrams thrown away: no session, no member, a full socket.
@@ -114,15 +142,44 @@ pub(crate) struct ListenerPart {
 
 /// Of one listener, by name.
 #[derive(Debug)]
-pub(crate) struct ListenerCounters(PerWorker<ListenerPart>);
+pub(crate) struct ListenerCounters {
+    parts: PerWorker<ListenerPart>,
+    /// Of handshakes that fail, by why: what strangers do does not hide what a user has to mend.
+    pub(crate) complaints: [Throttle; HandshakeFailure::COUNT],
+    /// Of a congestion control that the kernel does not give.
+    pub(crate) congestion: Throttle,
+    /// Of headers of the PROXY protocol that are refused.
+    pub(crate) proxy: Throttle,
+    /// Ports at which data connections of FTP are awaited.
+    pub(crate) doors: Doors,
+    pub(crate) ftp: FtpComplaints,
+}
+
+/// What is said of FTP, each by itself.
+#[derive(Debug, Default)]
+pub(crate) struct FtpComplaints {
+    /// No port is free.
+    pub(crate) ports: Throttle,
+    /// Data connections of, or to, somebody else.
+    pub(crate) foreign: Throttle,
+    /// Control connections that can't be read any more.
+    pub(crate) hidden: Throttle,
+}
 
 impl ListenerCounters {
     pub(crate) fn new(workers: usize) -> Self {
-        Self(PerWorker::new(workers))
+        Self {
+            parts: PerWorker::new(workers),
+            complaints: Default::default(),
+            congestion: Throttle::default(),
+            proxy: Throttle::default(),
+            doors: Doors::default(),
+            ftp: FtpComplaints::default(),
+        }
     }
 
     pub(crate) fn at(&self, worker: usize) -> &ListenerPart {
-        self.0.at(worker)
+        self.parts.at(worker)
     }
 
     /// Connections and sessions open now, over all workers.
@@ -133,11 +190,11 @@ impl ListenerCounters {
     }
 
     pub(crate) fn sum(&self, of: impl Fn(&ListenerPart) -> &Counter) -> u64 {
-        self.0.iter().map(|part| of(part).value()).sum()
+        self.parts.iter().map(|part| of(part).value()).sum()
     }
 
     pub(crate) fn ended(&self, reason: Reason) -> u64 {
-        self.0.iter().map(|part| part.ended.value(reason)).sum()
+        self.parts.iter().map(|part| part.ended.value(reason)).sum()
     }
 }
 
@@ -205,6 +262,9 @@ pub(crate) struct PoolCounters {
     pub(crate) queued: Counter,
     pub(crate) queue_refused: Counter,
     pub(crate) queue_timeouts: Counter,
+    /// Copies of requests of other pools that were sent, and those that were not.
+    pub(crate) mirrored: Counter,
+    pub(crate) mirror_dropped: [Counter; crate::l7::mirror::Dropped::COUNT],
 }
 
 /// Of one member. On the member's own cache lines, which its in-flight count dirties anyway.
@@ -216,7 +276,8 @@ pub(crate) struct MemberCounters {
     pub(crate) failures: [Counter; crate::pool::FailureKind::COUNT],
     /// Answers with a 5xx status.
     pub(crate) server_errors: Counter,
-    pub(crate) ejections: Counter,
+    /// By [`crate::EjectionCause`].
+    pub(crate) ejections: [Counter; crate::EjectionCause::LABELS.len()],
     /// New connections made to it, and how long they took.
     pub(crate) connects: Histogram,
 }
@@ -227,11 +288,17 @@ pub(crate) struct Metrics {
     workers: usize,
     listeners: Mutex<BTreeMap<String, Arc<ListenerCounters>>>,
     routes: Mutex<BTreeMap<String, Arc<RouteCounters>>>,
+    /// Written only where something is found, so all workers share it.
+    pub(crate) waf: Arc<WafCounters>,
 }
 
 impl Metrics {
     pub(crate) fn new(workers: usize) -> Self {
-        Self { workers, listeners: Mutex::default(), routes: Mutex::default() }
+        Self { workers, listeners: Mutex::default(), routes: Mutex::default(), waf: Arc::default() }
+    }
+
+    pub(crate) fn workers(&self) -> usize {
+        self.workers
     }
 
     /// The counters of this listener: those it had before, or new ones.
@@ -270,6 +337,7 @@ impl Metrics {
         let pools: Vec<&Pool> = pools.collect();
         render::listeners(&listeners, out);
         render::routes(&routes, out);
+        render::waf(&self.waf, out);
         render::pools(&pools, out);
     }
 }

@@ -34,6 +34,11 @@ macro_rules! reasons {
                 (status != 0).then_some(status)
             }
 
+            /// A limit on what the client itself has or sends refused it.
+            pub(crate) fn is_limit_of_client(self) -> bool {
+                matches!(self, Reason::ClientLimit | Reason::RequestLimit | Reason::RateLimit)
+            }
+
             pub(crate) fn retry_safe(self) -> RetrySafe {
                 match self { $(Reason::$name => RetrySafe::$retry,)+ }
             }
@@ -54,16 +59,69 @@ reasons! {
     ClientHeaderTimeout => ("client_header_timeout", 408, No);
     /// The request's body stopped coming.
     ClientBodyTimeout => ("client_body_timeout", 408, No);
+    /// The request's body came more slowly than the listener's `http.body_rate`.
+    ClientBodySlow => ("client_body_slow", 408, No);
     /// The request is malformed, or smells of request smuggling.
     BadRequest => ("bad_request", 400, No);
+    /// What the request brings into the host of a redirect or a rewrite makes no host.
+    BadHost => ("bad_host", 400, No);
     /// The request line is too long.
     UriTooLong => ("uri_too_long", 414, No);
     /// The header is too large.
     HeadersTooLarge => ("headers_too_large", 431, No);
     /// The body is larger than the rule's `max_body`.
     BodyTooLarge => ("body_too_large", 413, No);
+    /// The connection broke the rules of HTTP/2, or a command of FTP is longer than any.
+    ProtocolError => ("protocol_error", 0, No);
+    /// The connection broke off more requests, or sent more frames that carry nothing, than anybody needs to.
+    Flood => ("flood", 0, No);
     /// A protocol or upgrade that is not served here.
     Unsupported => ("unsupported", 501, No);
+
+    /// `proxy_protocol` is required, and what came is no header.
+    ProxyMissing => ("proxy_missing", 0, No);
+    /// The PROXY protocol's header is malformed.
+    ProxyMalformed => ("proxy_malformed", 0, No);
+    /// The PROXY protocol's header did not arrive in time.
+    ProxyTimeout => ("proxy_timeout", 0, No);
+    /// `proxy_protocol` is required, and its `from` does not have the peer.
+    ProxyUnlisted => ("proxy_unlisted", 0, No);
+
+    /// A firewall of the listener, the route or the rule does not let the client in.
+    Firewall => ("firewall", 403, No);
+    /// The client is banned.
+    Banned => ("banned", 403, No);
+    /// The web application firewall found something in the request.
+    Waf => ("waf", 403, No);
+    /// The rule's `auth` lets only those in who know a password.
+    Unauthorized => ("unauthorized", 401, No);
+    /// Too many passwords wait to be looked at.
+    AuthBusy => ("auth_busy", 503, No);
+    /// FTP: a data connection that comes from somebody else, or was asked for at somebody else's address.
+    FtpForeign => ("ftp_foreign", 0, No);
+    /// FTP: none of the listener's `ftp.ports` is free.
+    FtpNoPort => ("ftp_no_port", 0, No);
+    /// What came is no TLS, or none whose name could be read.
+    NotTls => ("not_tls", 0, No);
+    /// TLS had not begun in `tcp.handshake_timeout`.
+    HandshakeTimeout => ("handshake_timeout", 0, No);
+    /// The TLS handshake failed; `trestle_listener_tls_failures_total` counts why.
+    HandshakeFailed => ("handshake_failed", 0, No);
+    /// No pool has the TLS name that was asked for.
+    UnknownName => ("unknown_name", 0, No);
+
+    /// The client has as many connections or sessions as a listener's `limits` let it.
+    ClientLimit => ("client_limit", 429, No);
+    /// The listener has as many connections or sessions as its `limits` let it.
+    ListenerLimit => ("listener_limit", 503, No);
+    /// The node is overloaded: it lets nobody new in until it is not.
+    Overload => ("overload", 503, No);
+    /// The client has as many requests in flight as `limits` let it.
+    RequestLimit => ("request_limit", 429, No);
+    /// It had a slot of an exact limit, and this node has lost its slots: it has no seat any more.
+    SlotLost => ("slot_lost", 503, No);
+    /// More requests, connections or sessions came in a time than `rate_limits` let through.
+    RateLimit => ("rate_limit", 429, No);
 
     /// No route fits, and the listener has no pool.
     NoRoute => ("no_route", 404, No);
@@ -71,7 +129,10 @@ reasons! {
     NoMember => ("no_member", 503, No);
     /// The pool's `breaker`: as much as it may have is under way.
     Breaker => ("breaker", 503, No);
-    /// Every member has its `max_connections`, and the pool's queue is full (tcp and udp: always).
+    /// The pool's `breaker.adaptive`: more would only make the others wait, and it has no queue.
+    AdaptiveLimit => ("adaptive_limit", 503, No);
+    /// Every member has its `max_connections`, or the adaptive limit is reached, and the pool's queue is full
+    /// (tcp and udp: always).
     QueueFull => ("queue_full", 503, No);
     /// No member had room in the pool's `queue.timeout`.
     QueueTimeout => ("queue_timeout", 503, No);
@@ -88,7 +149,7 @@ reasons! {
     UpstreamClosed => ("upstream_closed", 502, IfReused);
     /// The connection broke in the middle of an answer.
     UpstreamBroken => ("upstream_broken", 502, No);
-    /// What the member sent is not HTTP, or not safe to pass on.
+    /// What the member sent is not HTTP (or FTP), or not safe to pass on.
     UpstreamMalformed => ("upstream_malformed", 502, No);
     /// No answer in `timeout.first_byte`.
     FirstByteTimeout => ("first_byte_timeout", 504, No);
@@ -103,6 +164,10 @@ reasons! {
 
     /// Nothing moved for the idle time.
     Idle => ("idle", 504, No);
+    /// The member went down, and its pool says `on_down: reset`.
+    MemberDown => ("member_down", 0, No);
+    /// The member's drain had a deadline, and it has passed.
+    Drained => ("drained", 0, No);
     /// The session has had all of its replies.
     Replied => ("replied", 0, No);
     /// This worker has as many sessions as it may have.

@@ -4,28 +4,42 @@
 use std::collections::BTreeMap;
 use std::fmt::{Display, Write};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::histogram::{BOUNDS_MICROS, HistogramTotals};
 use super::{
-    Counter, Histogram, ListenerCounters, ListenerPart, PerWorker, Reason, RouteCounters, RoutePart,
-    StatusCounters,
+    CodeCounters, Counter, H2Code, Histogram, ListenerCounters, ListenerPart, PerWorker, Reason,
+    RouteCounters, RoutePart, StatusCounters,
 };
+use crate::l7::mirror::Dropped;
 use crate::pool::{FailureKind, Limit, MemberState, Pool};
+use crate::tls::failure::HandshakeFailure;
+use crate::waf::WafCounters;
+use crate::{Drain, EjectionCause, FirewallView};
 
 type ListenerField = fn(&ListenerPart) -> &Counter;
+type CodesField = fn(&ListenerPart) -> &CodeCounters;
 type RouteField = fn(&RoutePart) -> &Counter;
 type MemberValue = fn(&MemberState) -> u64;
 
-const LISTENER_TOTALS: [(&str, &str, ListenerField); 9] = [
+const LISTENER_TOTALS: [(&str, &str, ListenerField); 8] = [
     ("trestle_listener_connections_total", "Connections and UDP sessions begun.", |p| &p.opened),
     ("trestle_listener_received_bytes_total", "Bytes from clients.", |p| &p.bytes_in),
     ("trestle_listener_sent_bytes_total", "Bytes to clients.", |p| &p.bytes_out),
     ("trestle_listener_tls_handshakes_total", "TLS handshakes that ended well.", |p| &p.handshakes),
     ("trestle_listener_tls_resumptions_total", "Of those, sessions taken up again.", |p| &p.resumptions),
-    ("trestle_listener_tls_failures_total", "TLS handshakes that failed.", |p| &p.handshake_failures),
     ("trestle_listener_datagrams_received_total", "Datagrams from clients.", |p| &p.datagrams_in),
     ("trestle_listener_datagrams_sent_total", "Datagrams to clients.", |p| &p.datagrams_out),
     ("trestle_listener_datagrams_dropped_total", "Datagrams thrown away.", |p| &p.datagrams_dropped),
+];
+
+const LISTENER_CODES: [(&str, &str, CodesField); 2] = [
+    ("trestle_listener_h2_resets_total", "HTTP/2 streams that were reset, by error code.", |p| &p.h2_resets),
+    (
+        "trestle_listener_h2_goaways_total",
+        "HTTP/2 clients told that the connection ends, by error code.",
+        |p| &p.h2_goaways,
+    ),
 ];
 
 const ROUTE_TOTALS: [(&str, &str, RouteField); 2] = [
@@ -33,15 +47,22 @@ const ROUTE_TOTALS: [(&str, &str, RouteField); 2] = [
     ("trestle_route_sent_bytes_total", "Bytes of response bodies.", |p| &p.bytes_out),
 ];
 
-const MEMBER_TOTALS: [(&str, &str, MemberValue); 3] = [
+const MEMBER_TOTALS: [(&str, &str, MemberValue); 2] = [
     ("trestle_member_picked_total", "Requests, connections or sessions given to the member.", |m| {
         m.counters().picked.value()
     }),
     ("trestle_member_server_errors_total", "Answers with a 5xx status.", |m| {
         m.counters().server_errors.value()
     }),
-    ("trestle_member_ejections_total", "Ejections by outlier detection.", |m| m.counters().ejections.value()),
 ];
+
+pub(super) fn waf(counters: &WafCounters, out: &mut String) {
+    let help = "What rules of the web application firewall found in requests.";
+    let mut findings = Family::new(out, "trestle_waf_findings_total", "counter", help);
+    for (rule, action, total) in counters.each() {
+        findings.sample(&[("rule", rule), ("action", action)], total);
+    }
+}
 
 pub(super) fn listeners(all: &BTreeMap<String, Arc<ListenerCounters>>, out: &mut String) {
     for (name, help, field) in LISTENER_TOTALS {
@@ -50,20 +71,47 @@ pub(super) fn listeners(all: &BTreeMap<String, Arc<ListenerCounters>>, out: &mut
             family.sample(&[("listener", listener)], counters.sum(field));
         }
     }
+    let help = "TLS handshakes that failed, by why.";
+    let mut failures = Family::new(out, "trestle_listener_tls_failures_total", "counter", help);
+    for (listener, counters) in all {
+        for failure in HandshakeFailure::ALL {
+            let total = counters.sum(|part| &part.handshake_failures[failure as usize]);
+            failures.sample_if_any(&[("listener", listener), ("reason", failure.label())], total);
+        }
+    }
     let mut open =
         Family::new(out, "trestle_listener_open", "gauge", "Connections and UDP sessions open now.");
     for (listener, counters) in all {
         open.sample(&[("listener", listener)], counters.open());
     }
-    let mut requests =
-        Family::new(out, "trestle_listener_requests_total", "counter", "HTTP answers, by status class.");
+    let help = "Ports at which data connections of FTP are awaited now.";
+    let mut doors = Family::new(out, "trestle_listener_ftp_ports", "gauge", help);
+    for (listener, counters) in all {
+        doors.sample_if_any(&[("listener", listener)], counters.doors.open().into());
+    }
+    let mut requests = Family::new(
+        out,
+        "trestle_listener_requests_total",
+        "counter",
+        "HTTP requests, by class of the answer's status; none: no answer had begun.",
+    );
     for (listener, counters) in all {
         for (class, label) in StatusCounters::LABELS.into_iter().enumerate() {
-            let total = counters.0.iter().map(|part| part.requests.value(class)).sum::<u64>();
+            let total = counters.parts.iter().map(|part| part.requests.value(class)).sum::<u64>();
             requests.sample_if_any(&[("listener", listener), ("status", label)], total);
         }
     }
-    let help = "Connections and sessions (TCP, UDP) or unrouted requests (HTTP), by what ended them.";
+    for (name, help, field) in LISTENER_CODES {
+        let mut family = Family::new(out, name, "counter", help);
+        for (listener, counters) in all {
+            for code in H2Code::ALL {
+                let total = counters.parts.iter().map(|part| field(part).value(*code)).sum::<u64>();
+                family.sample_if_any(&[("listener", listener), ("code", code.label())], total);
+            }
+        }
+    }
+    let help = "Connections and sessions (TCP, UDP), unrouted requests (HTTP) or connections against the rules \
+                (HTTP/2), by what ended them.";
     let mut ended = Family::new(out, "trestle_listener_ended_total", "counter", help);
     for (listener, counters) in all {
         for reason in Reason::ALL {
@@ -80,8 +128,12 @@ pub(super) fn routes(all: &BTreeMap<String, Arc<RouteCounters>>, out: &mut Strin
             family.sample(&[("route", route)], counters.sum(field));
         }
     }
-    let mut requests =
-        Family::new(out, "trestle_route_requests_total", "counter", "HTTP answers, by status class.");
+    let mut requests = Family::new(
+        out,
+        "trestle_route_requests_total",
+        "counter",
+        "HTTP requests, by class of the answer's status; none: no answer had begun.",
+    );
     for (route, counters) in all {
         for (class, label) in StatusCounters::LABELS.into_iter().enumerate() {
             let total = counters.0.iter().map(|part| part.requests.value(class)).sum::<u64>();
@@ -119,6 +171,14 @@ pub(super) fn pools(all: &[&Pool], out: &mut String) {
             failures.sample_if_any(&labels, member.counters().failures[kind as usize].value());
         }
     }
+    let help = "Ejections by outlier detection, by cause: the key of `outlier`.";
+    let mut ejections = Family::new(out, "trestle_member_ejections_total", "counter", help);
+    for (pool, member) in members(all) {
+        for (counter, cause) in member.counters().ejections.iter().zip(EjectionCause::LABELS) {
+            let labels = [("pool", pool.name()), ("member", member.name()), ("cause", cause)];
+            ejections.sample_if_any(&labels, counter.value());
+        }
+    }
     let help = "Time to connect to a member of the pool.";
     let mut connects = Family::new(out, "trestle_pool_connect_seconds", "histogram", help);
     for pool in all {
@@ -138,6 +198,32 @@ pub(crate) fn vips<'a>(open: impl Iterator<Item = (&'a str, usize)>, out: &mut S
     }
 }
 
+/// Whom firewalls have decided about, by rule.
+pub(crate) fn firewalls(all: impl Iterator<Item = FirewallView>, out: &mut String) {
+    /// Characters of a rule's networks and ports.
+    const SHOWN_MAX: usize = 120;
+    let help =
+        "Connections, datagrams without a session, and requests that a firewall's rule has decided about.";
+    let mut family = Family::new(out, "trestle_firewall_hits_total", "counter", help);
+    for firewall in all {
+        let mut sample = |rule: &str, text: &str, action: &str, hits| {
+            let labels =
+                [("place", firewall.place.as_str()), ("rule", rule), ("match", text), ("action", action)];
+            family.sample(&labels, hits);
+        };
+        for (at, view) in firewall.rules.iter().enumerate() {
+            let text = view.rule.to_string();
+            let text = text.split_once(' ').map_or("", |(_, text)| text);
+            let text = match text.char_indices().nth(SHOWN_MAX) {
+                Some((end, _)) => format!("{}...", &text[..end]),
+                None => text.to_owned(),
+            };
+            sample(&at.to_string(), &text, view.rule.action.text(), view.hits);
+        }
+        sample("default", "", firewall.default.text(), firewall.default_hits);
+    }
+}
+
 /// How long workers took to answer.
 pub(crate) fn turns(workers: &PerWorker<Histogram>, out: &mut String) {
     let help = "From the watchdog's question to the worker's answer: one turn of its loop.";
@@ -151,7 +237,7 @@ pub(crate) fn turns(workers: &PerWorker<Histogram>, out: &mut String) {
 
 fn pool_totals(all: &[&Pool], out: &mut String) {
     type PoolField = fn(&super::PoolCounters) -> &Counter;
-    let totals: [(&str, &str, PoolField); 6] = [
+    let totals: [(&str, &str, PoolField); 7] = [
         ("trestle_pool_no_member_total", "Picks that found no usable member.", |c| &c.no_member),
         ("trestle_pool_retries_total", "Attempts after the first.", |c| &c.retries),
         ("trestle_pool_retries_refused_total", "Retries that the budget forbade.", |c| &c.retries_refused),
@@ -162,6 +248,7 @@ fn pool_totals(all: &[&Pool], out: &mut String) {
         ("trestle_pool_queue_timeouts_total", "Requests for which no member had room in time.", |c| {
             &c.queue_timeouts
         }),
+        ("trestle_pool_mirrored_total", "Copies of requests that were sent to the pool.", |c| &c.mirrored),
     ];
     for (name, help, field) in totals {
         let mut family = Family::new(out, name, "counter", help);
@@ -177,6 +264,14 @@ fn pool_totals(all: &[&Pool], out: &mut String) {
             broken.sample_if_any(&[("pool", pool.name()), ("limit", limit.label())], value);
         }
     }
+    let help = "Copies of requests that were due and not sent to the pool, by what stood in the way.";
+    let mut dropped = Family::new(out, "trestle_pool_mirror_dropped_total", "counter", help);
+    for pool in all {
+        for why in Dropped::ALL {
+            let value = pool.counters().mirror_dropped[why as usize].value();
+            dropped.sample_if_any(&[("pool", pool.name()), ("reason", why.label())], value);
+        }
+    }
     type PoolValue = fn(&Pool) -> u32;
     let gauges: [(&str, &str, PoolValue); 3] = [
         ("trestle_pool_in_flight", "Requests, connections and sessions under way.", Pool::live),
@@ -189,10 +284,32 @@ fn pool_totals(all: &[&Pool], out: &mut String) {
             family.sample(&[("pool", pool.name())], value(pool));
         }
     }
+    adaptive_limits(all, out);
     let help = "1 while so many members are down that all are used.";
     let mut panic = Family::new(out, "trestle_pool_panic", "gauge", help);
     for pool in all {
         panic.sample(&[("pool", pool.name())], u64::from(pool.in_panic()));
+    }
+}
+
+fn adaptive_limits(all: &[&Pool], out: &mut String) {
+    type Part = fn((u32, u32, Duration)) -> f64;
+    let parts: [(&str, &str, Part); 3] = [
+        ("trestle_pool_adaptive_limit", "Requests that may wait for an answer.", |s| s.0.into()),
+        ("trestle_pool_adaptive_waiting", "Requests that do, but for those that have for long.", |s| {
+            s.1.into()
+        }),
+        (
+            "trestle_pool_adaptive_base_seconds",
+            "Time to a first byte without waiting; 0: not known yet.",
+            |s| s.2.as_secs_f64(),
+        ),
+    ];
+    for (name, help, part) in parts {
+        let mut family = Family::new(out, name, "gauge", help);
+        for (pool, state) in all.iter().filter_map(|pool| Some((pool, pool.adaptive_state()?))) {
+            family.sample(&[("pool", pool.name())], part(state));
+        }
     }
 }
 
@@ -207,6 +324,20 @@ fn member_states(all: &[&Pool], out: &mut String) {
     for (pool, member) in members(all) {
         let labels = [("pool", pool.name()), ("member", member.name())];
         ejected.sample(&labels, u64::from(member.is_ejected(now)));
+    }
+    let help = "1 while an operator keeps it free of new traffic.";
+    let mut drained = Family::new(out, "trestle_member_drained", "gauge", help);
+    for (pool, member) in members(all) {
+        let labels = [("pool", pool.name()), ("member", member.name())];
+        drained.sample(&labels, u64::from(member.drain() != Drain::Off));
+    }
+    let help = "Share of the traffic against the other members, as it is in force.";
+    let mut weight = Family::new(out, "trestle_member_weight", "gauge", help);
+    for pool in all {
+        for (member, settings) in pool.members().iter().zip(&pool.settings().members) {
+            weight
+                .sample(&[("pool", pool.name()), ("member", member.name())], member.weight(settings.weight));
+        }
     }
     let help = "Requests, connections and sessions under way.";
     let mut in_flight = Family::new(out, "trestle_member_in_flight", "gauge", help);
@@ -286,7 +417,6 @@ fn put(out: &mut String, text: std::fmt::Arguments<'_>) {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-    use std::time::Duration;
 
     use tokio::time::Instant;
     use trestle_config::model;
@@ -300,6 +430,8 @@ mod tests {
         metrics.listener("web").at(1).opened.add(2);
         metrics.listener("web").at(1).closed.inc();
         metrics.listener("web").at(0).ended.inc(Reason::NoRoute);
+        metrics.listener("web").at(0).h2_resets.inc(H2Code::ProtocolError);
+        metrics.listener("web").at(1).h2_resets.inc(H2Code::ProtocolError);
         metrics.route("a\"b\\c\n").at(1).record(204, Reason::Done, Duration::from_millis(2));
         metrics.route("a\"b\\c\n").at(0).record(503, Reason::NoMember, Duration::from_secs(90));
         let member = model::Member::new("m", "192.0.2.1:80".parse().expect("address"));
@@ -323,6 +455,7 @@ mod tests {
             r#"trestle_listener_connections_total{listener="web"} 5"#,
             r#"trestle_listener_open{listener="web"} 4"#,
             r#"trestle_listener_ended_total{listener="web",reason="no_route"} 1"#,
+            r#"trestle_listener_h2_resets_total{listener="web",code="protocol_error"} 2"#,
             r#"trestle_route_requests_total{route="a\"b\\c\n",status="2xx"} 1"#,
             r#"trestle_route_ended_total{route="a\"b\\c\n",reason="no_member"} 1"#,
             r#"trestle_route_duration_seconds_bucket{route="a\"b\\c\n",le="0.001"} 0"#,

@@ -18,6 +18,8 @@ pub(crate) enum Refusal {
     Full,
     /// The pool has as much as it may have.
     Breaker,
+    /// As many wait for an answer as the adaptive limit lets, and the pool has no queue.
+    Adaptive,
 }
 
 impl From<Refusal> for Reason {
@@ -26,6 +28,7 @@ impl From<Refusal> for Reason {
             Refusal::NoMember => Reason::NoMember,
             Refusal::Full => Reason::QueueFull,
             Refusal::Breaker => Reason::Breaker,
+            Refusal::Adaptive => Reason::AdaptiveLimit,
         }
     }
 }
@@ -36,10 +39,11 @@ pub(crate) enum Limit {
     Connections,
     Pending,
     Requests,
+    Adaptive,
 }
 
 impl Limit {
-    pub(crate) const ALL: [Limit; 3] = [Limit::Connections, Limit::Pending, Limit::Requests];
+    pub(crate) const ALL: [Limit; 4] = [Limit::Connections, Limit::Pending, Limit::Requests, Limit::Adaptive];
     pub(crate) const COUNT: usize = Self::ALL.len();
 
     pub(crate) fn label(self) -> &'static str {
@@ -47,6 +51,7 @@ impl Limit {
             Limit::Connections => "connections",
             Limit::Pending => "pending",
             Limit::Requests => "requests",
+            Limit::Adaptive => "adaptive",
         }
     }
 }
@@ -61,6 +66,12 @@ pub(super) struct Limits {
     pending: u32,
     /// Some member has one of its own.
     pub(super) of_members: bool,
+    /// That on requests which wait for an answer finds itself.
+    pub(super) adaptive: bool,
+    /// How long members take to answer is of interest.
+    pub(super) timed: bool,
+    /// Requests may have to wait for room.
+    pub(super) may_wait: bool,
 }
 
 impl Limits {
@@ -75,11 +86,15 @@ impl Limits {
             PoolProtocol::Auto => settings.tls.is_none(),
             PoolProtocol::H2c | PoolProtocol::H2 => false,
         };
+        let of_members = settings.members.iter().any(|member| member.max_connections > 0);
         Limits {
             requests: if shares_none && connections.0 < requests.0 { connections } else { requests },
             connections,
             pending: or_none(breaker.pending),
-            of_members: settings.members.iter().any(|member| member.max_connections > 0),
+            of_members,
+            adaptive: breaker.adaptive,
+            timed: breaker.adaptive || settings.outlier.latency.is_some(),
+            may_wait: of_members || breaker.adaptive,
         }
     }
 }

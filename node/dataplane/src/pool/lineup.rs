@@ -11,21 +11,29 @@ use crate::balance::{Picker, Places, Shares};
 /// A member as the lineup sees it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Candidate {
+    /// For what is new: 0 of a member that is drained.
     pub(super) weight: u32,
     pub(super) tier: u32,
     /// It stands where this node does.
     pub(super) near: bool,
     /// The cluster's verdict.
     pub(super) up: bool,
+    /// Clients that stick to it go elsewhere too.
+    pub(super) sheds: bool,
     /// Out by outlier detection until then.
     pub(super) ejected_until: Option<Instant>,
-    /// Since when it has to warm up; `None`: it is warm.
+    /// Since when it has to warm up: it was added, came up, or came back from an ejection; `None`: it is warm.
     pub(super) cold_since: Option<Instant>,
 }
 
 impl Candidate {
     fn is_ejected(&self, now: Instant) -> bool {
         self.ejected_until.is_some_and(|until| now < until)
+    }
+
+    /// Neither did the cluster find it down and this node, by its own requests, as well.
+    fn may_work(&self, now: Instant) -> bool {
+        self.up || !self.is_ejected(now)
     }
 }
 
@@ -72,8 +80,9 @@ impl Lineup {
         let elsewhere = weighted().any(|c| c.up && Some(c.tier) != tier);
         let enough = weighted().nth(1).is_some() && !elsewhere;
         let panic = terms.panic > 0.0 && enough && down as f64 > terms.panic * of_tier.len() as f64;
-        let keeps = candidates.iter().map(|c| panic || c.up && !c.is_ejected(now)).collect();
-        let used = if panic { of_tier } else { used(&of_tier, terms.zone_aware, now) };
+        let may_work = |c: &Candidate| if panic { c.may_work(now) } else { c.up && !c.is_ejected(now) };
+        let keeps = candidates.iter().map(|c| !c.sheds && may_work(c)).collect();
+        let used = if panic { in_panic(of_tier, now) } else { used(&of_tier, terms.zone_aware, now) };
         let warmth = |c: &Candidate| warmth::of(c.cold_since, terms.slow_start, now);
         let shares = Shares::new(used.iter().map(|(index, c)| (*index, c.weight * warmth(c).level)));
         let ends = candidates.iter().filter(|c| c.is_ejected(now)).filter_map(|c| c.ejected_until);
@@ -107,6 +116,14 @@ fn used(tier: &[(usize, Candidate)], zone_aware: bool, now: Instant) -> Vec<(usi
         }
     }
     usable
+}
+
+/// Verdicts alone are not believed; who is left must be somebody.
+fn in_panic(mut tier: Vec<(usize, Candidate)>, now: Instant) -> Vec<(usize, Candidate)> {
+    if tier.iter().any(|(_, c)| c.may_work(now)) {
+        tier.retain(|(_, c)| c.may_work(now));
+    }
+    tier
 }
 
 /// How far a member that starts slowly has come.
@@ -149,8 +166,15 @@ mod tests {
 
     use super::*;
 
-    const UP: Candidate =
-        Candidate { weight: 1, tier: 0, near: false, up: true, ejected_until: None, cold_since: None };
+    const UP: Candidate = Candidate {
+        weight: 1,
+        tier: 0,
+        near: false,
+        up: true,
+        sheds: false,
+        ejected_until: None,
+        cold_since: None,
+    };
     const TERMS: Terms = Terms { panic: 0.5, slow_start: Duration::ZERO, zone_aware: true };
 
     /// One character a member: `u`p, `d`own, `e`jected, `0` weight, `x` down and ejected. Upper case: it is
@@ -185,7 +209,9 @@ mod tests {
             ("uddd", 0.0, vec![0], false),
             ("ue", 0.5, vec![0], false),
             ("de", 0.5, vec![1], false), // nobody else: the ejected one
-            ("xd", 0.5, vec![0, 1], true),
+            ("xd", 0.5, vec![1], true),  // down, and seen to be so here
+            ("uxx", 0.5, vec![0], true),
+            ("xx", 0.5, vec![0, 1], true), // somebody has to be tried
             ("xu", 0.5, vec![1], false),
             ("0uu", 0.5, vec![1, 2], false),
             ("0d", 0.5, vec![], false),     // weight 0 doesn't count as a member

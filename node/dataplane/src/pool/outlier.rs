@@ -1,10 +1,13 @@
-//! Passive ejection: whether a member that has failed once more is taken out, and for how long.
-//! A pure function of settings, pool, member and `now`.
+//! Passive ejection: whether a member that deserves it is taken out, and for how long. A pure function of
+//! settings, pool, member and `now`. Who deserves it: one that fails so often in a row, and whom [`super::trial`]
+//! finds.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 use trestle_config::model::Outlier;
+
+use crate::EjectionCause;
 
 /// Ejections in a row that make the next one longer; then its length stays.
 const STREAK_MAX: u32 = 10;
@@ -14,8 +17,11 @@ const STREAK_MAX: u32 = 10;
 pub(super) struct Around {
     /// Members that may get traffic (weight above 0).
     pub(super) members: usize,
-    /// Of those, ejected now.
+    /// Of those, ejected now while the cluster holds them to be up.
     pub(super) ejected: usize,
+    /// The cluster's verdict on the member in question. Of one that is down anyway the pool's share does not
+    /// speak: that this node sees the same leaves no doubt.
+    pub(super) up: bool,
 }
 
 /// A member's ejections so far. The default: never ejected.
@@ -28,6 +34,7 @@ pub(super) struct Ejection {
     /// Ejections in a row, this one included: one follows another if the member was not in for as long
     /// as it had been out.
     pub(super) streak: u32,
+    pub(super) cause: Option<EjectionCause>,
 }
 
 impl Ejection {
@@ -36,22 +43,27 @@ impl Ejection {
     }
 }
 
-/// The ejection that `failures` in a row earn, if any.
+/// Whether so many failures in a row are enough.
+pub(super) fn is_enough(settings: &Outlier, failures: u32) -> bool {
+    settings.failures > 0 && failures >= settings.failures
+}
+
+/// The ejection of a member that deserves one, if there is room for it.
 pub(super) fn decide(
     settings: &Outlier,
     around: Around,
-    failures: u32,
     last: &Ejection,
+    cause: EjectionCause,
     now: Instant,
 ) -> Option<Ejection> {
-    let enough = settings.failures > 0 && failures >= settings.failures;
-    if !enough || last.is_out(now) || around.members < 2 || around.ejected >= most(settings, around) {
+    let room = !around.up || around.ejected < most(settings, around);
+    if last.is_out(now) || around.members < 2 || !room {
         return None;
     }
     let recovered = last.until.is_none_or(|until| now >= until + last.lasted);
     let streak = if recovered { 1 } else { (last.streak + 1).min(STREAK_MAX) };
     let lasted = settings.eject * streak;
-    Some(Ejection { until: Some(now + lasted), lasted, streak })
+    Some(Ejection { until: Some(now + lasted), lasted, streak, cause: Some(cause) })
 }
 
 /// Members that may be ejected at once: a share of the pool, but always one.
@@ -64,9 +76,10 @@ mod tests {
     use super::*;
 
     const EJECT: Duration = Duration::from_secs(30);
+    const CAUSE: EjectionCause = EjectionCause::Failures(5);
 
     fn settings() -> Outlier {
-        Outlier { failures: 5, eject: EJECT, max_share: 0.1 }
+        Outlier { failures: 5, eject: EJECT, max_share: 0.1, ..Outlier::default() }
     }
 
     #[test]
@@ -83,24 +96,30 @@ mod tests {
             (30, 2, 5, true),
             (30, 3, 5, false),
         ] {
-            let around = Around { members, ejected };
-            let decided = decide(&settings(), around, failures, &Ejection::default(), now);
-            assert_eq!(decided.is_some(), out, "{around:?}, {failures} failures");
+            let around = Around { members, ejected, up: true };
+            let decided = decide(&settings(), around, &Ejection::default(), CAUSE, now);
+            let is_out = is_enough(&settings(), failures) && decided.is_some();
+            assert_eq!(is_out, out, "{around:?}, {failures} failures");
         }
+    }
+
+    #[test]
+    fn one_that_is_down_anyway_is_ejected_beyond_the_share() {
+        let around = Around { members: 3, ejected: 1, up: false };
+        assert!(decide(&settings(), around, &Ejection::default(), CAUSE, Instant::now()).is_some());
     }
 
     #[test]
     fn off_never_ejects() {
         let off = Outlier { failures: 0, ..settings() };
-        let around = Around { members: 10, ejected: 0 };
-        assert_eq!(decide(&off, around, 1_000, &Ejection::default(), Instant::now()), None);
+        assert!(!is_enough(&off, 1_000));
     }
 
     #[test]
     fn ejections_in_a_row_grow_and_a_good_spell_forgives() {
         let start = Instant::now();
-        let around = Around { members: 10, ejected: 0 };
-        let eject = |last: &Ejection, now| decide(&settings(), around, 5, last, now);
+        let around = Around { members: 10, ejected: 0, up: true };
+        let eject = |last: &Ejection, now| decide(&settings(), around, last, CAUSE, now);
         let first = eject(&Ejection::default(), start).expect("first");
         assert_eq!((first.until, first.streak), (Some(start + EJECT), 1));
         assert_eq!(eject(&first, start + EJECT / 2), None, "it is out already");
@@ -114,10 +133,10 @@ mod tests {
 
     #[test]
     fn the_length_stops_growing() {
-        let around = Around { members: 10, ejected: 0 };
+        let around = Around { members: 10, ejected: 0, up: true };
         let (mut now, mut last) = (Instant::now(), Ejection::default());
         for _ in 0..50 {
-            last = decide(&settings(), around, 5, &last, now).expect("ejected again");
+            last = decide(&settings(), around, &last, CAUSE, now).expect("ejected again");
             now = last.until.expect("has an end");
         }
         assert_eq!(last.lasted, EJECT * STREAK_MAX);

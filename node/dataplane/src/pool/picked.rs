@@ -2,12 +2,13 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU16;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{FailureKind, MemberState, Shared};
+use super::{FailureKind, MemberState, Shared, adaptive};
 
 /// A member in use by one request, connection or session: counted as in flight until this drops, or lets
 /// it go.
@@ -19,6 +20,8 @@ pub(crate) struct Picked {
     member: Arc<MemberState>,
     /// When, if how long it takes is of interest.
     timed: Option<Instant>,
+    /// Under the adaptive limit, until an answer begins; 0: none.
+    place: AtomicU16,
     /// Not let go yet.
     held: bool,
     /// It takes no connection.
@@ -29,7 +32,8 @@ impl Picked {
     /// Of a member that was taken, in a pool that has counted it.
     pub(super) fn new(index: usize, member: Arc<MemberState>, timed: Option<Instant>) -> Self {
         member.counters.picked.inc();
-        Self { index: u32::try_from(index).unwrap_or(u32::MAX), member, timed, held: true, session: false }
+        let index = u32::try_from(index).unwrap_or(u32::MAX);
+        Self { index, member, timed, place: AtomicU16::new(0), held: true, session: false }
     }
 
     pub(super) fn for_session(mut self) -> Self {
@@ -38,11 +42,28 @@ impl Picked {
         self
     }
 
+    pub(super) fn with_place(self, place: Option<adaptive::Place>) -> Self {
+        self.place.store(place.map_or(0, adaptive::Place::number), Relaxed);
+        self
+    }
+
+    /// Whether it had a place under the adaptive limit.
+    pub(super) fn leave_place(&self) -> bool {
+        // Read first: most have none.
+        if self.place.load(Relaxed) == 0 {
+            return false;
+        }
+        let place = adaptive::Place::of(self.place.swap(0, Relaxed));
+        let left = place.zip(self.member.pool.adaptive.get());
+        left.map(|(place, adaptive)| adaptive.leave(place)).is_some()
+    }
+
     /// Makes room for others, and goes on to say who it was.
     pub(crate) fn let_go(&mut self) {
         if !std::mem::replace(&mut self.held, false) {
             return;
         }
+        self.leave_place();
         let pool = &self.member.pool;
         // Before anybody who waits is looked for: see [`super::queue`].
         self.member.in_flight.fetch_sub(1, SeqCst);
@@ -60,6 +81,12 @@ impl Picked {
 
     pub(crate) fn address(&self) -> SocketAddr {
         self.member.address
+    }
+
+    /// At this port, if there is one, else at its own.
+    pub(crate) fn address_at(&self, port: Option<u16>) -> SocketAddr {
+        let own = self.address();
+        SocketAddr::new(own.ip(), port.unwrap_or(own.port()))
     }
 
     pub(crate) fn name(&self) -> &str {

@@ -2,7 +2,8 @@
 //!
 //! A member's cookie is an HMAC-SHA-256 of its pool's and its own name under a key that all nodes of the
 //! cluster have, so every node knows every member's, nobody else can make one, and it tells nothing about
-//! the member. What is in no member's place here is as good as none.
+//! the member. What is in no member's place here is as good as none. It is a cookie of its own, or the mark
+//! of one that members set ([`learned`]).
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -10,8 +11,11 @@ use std::time::Duration;
 use aws_lc_rs::hmac::{self, HMAC_SHA256};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use http::HeaderValue;
+use http::header::SET_COOKIE;
+use http::{HeaderMap, HeaderValue};
 use trestle_config::model::{self, Sticky};
+
+use super::learned;
 
 /// Of the HMAC: as hard to guess as a key of AES.
 const BYTES: usize = 16;
@@ -20,37 +24,67 @@ const BYTES: usize = 16;
 #[derive(Debug)]
 pub(crate) struct Cookies {
     name: Box<str>,
-    ttl: Duration,
+    kind: Kind,
     /// Of each member, in the order of the config.
     values: Box<[Box<str>]>,
     members: HashMap<Box<str>, usize, ahash::RandomState>,
 }
 
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Own { ttl: Duration },
+    Learned,
+}
+
 impl Cookies {
     pub(super) fn of(pool: &str, settings: &model::Pool, secret: &[u8; 32]) -> Option<Cookies> {
-        let Some(Sticky::Cookie { name, ttl }) = &settings.sticky else { return None };
+        let (name, kind) = match settings.sticky.as_ref()? {
+            Sticky::Cookie { name, ttl } => (name, Kind::Own { ttl: *ttl }),
+            Sticky::Learned { name } => (name, Kind::Learned),
+            Sticky::Client => return None,
+        };
         let key = hmac::Key::new(HMAC_SHA256, secret);
         let values: Box<[Box<str>]> =
             settings.members.iter().map(|member| value(&key, pool, &member.name)).collect();
         let members = values.iter().cloned().zip(0..).collect();
-        Some(Cookies { name: name.as_str().into(), ttl: *ttl, values, members })
+        Some(Cookies { name: name.as_str().into(), kind, values, members })
     }
 
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    /// The index of the member whose cookie this is.
-    pub(crate) fn member(&self, value: &[u8]) -> Option<usize> {
-        self.members.get(std::str::from_utf8(value).ok()?).copied()
+    /// The name of a cookie that members set.
+    pub(crate) fn learned(&self) -> Option<&str> {
+        matches!(self.kind, Kind::Learned).then_some(&*self.name)
     }
 
-    /// What sets the cookie of the member with this index (RFC 6265, section 4.1.1).
-    pub(crate) fn set(&self, index: usize, secure: bool) -> Option<HeaderValue> {
-        let mut text = format!("{}={}; Path=/; HttpOnly; SameSite=Lax", self.name, self.values.get(index)?);
-        if !self.ttl.is_zero() {
+    /// The index of the member whose cookie this is.
+    pub(crate) fn member(&self, value: &[u8]) -> Option<usize> {
+        let value = match self.kind {
+            Kind::Own { .. } => std::str::from_utf8(value).ok()?,
+            Kind::Learned => learned::mark_of(value)?,
+        };
+        self.members.get(value).copied()
+    }
+
+    /// Makes an answer of the member with this index keep its client there. `has_it`: the client has our cookie.
+    pub(crate) fn keep(&self, index: usize, has_it: bool, secure: bool, headers: &mut HeaderMap) {
+        match (self.kind, self.values.get(index)) {
+            (Kind::Own { ttl }, Some(value)) if !has_it => {
+                headers.extend(self.set(value, ttl, secure).map(|cookie| (SET_COOKIE, cookie)));
+            }
+            (Kind::Learned, Some(value)) => learned::mark(headers, &self.name, value),
+            _ => {}
+        }
+    }
+
+    /// RFC 6265, section 4.1.1.
+    fn set(&self, value: &str, ttl: Duration, secure: bool) -> Option<HeaderValue> {
+        let mut text = format!("{}={}; Path=/; HttpOnly; SameSite=Lax", self.name, value);
+        if !ttl.is_zero() {
             // Browsers forget a cookie of age 0 at once.
-            text.push_str(&format!("; Max-Age={}", self.ttl.as_secs().max(1)));
+            text.push_str(&format!("; Max-Age={}", ttl.as_secs().max(1)));
         }
         if secure {
             text.push_str("; Secure");
@@ -80,9 +114,16 @@ mod tests {
         Cookies::of(pool, &settings, &[secret; 32]).expect("it is sticky")
     }
 
+    fn set(cookies: &Cookies, index: usize, secure: bool) -> String {
+        let mut headers = HeaderMap::new();
+        cookies.keep(index, true, secure, &mut headers);
+        assert!(headers.is_empty(), "it has it");
+        cookies.keep(index, false, secure, &mut headers);
+        headers[SET_COOKIE].to_str().expect("text").to_owned()
+    }
+
     fn value_of(cookies: &Cookies, index: usize) -> String {
-        let set = cookies.set(index, false).expect("a member");
-        let text = set.to_str().expect("text").to_owned();
+        let text = set(cookies, index, false);
         text.strip_prefix("sid=").and_then(|rest| rest.split_once(';')).expect("a value").0.to_owned()
     }
 
@@ -111,8 +152,8 @@ mod tests {
     #[test]
     fn browsers_are_told_how_to_keep_it() {
         let text = |ttl, secure| {
-            let set = cookies("app", &["a"], ttl, 1).set(0, secure).expect("a member");
-            set.to_str().expect("text").split_once("; ").expect("attributes").1.to_owned()
+            let set = set(&cookies("app", &["a"], ttl, 1), 0, secure);
+            set.split_once("; ").expect("attributes").1.to_owned()
         };
         assert_eq!(text(0, false), "Path=/; HttpOnly; SameSite=Lax");
         assert_eq!(text(3600, true), "Path=/; HttpOnly; SameSite=Lax; Max-Age=3600; Secure");

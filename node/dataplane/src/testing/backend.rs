@@ -63,8 +63,10 @@ impl Backend {
                         Ok::<_, Infallible>(response)
                     }
                 });
-                let connection = hyper::server::conn::http1::Builder::new();
-                let _ = connection.serve_connection(TokioIo::new(stream), service).with_upgrades().await;
+                let mut builder = hyper::server::conn::http1::Builder::new();
+                // More than clients may send, and what is added on the way.
+                builder.max_headers(200);
+                let _ = builder.serve_connection(TokioIo::new(stream), service).with_upgrades().await;
             }
         })
         .await;

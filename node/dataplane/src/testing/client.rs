@@ -34,6 +34,13 @@ impl Reply {
     }
 }
 
+/// Connects from this address of loopback, all of which is this machine's.
+pub(crate) async fn connect_from(client: &str, address: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = tokio::net::TcpSocket::new_v4()?;
+    socket.bind(SocketAddr::new(client.parse().expect("an address"), 0))?;
+    timeout(PATIENCE, socket.connect(address)).await.expect("in time")
+}
+
 pub(crate) struct Client {
     pub(crate) stream: TcpStream,
     buffer: Vec<u8>,
@@ -44,6 +51,11 @@ impl Client {
         let stream =
             timeout(PATIENCE, TcpStream::connect(address)).await.expect("in time").expect("connects");
         Self { stream, buffer: Vec::new() }
+    }
+
+    /// As this client.
+    pub(crate) async fn connect_from(client: &str, address: SocketAddr) -> Self {
+        Self { stream: connect_from(client, address).await.expect("connects"), buffer: Vec::new() }
     }
 
     pub(crate) async fn write(&mut self, bytes: impl AsRef<[u8]>) {

@@ -2,6 +2,8 @@
 
 mod backend;
 mod client;
+pub(crate) mod documented;
+pub(crate) mod frames;
 pub(crate) mod tls;
 
 use std::collections::BTreeMap;
@@ -12,15 +14,15 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use trestle_config::model::{
-    Bind, HeaderEdits, HostPattern, HttpSettings, Listener, Match, Member, PathMatch, Policies, Pool,
-    Protocol, Retry, Rewrite, Route, RouteTimeouts, Rule, TcpSettings, UdpSettings, WeightedPool,
+    Bind, HeaderEdits, HostPattern, Listener, Match, Member, PathMatch, Policies, Pool, Protocol, Retry,
+    Rewrite, Route, RouteTimeouts, Rule, WeightedPool,
 };
 use trestle_config::{Config, Contents};
 
 use crate::{BoundListener, Install, Options, Plane};
 
 pub(crate) use backend::Backend;
-pub(crate) use client::{Client, Reply, get, send};
+pub(crate) use client::{Client, Reply, connect_from, get, send};
 
 /// How long a test waits for what must come.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -47,8 +49,21 @@ impl Proxy {
     }
 
     pub(crate) fn with_pinned(pinned: crate::PinnedPorts) -> Self {
-        let workers = NonZeroUsize::new(2).expect("not zero");
-        let options = Options { workers, node: "n1".into(), zone: String::new(), secret: [7; 32], pinned };
+        Self::with(|options| options.pinned = pinned)
+    }
+
+    pub(crate) fn with(change: impl FnOnce(&mut Options)) -> Self {
+        let mut options = Options {
+            workers: NonZeroUsize::new(2).expect("not zero"),
+            node: "n1".into(),
+            zone: String::new(),
+            secret: [7; 32],
+            pinned: BTreeMap::new(),
+            spans: None,
+            give_back: || {},
+            kernel_check: |_| Err("not in tests".to_owned()),
+        };
+        change(&mut options);
         let log = Log::default();
         let plane = Plane::start_with_log(options, Box::new(log.clone())).expect("a plane");
         Self { plane, log }
@@ -65,7 +80,8 @@ impl Proxy {
     pub(crate) async fn install(&self, revision: u64, config: Config) -> Vec<BoundListener> {
         let births = config.routes.keys().map(|name| (name.clone(), 1)).collect();
         let (config, route_births) = (Arc::new(config), Arc::new(births));
-        let install = Install { revision, config, route_births, contents: Contents::default() };
+        let (contents, orders) = (Contents::default(), Arc::default());
+        let install = Install { revision, config, route_births, contents, orders };
         self.plane.install(install).await
     }
 
@@ -119,20 +135,11 @@ impl Write for Log {
 // === configs ===
 
 pub(crate) fn loopback(port: u16) -> Bind {
-    Bind { ip: Some([127, 0, 0, 1].into()), port }
+    Bind { ip: Some([127, 0, 0, 1].into()), port, more: 0 }
 }
 
 pub(crate) fn listener(protocol: Protocol, bind: Bind, pool: Option<&str>) -> Listener {
-    Listener {
-        bind: vec![bind],
-        protocol,
-        pool: pool.map(str::to_owned),
-        tls: None,
-        udp: UdpSettings::default(),
-        tcp: TcpSettings::default(),
-        http: HttpSettings::default(),
-        policies: Policies::default(),
-    }
+    Listener { pool: pool.map(str::to_owned), ..Listener::new(protocol, bind) }
 }
 
 pub(crate) fn pool(members: &[SocketAddr]) -> Pool {
@@ -151,7 +158,9 @@ pub(crate) fn config(members: &[SocketAddr]) -> Config {
 
 /// A document as an operator writes it, with one http listener `web` on loopback beside it.
 pub(crate) fn written(text: &str) -> Config {
-    let text = format!("listeners: {{ web: {{ bind: \"127.0.0.1:0\", protocol: http }} }}\n{text}");
+    let listens = text.lines().any(|line| line.starts_with("listeners:"));
+    let web = "listeners: { web: { bind: \"127.0.0.1:0\", protocol: http } }\n";
+    let text = format!("{}{text}", if listens { "" } else { web });
     let source = trestle_config::Source { name: "test", text: &text };
     let document = trestle_config::parse(source).unwrap_or_else(|problems| panic!("{problems}"));
     Config::clone(document.config())
@@ -167,7 +176,8 @@ pub(crate) fn weighted(pool: &str, weight: u32) -> WeightedPool {
 }
 
 pub(crate) fn route(rules: Vec<Rule>) -> Route {
-    Route { listeners: None, hosts: vec![HostPattern::Any], rules }
+    let hosts = vec![HostPattern::Any];
+    Route { listeners: None, hosts, rules, firewall: None, limits: None, rate_limits: Vec::new() }
 }
 
 pub(crate) fn rule(pools: &[&str]) -> Rule {
@@ -183,6 +193,9 @@ pub(crate) fn rule(pools: &[&str]) -> Rule {
         answer: None,
         rewrite: Rewrite::default(),
         policies: Policies::default(),
+        firewall: None,
+        limits: None,
+        rate_limits: Vec::new(),
     }
 }
 

@@ -42,6 +42,11 @@ impl Authority {
         Self { pem, issuer: Issuer::new(params, key) }
     }
 
+    /// PEM.
+    pub(crate) fn key(&self) -> String {
+        self.issuer.key().serialize_pem()
+    }
+
     pub(crate) fn issue(&self, names: &[&str]) -> Issued {
         self.issue_with(names, &PKCS_ECDSA_P256_SHA256)
     }

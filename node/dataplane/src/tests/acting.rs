@@ -103,6 +103,66 @@ routes:
 }
 
 #[tokio::test]
+async fn what_a_request_brings_into_a_host_can_not_end_it() {
+    let backend = Backend::named("app").await;
+    let config = written(&format!(
+        r#"
+pools: {{ app: {{ members: ["{}"] }} }}
+routes:
+  all:
+    rules:
+      - {{ match: [{{ path: {{ prefix: /go }} }}], redirect: {{ scheme: https, host: "${{cookie.h}}.example.org" }} }}
+      - {{ match: [{{ path: {{ prefix: /whole }} }}], redirect: {{ host: "${{query.to}}" }} }}
+      - {{ match: [{{ path: {{ prefix: /same }} }}], redirect: {{ scheme: https, host: "${{host}}" }} }}
+      - {{ match: [{{ path: {{ prefix: /in }} }}], pools: [app], rewrite: {{ host: "${{cookie.h}}.internal:8080" }} }}
+"#,
+        backend.address
+    ));
+    let (proxy, address) = Proxy::serving(config).await;
+    let mut client = Client::connect(address).await;
+    let reply = ask(&mut client, "GET /go", "Cookie: h=a-1.b_c\r\n").await;
+    assert_eq!((reply.status, reply.header("location")), (302, Some("https://a-1.b_c.example.org/go")));
+    let reply = ask(&mut client, "GET /in", "Cookie: h=a-1\r\n").await;
+    assert_eq!((reply.status, backend.last().header("host")), (200, Some("a-1.internal:8080")));
+    let mut bad = vec!["", ".", "a.", ".a", "a..b", "-a", "[::1]", "a\u{e9}"];
+    bad.extend([
+        "evil.com/",
+        "evil.com\\",
+        "x@evil.com",
+        "evil.com:80",
+        "a?",
+        "a#",
+        "a%2f",
+        "a b",
+        "a\tb",
+        "a,b",
+    ]);
+    for value in bad {
+        let seen = backend.seen().len();
+        for path in ["/go", "/in"] {
+            let reply = ask(&mut client, &format!("GET {path}"), &format!("Cookie: h={value}\r\n")).await;
+            assert_eq!((reply.status, reply.header("location")), (400, None), "{value:?} {path}");
+        }
+        assert_eq!(backend.seen().len(), seen, "{value:?}");
+    }
+    for (line, expected) in [
+        ("GET /whole?to=a.b", Some("http://a.b:8080/whole?to=a.b")),
+        ("GET /whole?to=%5B::1%5D", Some("http://[::1]:8080/whole?to=%5B::1%5D")),
+        ("GET /whole?to=evil.com%2F", None),
+        ("GET /whole?to=", None),
+        ("GET /whole", None),
+        ("GET /whole?to=a%0d%0ab", None),
+    ] {
+        let reply = ask(&mut client, line, "").await;
+        let status = if expected.is_some() { 302 } else { 400 };
+        assert_eq!((reply.status, reply.header("location")), (status, expected), "{line}");
+    }
+    let reply = send(address, "GET /same HTTP/1.1\r\nHost: [2001:db8::1]:80\r\n\r\n").await;
+    assert_eq!(reply.header("location"), Some("https://[2001:db8::1]/same"));
+    proxy.log.line(&["\"path\":\"/go\"", "\"status\":400", "\"reason\":\"bad_host\""]).await;
+}
+
+#[tokio::test]
 async fn a_rule_answers_by_itself() {
     let config = written(
         r#"
@@ -286,6 +346,8 @@ routes:
     let reply = ask(&mut client, "OPTIONS /open", &preflight("https://any")).await;
     assert_eq!(reply.header("access-control-allow-origin"), Some("*"));
     assert_eq!(reply.header("access-control-allow-headers"), Some("X-Token"));
+    let reply = ask(&mut client, "OPTIONS /open", &preflight("null")).await;
+    assert_eq!(reply.header("access-control-allow-methods"), Some("GET, HEAD, POST"), "any is any");
     let reply = ask(&mut client, "OPTIONS /off", &preflight("https://shop.example.com")).await;
     assert_eq!((reply.status, backend.last().line.as_str()), (200, "OPTIONS /off"), "it is the member's");
     let reply = ask(&mut client, "GET /off", "Origin: https://x\r\n").await;
@@ -412,7 +474,7 @@ routes:
 "#,
         app.address, shadow.address, stuck.address
     ));
-    let (_proxy, address) = Proxy::serving(config).await;
+    let (proxy, address) = Proxy::serving(config).await;
     assert_eq!(send(address, "GET /a HTTP/1.1\r\nHost: a\r\n\r\n").await.text(), "app");
     crate::testing::until("the copy comes", || shadow.seen().len() == 1).await;
     let (original, copy) = (app.last(), shadow.last());
@@ -422,10 +484,25 @@ routes:
     assert_eq!(send(address, post).await.text(), "app");
     crate::testing::until("the copy comes", || shadow.seen().len() == 2).await;
     assert_eq!(shadow.last().body, "hello");
+    let chunked = "PUT /b HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nin c\r\n5\r\nhunks\r\n0\r\n\r\n";
+    assert_eq!(send(address, chunked).await.text(), "app");
+    crate::testing::until("the copy comes", || shadow.seen().len() == 3).await;
+    assert_eq!(shadow.last().body, "in chunks");
     let large =
         format!("POST /b HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n{}", "x".repeat(100_000));
     assert_eq!(send(address, &large).await.text(), "app");
     assert_eq!(app.last().body.len(), 100_000);
+    for (series, expected) in [
+        ("trestle_pool_mirrored_total{pool=\"shadow\"}", Some(3.0)),
+        ("trestle_pool_mirrored_total{pool=\"stuck\"}", Some(3.0)),
+        ("trestle_pool_mirrored_total{pool=\"app\"}", Some(0.0)),
+        ("trestle_pool_mirror_dropped_total{pool=\"shadow\",reason=\"body\"}", Some(1.0)),
+        ("trestle_pool_mirror_dropped_total{pool=\"nobody\",reason=\"no_member\"}", Some(3.0)),
+        ("trestle_pool_mirror_dropped_total{pool=\"nobody\",reason=\"body\"}", Some(1.0)),
+        ("trestle_pool_mirror_dropped_total{pool=\"stuck\",reason=\"busy\"}", None),
+    ] {
+        assert_eq!(proxy.metric(series), expected, "{series}");
+    }
 
     for _ in 0..100 {
         assert_eq!(send(address, "GET /some HTTP/1.1\r\nHost: a\r\n\r\n").await.text(), "app");
@@ -433,4 +510,84 @@ routes:
     crate::testing::until("copies come", || shadow.seen().len() > 5).await;
     assert!(shadow.seen().len() < 60, "{} of 100 are more than a fifth", shadow.seen().len());
     assert!(shadow.seen().iter().all(|seen| seen.body.len() < 100_000), "too large to be copied");
+}
+
+#[tokio::test]
+async fn copies_above_the_limit_of_their_pool_are_dropped_and_counted() {
+    let app = Backend::named("app").await;
+    let stuck = Backend::raw(|stream| async move {
+        let _stream = stream;
+        std::future::pending::<()>().await;
+    })
+    .await;
+    let config = written(&format!(
+        "pools: {{ app: {{ members: [\"{}\"] }}, stuck: {{ members: [\"{}\"], breaker: {{ requests: 3 }} }} }}\n\
+         routes: {{ all: {{ rules: [{{ pools: [app], mirror: [stuck] }}] }} }}\n",
+        app.address, stuck.address
+    ));
+    let (proxy, address) = Proxy::serving(config).await;
+    for _ in 0..5 {
+        assert_eq!(send(address, "GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.text(), "app");
+    }
+    assert_eq!(proxy.metric("trestle_pool_mirrored_total{pool=\"stuck\"}"), Some(3.0));
+    let limit = "trestle_pool_mirror_dropped_total{pool=\"stuck\",reason=\"limit\"}";
+    assert_eq!(proxy.metric(limit), Some(2.0));
+}
+
+#[tokio::test]
+async fn slashes_are_merged_before_a_request_is_routed_and_passed_on_where_the_listener_says_so() {
+    let backend = Backend::named("app").await;
+    for (merge, path, expected) in [
+        (true, "//a///b//", "GET /a/b/"),
+        (true, "/a//../b", "GET /b"),
+        (true, "/a/%2f/b?x=//", "GET /a/%2F/b?x=//"),
+        (false, "/a//b", "GET /a//b"),
+    ] {
+        let config = written(&format!(
+            "listeners: {{ web: {{ bind: \"127.0.0.1:0\", protocol: http, http: {{ merge_slashes: {merge} }} }} }}\n\
+             pools: {{ app: {{ members: [\"{}\"] }} }}\n\
+             routes: {{ all: {{ rules: [{{ pools: [app] }}, \
+             {{ match: [{{ path: {{ exact: /secret/x }} }}], respond: {{ code: 403 }} }}] }} }}\n",
+            backend.address
+        ));
+        let (_proxy, address) = Proxy::serving(config).await;
+        let mut client = Client::connect(address).await;
+        ask(&mut client, &format!("GET {path}"), "").await;
+        assert_eq!(backend.last().line, expected, "{path}");
+        let status = ask(&mut client, "GET //secret//x", "").await.status;
+        assert_eq!(status, if merge { 403 } else { 200 }, "what is routed is what is forwarded");
+    }
+}
+
+#[tokio::test]
+async fn a_listener_serves_its_own_hosts_and_routes_apply_as_far_as_theirs_are_among_them() {
+    let config = written(
+        r#"
+listeners: { web: { bind: "127.0.0.1:0", protocol: http, hosts: ["*.example.com", shop.example.org], pool: none } }
+pools: { none: { members: [] } }
+routes:
+  all: { rules: [{ match: [{ path: { prefix: /a } }], respond: { code: 200, body: all } }] }
+  wild: { hosts: ["*.org", "*.api.example.com"], rules: [{ match: [{ path: { prefix: /a } }], respond: { code: 200, body: wild } }] }
+  exact: { hosts: [www.example.com, www.example.org], rules: [{ match: [{ path: { prefix: /a } }], respond: { code: 200, body: exact } }] }
+"#,
+    );
+    let (_proxy, address) = Proxy::serving(config).await;
+    for (host, path, expected) in [
+        ("x.example.com", "/a", (200, "all")),
+        ("v1.api.example.com", "/a", (200, "wild")),
+        ("api.example.com", "/a", (200, "all")),
+        ("www.example.com:81", "/a", (200, "exact")),
+        // Under both routes it is the listener's own host: the route's name decides.
+        ("shop.example.org", "/a", (200, "all")),
+        ("www.example.org", "/a", (404, "")),
+        ("example.com", "/a", (404, "")),
+        ("192.0.2.1", "/a", (404, "")),
+        // The listener's own pool is for its hosts too.
+        ("x.example.com", "/", (503, "")),
+        ("www.example.org", "/", (404, "")),
+    ] {
+        let reply = send(address, &format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+        let body = if reply.status == 200 { reply.text() } else { "" };
+        assert_eq!((reply.status, body), expected, "{host}{path}");
+    }
 }

@@ -122,6 +122,23 @@ async fn weights_are_kept_exactly() {
 }
 
 #[tokio::test]
+async fn weights_are_kept_over_revisions() {
+    let backends = [Backend::named("a").await, Backend::named("b").await];
+    let mut config = config(&[backends[0].address]);
+    config.pools.insert("b".into(), pool(&[backends[1].address]));
+    the_rule(&mut config).pools = vec![weighted("app", 9), weighted("b", 1)];
+    let (proxy, address) = Proxy::serving(config.clone()).await;
+    for revision in 2..27 {
+        for _ in 0..4 {
+            assert_eq!(get(address, "/").await.status, 200);
+        }
+        config.pools.get_mut("b").expect("the pool").queue.max = revision;
+        proxy.install(revision.into(), config.clone()).await;
+    }
+    assert_eq!(backends.each_ref().map(|backend| backend.seen().len()), [90, 10]);
+}
+
+#[tokio::test]
 async fn a_rule_without_a_usable_member_answers_503() {
     let (proxy, address) = Proxy::serving(config(&[])).await;
     let reply = get(address, "/").await;
@@ -206,7 +223,7 @@ async fn head_has_the_fields_and_no_body() {
 async fn absolute_targets_choose_the_host() {
     let backend = Backend::named("app").await;
     let (_proxy, address) = Proxy::serving(config(&[backend.address])).await;
-    let reply = send(address, "GET http://real.test/a/./b?c HTTP/1.1\r\nHost: other.test\r\n\r\n").await;
+    let reply = send(address, "GET http://real.test/a/./b?c HTTP/1.1\r\nHost: Real.test:80\r\n\r\n").await;
     assert_eq!(reply.status, 200);
     assert_eq!(
         (backend.last().line.as_str(), backend.last().header("host")),

@@ -24,7 +24,9 @@ use trestle_config::Config;
 use trestle_config::model::{PoolProtocol, PoolTls, Protocol};
 
 use crate::testing::tls::{Authority, inline, listener_tls, shake};
-use crate::testing::{Backend, Client, PATIENCE, Proxy, config, listener, loopback, the_rule, until};
+use crate::testing::{
+    Backend, Client, PATIENCE, Proxy, config, frames, listener, loopback, the_rule, until, written,
+};
 
 type Body = BoxBody<Bytes, Infallible>;
 type Sender = SendRequest<Body>;
@@ -38,7 +40,7 @@ fn empty() -> Body {
 }
 
 /// A body of frames that come one by one.
-fn frames() -> (mpsc::Sender<Result<Frame<Bytes>, Infallible>>, Body) {
+fn body_of_frames() -> (mpsc::Sender<Result<Frame<Bytes>, Infallible>>, Body) {
     let (sender, receiver) = mpsc::channel(1);
     (sender, StreamBody::new(ReceiverStream::new(receiver)).boxed())
 }
@@ -88,7 +90,7 @@ where
 
 /// Sends back what it gets, trailers too.
 async fn echo(request: Request<Incoming>) -> Response<Body> {
-    let (sender, body) = frames();
+    let (sender, body) = body_of_frames();
     tokio::spawn(async move {
         let mut body = request.into_body();
         while let Some(Ok(frame)) = body.frame().await {
@@ -124,7 +126,7 @@ async fn requests_of_http2_reach_members_of_http1() {
     assert_eq!(seen.header("cookie"), Some("a=1; b=2"));
     assert_eq!(seen.header("x-forwarded-host"), Some("a.test"));
 
-    let (frames, body) = frames();
+    let (frames, body) = body_of_frames();
     let post = Request::post("http://a.test/up").body(body).expect("a request");
     let answer = tokio::spawn({
         let mut client = client.clone();
@@ -145,7 +147,7 @@ async fn bodies_and_trailers_go_both_ways_over_http2() {
     let backend = h2c(echo).await;
     let (_proxy, address) = Proxy::serving(speaking(&backend, PoolProtocol::H2c)).await;
     let mut client = connect(address).await;
-    let (frames, body) = frames();
+    let (frames, body) = body_of_frames();
     let post = Request::post("http://a.test/").header("te", "trailers").body(body).expect("a request");
     frames.send(Ok(Frame::data(Bytes::from("first")))).await.expect("taken");
     let response = send(&mut client, post).await.expect("an answer before the request has ended");
@@ -158,6 +160,44 @@ async fn bodies_and_trailers_go_both_ways_over_http2() {
     frames.send(Ok(Frame::trailers(trailers.clone()))).await.expect("taken");
     drop(frames);
     assert_eq!(next().await.expect("a frame").expect("good").into_trailers().expect("trailers"), trailers);
+}
+
+#[tokio::test]
+async fn bodies_are_edited_over_http2_with_trailers_and_without() {
+    let backend = h2c(async |request: Request<Incoming>| {
+        let (sender, body) = body_of_frames();
+        let with_trailers = request.uri().path() == "/trailers";
+        tokio::spawn(async move {
+            for part in ["o", "ld", &" ".repeat(100_000)] {
+                let _ = sender.send(Ok(Frame::data(Bytes::from(part.to_owned())))).await;
+            }
+            if with_trailers {
+                let sum = ("x-sum".parse().expect("a name"), HeaderValue::from_static("7"));
+                let _ = sender.send(Ok(Frame::trailers(HeaderMap::from_iter([sum])))).await;
+            }
+        });
+        Response::builder().header("content-type", "text/html").body(body).expect("a response")
+    })
+    .await;
+    let text = r#"policies: { p: { substitute: [{ find: old, with: newer }] } }
+routes: { r: { use: [p], rules: [{ respond: {} }] } }"#;
+    let mut config = speaking(&backend, PoolProtocol::H2c);
+    the_rule(&mut config).policies = written(text).routes["r"].rules[0].policies.clone();
+    let (proxy, address) = Proxy::serving(config).await;
+    let mut client = connect(address).await;
+    for (path, length) in [("/", Some("100005")), ("/trailers", None)] {
+        let request = Request::get(format!("http://a.test{path}")).header("te", "trailers").body(empty());
+        let response = send(&mut client, request.expect("a request")).await.expect("an answer");
+        assert_eq!(response.headers().get("content-length").map(|v| v.to_str().expect("text")), length);
+        let body = timeout(PATIENCE, response.into_body().collect()).await.expect("in time").expect("a body");
+        assert_eq!(body.trailers().is_some_and(|trailers| trailers["x-sum"] == "7"), length.is_none());
+        let bytes = body.to_bytes();
+        assert!(bytes.starts_with(b"newer ") && bytes.len() == 100_005, "{} bytes", bytes.len());
+        proxy
+            .log
+            .line(&[&format!("\"path\":\"{path}\""), "\"bytes_out\":100005", "\"reason\":\"done\""])
+            .await;
+    }
 }
 
 #[tokio::test]
@@ -211,6 +251,75 @@ async fn a_member_that_takes_few_requests_at_once_gets_more_connections() {
     let all = futures::future::join_all((0..4).map(|_| ask(client.clone()))).await;
     assert!(all.iter().all(|status| *status == 200), "{all:?}");
     assert!(most.load(Relaxed) > 1, "one at a time, though there may be more connections");
+}
+
+/// How a member ends a connection of HTTP/2 after its first answer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Ending {
+    Goaway,
+    Fin,
+    Reset,
+}
+
+#[tokio::test]
+async fn a_connection_to_a_member_that_has_ended_is_not_used_again() {
+    for ending in [Ending::Goaway, Ending::Fin, Ending::Reset] {
+        let backend = Backend::raw(move |stream| async move {
+            let asked = Arc::new(AtomicUsize::new(0));
+            let last = Arc::new(tokio::sync::Notify::new());
+            let (count, told) = (Arc::clone(&asked), Arc::clone(&last));
+            let service = service_fn(move |request: Request<Incoming>| {
+                let (count, told) = (Arc::clone(&count), Arc::clone(&told));
+                async move {
+                    let body = request.into_body().collect().await.expect("a body").to_bytes();
+                    if count.fetch_add(1, Relaxed) == 0 {
+                        told.notify_one();
+                    }
+                    Ok::<_, Infallible>(Response::new(Full::<Bytes>::from(body)))
+                }
+            });
+            if ending == Ending::Reset {
+                let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+            }
+            let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            let mut serving = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
+            tokio::select! {
+                _ = serving.as_mut() => return,
+                () = last.notified() => {}
+            }
+            match ending {
+                Ending::Goaway => {
+                    serving.as_mut().graceful_shutdown();
+                    let _ = serving.await;
+                }
+                // Once the answer is out.
+                Ending::Fin | Ending::Reset => {
+                    let _ = timeout(Duration::from_millis(50), serving).await;
+                }
+            }
+        })
+        .await;
+        let proxy = Proxy::with(|options| options.workers = std::num::NonZeroUsize::MIN);
+        let bound = proxy.install(1, speaking(&backend, PoolProtocol::H2c)).await;
+        let address = bound[0].state.clone().expect("bound");
+        let ended = || proxy.metric("trestle_pool_connections{pool=\"app\"}") == Some(0.0);
+        // What a member says that it has not done is sent again whatever it is; the rest, if it may be done twice.
+        let method = if ending == Ending::Goaway { "POST" } else { "PUT" };
+        for round in 0..20 {
+            let mut client = Client::connect(address).await;
+            let body = format!("body {round}");
+            let length = body.len();
+            let head = format!("{method} / HTTP/1.1\r\nHost: a.test\r\nContent-Length: {length}\r\n\r\n");
+            client.write(format!("{head}{body}")).await;
+            let reply = client.reply().await;
+            assert_eq!((reply.status, reply.text()), (200, &*body), "{ending:?}, round {round}");
+            // Now and then at once, which is a race, and else when it has ended for sure.
+            if round % 4 != 3 {
+                until("the member has ended it", ended).await;
+            }
+        }
+        assert!(backend.connections() >= 6, "{ending:?}: {}", backend.connections());
+    }
 }
 
 #[tokio::test]
@@ -308,7 +417,7 @@ async fn a_connection_that_should_go_is_told_and_its_requests_end_well() {
     let backend = h2c(echo).await;
     let (proxy, address) = Proxy::serving(speaking(&backend, PoolProtocol::H2c)).await;
     let mut client = connect(address).await;
-    let (frames, body) = frames();
+    let (frames, body) = body_of_frames();
     frames.send(Ok(Frame::data(Bytes::from("a")))).await.expect("taken");
     let post = Request::post("http://a.test/").body(body).expect("a request");
     let response = send(&mut client, post).await.expect("an answer");
@@ -365,6 +474,59 @@ async fn who_breaks_off_requests_faster_than_anybody_needs_is_cut_off() {
 }
 
 #[tokio::test]
+async fn the_time_for_a_header_counts_from_its_first_byte_whatever_it_may_become() {
+    let backend = Backend::named("app").await;
+    let mut config = config(&[backend.address]);
+    config.listeners.get_mut("web").expect("the listener").http.header_timeout = Duration::from_secs(1);
+    let (_proxy, address) = Proxy::serving(config).await;
+    const PREFACE: &str = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let silent = async {
+        let began = tokio::time::Instant::now();
+        let mut client = Client::connect(address).await;
+        client.write(format!("{PREFACE}\0\0\0\x04\0\0\0\0\0")).await;
+        client.rest().await;
+        assert!(began.elapsed() < Duration::from_millis(1900), "{:?}", began.elapsed());
+    };
+    let half = |bytes: &'static str| async move {
+        let began = tokio::time::Instant::now();
+        let mut client = Client::connect(address).await;
+        client.write(bytes).await;
+        assert_eq!(client.reply().await.status, 408, "{bytes:?}");
+        assert!(began.elapsed() < Duration::from_millis(1900), "{bytes:?}: {:?}", began.elapsed());
+    };
+    let turning = async {
+        let began = tokio::time::Instant::now();
+        let mut client = Client::connect(address).await;
+        client.write("P").await;
+        sleep(Duration::from_millis(700)).await;
+        client.write("OST / HTTP/1.1\r\n").await;
+        assert_eq!(client.reply().await.status, 408);
+        assert!(began.elapsed() < Duration::from_millis(1600), "{:?}", began.elapsed());
+    };
+    tokio::join!(silent, half(&PREFACE[..5]), half(&PREFACE[..20]), turning);
+}
+
+#[tokio::test]
+async fn a_body_that_trickles_is_a_408() {
+    let backend = Backend::named("app").await;
+    let (proxy, address) = Proxy::serving(config(&[backend.address])).await;
+    let mut client = connect(address).await;
+    let (frames, body) = body_of_frames();
+    let trickle = tokio::spawn(async move {
+        while frames.send(Ok(Frame::data(Bytes::from_static(b"a")))).await.is_ok() {
+            sleep(Duration::from_millis(200)).await;
+        }
+    });
+    let request = Request::post("http://a.test/slow").body(body).expect("a request");
+    let began = tokio::time::Instant::now();
+    assert_eq!(send(&mut client, request).await.expect("an answer").status(), 408);
+    assert!((10..15).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    proxy.log.line(&["/slow", "\"status\":408", "\"reason\":\"client_body_slow\""]).await;
+    assert_eq!(send(&mut client, get("/")).await.expect("an answer").status(), 200, "the others go on");
+    trickle.abort();
+}
+
+#[tokio::test]
 async fn a_client_that_takes_nothing_of_an_answer_loses_it() {
     let backend = Backend::answering(|_| Response::new(Full::from(vec![0; 8 << 20]))).await;
     let mut config = config(&[backend.address]);
@@ -402,6 +564,77 @@ async fn failures_of_ours_are_what_grpc_expects() {
 }
 
 #[tokio::test]
+async fn a_call_that_is_refused_before_it_is_routed_is_told_so_too() {
+    let backend = Backend::named("app").await;
+    let (proxy, address) = Proxy::serving(config(&[backend.address])).await;
+    let mut client = connect(address).await;
+    let with = |name: &'static str, value: &'static str, times: usize| {
+        let mut request = call();
+        (0..times).for_each(|_| _ = request.headers_mut().append(name, HeaderValue::from_static(value)));
+        request
+    };
+    let mut long = call();
+    *long.uri_mut() = format!("http://a.test/{}", "a".repeat(9_000)).parse().expect("a target");
+    let mut broken = call();
+    *broken.uri_mut() = "http://a.test/%zz".parse().expect("a target");
+    for (what, request, status, reason) in [
+        ("another host", with("host", "b.test", 1), "13", "bad_request"),
+        ("many fields", with("x", "y", 101), "8", "headers_too_large"),
+        ("a long path", long, "2", "uri_too_long"),
+        ("a broken path", broken, "13", "bad_request"),
+    ] {
+        let response = send(&mut client, request).await.expect("an answer");
+        assert_eq!(response.status(), StatusCode::OK, "{what}");
+        assert_eq!(response.headers()["content-type"], "application/grpc", "{what}");
+        assert_eq!(response.headers()["grpc-status"], status, "{what}");
+        assert!(text(response).await.is_empty(), "{what}");
+        proxy.log.line(&["\"status\":200", &format!("\"reason\":\"{reason}\"")]).await;
+    }
+    assert_eq!(backend.connections(), 0);
+}
+
+#[tokio::test]
+async fn what_a_client_still_sends_after_its_answer_is_taken_for_a_while() {
+    let backend = Backend::named("app").await;
+    let mut config = config(&[backend.address]);
+    the_rule(&mut config).max_body = 100;
+    let (proxy, address) = Proxy::serving(config).await;
+    let mut head = frames::good("/up");
+    head[0].1 = b"POST".to_vec();
+    let known = [head.clone(), vec![(b"content-length".to_vec(), b"3000000".to_vec())]].concat();
+    for head in [known, head] {
+        let mut client = frames::Frames::connect(address).await;
+        client.send(&frames::frame(frames::HEADERS, frames::END_HEADERS, 1, &frames::fields(&head))).await;
+        // Within the window that a stream begins with.
+        client.send(&frames::frame(frames::DATA, 0, 1, &[0; 10_000])).await;
+        assert_eq!(client.outcome(1).await, frames::Outcome::Status(413));
+        client.send(&frames::frame(frames::DATA, 0, 1, &[0; 10_000])).await;
+        // The answer's page, room for more, and no reset while it is read.
+        let begun = tokio::time::Instant::now();
+        let reset = client.outcome(1).await;
+        assert_eq!(reset, frames::Outcome::Reset("NO_ERROR"));
+        assert!(begun.elapsed() >= Duration::from_millis(1_500), "{:?}", begun.elapsed());
+    }
+    // What ends in time is not reset at all.
+    let mut client = frames::Frames::connect(address).await;
+    let mut head = frames::good("/up");
+    head[0].1 = b"POST".to_vec();
+    client.send(&frames::frame(frames::HEADERS, frames::END_HEADERS, 1, &frames::fields(&head))).await;
+    client.send(&frames::frame(frames::DATA, 0, 1, &[0; 1_000])).await;
+    assert_eq!(client.outcome(1).await, frames::Outcome::Status(413));
+    client.send(&frames::frame(frames::DATA, frames::END_STREAM, 1, b"")).await;
+    client.send(&frames::request(3, "/")).await;
+    while let Some(frame) = client.next().await {
+        assert_ne!(frame.kind, frames::RST_STREAM);
+        if frame.kind == frames::HEADERS && frame.stream == 3 {
+            break;
+        }
+    }
+    let resets = r#"trestle_listener_h2_resets_total{listener="web",code="no_error"}"#;
+    assert_eq!(proxy.metric(resets), Some(2.0));
+}
+
+#[tokio::test]
 async fn a_deadline_of_grpc_is_kept() {
     let backend = h2c(async |request: Request<Incoming>| {
         assert_eq!(request.headers()["grpc-timeout"], "200m");
@@ -420,7 +653,7 @@ async fn a_deadline_of_grpc_is_kept() {
 #[tokio::test]
 async fn a_call_that_breaks_in_the_middle_ends_with_a_status() {
     let backend = h2c(async |_: Request<Incoming>| {
-        let (frames, body) = frames();
+        let (frames, body) = body_of_frames();
         tokio::spawn(async move {
             let _ = frames.send(Ok(Frame::data(Bytes::from("part")))).await;
             sleep(PATIENCE).await;

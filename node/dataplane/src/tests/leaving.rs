@@ -21,8 +21,10 @@ fn vip(addresses: &[IpAddr]) -> Vip {
 /// `web` at all addresses, `l4` at the one that goes, which is the VIP `front`.
 fn at_both(backend: &Backend) -> Config {
     let mut config = config(&[backend.address]);
-    config.listeners.insert("web".into(), listener(Protocol::Http, Bind { ip: None, port: 0 }, None));
-    let bind = Bind { ip: Some(GOES), port: 0 };
+    config
+        .listeners
+        .insert("web".into(), listener(Protocol::Http, Bind { ip: None, port: 0, more: 0 }, None));
+    let bind = Bind { ip: Some(GOES), port: 0, more: 0 };
     config.listeners.insert("l4".into(), listener(Protocol::Tcp, bind, Some("app")));
     config.vips.insert("front".into(), vip(&[GOES]));
     config
@@ -41,7 +43,7 @@ async fn a_listener_listens_at_a_vip_before_the_address_is_there() {
     let elsewhere: [IpAddr; 2] =
         ["198.18.77.77".parse().expect("v4"), "2001:db8:77::77".parse().expect("v6")];
     let mut config = config(&[backend.address]);
-    let at = |ip| listener(Protocol::TcpUdp, Bind { ip: Some(ip), port: 0 }, Some("app"));
+    let at = |ip| listener(Protocol::TcpUdp, Bind { ip: Some(ip), port: 0, more: 0 }, Some("app"));
     config.listeners = [("a".to_owned(), at(elsewhere[0])), ("b".to_owned(), at(elsewhere[1]))].into();
     let proxy = Proxy::new();
     let nonlocal = std::fs::read_to_string("/proc/sys/net/ipv4/ip_nonlocal_bind").unwrap_or_default();

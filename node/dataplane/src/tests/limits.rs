@@ -242,3 +242,54 @@ async fn tcp_is_refused_at_the_limits() {
         assert!(hello().await.is_ok());
     }
 }
+
+#[tokio::test]
+async fn above_the_adaptive_limit_requests_are_refused_or_wait_for_an_answer_to_another() {
+    for max in [0, 1_000] {
+        let gate = Gate::new().await;
+        let config = gate.config(|pool| {
+            pool.breaker.adaptive = true;
+            pool.queue = Queue { max, timeout: PATIENCE };
+        });
+        let (proxy, address) = Proxy::serving(config).await;
+        let limit = proxy.metric(r#"trestle_pool_adaptive_limit{pool="app"}"#).expect("there is one");
+        // More than fit in, however slowly they come.
+        let asked: Vec<_> = (0..4 * limit as usize).map(|_| asks(address, "/")).collect();
+        if max == 0 {
+            proxy.log.line(&["\"status\":503", "\"reason\":\"adaptive_limit\""]).await;
+            let refused = r#"trestle_pool_breaker_refused_total{pool="app",limit="adaptive"}"#;
+            assert!(proxy.metric(refused) > Some(0.0));
+        } else {
+            until("some wait", || proxy.metric(r#"trestle_pool_queue_length{pool="app"}"#) > Some(0.0)).await;
+        }
+        gate.let_go(asked.len());
+        for reply in asked {
+            let status = reply.await.expect("no panic").status;
+            assert!(status == 200 || max == 0 && status == 503, "{status} with a queue for {max}");
+        }
+        assert_eq!(proxy.metric(r#"trestle_pool_adaptive_waiting{pool="app"}"#), Some(0.0));
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_has_begun_takes_no_place_under_the_adaptive_limit() {
+    let backend = Backend::raw(async |mut stream: TcpStream| {
+        let _ = stream.read(&mut [0; 4096]).await;
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n").await;
+        // Until the client goes.
+        let _ = stream.read(&mut [0]).await;
+    })
+    .await;
+    let mut config = config(&[backend.address]);
+    config.pools.get_mut("app").expect("the pool").breaker.adaptive = true;
+    let (proxy, address) = Proxy::serving(config).await;
+    let mut streams = Vec::new();
+    for _ in 0..100 {
+        let mut client = Client::connect(address).await;
+        client.write("GET / HTTP/1.1\r\nHost: test\r\n\r\n").await;
+        assert_eq!(client.head_reply().await.status, 200);
+        streams.push(client);
+    }
+    assert_eq!(proxy.metric(r#"trestle_pool_in_flight{pool="app"}"#), Some(100.0));
+    assert_eq!(proxy.metric(r#"trestle_pool_adaptive_waiting{pool="app"}"#), Some(0.0));
+}

@@ -100,6 +100,28 @@ async fn a_connection_has_a_line_of_the_same_form() {
     assert_eq!(timeless(&line), r#"127.0.0.1 - - [] "-" 000 0 "-" "-""#);
 }
 
+#[tokio::test]
+async fn a_session_of_udp_has_a_line_when_it_ends() {
+    let echo = tokio::net::UdpSocket::bind("127.0.0.1:0").await.expect("a port");
+    let mut config = config(&[echo.local_addr().expect("bound")]);
+    let mut dns = listener(Protocol::Udp, loopback(0), Some("app"));
+    dns.udp.replies = 1;
+    config.listeners.insert("web".into(), dns);
+    config.routes.clear();
+    let (proxy, address) = Proxy::serving(config).await;
+    let client = tokio::net::UdpSocket::bind("127.0.0.1:0").await.expect("a port");
+    client.send_to(b"question", address).await.expect("sent");
+    let mut space = [0; 64];
+    let (n, node) = echo.recv_from(&mut space).await.expect("asked");
+    echo.send_to(&space[..n - 2], node).await.expect("answered");
+    let line = proxy.log.line(&["\"listener\":\"web\""]).await;
+    for part in
+        [r#""reason":"replied""#, r#""bytes_in":8"#, r#""bytes_out":6"#, r#""pool":"app""#, r#""member":""#]
+    {
+        assert!(line.contains(part), "{part} in {line}");
+    }
+}
+
 /// The number that a line of JSON has under this name.
 fn number(line: &str, name: &str) -> Option<u64> {
     let (_, rest) = line.split_once(&format!("\"{name}\":"))?;
@@ -146,7 +168,11 @@ async fn the_time_for_a_connection_that_is_not_made_is_told() {
 #[tokio::test]
 async fn a_trace_is_passed_on_or_begun_and_the_log_has_its_id() {
     let backend = Backend::named("hello").await;
-    let (proxy, address) = Proxy::serving(config(&[backend.address])).await;
+    let mut config = config(&[backend.address]);
+    let web = config.listeners.get_mut("web").expect("the listener");
+    web.trusted_proxies =
+        vec![trestle_config::model::NetworkRef::Network("127.0.0.0/8".parse().expect("a network"))];
+    let (proxy, address) = Proxy::serving(config).await;
     let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
     let given = format!("00-{trace}-00f067aa0ba902b7-01");
     send(address, format!("GET /on HTTP/1.0\r\nTraceparent: {given}\r\nTracestate: a=1\r\n\r\n")).await;
@@ -162,4 +188,66 @@ async fn a_trace_is_passed_on_or_begun_and_the_log_has_its_id() {
     assert!(sent.starts_with(&format!("00-{begun}-")) && sent.ends_with("-00"), "{sent}");
     assert_eq!(seen.header("tracestate"), None);
     proxy.log.line(&["/new", &format!("\"trace_id\":\"{begun}\"")]).await;
+}
+
+#[tokio::test]
+async fn of_a_refused_request_the_log_tells_what_was_sent_and_why_it_was_refused() {
+    let backend = Backend::named("hello").await;
+    let (proxy, address) = Proxy::serving(config(&[backend.address])).await;
+    for (head, what, why) in [
+        (
+            "DELETE /secret?a=1 HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+            r#""protocol":"HTTP/1.1","scheme":"http","method":"DELETE","host":"a, b","path":"/secret","query":"a=1""#,
+            r#""reason":"bad_request","detail":"two_hosts""#,
+        ),
+        (
+            "CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n",
+            r#""method":"CONNECT","host":"a:1","path":"a:1""#,
+            r#""detail":"connect""#,
+        ),
+        (
+            "PUT /lf HTTP/1.0\n\n",
+            r#""protocol":"HTTP/1.0","scheme":"http","method":"PUT","host":"","path":"/lf""#,
+            r#""detail":"bare_lf""#,
+        ),
+        ("GET /\x1b\" HTTP/1.1\r\nHost: a\r\n\r\n", r#""path":"/\u001b\"""#, r#""detail":"target""#),
+        ("GET /%00 HTTP/1.1\r\nHost: a\r\n\r\n", r#""path":"/%00""#, r#""detail":"path""#),
+        (
+            "POST /cl HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+            r#""path":"/cl""#,
+            r#""reason":"bad_request","detail":"length_and_encoding""#,
+        ),
+        (
+            "POST /chunk HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nx",
+            r#""path":"/chunk""#,
+            r#""reason":"bad_request","detail":"chunk""#,
+        ),
+    ] {
+        send(address, head).await;
+        proxy.log.line(&[what, why]).await;
+    }
+    let long = format!("GET /{} HTTP/1.1\r\n", "a".repeat(9000));
+    send(address, long).await;
+    let line = proxy.log.line(&["uri_too_long"]).await;
+    assert!(line.contains("aaa...\"") && line.len() < 2000, "{line}");
+    assert!(!proxy.log.text().contains(r#""path":"/""#), "{}", proxy.log.text());
+
+    let form = "{ format: \"${request}|${method}|${host}|${path}|${query}|${protocol}|${detail}\" }";
+    proxy.install(2, logging(&backend, form)).await;
+    let address = proxy.plane.listeners()[0].state.clone().expect("listens");
+    send(address, "GET  /x?\"y HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    proxy.log.line(&[r"GET  /x?\x22y HTTP/1.1|GET|a|/x|\x22y|HTTP/1.1|request_line"]).await;
+    send(address, "GET /fine HTTP/1.0\r\n\r\n").await;
+    proxy.log.line(&["GET /fine HTTP/1.0|GET|-|/fine|-|HTTP/1.0|-"]).await;
+}
+
+#[tokio::test]
+async fn of_a_header_that_came_too_slowly_the_log_tells_what_came() {
+    let backend = Backend::named("hello").await;
+    let mut config = config(&[backend.address]);
+    config.listeners.get_mut("web").expect("the listener").http.header_timeout =
+        std::time::Duration::from_millis(100);
+    let (proxy, address) = Proxy::serving(config).await;
+    assert_eq!(send(address, "PATCH /slow HTTP/1.1\r\nHo").await.status, 408);
+    proxy.log.line(&[r#""method":"PATCH","host":"","path":"/slow""#, "client_header_timeout"]).await;
 }

@@ -1,110 +1,87 @@
-//! What RFC 9112 leaves open to two readings is refused, and the connection ends.
+//! What RFC 9112 leaves open to two readings is refused, and the connection ends: docs/bad-input.md, row by row.
 
 use tokio::io::AsyncWriteExt;
 
+use crate::testing::documented::{bytes, rows, spans};
 use crate::testing::{Backend, Client, Proxy, config};
 
-/// Each is sent with a second request behind it, which must never reach the backend.
-const REFUSED: &[(&str, u16, &str)] = &[
-    (
-        "length beside chunked",
-        400,
-        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    ),
-    (
-        "chunked beside length",
-        400,
-        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
-    ),
-    (
-        "two equal lengths",
-        400,
-        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nab",
-    ),
-    ("two lengths", 400, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nab"),
-    ("a list of lengths", 400, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2, 2\r\n\r\nab"),
-    ("a signed length", 400, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +2\r\n\r\nab"),
-    ("a hexadecimal length", 400, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0x2\r\n\r\nab"),
-    ("an empty length", 400, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length:\r\n\r\n"),
-    (
-        "a length that overflows",
-        400,
-        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999\r\n\r\nab",
-    ),
-    (
-        "chunked twice",
-        400,
-        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    ),
-    (
-        "chunked in a list",
-        501,
-        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
-    ),
-    (
-        "an obscured chunked",
-        501,
-        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
-    ),
-    (
-        "chunked with a vertical tab",
-        400,
-        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
-    ),
-    ("chunked in 1.0", 400, "POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
-    ("a space before the colon", 400, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length : 2\r\n\r\nab"),
-    ("a folded line", 400, "GET / HTTP/1.1\r\nHost: a\r\nX: a\r\n b\r\n\r\n"),
-    ("a folded first line", 400, "GET / HTTP/1.1\r\n X: a\r\nHost: a\r\n\r\n"),
-    ("bare line feeds", 400, "GET / HTTP/1.1\nHost: a\n\n"),
-    ("a bare line feed in a field", 400, "GET / HTTP/1.1\r\nHost: a\r\nX: a\nY: b\r\n\r\n"),
-    ("a bare carriage return", 400, "GET / HTTP/1.1\r\nHost: a\r\nX: a\rY: b\r\n\r\n"),
-    ("a NUL in a value", 400, "GET / HTTP/1.1\r\nHost: a\r\nX: a\0b\r\n\r\n"),
-    ("no host", 400, "GET / HTTP/1.1\r\n\r\n"),
-    ("two hosts", 400, "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"),
-    ("an empty host", 400, "GET / HTTP/1.1\r\nHost:\r\n\r\n"),
-    ("a host with a path", 400, "GET / HTTP/1.1\r\nHost: a/b\r\n\r\n"),
-    ("a host with a user", 400, "GET / HTTP/1.1\r\nHost: u@a\r\n\r\n"),
-    ("a host with a bad port", 400, "GET / HTTP/1.1\r\nHost: a:99999\r\n\r\n"),
-    ("no version", 400, "GET /\r\n\r\n"),
-    ("not quite HTTP/2", 400, "PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n"),
-    ("two spaces", 400, "GET  / HTTP/1.1\r\nHost: a\r\n\r\n"),
-    ("a fragment", 400, "GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n"),
-    ("a NUL in the path", 400, "GET /a%00b HTTP/1.1\r\nHost: a\r\n\r\n"),
-    ("a broken percent-encoding", 400, "GET /a%2 HTTP/1.1\r\nHost: a\r\n\r\n"),
-    ("a tunnel", 501, "CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n"),
-];
+const NEXT: &[u8] = b"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
+
+/// As much as is taken: a refusal may come before the end.
+async fn offer(client: &mut Client, bytes: &[u8]) {
+    let _ = client.stream.write_all(bytes).await;
+}
+
+fn reason(status: u16) -> &'static str {
+    match status {
+        400 => "bad_request",
+        414 => "uri_too_long",
+        431 => "headers_too_large",
+        501 => "unsupported",
+        _ => panic!("{status}"),
+    }
+}
 
 #[tokio::test]
-async fn ambiguous_requests_are_refused_and_end_the_connection() {
+async fn ambiguous_requests_are_refused_and_end_the_connection_as_documented() {
     let backend = Backend::named("app").await;
     let (proxy, address) = Proxy::serving(config(&[backend.address])).await;
-    for (what, status, request) in REFUSED {
+    let rows = rows("heads");
+    assert!(rows.len() > 80);
+    let mut answered = Vec::new();
+    for row in &rows {
+        let [what, sent, status] = row[..] else { panic!("{row:?}") };
+        let status = status.parse().expect("a status");
         let mut client = Client::connect(address).await;
-        client.write(format!("{request}GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n")).await;
+        offer(&mut client, &[&bytes(spans(sent)[0]), NEXT].concat()).await;
         let reply = client.reply().await;
-        assert_eq!(reply.status, *status, "{what}");
+        assert_eq!(reply.status, status, "{what}");
         assert_eq!(reply.header("connection"), Some("close"), "{what}");
-        assert!(reply.header("x-request-id").is_some_and(|id| reply.text().contains(id)), "{what}");
+        let id = reply.header("x-request-id").expect("an id");
+        assert!(reply.text().contains(id), "{what}");
         assert_eq!(client.rest().await, b"", "{what}");
+        answered.push((id.to_owned(), status));
+    }
+    for (id, status) in answered {
+        let parts = [&id, &format!("\"status\":{status},"), &format!("\"reason\":\"{}\"", reason(status))];
+        proxy.log.line(&parts.map(String::as_str)).await;
     }
     assert_eq!(backend.connections(), 0, "{:?}", backend.seen());
-    proxy.log.line(&["\"status\":400", "\"reason\":\"bad_request\""]).await;
 }
 
 #[tokio::test]
 async fn the_same_holds_when_bytes_come_one_by_one() {
     let backend = Backend::named("app").await;
     let (_proxy, address) = Proxy::serving(config(&[backend.address])).await;
-    for (what, status, request) in REFUSED.iter().filter(|(_, status, _)| *status == 400).step_by(5) {
+    for row in rows("heads").iter().filter(|row| row[2] == "400").step_by(5) {
         let mut client = Client::connect(address).await;
         client.stream.set_nodelay(true).expect("an option");
-        for byte in request.as_bytes() {
-            // The refusal may come before the end.
-            let _ = client.stream.write_all(&[*byte]).await;
+        for byte in bytes(spans(row[1])[0]) {
+            offer(&mut client, &[byte]).await;
         }
-        assert_eq!(client.reply().await.status, *status, "{what}");
+        assert_eq!(client.reply().await.status, 400, "{row:?}");
     }
     assert_eq!(backend.connections(), 0);
+}
+
+#[tokio::test]
+async fn what_is_passed_reaches_the_member_as_documented() {
+    let backend = Backend::named("app").await;
+    let (_proxy, address) = Proxy::serving(config(&[backend.address])).await;
+    for row in rows("passed") {
+        let [what, sent, seen] = row[..] else { panic!("{row:?}") };
+        let sent = bytes(spans(sent)[0]);
+        let old = sent.windows(8).any(|window| window == b"HTTP/1.0");
+        let mut client = Client::connect(address).await;
+        client.write(&sent).await;
+        assert_eq!(client.reply().await.status, 200, "{what}");
+        assert_eq!(backend.last().line, spans(seen)[0], "{what}");
+        if !old {
+            client.write("GET /next HTTP/1.1\r\nHost: a\r\n\r\n").await;
+            assert_eq!(client.reply().await.status, 200, "{what}");
+            assert_eq!(backend.last().line, "GET /next", "{what}");
+        }
+    }
 }
 
 #[tokio::test]
@@ -122,19 +99,17 @@ async fn a_refusal_waits_for_the_answers_before_it() {
 }
 
 #[tokio::test]
-async fn a_chunk_that_could_be_read_in_two_ways_breaks_the_request_off() {
+async fn a_chunk_that_could_be_read_in_two_ways_breaks_the_request_off_as_documented() {
     let backend = Backend::named("app").await;
     let (_proxy, address) = Proxy::serving(config(&[backend.address])).await;
-    for chunk in ["0x1\r\na\r\n", "1\na\r\n", "1\r\nab\r\n", "1;a\nb\r\na\r\n", "-1\r\n", "1\r\na\n0\r\n\r\n"]
-    {
+    for row in rows("chunks") {
         let mut client = Client::connect(address).await;
-        client
-            .write(format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{chunk}"))
-            .await;
-        client.write("0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        offer(&mut client, b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+        offer(&mut client, &[&bytes(spans(row[1])[0]), &b"0\r\n\r\n"[..], NEXT].concat()).await;
         let reply = client.reply().await;
-        assert_eq!(reply.status, 400, "{chunk:?}");
-        assert_eq!(client.rest().await, b"", "{chunk:?}");
+        assert_eq!(reply.status, 400, "{row:?}");
+        assert_eq!(reply.header("connection"), Some("close"), "{row:?}");
+        assert_eq!(client.rest().await, b"", "{row:?}");
     }
     assert!(backend.seen().iter().all(|seen| seen.line == "POST /"), "{:?}", backend.seen());
 }
@@ -154,4 +129,24 @@ async fn limits_of_the_header_have_their_own_answers() {
         let _ = client.stream.write_all(request.as_bytes()).await;
         assert_eq!(client.reply().await.status, status, "{what}");
     }
+}
+
+/// Nothing that could end its line follows.
+#[tokio::test]
+async fn what_can_not_become_a_request_is_answered_at_once() {
+    let backend = Backend::named("app").await;
+    let (_proxy, address) = Proxy::serving(config(&[backend.address])).await;
+    for junk in ["\x16\x03\x01\x02", "\0", "{\"id\":1}", "GET\t/"] {
+        let mut client = Client::connect(address).await;
+        client.write(junk).await;
+        assert_eq!(client.reply().await.status, 400, "{junk:?}");
+    }
+    // Of the next request too, and also where it comes in single bytes.
+    let mut client = Client::connect(address).await;
+    assert_eq!(client.get("/good").await.status, 200);
+    for byte in ["G", "E", "T", "\x01"] {
+        client.write(byte).await;
+    }
+    assert_eq!(client.reply().await.status, 400);
+    assert_eq!(backend.seen().len(), 1);
 }

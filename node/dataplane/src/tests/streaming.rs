@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
+use tokio::time::Instant;
 use trestle_config::model::Protocol;
 
 use crate::testing::{Backend, Client, PATIENCE, Proxy, config, listener, loopback, send, the_rule, until};
@@ -182,23 +183,63 @@ async fn a_client_that_goes_away_ends_the_backends_work() {
     drop(client);
     tokio::time::timeout(PATIENCE, ended.recv()).await.expect("the backend's connection ends");
     proxy.log.line(&["\"reason\":\"client_gone\""]).await;
+    let requests =
+        |class| proxy.metric(&format!("trestle_route_requests_total{{route=\"all\",status=\"{class}\"}}"));
+    assert_eq!((requests("none"), requests("5xx")), (Some(1.0), None), "nobody failed");
+    until("nothing is in flight", || proxy.plane.members()[0].in_flight == 0).await;
+}
+
+#[tokio::test]
+async fn a_client_that_goes_in_the_midst_of_its_upload_is_no_error_of_anybody() {
+    let backend = Backend::named("app").await;
+    let (proxy, address) = Proxy::serving(config(&[backend.address])).await;
+    let begun = ["Content-Length: 9\r\n\r\nhalf", "Transfer-Encoding: chunked\r\n\r\n9\r\nhalf"];
+    for (at, resets) in [false, true, false, true].into_iter().enumerate() {
+        let mut client = Client::connect(address).await;
+        let ended = at as f64;
+        client.write(format!("POST /{at} HTTP/1.1\r\nHost: a\r\n{}", begun[at / 2])).await;
+        until("it is under way", || proxy.plane.members()[0].in_flight == 1).await;
+        if resets {
+            client.stream.set_zero_linger().expect("a reset");
+            drop(client);
+        } else {
+            client.stream.shutdown().await.expect("a FIN");
+            let mut rest = Vec::new();
+            let read = client.stream.read_to_end(&mut rest);
+            tokio::time::timeout(PATIENCE, read).await.expect("an end").expect("no reset");
+            assert_eq!(String::from_utf8_lossy(&rest), "");
+        }
+        let none = r#"trestle_route_requests_total{route="all",status="none"}"#;
+        until("it has ended", || proxy.metric(none) == Some(ended + 1.0)).await;
+        proxy.log.line(&[&format!("/{at}"), "\"status\":0", "\"reason\":\"client_gone\""]).await;
+    }
+    let gone = r#"trestle_route_ended_total{route="all",reason="client_gone"}"#;
+    assert_eq!(proxy.metric(gone), Some(4.0));
     until("nothing is in flight", || proxy.plane.members()[0].in_flight == 0).await;
 }
 
 #[tokio::test]
 async fn an_answer_that_breaks_off_is_not_made_whole() {
-    let backend = Backend::raw(|mut stream| async move {
-        read_head(&mut stream).await;
-        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf").await;
+    let seen = std::sync::Arc::new(tokio::sync::Notify::new());
+    let told = std::sync::Arc::clone(&seen);
+    let backend = Backend::raw(move |mut stream| {
+        let told = std::sync::Arc::clone(&told);
+        async move {
+            read_head(&mut stream).await;
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf").await;
+            told.notified().await;
+        }
     })
     .await;
     let (proxy, address) = Proxy::serving(config(&[backend.address])).await;
     let mut client = Client::connect(address).await;
     client.write("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    client.rest_until(b"half").await;
+    seen.notify_one();
     let mut got = Vec::new();
     let _ = tokio::time::timeout(PATIENCE, client.stream.read_to_end(&mut got)).await.expect("an end");
-    assert!(!got.windows(10).any(|window| window == b"0123456789"));
-    proxy.log.line(&["\"reason\":\"upstream_broken\""]).await;
+    assert_eq!(got, b"");
+    proxy.log.line(&["\"status\":200", "\"reason\":\"upstream_broken\""]).await;
 }
 
 #[tokio::test]
@@ -242,4 +283,71 @@ async fn tcp_listeners_carry_bytes() {
     assert_eq!(client.rest().await, b"ping");
     until("none", || proxy.plane.open_connections() == 0).await;
     proxy.log.line(&["\"connection_id\"", "\"bytes_in\":4", "\"bytes_out\":4", "\"reason\":\"done\""]).await;
+}
+
+/// Sends a byte now and then, for as long as the client is listened to.
+async fn trickle(mut stream: tokio::io::WriteHalf<tokio::net::TcpStream>) {
+    while stream.write_all(b"1\r\na\r\n").await.is_ok() {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_trickles_is_a_408_unless_the_answer_has_begun_or_the_member_is_slow() {
+    const HEAD: &str = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let reading = Backend::named("app").await;
+    let (proxy, address) = Proxy::serving(config(&[reading.address])).await;
+    let slow = async {
+        let began = Instant::now();
+        let (read, mut write) = tokio::io::split(Client::connect(address).await.stream);
+        write.write_all(HEAD.as_bytes()).await.expect("written");
+        let sending = tokio::spawn(trickle(write));
+        let mut text = String::new();
+        let mut read = tokio::io::BufReader::new(read);
+        tokio::time::timeout(PATIENCE, read.read_line(&mut text)).await.expect("in time").expect("a line");
+        assert!(text.starts_with("HTTP/1.1 408 "), "{text}");
+        assert!((10..15).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+        sending.abort();
+        proxy.log.line(&["\"status\":408", "\"reason\":\"client_body_slow\""]).await;
+    };
+    // Waits longer than that before it reads what the client has sent at once.
+    let lazy = Backend::raw(|mut stream| async move {
+        tokio::time::sleep(Duration::from_secs(12)).await;
+        let mut got = 0;
+        while got < (8 << 20) {
+            got += stream.read(&mut [0; 65536]).await.expect("bytes");
+        }
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+        let _ = stream.read(&mut [0; 1]).await;
+    })
+    .await;
+    let (_lazy_proxy, lazy_address) = Proxy::serving(config(&[lazy.address])).await;
+    let patient = async {
+        let mut client = Client::connect(lazy_address).await;
+        client.write(format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", 8 << 20)).await;
+        client.write(vec![b'a'; 8 << 20]).await;
+        assert_eq!(client.reply().await.status, 200);
+    };
+    // Answers before it has the body.
+    let early = Backend::raw(|mut stream| async move {
+        read_head(&mut stream).await;
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+        tokio::time::sleep(Duration::from_secs(13)).await;
+        let _ = stream.write_all(b"2\r\nok\r\n0\r\n\r\n").await;
+        while stream.read(&mut [0; 1024]).await.unwrap_or(0) > 0 {}
+    })
+    .await;
+    let (_early_proxy, early_address) = Proxy::serving(config(&[early.address])).await;
+    let talking = async {
+        let (mut read, mut write) = tokio::io::split(Client::connect(early_address).await.stream);
+        write.write_all(HEAD.as_bytes()).await.expect("written");
+        let sending = tokio::spawn(trickle(write));
+        let mut got = Vec::new();
+        while !got.ends_with(b"0\r\n\r\n") {
+            let n = tokio::time::timeout(PATIENCE, read.read_buf(&mut got)).await.expect("in time");
+            assert_ne!(n.expect("bytes"), 0, "cut: {}", String::from_utf8_lossy(&got));
+        }
+        sending.abort();
+    };
+    tokio::join!(slow, patient, talking);
 }

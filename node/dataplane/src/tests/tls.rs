@@ -20,7 +20,9 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::TicketKeys;
 use crate::testing::tls::{Authority, Issued, inline, listener_tls, shake};
-use crate::testing::{Backend, Client, PATIENCE, Proxy, Reply, config, listener, loopback, until, written};
+use crate::testing::{
+    Backend, Client, PATIENCE, Proxy, Reply, config, listener, loopback, send, until, written,
+};
 
 /// An https listener with these certificates in place of the http one.
 fn https(backend: SocketAddr, certificates: &[(&str, &Issued)]) -> Config {
@@ -163,8 +165,73 @@ async fn requests_know_that_they_came_over_tls() {
     let mut plain = Client::connect(address).await;
     plain.write("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
     plain.rest().await;
-    let failed = || proxy.metric("trestle_listener_tls_failures_total{listener=\"web\"}") == Some(1.0);
+    let failed = || failures(&proxy, "not_tls") == Some(1.0);
     until("the failure is counted", failed).await;
+}
+
+fn failures(proxy: &Proxy, reason: &str) -> Option<f64> {
+    proxy.metric(&format!("trestle_listener_tls_failures_total{{listener=\"web\",reason=\"{reason}\"}}"))
+}
+
+#[tokio::test]
+async fn handshakes_that_fail_are_counted_by_why() {
+    let backend = Backend::named("app").await;
+    let (authority, other) = (Authority::new("root"), Authority::new("other"));
+    let a = authority.issue(&["a.test"]);
+    let mut config = https(backend.address, &[("a", &a)]);
+    tls(&mut config).client =
+        ClientTls { mode: ClientAuth::Required, ca: Some(inline(&authority.pem)), forward: false };
+    tls(&mut config).unknown_name = UnknownName::Reject;
+    tls(&mut config).min = TlsVersion::V13;
+    let (proxy, address) = Proxy::serving(config).await;
+    let no_v13 = ClientConfig::builder_with_provider(crate::tls::provider())
+        .with_protocol_versions(&[&rustls::version::TLS12])
+        .expect("a version")
+        .with_root_certificates(authority.roots())
+        .with_no_client_auth();
+    let stranger = other.issue(&["x"]);
+    let as_authority = Issued { chain: authority.pem.clone(), key: authority.key() };
+    for (client, name, reason) in [
+        (authority.client(None), "a.test", "no_client_certificate"),
+        (authority.client(Some(&stranger)), "a.test", "client_certificate"),
+        (authority.client(Some(&as_authority)), "a.test", "client_certificate"),
+        (other.client(None), "a.test", "refused_by_client"),
+        (authority.client(Some(&a)), "b.test", "unknown_name"),
+        (no_v13, "a.test", "incompatible"),
+    ] {
+        let before = failures(&proxy, reason).unwrap_or(0.0);
+        if let Ok(mut stream) = shake(address, name, &Arc::new(client)).await {
+            // In TLS 1.3 a client learns later that its certificate was refused.
+            ask(&mut stream, "/").await.expect_err(reason);
+        }
+        until(reason, || failures(&proxy, reason) == Some(before + 1.0)).await;
+    }
+    assert_eq!(backend.connections(), 0);
+}
+
+#[test]
+fn an_authority_that_can_vouch_for_nobody_is_refused() {
+    let authority = Authority::new("root");
+    let (a, alone) = (authority.issue(&["a.test"]), self_signed("alone.test"));
+    let address: SocketAddr = "127.0.0.1:1".parse().expect("an address");
+    let check = |ca: &str| {
+        let mut config = https(address, &[("good", &a)]);
+        tls(&mut config).client =
+            ClientTls { mode: ClientAuth::Required, ca: Some(inline(ca)), forward: false };
+        crate::check(&config, &Contents::default())
+    };
+    let found = check(&format!("{}{}", authority.pem, a.chain));
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!(found[0].0, "listeners.web.tls.client.ca_file");
+    assert!(found[0].1.starts_with("certificate 2 (CN=a.test) is no authority"), "{found:?}");
+    assert_eq!(check(&authority.pem), []);
+    assert_eq!(check(&alone), [], "it stands for itself");
+}
+
+fn self_signed(name: &str) -> String {
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let params = rcgen::CertificateParams::new(vec![name.to_owned()]).expect("names");
+    params.self_signed(&key).expect("signed").pem()
 }
 
 fn edits(name: &str, text: &str) -> trestle_config::model::HeaderEdits {
@@ -352,6 +419,31 @@ async fn members_are_believed_by_their_authority_and_name_only() {
 }
 
 #[tokio::test]
+async fn members_found_by_a_name_must_have_it() {
+    let authority = Authority::new("root");
+    let backend = tls_backend(authority.issue(&["member.test"]).server()).await;
+    let mut config = config(&[backend.address]);
+    let tls = PoolTls { ca: Some(inline(&authority.pem)), name: None, certificate: None, verify: true };
+    let set = |config: &mut Config, host: &str| {
+        let pool = config.pools.get_mut("app").expect("a pool");
+        pool.tls = Some(tls.clone());
+        pool.members[0].host = Some(host.into());
+    };
+    set(&mut config, "member.test");
+    let (proxy, address) = Proxy::serving(config.clone()).await;
+    assert_eq!(status(address).await.status, 200);
+    // Its address and name are the same, and a connection to it is kept.
+    set(&mut config, "other.test");
+    proxy.install(2, config.clone()).await;
+    assert_eq!(status(address).await.status, 502);
+    // What the config says of the name counts first.
+    config.pools.get_mut("app").expect("a pool").tls =
+        Some(PoolTls { name: Some("member.test".into()), ..tls });
+    proxy.install(3, config).await;
+    assert_eq!(status(address).await.status, 200);
+}
+
+#[tokio::test]
 async fn members_that_ask_for_it_are_shown_our_certificate() {
     let authority = Authority::new("root");
     let backend = tls_backend(authority.demanding(&authority.issue(&["member.test"]))).await;
@@ -424,4 +516,34 @@ async fn a_handshake_has_its_time() {
     let (_proxy, address) = Proxy::serving(config).await;
     let mut silent = Client::connect(address).await;
     assert!(silent.rest().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_rule_for_https_takes_what_comes_over_tls_and_another_one_the_rest() {
+    let authority = Authority::new("ca");
+    let issued = authority.issue(&["a.test"]);
+    let backend = Backend::named("app").await;
+    let mut config = written(
+        r#"
+listeners: { plain: { bind: "127.0.0.1:0", protocol: http } }
+routes:
+  all:
+    rules:
+      - { name: secure, match: [{ scheme: https }], respond: { code: 200, body: secure-app } }
+      - { name: any, respond: { code: 200, body: any-app } }
+"#,
+    );
+    let secure = https(backend.address, &[("one", &issued)]);
+    config.listeners.extend(secure.listeners);
+    config.certificates = secure.certificates;
+    let proxy = Proxy::new();
+    let bound = proxy.install(1, config).await;
+    let at = |name: &str| {
+        let bound = bound.iter().find(|bound| bound.listener == name).expect("it is one");
+        *bound.state.as_ref().expect("listens")
+    };
+    let mut stream = shake(at("web"), "a.test", &trusting(&authority)).await.expect("a handshake");
+    assert!(ask(&mut stream, "/").await.expect("an answer").ends_with("secure-app"));
+    let reply = send(at("plain"), "GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+    assert_eq!(reply.text(), "any-app");
 }

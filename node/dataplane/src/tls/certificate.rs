@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use rustls::sign::CertifiedKey;
+use rustls::sign::{CertifiedKey, SigningKey};
 use rustls::{InconsistentKeys, SignatureAlgorithm};
 use rustls_pki_types::PrivateKeyDer;
 use rustls_pki_types::pem::PemObject;
 use trestle_config::Contents;
 use trestle_config::model;
+use x509_parser::asn1_rs::Sequence;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -33,18 +34,11 @@ impl Certificate {
         settings: &model::Certificate,
         contents: &Contents,
     ) -> Result<Self, (&'static str, Fault)> {
-        let at = |content: &model::Content, inline, file| match content {
-            model::Content::File(_) => file,
-            _ => inline,
-        };
         let chain_key = at(&settings.chain, "chain", "chain_file");
         let key_key = at(&settings.key, "key", "key_file");
         let chain = contents.get(&settings.chain).ok_or((chain_key, Fault::Missing))?;
         let chain = certificates_in(&chain).map_err(|fault| (chain_key, fault))?;
-        let key = contents.get(&settings.key).ok_or((key_key, Fault::Missing))?;
-        // What the reader says could quote the text, which is a key.
-        let key = PrivateKeyDer::from_pem_slice(&key).map_err(|_| (key_key, Fault::NoKey))?;
-        let key = provider().key_provider.load_private_key(key).map_err(|e| (key_key, Fault::Key(e)))?;
+        let key = Self::read_key(settings, contents)?;
         for (place, der) in chain.iter().enumerate().skip(1) {
             X509Certificate::from_der(der).map_err(|e| (chain_key, unreadable(place, &e)))?;
         }
@@ -62,6 +56,7 @@ impl Certificate {
         }
         if let Some(ocsp) = &settings.ocsp {
             let response = contents.get(ocsp).ok_or(("ocsp_file", Fault::Missing))?;
+            look_at_ocsp(&response).map_err(|fault| ("ocsp_file", fault))?;
             certified.ocsp = Some(response.into_owned());
         }
         Ok(Self {
@@ -72,6 +67,18 @@ impl Certificate {
             subject,
             not_after,
         })
+    }
+
+    /// The key alone.
+    pub(crate) fn read_key(
+        settings: &model::Certificate,
+        contents: &Contents,
+    ) -> Result<Arc<dyn SigningKey>, (&'static str, Fault)> {
+        let place = at(&settings.key, "key", "key_file");
+        let key = contents.get(&settings.key).ok_or((place, Fault::Missing))?;
+        // What the reader says could quote the text, which is a key.
+        let key = PrivateKeyDer::from_pem_slice(&key).map_err(|_| (place, Fault::NoKey))?;
+        provider().key_provider.load_private_key(key).map_err(|e| (place, Fault::Key(e)))
     }
 
     /// Clients that can take both prefer these: signing costs a fraction.
@@ -87,6 +94,32 @@ impl Certificate {
             not_after_unix: self.not_after,
         }
     }
+}
+
+/// The key of the config that has this.
+fn at(content: &model::Content, inline: &'static str, file: &'static str) -> &'static str {
+    match content {
+        model::Content::File(_) => file,
+        _ => inline,
+    }
+}
+
+/// Clients refuse a handshake for a staple that they can't read. Whether its authority signed it, and for
+/// which certificate, is theirs to say.
+fn look_at_ocsp(response: &[u8]) -> Result<(), Fault> {
+    // RFC 6960, section 4.2.1: a sequence that begins with the status, an ENUMERATED.
+    let (rest, sequence) = Sequence::from_der(response).map_err(|_| Fault::NoOcsp)?;
+    let [0x0a, 1, status, ..] = *sequence.content else { return Err(Fault::NoOcsp) };
+    let why = match status {
+        0 if rest.is_empty() && sequence.content.len() > 3 => return Ok(()),
+        1 => "malformedRequest",
+        2 => "internalError",
+        3 => "tryLater",
+        5 => "sigRequired",
+        6 => "unauthorized",
+        _ => return Err(Fault::NoOcsp),
+    };
+    Err(Fault::OcspError(why))
 }
 
 fn unreadable(place: usize, error: &dyn std::fmt::Display) -> Fault {
@@ -109,4 +142,29 @@ fn names(certificate: &X509Certificate<'_>) -> Box<[Box<str>]> {
     }
     let common = certificate.subject().iter_common_name().filter_map(|name| name.as_str().ok());
     common.map(|name| name.to_ascii_lowercase().into()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_response_with_a_status_can_be_stapled() {
+        for (response, why) in [
+            (&b"\x30\x05\x0a\x01\x00\xa0\x00"[..], None),
+            (b"\x30\x03\x0a\x01\x03", Some("tryLater")),
+            (b"\x30\x03\x0a\x01\x06", Some("unauthorized")),
+            (b"\x30\x03\x0a\x01\x00", Some("no OCSP response")),
+            (b"\x30\x05\x0a\x01\x00\xa0\x00\x00", Some("no OCSP response")),
+            (b"\x30\x05\x0a\x01", Some("no OCSP response")),
+            (b"-----BEGIN OCSP RESPONSE-----", Some("no OCSP response")),
+            (b"", Some("no OCSP response")),
+        ] {
+            let fault = look_at_ocsp(response).err().map(|fault| fault.to_string());
+            match why {
+                Some(why) => assert!(fault.as_ref().is_some_and(|fault| fault.contains(why)), "{fault:?}"),
+                None => assert_eq!(fault, None),
+            }
+        }
+    }
 }

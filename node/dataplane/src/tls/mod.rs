@@ -7,8 +7,11 @@
 //! Versions and suites are those of rustls with aws-lc-rs: TLS 1.3 and 1.2, ECDHE and AEADs only, which is
 //! what Mozilla calls intermediate but for DHE.
 
+pub(crate) mod accept;
 pub(crate) mod certificate;
+pub(crate) mod failure;
 pub(crate) mod server;
+pub(crate) mod session;
 pub(crate) mod tickets;
 pub(crate) mod upstream;
 
@@ -21,6 +24,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use trestle_config::model::Content;
 use trestle_config::{Config, Contents};
+use x509_parser::prelude::{FromDer, X509Certificate, X509Version};
 
 use crate::CertificateView;
 use certificate::Certificate;
@@ -43,6 +47,15 @@ pub(crate) enum Fault {
     Mismatch,
     #[error("certificate {place} can't be read: {why}")]
     Unreadable { place: usize, why: String },
+    #[error(
+        "certificate {place} ({subject}) is no authority (CA:TRUE is not among its basic constraints), so nothing \
+         can be checked by it: expected the certificate of whoever has issued it"
+    )]
+    NoAuthority { place: usize, subject: String },
+    #[error("this is no OCSP response: DER is expected, as `openssl ocsp -respout` writes it")]
+    NoOcsp,
+    #[error("the responder did not answer with a status but with an error ({0}): nothing can be stapled")]
+    OcspError(&'static str),
     #[error("no PEM: {0}")]
     Pem(rustls_pki_types::pem::Error),
     #[error("{0}")]
@@ -61,14 +74,20 @@ pub fn check(config: &Config, contents: &Contents) -> Vec<(String, String)> {
             Ok(certificate) => {
                 certificates.insert(name.clone(), Arc::new(certificate));
             }
-            Err((key, fault)) => found.push((format!("certificates.{name}.{key}"), fault.to_string())),
+            Err((key, fault)) => {
+                let chain_only = key.starts_with("chain");
+                found.push((format!("certificates.{name}.{key}"), fault.to_string()));
+                if chain_only && let Err((key, fault)) = Certificate::read_key(settings, contents) {
+                    found.push((format!("certificates.{name}.{key}"), fault.to_string()));
+                }
+            }
         }
     }
     let certificates = Certificates(certificates);
     let ring = Arc::new(Ring::default());
     for (name, listener) in &config.listeners {
         let Some(tls) = &listener.tls else { continue };
-        if let Some(Err(fault)) = tls.client.ca.as_ref().map(|ca| authorities(ca, contents)) {
+        if let Some(Err(fault)) = tls.client.ca.as_ref().map(|ca| look_at_authorities(ca, contents)) {
             found.push((format!("listeners.{name}.tls.client.ca_file"), fault.to_string()));
         } else if tls.certificates.iter().all(|name| certificates.0.contains_key(name))
             && let Err(fault) = Terminator::compile(name, tls, &certificates, contents, &ring)
@@ -81,8 +100,9 @@ pub fn check(config: &Config, contents: &Contents) -> Vec<(String, String)> {
         if tls.certificate.as_ref().is_some_and(|name| !certificates.0.contains_key(name)) {
             continue; // it was said what is wrong with that
         }
+        let looked = tls.ca.as_ref().map_or(Ok(()), |ca| look_at_authorities(ca, contents));
         let compiled = Origination::compile(pool.protocol, tls, &certificates, contents, None);
-        if let Err(fault) = compiled {
+        if let Err(fault) = looked.and(compiled.map(drop)) {
             let key = if tls.ca.is_some() { ".ca_file" } else { "" };
             found.push((format!("pools.{name}.tls{key}"), fault.to_string()));
         }
@@ -142,6 +162,24 @@ fn authorities(content: &Content, contents: &Contents) -> Result<RootCertStore, 
             .map_err(|error| Fault::Unreadable { place: at + 1, why: error.to_string() })?;
     }
     Ok(roots)
+}
+
+/// Says more than [`authorities`], which has to go on reading what an earlier version has let pass.
+fn look_at_authorities(content: &Content, contents: &Contents) -> Result<(), Fault> {
+    authorities(content, contents)?;
+    let bytes = contents.get(content).ok_or(Fault::Missing)?;
+    for (at, der) in certificates_in(&bytes)?.iter().enumerate() {
+        let place = at + 1;
+        let (_, parsed) = X509Certificate::from_der(der)
+            .map_err(|error| Fault::Unreadable { place, why: error.to_string() })?;
+        // One that vouches for itself may stand for itself, whatever it says of authorities. Of version 1 there
+        // is nothing that it could say.
+        let is_leaf = parsed.version() == X509Version::V3 && !parsed.is_ca();
+        if is_leaf && parsed.subject() != parsed.issuer() {
+            return Err(Fault::NoAuthority { place, subject: parsed.subject().to_string() });
+        }
+    }
+    Ok(())
 }
 
 fn certificates_in(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Fault> {

@@ -8,14 +8,11 @@ use rustls::sign::CertifiedKey;
 use rustls::{ServerConfig, SupportedProtocolVersion};
 use sha2::{Digest as _, Sha256};
 use trestle_config::Contents;
-use trestle_config::model::{Alpn, ClientAuth, ListenerTls, TlsVersion, UnknownName};
+use trestle_config::model::{ClientAuth, ListenerTls, TlsVersion, UnknownName};
 
 use super::certificate::Certificate;
 use super::tickets::{Ring, Ticketer};
 use super::{Certificates, Fault, authorities, provider};
-
-pub(super) const ALPN_H2: &[u8] = b"h2";
-pub(super) const ALPN_HTTP1: &[u8] = b"http/1.1";
 
 /// Ends TLS on a listener's connections.
 #[derive(Clone, Debug)]
@@ -56,11 +53,7 @@ impl Terminator {
             }
         };
         let mut config = builder.with_cert_resolver(resolver);
-        let alpn = |alpn: &Alpn| match alpn {
-            Alpn::H2 => ALPN_H2.to_vec(),
-            Alpn::Http1 => ALPN_HTTP1.to_vec(),
-        };
-        config.alpn_protocols = settings.alpn.iter().map(alpn).collect();
+        config.alpn_protocols = settings.alpn.iter().map(|alpn| alpn.as_str().into()).collect();
         let context = [&demands.finalize()[..], listener.as_bytes()].concat();
         config.ticketer = Arc::new(Ticketer::new(Arc::clone(ring), context.into()));
         // A session that only this node knows would be worth little, and cost memory.

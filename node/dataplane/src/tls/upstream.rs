@@ -13,8 +13,10 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use trestle_config::Contents;
 use trestle_config::model::{self, PoolProtocol, PoolTls};
 
-use super::server::{ALPN_H2, ALPN_HTTP1};
 use super::{Certificates, Fault, authorities, provider};
+
+const ALPN_H2: &[u8] = b"h2";
+const ALPN_HTTP1: &[u8] = b"http/1.1";
 
 /// Begins TLS to a pool's members.
 #[derive(Debug)]
@@ -91,9 +93,10 @@ impl Origination {
         Ok(Arc::new(Self { id, config: Arc::new(config), http1: Arc::new(http1), name, made_of }))
     }
 
-    /// The name that a member's certificate must have.
-    pub(crate) fn name(&self, member: IpAddr) -> ServerName<'static> {
-        self.name.clone().unwrap_or_else(|| ServerName::from(member))
+    /// The name that a member's certificate must have: the pool's, else the one that it was found by.
+    pub(crate) fn name(&self, member: IpAddr, host: Option<&str>) -> ServerName<'static> {
+        let host = || host.and_then(|host| ServerName::try_from(host.to_owned()).ok());
+        self.name.clone().or_else(host).unwrap_or_else(|| ServerName::from(member))
     }
 }
 
@@ -112,9 +115,9 @@ impl MemberTls {
         Arc::clone(&self.0.http1)
     }
 
-    /// What a member's certificate must name.
-    pub fn name(&self, member: IpAddr) -> ServerName<'static> {
-        self.0.name(member)
+    /// What a member's certificate must name; `host`: the DNS name that it was found by.
+    pub fn name(&self, member: IpAddr, host: Option<&str>) -> ServerName<'static> {
+        self.0.name(member, host)
     }
 
     /// For a pool without TLS of its own: whoever answers is believed.

@@ -8,6 +8,7 @@
 //! Invariant: once a command is acknowledged, every request that begins on this worker is served by the
 //! command's snapshot.
 
+mod carry;
 mod connection;
 mod places;
 mod relayed;
@@ -20,6 +21,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
+use std::num::NonZeroU64;
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
@@ -29,23 +31,31 @@ use http::HeaderValue;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use slab::Slab;
-use tokio::sync::{mpsc, oneshot};
-use tokio::task::{LocalSet, spawn_local};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{LocalSet, spawn_local, yield_now};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::access_log::{Lines, Tap};
+use crate::bans::{self, Bans};
 use crate::beat::{BEATS, Pulse};
+use crate::l4;
 use crate::ledger::Ledger;
+use crate::limits::Limits;
 use crate::listener::{Opened, Socket, SocketKey, accept};
 use crate::locals::Locals;
-use crate::metrics::{Histogram, PerWorker};
+use crate::metrics::{Histogram, PerWorker, Reason};
+use crate::passwords::Passwords;
+use crate::pool::cuts::Cuts;
+use crate::rates::Rates;
 use crate::request_id::{RequestId, wall_clock};
 use crate::snapshot::{Listener, Snapshot};
+use crate::spans::{SpanTap, Spans};
+use crate::strain::{Shed, Step};
 use crate::upstream::Upstreams;
 
 pub(crate) use connection::Handle;
-pub(crate) use places::Places;
+pub(crate) use places::{Place, Places};
 pub(crate) use socket::Served;
 use socket::{Closed, serve_udp};
 
@@ -55,6 +65,9 @@ const COMMANDS: usize = 4;
 
 /// How often idle upstream connections are looked through and the wall clock is read.
 const TICK: Duration = Duration::from_secs(1);
+
+/// Connections that came to rest: with so many, what they have freed is worth giving back.
+const RESTED_MANY: usize = 64;
 
 /// A listener of the snapshot in force. The outer count is the worker's own: requests take and drop it
 /// without touching memory that other workers write.
@@ -102,11 +115,21 @@ pub(crate) struct Remote {
 /// What a worker is started with.
 #[derive(Clone)]
 pub(crate) struct Equipment {
+    /// How many workers there are.
+    pub(crate) workers: usize,
     pub(crate) ledger: Arc<Ledger>,
+    pub(crate) limits: Arc<Limits>,
+    pub(crate) passwords: Arc<Passwords>,
+    pub(crate) bans: Arc<Bans>,
+    pub(crate) rates: Arc<Rates>,
+    pub(crate) shed: Arc<Shed>,
+    pub(crate) cuts: Arc<Cuts>,
     pub(crate) locals: Arc<Locals>,
     /// How long questions of [`crate::Beat`] took to be answered.
     pub(crate) turns: Arc<PerWorker<Histogram>>,
     pub(crate) log: Tap,
+    pub(crate) spans: Option<SpanTap>,
+    pub(crate) give_back: fn(),
     pub(crate) via: HeaderValue,
     pub(crate) stop: CancellationToken,
 }
@@ -115,16 +138,35 @@ pub(crate) struct Equipment {
 pub(crate) struct Worker {
     pub(crate) index: usize,
     pub(crate) log: Rc<Lines>,
+    /// `None`: nobody wants any.
+    pub(crate) spans: Option<Rc<Spans>>,
     pub(crate) upstreams: Upstreams,
     /// Copies of requests that are under way.
     pub(crate) copies: Places,
+    /// Sessions of UDP, over all listeners, and how many there may be.
+    sessions: Rc<Places>,
+    sessions_max: usize,
     ledger: Arc<Ledger>,
+    pub(crate) limits: Arc<Limits>,
+    pub(crate) passwords: Arc<Passwords>,
+    pub(crate) bans: Arc<Bans>,
+    /// Who is banned, as this worker was told last: told on to what has to act by it.
+    banned: watch::Sender<Arc<bans::Table>>,
+    pub(crate) rates: Arc<Rates>,
+    pub(crate) shed: Arc<Shed>,
+    /// Connections above a limit that are being told so.
+    turned_away: Cell<usize>,
     locals: Arc<Locals>,
     turns: Arc<PerWorker<Histogram>>,
     via: HeaderValue,
+    give_back: fn(),
+    /// Connections that came to rest and whose memory nobody was told to give back.
+    pub(crate) rested: Cell<usize>,
+    /// The number that is next.
+    serial: Cell<NonZeroU64>,
     random: RefCell<SmallRng>,
-    /// A moment, and what the wall clock said then, milliseconds since 1970.
-    clock: Cell<(Instant, u64)>,
+    /// A moment, and what the wall clock said then, since 1970.
+    clock: Cell<(Instant, Duration)>,
     listeners: RefCell<HashMap<Box<str>, ListenerRef, ahash::RandomState>>,
     version: Cell<u64>,
     connections: RefCell<Slab<Rc<Handle>>>,
@@ -133,6 +175,9 @@ pub(crate) struct Worker {
     drained: RefCell<Vec<Rc<Served>>>,
     /// Addresses that are being let go of, one list a drain; each lives as long as its drain.
     leaving: RefCell<Vec<Weak<[IpAddr]>>>,
+    cuts: Arc<Cuts>,
+    /// What was looked at of them.
+    cut_at: Cell<u64>,
     /// Never cancelled: a connection is cut by dropping its future.
     uncut: CancellationToken,
 }
@@ -182,12 +227,25 @@ impl Worker {
         Self {
             index,
             log: Rc::new(equipment.log.lines()),
+            spans: equipment.spans.map(|tap| Rc::new(Spans::new(tap))),
             upstreams: Upstreams::default(),
             copies: Places::default(),
+            sessions: Rc::default(),
+            sessions_max: l4::udp::sessions_max(equipment.workers),
             ledger: equipment.ledger,
+            limits: equipment.limits,
+            passwords: equipment.passwords,
+            banned: watch::Sender::new(Arc::clone(&equipment.bans.watch().borrow())),
+            bans: equipment.bans,
+            rates: equipment.rates,
+            shed: equipment.shed,
+            turned_away: Cell::new(0),
             locals: equipment.locals,
             turns: equipment.turns,
             via: equipment.via,
+            give_back: equipment.give_back,
+            rested: Cell::new(0),
+            serial: Cell::new(NonZeroU64::MIN),
             random: RefCell::new(SmallRng::from_os_rng()),
             clock: Cell::new(wall_clock()),
             listeners: RefCell::default(),
@@ -196,6 +254,8 @@ impl Worker {
             sockets: RefCell::default(),
             drained: RefCell::default(),
             leaving: RefCell::default(),
+            cuts: equipment.cuts,
+            cut_at: Cell::new(0),
             uncut: CancellationToken::new(),
         }
     }
@@ -203,14 +263,23 @@ impl Worker {
     async fn obey(self: &Rc<Self>, mut inbox: mpsc::Receiver<Command>, mut pulses: mpsc::Receiver<Pulse>) {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut bans, mut strain) = (self.bans.watch(), self.shed.watch());
         loop {
             tokio::select! {
+                // Its sender lives as long as this worker.
+                Ok(()) = bans.changed() => self.ban(&bans.borrow_and_update().clone()),
+                Ok(()) = strain.changed() => {
+                    if strain.borrow_and_update().step > Step::None {
+                        self.spare();
+                    }
+                }
                 command = inbox.recv() => match command {
                     Some(Command::Serve(serve)) => self.serve(serve),
                     Some(Command::Drain { closed }) => self.drain(closed),
                     Some(Command::Cut { done }) => {
                         self.cut_where(|_| true);
                         self.drained.borrow().iter().for_each(|socket| socket.cut.cancel());
+                        self.see_out().await;
                         let _ = done.send(());
                     }
                     Some(Command::Leave { addresses, told }) => {
@@ -236,6 +305,11 @@ impl Worker {
                 now = tick.tick() => {
                     self.upstreams.sweep(now);
                     self.clock.set(wall_clock());
+                    self.end_flows();
+                    if self.rested.get() >= RESTED_MANY || self.shed.spares() {
+                        self.rested.set(0);
+                        (self.give_back)();
+                    }
                 }
             }
         }
@@ -243,6 +317,8 @@ impl Worker {
 
     fn serve(self: &Rc<Self>, serve: Serve) {
         let Serve { snapshot, open, keep, close, served, closed } = serve;
+        // Nobody is let in at a new socket who was banned before.
+        self.ban(&self.bans.watch().borrow().clone());
         let listener = |(name, listener): (&String, &Arc<Listener>)| {
             (name.as_str().into(), Rc::new(Arc::clone(listener)))
         };
@@ -262,18 +338,27 @@ impl Worker {
     fn open(self: &Rc<Self>, opened: Opened) {
         let Some(target) = self.listener(&opened.listener) else { return };
         let served = Rc::new(Served {
+            is_range: opened.key.is_range(),
             target: RefCell::new(target),
             draining: CancellationToken::new(),
             cut: CancellationToken::new(),
             closed: RefCell::default(),
         });
+        let sockets = match &opened.socket {
+            Socket::Tcp(sockets) => sockets.len(),
+            Socket::Udp(sockets) => sockets.len(),
+        };
+        if sockets == 0 {
+            // Of a range with fewer ports than there are workers.
+            return;
+        }
         self.sockets.borrow_mut().insert(opened.key, Rc::clone(&served));
         match opened.socket {
-            Socket::Tcp(socket) => {
-                spawn_local(accept::run(Rc::clone(self), served, socket));
+            Socket::Tcp(sockets) => {
+                spawn_local(accept::run(Rc::clone(self), served, sockets));
             }
-            Socket::Udp(socket) => {
-                spawn_local(serve_udp(Rc::clone(self), served, socket));
+            Socket::Udp(sockets) => {
+                spawn_local(serve_udp(Rc::clone(self), served, sockets));
             }
         }
     }
@@ -305,6 +390,15 @@ impl Worker {
         self.connections.borrow().iter().for_each(|(_, handle)| handle.close());
     }
 
+    /// Tells connections of HTTP to end with their next answer.
+    fn spare(&self) {
+        let connections = self.connections.borrow();
+        connections
+            .iter()
+            .filter(|(_, handle)| handle.protocol.has_requests())
+            .for_each(|(_, handle)| handle.close());
+    }
+
     /// Connections of listeners that the snapshot no longer has end with their next answer, at the latest
     /// when the deadline passes.
     fn let_go_of_removed(self: &Rc<Self>, snapshot: &Snapshot) {
@@ -331,9 +425,82 @@ impl Worker {
         }
     }
 
+    /// Lets connections that were cut come to their end: a turn for each is plenty.
+    async fn see_out(&self) {
+        let most = self.connections.borrow().len();
+        for _ in 0..most {
+            if self.connections.borrow().is_empty() {
+                return;
+            }
+            yield_now().await;
+        }
+    }
+
     fn cut_where(&self, condition: impl Fn(&Handle) -> bool) -> usize {
         let connections = self.connections.borrow();
-        connections.iter().filter(|(_, handle)| condition(handle)).inspect(|(_, handle)| handle.cut()).count()
+        let cut = connections.iter().filter(|(_, handle)| condition(handle));
+        let cut = cut.inspect(|(_, handle)| {
+            // Who is carried to a member ends by itself at once, with its line in the log.
+            if !handle.end_carried(Reason::Closing) {
+                handle.cut(Reason::Closing);
+            }
+        });
+        cut.count()
+    }
+
+    /// From now on these are banned; what is open of those who were not before is cut.
+    fn ban(&self, table: &Arc<bans::Table>) {
+        let earlier = self.banned.send_replace(Arc::clone(table));
+        if Arc::ptr_eq(&earlier, table) {
+            return;
+        }
+        let (new, now) = (table.beyond(&earlier), self.unix_ms());
+        if new.is_empty() {
+            return;
+        }
+        let connections = self.connections.borrow();
+        let banned = connections
+            .iter()
+            .map(|(_, handle)| handle)
+            .filter(|handle| !handle.is_cut() && new.has(handle.client, now));
+        let cut = banned
+            .inspect(|handle| {
+                if handle.end_carried(Reason::Banned) {
+                    return;
+                }
+                if let Some(listener) = self.listener(&handle.listener) {
+                    listener.counters.at(self.index).ended.inc(Reason::Banned);
+                }
+                handle.cut(Reason::Banned);
+            })
+            .count();
+        if cut > 0 {
+            tracing::info!(worker = self.index, cut, "connections of banned clients were cut");
+        }
+    }
+
+    /// Who is banned from now on, after [`Worker::is_banned`] knows of it.
+    fn watch_banned(&self) -> watch::Receiver<Arc<bans::Table>> {
+        self.banned.subscribe()
+    }
+
+    pub(crate) fn is_banned(&self, client: IpAddr) -> bool {
+        let table = self.banned.borrow();
+        !table.is_empty() && table.has(client, self.unix_ms())
+    }
+
+    /// What the wall clock shows.
+    pub(crate) fn unix_ms(&self) -> u64 {
+        self.unix_ns(Instant::now()) / 1_000_000
+    }
+
+    /// Ends connections to members whose time is over.
+    fn end_flows(&self) {
+        let now_ms = u64::try_from(self.clock.get().1.as_millis()).unwrap_or(u64::MAX);
+        let passed = self.cuts.passed(now_ms);
+        if self.cut_at.replace(passed) != passed {
+            self.connections.borrow().iter().for_each(|(_, handle)| handle.look());
+        }
     }
 
     fn leave(&self, addresses: Weak<[IpAddr]>) {
@@ -362,6 +529,11 @@ impl Worker {
         self.listeners.borrow().get(name).cloned()
     }
 
+    /// Another number for each that asks.
+    pub(crate) fn next_serial(&self) -> NonZeroU64 {
+        self.serial.replace(self.serial.get().saturating_add(1))
+    }
+
     pub(crate) fn via(&self) -> &HeaderValue {
         &self.via
     }
@@ -378,7 +550,22 @@ impl Worker {
 
     pub(crate) fn request_id(&self, now: Instant) -> RequestId {
         let (then, wall) = self.clock.get();
-        let unix_ms = wall + u64::try_from(now.saturating_duration_since(then).as_millis()).unwrap_or(0);
-        RequestId::new(unix_ms, self.random.borrow_mut().random())
+        let unix = wall + now.saturating_duration_since(then);
+        RequestId::new(u64::try_from(unix.as_millis()).unwrap_or(0), self.random.borrow_mut().random())
+    }
+
+    /// What the wall clock showed then.
+    pub(crate) fn unix_ns(&self, moment: Instant) -> u64 {
+        let (then, wall) = self.clock.get();
+        let unix = match moment.checked_duration_since(then) {
+            Some(after) => wall + after,
+            None => wall.saturating_sub(then - moment),
+        };
+        u64::try_from(unix.as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// Whether a trace that begins here is sampled.
+    pub(crate) fn samples(&self) -> bool {
+        self.spans.as_ref().is_some_and(|spans| spans.samples(self.random()))
     }
 }

@@ -8,8 +8,17 @@ use trestle_config::text::log::LogVariable;
 
 use crate::access_log::{Facts, Field, Object, common, micros, timestamp};
 use crate::l4::Ended;
+use crate::l4::ftp::Mode;
 use crate::request_id::RequestId;
 use crate::snapshot::Listener;
+
+/// What a client of TLS has asked for.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Asked<'a> {
+    /// Where its TLS ends here.
+    pub(super) version: Option<&'static str>,
+    pub(super) name: Option<&'a str>,
+}
 
 pub(super) struct Relayed<'a> {
     pub(super) node: &'a str,
@@ -18,6 +27,9 @@ pub(super) struct Relayed<'a> {
     pub(super) client: SocketAddr,
     pub(super) id: RequestId,
     pub(super) took: Duration,
+    pub(super) asked: Asked<'a>,
+    /// Of a data connection.
+    pub(super) ftp: Option<Mode>,
     pub(super) ended: Ended,
 }
 
@@ -27,14 +39,22 @@ impl Relayed<'_> {
         let mut line = Object::begin(out);
         line.text("time", &timestamp(self.id.unix_ms))
             .text("connection_id", &self.id.text)
-            .text("client", self.client.ip().to_canonical().to_string().as_bytes())
-            .number("bytes_in", ended.bytes_in)
+            .text("client", self.client.ip().to_canonical().to_string().as_bytes());
+        for (key, value) in [("tls_version", self.asked.version), ("sni", self.asked.name)] {
+            if let Some(value) = value {
+                line.text(key, value.as_bytes());
+            }
+        }
+        line.number("bytes_in", ended.bytes_in)
             .number("bytes_out", ended.bytes_out)
             .number("duration_us", micros(self.took))
             .text("listener", self.listener.name.as_bytes())
             .text("pool", self.pool.as_bytes());
         if let Some(member) = &ended.member {
             line.text("member", member.name().as_bytes());
+        }
+        if let Some(mode) = self.ftp {
+            line.text("ftp", mode.label().as_bytes());
         }
         line.text("reason", ended.reason.label().as_bytes()).end();
     }
@@ -52,11 +72,15 @@ impl Facts for Relayed<'_> {
             LogVariable::BytesOut => field.number(ended.bytes_out),
             LogVariable::DurationUs => field.number(micros(self.took)),
             LogVariable::Reason => field.text(ended.reason.label().as_bytes()),
-            LogVariable::Of(Variable::ClientIp) => {
+            LogVariable::Of(Variable::ClientIp) | LogVariable::Peer => {
                 field.text(self.client.ip().to_canonical().to_string().as_bytes());
             }
             LogVariable::Of(Variable::ClientPort) => field.number(self.client.port().into()),
             LogVariable::Of(Variable::RequestId) => field.text(&self.id.text),
+            LogVariable::Of(Variable::TlsVersion) => {
+                return field.some(self.asked.version.map(str::as_bytes));
+            }
+            LogVariable::Of(Variable::TlsSni) => return field.some(self.asked.name.map(str::as_bytes)),
             LogVariable::Of(Variable::Node) => field.text(self.node.as_bytes()),
             LogVariable::Of(Variable::Listener) => field.text(self.listener.name.as_bytes()),
             LogVariable::Of(Variable::Pool) => field.text(self.pool.as_bytes()),

@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 
 use super::*;
+use crate::kernel::Carried;
 use crate::listener::Book;
 use trestle_config::Contents;
 
@@ -21,6 +22,7 @@ async fn forty_connections_that_wait_in_the_queue_of_a_closing_socket_are_answer
     let around = Around {
         births: &BTreeMap::new(),
         contents: &Contents::default(),
+        orders: &BTreeMap::new(),
         previous: None,
         metrics: &metrics,
         site: &Arc::default(),
@@ -29,6 +31,15 @@ async fn forty_connections_that_wait_in_the_queue_of_a_closing_socket_are_answer
     let snapshot = Arc::new(Snapshot::compile(1, &config, &around));
     let (log, _end) = crate::access_log::start("n1", Box::new(io::sink())).expect("a thread");
     let equipment = Equipment {
+        cuts: Arc::default(),
+        workers: 1,
+        spans: None,
+        give_back: || {},
+        limits: Arc::default(),
+        passwords: Arc::default(),
+        bans: Arc::default(),
+        rates: Arc::default(),
+        shed: Arc::default(),
         ledger: Arc::new(Ledger::new(1)),
         locals: Arc::new(Locals::new(1)),
         turns: Arc::new(PerWorker::new(1)),
@@ -37,8 +48,10 @@ async fn forty_connections_that_wait_in_the_queue_of_a_closing_socket_are_answer
         stop: CancellationToken::new(),
     };
     let mut book = Book::new(1, BTreeMap::new());
-    let open = book.open(&book.plan(&config), false, &mut BTreeMap::new()).remove(0);
-    let address = *book.view(&config, &BTreeMap::new())[0].state.as_ref().expect("listens");
+    let plan = book.plan(&config, &Carried::default());
+    let open = book.open(&plan, false, &mut BTreeMap::new()).remove(0);
+    let address =
+        *book.view(&config, &BTreeMap::new(), &Carried::default())[0].state.as_ref().expect("listens");
     let clients: Vec<std::net::TcpStream> = (0..40)
         .map(|_| {
             let mut stream = std::net::TcpStream::connect(address).expect("connects");

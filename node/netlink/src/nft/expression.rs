@@ -3,6 +3,7 @@
 //! Sources: `linux/netfilter/nf_tables.h`; the byte offsets of [`Field`] from RFC 791, 826, 4443, 4861,
 //! 8200 and 9293.
 
+use super::ObjectKind;
 use crate::wire::Builder;
 
 /// A place of four bytes; longer values take the ones behind it, too. 0 to 15.
@@ -65,6 +66,67 @@ impl Field {
     }
 }
 
+/// What connection tracking knows of a flow. Addresses and ports are those that it began with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flow {
+    /// `IPS_*`, in the machine's order.
+    Status,
+    /// `NF_CT_STATE_BIT`s, in the machine's order.
+    State,
+    Destination4,
+    Destination6,
+    DestinationPort,
+}
+
+/// An end of a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    Source,
+    Destination,
+}
+
+/// Matches what is too much.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Meter {
+    /// More flows than these are open. The flow of the packet is counted from now on.
+    Flows { above: u32 },
+    /// More than so many packets in so long have come, after a burst.
+    Rate { above: u64, each: std::time::Duration, burst: u32 },
+}
+
+impl Meter {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Flows { .. } => "connlimit",
+            Self::Rate { .. } => "limit",
+        }
+    }
+
+    fn put_data(self, builder: &mut Builder) {
+        match self {
+            Self::Flows { above } => {
+                builder.be32(1, above);
+                // NFT_CONNLIMIT_F_INV
+                builder.be32(2, 1);
+            }
+            Self::Rate { above, each, burst } => {
+                builder.be64(1, above);
+                builder.be64(2, each.as_secs().max(1));
+                builder.be32(3, burst);
+                // NFT_LIMIT_PKTS, NFT_LIMIT_F_INV
+                builder.be32(4, 0);
+                builder.be32(5, 1);
+            }
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    Reset,
+    Unreachable,
+}
+
 /// One step of a rule; a step that does not match ends the rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expression<'a> {
@@ -72,6 +134,14 @@ pub enum Expression<'a> {
     LoadEthertype(Register),
     /// The protocol above IP.
     LoadProtocol(Register),
+    /// 2 for IPv4, 10 for IPv6, in one byte: what an `inet` chain tells them apart by.
+    LoadFamily(Register),
+    /// What the machine takes the destination for, an `RTN_*` in the machine's order: 2 is its own.
+    LoadDestinationType(Register),
+    /// The same of the source.
+    LoadSourceType(Register),
+    /// What is known of the packet's flow.
+    LoadFlow(Flow, Register),
     Load(Field, Register),
     /// Writes a part of the IPv6 header's addresses, and mends the checksum above it.
     Store(Field, Register),
@@ -79,6 +149,8 @@ pub enum Expression<'a> {
     LoadBytes(&'a [u8], Register),
     Equal(Register, &'a [u8]),
     NotEqual(Register, &'a [u8]),
+    /// From the first to the last, both included, as bytes.
+    Between(Register, &'a [u8], &'a [u8]),
     /// Keeps the bits of the mask.
     Mask(Register, &'a [u8]),
     /// The key is in the set (or, with `not`, is not).
@@ -100,6 +172,50 @@ pub enum Expression<'a> {
         timeout_ms: u64,
     },
     Decide(Verdict),
+    /// On to another chain, for good.
+    Goto(&'a str),
+    /// The key is in a map of chains: on to that one, for good or not as its element says.
+    Dispatch {
+        map: &'a str,
+        key: Register,
+    },
+    /// Jenkins' hash of so many bytes, scaled to a number below the modulus, in the machine's order.
+    Hash {
+        key: Register,
+        length: u32,
+        into: Register,
+        modulus: u32,
+        seed: u32,
+    },
+    /// The flow's source or destination is rewritten, from this packet on. Without a port it stays.
+    Nat {
+        end: End,
+        ipv6: bool,
+        address: Register,
+        port: Option<Register>,
+    },
+    /// The flow's source becomes an address of the device by which it leaves.
+    Masquerade,
+    /// The object of this name is applied: it counts, or sets the flow's time-outs.
+    Apply(ObjectKind, &'a str),
+    /// The key is in a map to objects: its object is applied.
+    ApplyBy {
+        map: &'a str,
+        key: Register,
+    },
+    /// The key's element of a dynamic set is asked, and made where it is not there; does not match when the set is
+    /// full, or when the element's [`Meter`] does not.
+    Metered {
+        set: &'a str,
+        key: Register,
+        /// After the last packet; 0: the element goes when what it counts is gone.
+        timeout_ms: u64,
+        meter: Meter,
+    },
+    /// Matches as the meter does, for all packets alike.
+    Measured(Meter),
+    /// The client is told: a reset for TCP, an ICMP message for everything else.
+    Refuse(Refusal),
     /// To the neighbour with this address on the device (an index in the machine's order): layer 2, the
     /// packet stays as it is but for its TTL. Ends the rule.
     Forward {
@@ -122,13 +238,22 @@ impl Expression<'_> {
 
     fn name(&self) -> &'static str {
         match self {
-            Self::LoadEthertype(_) | Self::LoadProtocol(_) => "meta",
+            Self::LoadEthertype(_) | Self::LoadProtocol(_) | Self::LoadFamily(_) => "meta",
+            Self::LoadDestinationType(_) | Self::LoadSourceType(_) => "fib",
+            Self::LoadFlow(..) => "ct",
             Self::Load(..) | Self::Store(..) => "payload",
-            Self::LoadBytes(..) | Self::Decide(_) => "immediate",
+            Self::LoadBytes(..) | Self::Decide(_) | Self::Goto(_) => "immediate",
+            Self::Between(..) => "range",
             Self::Equal(..) | Self::NotEqual(..) => "cmp",
             Self::Mask(..) => "bitwise",
-            Self::In { .. } | Self::Map { .. } => "lookup",
-            Self::Update { .. } => "dynset",
+            Self::In { .. } | Self::Map { .. } | Self::Dispatch { .. } => "lookup",
+            Self::Hash { .. } => "hash",
+            Self::Nat { .. } => "nat",
+            Self::Masquerade => "masq",
+            Self::Update { .. } | Self::Metered { .. } => "dynset",
+            Self::Measured(meter) => meter.name(),
+            Self::Apply(..) | Self::ApplyBy { .. } => "objref",
+            Self::Refuse(_) => "reject",
             Self::Forward { .. } => "fwd",
             Self::Counter => "counter",
         }
@@ -138,6 +263,33 @@ impl Expression<'_> {
         match *self {
             Self::LoadEthertype(register) => meta(builder, 1, register),
             Self::LoadProtocol(register) => meta(builder, 16, register),
+            Self::LoadFamily(register) => meta(builder, 15, register),
+            Self::LoadDestinationType(register) => {
+                builder.be32(1, register.number());
+                // NFT_FIB_RESULT_ADDRTYPE of NFTA_FIB_F_DADDR
+                builder.be32(2, 3);
+                builder.be32(3, 2);
+            }
+            Self::LoadSourceType(register) => {
+                builder.be32(1, register.number());
+                // The same of NFTA_FIB_F_SADDR
+                builder.be32(2, 3);
+                builder.be32(3, 1);
+            }
+            Self::LoadFlow(flow, register) => {
+                builder.be32(1, register.number());
+                builder.be32(2, flow.key());
+                if flow.is_directed() {
+                    // IP_CT_DIR_ORIGINAL
+                    builder.attribute(3, &[0]);
+                }
+            }
+            Self::Between(register, first, last) => {
+                builder.be32(1, register.number());
+                builder.be32(2, 0);
+                value(builder, 3, first);
+                value(builder, 4, last);
+            }
             Self::Load(field, register) => {
                 builder.be32(1, register.number());
                 builder.be32(2, field.base);
@@ -185,15 +337,69 @@ impl Expression<'_> {
                 builder.be32(4, key.number());
                 builder.be64(6, timeout_ms);
             }
-            Self::Decide(verdict) => {
-                // NFT_REG_VERDICT
-                builder.be32(1, 0);
+            Self::Metered { set, key, timeout_ms, meter } => {
+                builder.name(1, set);
+                // NFT_DYNSET_OP_UPDATE where there is a time-out, else NFT_DYNSET_OP_ADD
+                builder.be32(3, u32::from(timeout_ms > 0));
+                builder.be32(4, key.number());
+                if timeout_ms > 0 {
+                    builder.be64(6, timeout_ms);
+                }
+                let expression = builder.nest(7);
+                builder.name(1, meter.name());
                 let data = builder.nest(2);
-                let nest = builder.nest(2);
-                builder.be32(1, verdict.number());
-                builder.end_nest(nest);
+                meter.put_data(builder);
                 builder.end_nest(data);
+                builder.end_nest(expression);
             }
+            Self::Measured(meter) => meter.put_data(builder),
+            Self::Apply(kind, name) => {
+                builder.be32(1, kind.number());
+                builder.name(2, name);
+            }
+            Self::ApplyBy { map, key } => {
+                builder.be32(3, key.number());
+                builder.name(4, map);
+            }
+            Self::Refuse(Refusal::Reset) => builder.be32(1, 1),
+            Self::Refuse(Refusal::Unreachable) => {
+                // NFT_REJECT_ICMPX_UNREACH, NFT_REJECT_ICMPX_PORT_UNREACH
+                builder.be32(1, 2);
+                builder.attribute(2, &[1]);
+            }
+            Self::Decide(verdict) => {
+                builder.be32(1, VERDICT_REGISTER);
+                put_verdict(builder, 2, verdict.number(), None);
+            }
+            Self::Goto(chain) => {
+                builder.be32(1, VERDICT_REGISTER);
+                put_verdict(builder, 2, GOTO, Some(chain));
+            }
+            Self::Dispatch { map, key } => {
+                builder.name(1, map);
+                builder.be32(2, key.number());
+                builder.be32(3, VERDICT_REGISTER);
+            }
+            Self::Hash { key, length, into, modulus, seed } => {
+                builder.be32(1, key.number());
+                builder.be32(2, into.number());
+                builder.be32(3, length);
+                builder.be32(4, modulus);
+                builder.be32(5, seed);
+                // NFT_HASH_JENKINS
+                builder.be32(7, 0);
+            }
+            Self::Nat { end, ipv6, address, port } => {
+                builder.be32(1, u32::from(end == End::Destination));
+                builder.be32(2, if ipv6 { 10 } else { 2 });
+                builder.be32(3, address.number());
+                if let Some(port) = port {
+                    builder.be32(5, port.number());
+                    // NF_NAT_RANGE_PROTO_SPECIFIED
+                    builder.be32(7, 2);
+                }
+            }
+            Self::Masquerade => {}
             Self::Forward { device, address, ipv6 } => {
                 builder.be32(1, device.number());
                 builder.be32(2, address.number());
@@ -203,6 +409,40 @@ impl Expression<'_> {
             Self::Counter => {}
         }
     }
+}
+
+impl Flow {
+    /// enum nft_ct_keys
+    fn key(self) -> u32 {
+        match self {
+            Self::State => 0,
+            Self::Status => 2,
+            Self::DestinationPort => 12,
+            Self::Destination4 => 20,
+            Self::Destination6 => 22,
+        }
+    }
+
+    fn is_directed(self) -> bool {
+        matches!(self, Self::DestinationPort | Self::Destination4 | Self::Destination6)
+    }
+}
+
+/// NFT_REG_VERDICT
+const VERDICT_REGISTER: u32 = 0;
+/// NFT_GOTO
+pub(super) const GOTO: u32 = (-4i32).cast_unsigned();
+
+/// As data under `kind`.
+pub(super) fn put_verdict(builder: &mut Builder, kind: u16, verdict: u32, chain: Option<&str>) {
+    let data = builder.nest(kind);
+    let nest = builder.nest(2);
+    builder.be32(1, verdict);
+    if let Some(chain) = chain {
+        builder.name(2, chain);
+    }
+    builder.end_nest(nest);
+    builder.end_nest(data);
 }
 
 fn meta(builder: &mut Builder, key: u32, register: Register) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::{Nft, SUBSYSTEM, Table, TableFlags, kind_of, msg};
+use super::{Nft, ObjectKind, SUBSYSTEM, Table, TableFlags, kind_of, msg};
 use crate::{
     socket::{Error, next_sequence},
     wire::{self, Attribute, Attributes, Builder, Message},
@@ -43,6 +43,13 @@ pub struct ListedElement {
     pub timeout: Option<Duration>,
     /// What is left of it.
     pub expires: Option<Duration>,
+}
+
+/// What a counter has seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counted {
+    pub packets: u64,
+    pub bytes: u64,
 }
 
 impl Nft {
@@ -103,6 +110,22 @@ impl Nft {
             Err(error) if error.is(Errno::NOENT) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// The counters of a table, by name; none where there is no such table.
+    pub fn counters(&mut self, table: Table<'_>) -> Result<Vec<(String, Counted)>, Error> {
+        let filter = |builder: &mut Builder| {
+            builder.name(1, table.name);
+            builder.be32(3, ObjectKind::Counter.number());
+        };
+        let family = table.family.number();
+        self.ask(msg::GETOBJ, wire::DUMP, family, "list counters", filter, |message| {
+            let (_, attributes) = message.split::<4>()?;
+            let is_ours = kind_of(message)? == msg::NEWOBJ && attributes.find(1)?.text() == table.name;
+            let data = attributes.find(4).filter(|_| is_ours)?.nested();
+            let value = |kind| data.find(kind).and_then(|a| a.be64()).unwrap_or(0);
+            Some((attributes.find(2)?.text(), Counted { bytes: value(1), packets: value(2) }))
+        })
     }
 
     fn ask<T>(

@@ -20,8 +20,8 @@ mod list;
 use std::{net::IpAddr, time::Duration};
 
 pub use event::{Event, Watch};
-pub use expression::{Expression, Field, Register, Verdict};
-pub use list::{ChainInfo, ListedElement, RuleInfo, TableInfo};
+pub use expression::{End, Expression, Field, Flow, Meter, Refusal, Register, Verdict};
+pub use list::{ChainInfo, Counted, ListedElement, RuleInfo, TableInfo};
 
 use crate::{
     socket::{Error, Protocol, Socket, next_sequence},
@@ -49,6 +49,9 @@ pub(crate) mod msg {
     pub(crate) const GETSETELEM: u16 = 13;
     pub(crate) const DELSETELEM: u16 = 14;
     pub(crate) const NEWGEN: u16 = 15;
+    pub(crate) const NEWOBJ: u16 = 18;
+    pub(crate) const GETOBJ: u16 = 19;
+    pub(crate) const DELOBJ: u16 = 20;
 }
 
 /// Elements of one message: far under the 64 KiB of a nest, at the largest key and value.
@@ -122,6 +125,13 @@ impl DataType {
     /// A port; takes four bytes, as each part of a key does.
     pub const PORT: Self = Self { number: 13, length: 4 };
 
+    /// A number in the machine's order.
+    pub const NUMBER: Self = Self { number: 19, length: 4 };
+    /// The protocol above IP; takes four bytes.
+    pub const PROTOCOL: Self = Self { number: 12, length: 4 };
+    /// As a map's value: the chain to go to.
+    pub const CHAIN: Self = Self { number: 0xffff_ff00, length: 16 };
+
     /// Several keys behind one another, at most five.
     #[must_use]
     pub fn concat(parts: &[Self]) -> Self {
@@ -148,14 +158,63 @@ pub struct Set<'a> {
     pub timeout: bool,
     /// Rules add to it.
     pub dynamic: bool,
+    /// Keys stand for all up to the next that is an end ([`Element::end`]); they don't overlap.
+    pub interval: bool,
     /// Most elements.
     pub size: Option<u32>,
+    /// A map to objects of this kind.
+    pub objects: Option<ObjectKind>,
 }
 
 impl<'a> Set<'a> {
     #[must_use]
     pub fn new(name: &'a str, key: DataType) -> Self {
-        Self { name, key, value: None, timeout: false, dynamic: false, size: None }
+        Self {
+            name,
+            key,
+            value: None,
+            timeout: false,
+            dynamic: false,
+            interval: false,
+            size: None,
+            objects: None,
+        }
+    }
+}
+
+/// What has a name in a table and is used by rules and maps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ObjectKind {
+    Counter,
+    /// Time-outs of flows.
+    Timeout,
+}
+
+impl ObjectKind {
+    /// NFT_OBJECT_*
+    pub(crate) fn number(self) -> u32 {
+        match self {
+            Self::Counter => 1,
+            Self::Timeout => 7,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Object {
+    /// From zero.
+    Counter,
+    /// A flow of UDP ends when nothing of it was seen for this long; rounded up to seconds.
+    UdpTimeout { ipv6: bool, idle: Duration },
+}
+
+impl Object {
+    #[must_use]
+    pub fn kind(&self) -> ObjectKind {
+        match self {
+            Self::Counter => ObjectKind::Counter,
+            Self::UdpTimeout { .. } => ObjectKind::Timeout,
+        }
     }
 }
 
@@ -164,6 +223,12 @@ impl<'a> Set<'a> {
 pub struct Element<'a> {
     pub key: &'a [u8],
     pub value: Option<&'a [u8]>,
+    /// In a map of chains: the one to go to.
+    pub chain: Option<&'a str>,
+    /// In a map to objects: the one that it names.
+    pub object: Option<&'a str>,
+    /// In a set of intervals: the first key behind one.
+    pub ends: bool,
     /// It ends by itself after this. Rounded down to milliseconds, at least one.
     pub timeout: Option<Duration>,
 }
@@ -171,12 +236,30 @@ pub struct Element<'a> {
 impl<'a> Element<'a> {
     #[must_use]
     pub fn new(key: &'a [u8]) -> Self {
-        Self { key, value: None, timeout: None }
+        Self { key, value: None, chain: None, object: None, ends: false, timeout: None }
     }
 
     #[must_use]
     pub fn lasting(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
+        self
+    }
+
+    /// The end of an interval.
+    #[must_use]
+    pub fn end(key: &'a [u8]) -> Self {
+        Self { ends: true, ..Self::new(key) }
+    }
+
+    #[must_use]
+    pub fn going_to(mut self, chain: &'a str) -> Self {
+        self.chain = Some(chain);
+        self
+    }
+
+    #[must_use]
+    pub fn naming(mut self, object: &'a str) -> Self {
+        self.object = Some(object);
         self
     }
 
@@ -267,8 +350,26 @@ impl Batch {
         self.builder.end_message(open);
     }
 
+    /// A chain that is entered from others only.
+    pub fn chain(&mut self, table: Table<'_>, name: &str) {
+        let open = self.begin(msg::NEWCHAIN, wire::CREATE, table.family, "add a chain");
+        self.builder.name(1, table.name);
+        self.builder.name(3, name);
+        self.builder.end_message(open);
+    }
+
     /// A chain that a hook enters; what no rule decides is accepted. A lower priority comes first.
     pub fn base_chain(&mut self, table: Table<'_>, name: &str, hook: Hook<'_>, priority: i32) {
+        self.hooked_chain(table, name, "filter", (hook, priority));
+    }
+
+    /// As [`Self::base_chain`], entered by the first packet of each flow only. What it rewrites is rewritten in
+    /// all of the flow's packets as long as there is such a chain.
+    pub fn nat_chain(&mut self, table: Table<'_>, name: &str, hook: Hook<'_>, priority: i32) {
+        self.hooked_chain(table, name, "nat", (hook, priority));
+    }
+
+    fn hooked_chain(&mut self, table: Table<'_>, name: &str, kind: &str, (hook, priority): (Hook<'_>, i32)) {
         let open = self.begin(msg::NEWCHAIN, wire::CREATE, table.family, "add a chain");
         self.builder.name(1, table.name);
         self.builder.name(3, name);
@@ -285,7 +386,7 @@ impl Batch {
         }
         self.builder.end_nest(nest);
         self.builder.be32(5, Verdict::Accept.number());
-        self.builder.name(7, "filter");
+        self.builder.name(7, kind);
         self.builder.end_message(open);
     }
 
@@ -323,8 +424,11 @@ impl Batch {
         self.sets += 1;
         self.builder.name(1, table.name);
         self.builder.name(2, set.name);
-        let flags =
-            u32::from(set.value.is_some()) << 3 | u32::from(set.timeout) << 4 | u32::from(set.dynamic) << 5;
+        let flags = u32::from(set.interval) << 2
+            | u32::from(set.value.is_some()) << 3
+            | u32::from(set.timeout) << 4
+            | u32::from(set.dynamic) << 5
+            | u32::from(set.objects.is_some()) << 6;
         self.builder.be32(3, flags);
         self.builder.be32(4, set.key.number);
         self.builder.be32(5, set.key.length);
@@ -338,6 +442,42 @@ impl Batch {
             self.builder.end_nest(nest);
         }
         self.builder.be32(10, self.sets);
+        if let Some(kind) = set.objects {
+            self.builder.be32(15, kind.number());
+        }
+        self.builder.end_message(open);
+    }
+
+    /// One that is there stays as it is.
+    pub fn object(&mut self, table: Table<'_>, name: &str, object: &Object) {
+        let open = self.begin(msg::NEWOBJ, wire::CREATE, table.family, "add an object");
+        self.builder.name(1, table.name);
+        self.builder.name(2, name);
+        self.builder.be32(3, object.kind().number());
+        let data = self.builder.nest(4);
+        if let Object::UdpTimeout { ipv6, idle } = object {
+            let seconds = idle.as_secs() + u64::from(idle.subsec_nanos() > 0);
+            let seconds = u32::try_from(seconds).unwrap_or(u32::MAX).max(1);
+            let family: u16 = if *ipv6 { 10 } else { 2 };
+            self.builder.attribute(1, &family.to_be_bytes());
+            // IPPROTO_UDP
+            self.builder.attribute(2, &[17]);
+            let policy = self.builder.nest(3);
+            // Before and after it was answered.
+            self.builder.be32(1, seconds);
+            self.builder.be32(2, seconds);
+            self.builder.end_nest(policy);
+        }
+        self.builder.end_nest(data);
+        self.builder.end_message(open);
+    }
+
+    /// Fails where something still names it.
+    pub fn delete_object(&mut self, table: Table<'_>, name: &str, kind: ObjectKind) {
+        let open = self.begin(msg::DELOBJ, 0, table.family, "delete an object");
+        self.builder.name(1, table.name);
+        self.builder.name(2, name);
+        self.builder.be32(3, kind.number());
         self.builder.end_message(open);
     }
 
@@ -387,6 +527,12 @@ impl Batch {
         self.last.is_none()
     }
 
+    /// How long it is so far.
+    #[must_use]
+    pub fn length(&self) -> usize {
+        self.builder.bytes().len()
+    }
+
     /// As bytes. The last change asks for the ack; failures are told unasked.
     #[must_use]
     pub fn finish(mut self) -> Prepared {
@@ -427,10 +573,20 @@ impl Batch {
         let key = self.builder.nest(1);
         self.builder.attribute(1, element.key);
         self.builder.end_nest(key);
+        if element.ends {
+            // NFT_SET_ELEM_INTERVAL_END
+            self.builder.be32(3, 1);
+        }
         if let Some(value) = element.value {
             let data = self.builder.nest(2);
             self.builder.attribute(1, value);
             self.builder.end_nest(data);
+        }
+        if let Some(chain) = element.chain {
+            expression::put_verdict(&mut self.builder, 2, expression::GOTO, Some(chain));
+        }
+        if let Some(object) = element.object {
+            self.builder.name(9, object);
         }
         if let Some(timeout) = element.timeout {
             let ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).max(1);

@@ -142,6 +142,7 @@ pub enum Effect {
         vip: VipId,
         place: Arc<Place>,
         old: Vec<IpAddr>,
+        except: Vec<(u16, u16)>,
         until: u64,
     },
     EndChance(Arc<Place>),

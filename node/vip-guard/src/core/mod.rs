@@ -205,7 +205,7 @@ impl Core {
             ToGuard::Silence { vip, until } => {
                 self.with(&vip, effects, |core, at, effects| core.silence(at, until, now, effects));
             }
-            ToGuard::Chance { vip, old, until } => self.with(&vip, effects, |core, at, effects| {
+            ToGuard::Chance { vip, old, except, until } => self.with(&vip, effects, |core, at, effects| {
                 let vip = &mut core.vips[at];
                 let until = until.min(now.saturating_add(nanos(MOVE_MAX)));
                 match &vip.place {
@@ -214,7 +214,7 @@ impl Core {
                     Ok(place) => {
                         let place = place.clone();
                         vip.chance = Some((until, place.clone()));
-                        effects.push_back(Effect::Chance { vip: vip.id, place, old, until });
+                        effects.push_back(Effect::Chance { vip: vip.id, place, old, except, until });
                     }
                 }
             }),
@@ -335,6 +335,10 @@ impl Core {
         self.find_places();
         let fenced = self.stands();
         for vip in &mut self.vips {
+            // What is being added now is in the next picture.
+            if matches!(vip.phase, Phase::Taking { .. }) {
+                continue;
+            }
             let Some(place) = vip.standing().cloned() else { continue };
             let failed = match self.picture.link(place.link) {
                 None => Some(format!("interface {} is gone", place.device)),

@@ -136,7 +136,7 @@ impl World {
             }
             Effect::Announce(place) => (format!("announce {}", place.vip), vec![]),
             Effect::Probe(place) => (format!("probe {}", place.vip), vec![]),
-            Effect::Chance { vip, place, old, until } => (
+            Effect::Chance { vip, place, old, except: _, until } => (
                 format!("chance {} {old:?} {}", place.vip, left(until)),
                 vec![Done::Chance(vip, self.result("chance"))],
             ),
@@ -809,7 +809,12 @@ fn a_second_chance_is_armed_before_the_grant_and_ends_by_word_or_time_or_when_it
     let armed = || {
         let mut world = World::new();
         let (vip, until) = ("front".to_owned(), world.now + 3000 * MS);
-        world.say(ToGuard::Chance { vip, old: vec!["198.18.0.2".parse().unwrap()], until });
+        world.say(ToGuard::Chance {
+            vip,
+            old: vec!["198.18.0.2".parse().unwrap()],
+            except: Vec::new(),
+            until,
+        });
         world.did(&["chance front [198.18.0.2] 3000", "> chance front"]);
         world
     };
@@ -830,7 +835,7 @@ fn a_second_chance_that_can_not_be_had_is_a_problem() {
     let mut world = World::new();
     world.fail.insert("chance", Refused::Failed("no fwd".to_owned()));
     let (vip, until) = ("front".to_owned(), world.now + 3000 * MS);
-    world.say(ToGuard::Chance { vip, old: vec![], until });
+    world.say(ToGuard::Chance { vip, old: vec![], except: Vec::new(), until });
     assert_eq!(world.count("> problem front no second chance: no fwd"), 1);
     assert_eq!(world.count("> chance"), 0);
 }

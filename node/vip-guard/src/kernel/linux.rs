@@ -270,14 +270,19 @@ impl Kernel for Linux {
         }
     }
 
-    fn chance(&mut self, place: &Place, old: &[IpAddr], until: u64) -> Result<(), String> {
+    fn chance(
+        &mut self,
+        place: &Place,
+        (old, except): (&[IpAddr], &[(u16, u16)]),
+        until: u64,
+    ) -> Result<(), String> {
         let chance = match &mut self.chance {
             Some(chance) => chance,
             none => none.insert(Chance::install().map_err(text)?),
         };
         let vips: Vec<_> = place.ips().collect();
         let device = (place.device.as_str(), place.link);
-        let armed = match chance.arm(&Move { vips: &vips, old, device, until }) {
+        let armed = match chance.arm(&Move { vips: &vips, old, except, device, until }) {
             Ok(armed) => armed,
             Err(error) => {
                 // Whoever touched the table: the next one is made from the ground up.

@@ -34,7 +34,12 @@ pub trait Kernel {
     fn remove(&mut self, place: &Place) -> Result<(), String>;
     fn announce(&mut self, place: &Place);
     fn probe(&mut self, place: &Place);
-    fn chance(&mut self, place: &Place, old: &[IpAddr], until: u64) -> Result<(), String>;
+    fn chance(
+        &mut self,
+        place: &Place,
+        old_and_except: (&[IpAddr], &[(u16, u16)]),
+        until: u64,
+    ) -> Result<(), String>;
     fn end_chance(&mut self, place: &Place);
     /// Deletes what is not an address.
     fn dismantle(&mut self);

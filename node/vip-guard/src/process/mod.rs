@@ -243,28 +243,34 @@ impl<K: Kernel> Guard<K> {
         if happened.fence
             && let Some(why) = self.kernel.fence_lost()
         {
-            self.step(Event::FenceLost(why));
+            self.take(Event::FenceLost(why));
         }
         for (link, address, mac) in happened.heard {
             self.step(Event::Heard { link, address, mac });
         }
     }
 
+    /// Nothing is begun between the look and what follows from it: an address that was added meanwhile would
+    /// seem to have been removed.
     fn look_around(&mut self) {
+        self.take(Event::Time);
         match self.kernel.picture() {
-            Ok(picture) => self.step(Event::Picture(picture)),
+            Ok(picture) => self.take(Event::Picture(picture)),
             Err(error) => self.outbox.put(problem(format!("links and addresses can't be read: {error}"))),
         }
     }
 
     /// What the time has ended goes first.
     fn step(&mut self, event: Event) {
+        self.take(Event::Time);
+        self.take(event);
+    }
+
+    fn take(&mut self, event: Event) {
         let mut effects = Effects::new();
-        for event in [Event::Time, event] {
-            self.core.handle(event, clock::now(), &mut effects);
-            while let Some(effect) = effects.pop_front() {
-                self.carry_out(effect, &mut effects);
-            }
+        self.core.handle(event, clock::now(), &mut effects);
+        while let Some(effect) = effects.pop_front() {
+            self.carry_out(effect, &mut effects);
         }
     }
 
@@ -294,8 +300,8 @@ impl<K: Kernel> Guard<K> {
             Effect::Remove { vip, place } => Done::Removed(vip, kernel.remove(&place)),
             Effect::Announce(place) => return kernel.announce(&place),
             Effect::Probe(place) => return kernel.probe(&place),
-            Effect::Chance { vip, place, old, until } => {
-                Done::Chance(vip, kernel.chance(&place, &old, until))
+            Effect::Chance { vip, place, old, except, until } => {
+                Done::Chance(vip, kernel.chance(&place, (&old, &except), until))
             }
             Effect::EndChance(place) => return kernel.end_chance(&place),
             Effect::Notices => {
@@ -327,3 +333,6 @@ fn set_timer(timer: &OwnedFd, wake: Option<u64>) {
     let it_interval = Timespec { tv_sec: 0, tv_nsec: 0 };
     let _ = timerfd_settime(timer, TimerfdTimerFlags::ABSTIME, &Itimerspec { it_interval, it_value });
 }
+
+#[cfg(test)]
+mod tests;

@@ -21,6 +21,8 @@ pub const MESSAGE_MAX: usize = 60 * 1024;
 pub const VIPS_MAX: usize = 64;
 /// Addresses of one VIP.
 pub const ADDRESSES_MAX: usize = 16;
+/// Ranges of ports of a [`ToGuard::Chance`].
+pub const PORTS_MAX: usize = 256;
 /// Bytes of a VIP's or an interface's name.
 pub const NAME_MAX: usize = 255;
 /// Datagrams of one [`ToGuard::Notice`].
@@ -62,7 +64,8 @@ pub enum ToGuard {
     /// Planned move to here, prepared before the grant: forward what did not begin here to `old`, the
     /// old owner's own addresses on that segment (one a family at most), until `until`. Answered by
     /// `ChanceReady`, or by `Problem` where it can't be done.
-    Chance { vip: String, old: Vec<IpAddr>, until: u64 },
+    /// Flows to the ports in `except` (first and last) are not forwarded.
+    Chance { vip: String, old: Vec<IpAddr>, except: Vec<(u16, u16)>, until: u64 },
     /// The old owner has nothing left: end it.
     EndChance { vip: String },
     /// Look for a stranger with the VIP's addresses (RFC 5227 probes). Answered by `Probed`, or by
@@ -192,7 +195,8 @@ impl Message for ToGuard {
                 Ok(())
             }
             Self::Notice { datagrams } => bound("datagrams", datagrams.len(), DATAGRAMS_MAX),
-            Self::Chance { vip, old, .. } => {
+            Self::Chance { vip, old, except, .. } => {
+                bound("ranges of ports", except.len(), PORTS_MAX)?;
                 bound("addresses of the old owner", old.len(), ADDRESSES_MAX)?;
                 name(vip)
             }
@@ -275,7 +279,12 @@ mod tests {
             ToGuard::Notice { datagrams: vec![("198.18.0.1:7400".parse().unwrap(), vec![1; 300])] },
             ToGuard::Release { vip: vip() },
             ToGuard::Silence { vip: vip(), until: 9 },
-            ToGuard::Chance { vip: vip(), old: vec!["198.18.0.2".parse().unwrap()], until: 9 },
+            ToGuard::Chance {
+                vip: vip(),
+                old: vec!["198.18.0.2".parse().unwrap()],
+                except: vec![(90, 99)],
+                until: 9,
+            },
             ToGuard::EndChance { vip: vip() },
             ToGuard::Probe { vip: vip() },
         ]

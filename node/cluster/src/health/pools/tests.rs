@@ -1,5 +1,5 @@
 use rand::SeedableRng as _;
-use trestle_config::model::{Member, Pool};
+use trestle_config::model::{DnsName, Member, NamedMember, Pool};
 
 use super::*;
 
@@ -231,4 +231,75 @@ fn ten_thousand_members_are_no_burden() {
         assert_eq!(pools.judge(began, "p", &others), []);
     }
     assert!(began.elapsed() < Duration::from_secs(5), "took {:?} unoptimised", began.elapsed());
+}
+
+fn named(members: &[u16]) -> Config {
+    let mut config = config(&[("p", members, check())]);
+    let name = DnsName::Host { host: "app.internal".into(), port: 80 };
+    config.pools.get_mut("p").expect("the pool").named = vec![NamedMember::new(name)];
+    config
+}
+
+#[test]
+fn members_by_name_are_judged_by_the_nodes_that_found_the_same() {
+    let now = Instant::now();
+    let members: Vec<u16> = (0..20).collect();
+    let mut pools = node(0, &[0, 1, 2, 3, 4]);
+    pools.configure(now, &named(&members));
+    assert_eq!(pools.probed_members(), 20, "nobody else has said what it found");
+    let tag = pools.pools["p"].tag;
+    let says = |node, revision, fresh| Observation { node, revision, fresh, bits: vec![Some(true); 20] };
+    let said = vec![says(1, tag, true), says(2, tag, true), says(3, tag + 1, true), says(4, tag, false)];
+    pools.set_peers(now, &[("p".to_owned(), said.clone())]);
+    for member in &pools.pools["p"].members {
+        let assigned: BTreeSet<_> = member.assigned.iter().copied().collect();
+        assert_eq!(assigned, BTreeSet::from([0, 1, 2]), "three of those with the same members");
+    }
+    // Only its own bad probes count, once the others have found other members.
+    run(&mut pools, now, |_| Ok(()));
+    pools.judge(now, "p", &said);
+    let moved: Vec<_> = said.iter().map(|o| Observation { revision: tag + 1, ..o.clone() }).collect();
+    pools.set_peers(now, &[("p".to_owned(), moved.clone())]);
+    assert_eq!(pools.probed_members(), 20);
+    while up(&pools, "p", "m1") {
+        let at = pools.next_due().expect("it is probed");
+        assert!(at <= now + 4 * INTERVAL, "in time");
+        run(&mut pools, at, |a| if a == address(1) { refused(a) } else { Ok(()) });
+        pools.judge(at, "p", &moved);
+    }
+    assert!(up(&pools, "p", "m2"));
+}
+
+#[test]
+fn what_is_known_of_members_outlives_a_change_of_answers() {
+    let now = Instant::now();
+    let mut pools = node(0, &[0, 1]);
+    pools.configure(now, &named(&[1, 2]));
+    run(&mut pools, now, refused);
+    pools.judge(now, "p", &[]);
+    assert!(!up(&pools, "p", "m1") && !up(&pools, "p", "m2"));
+    pools.configure(now, &named(&[2, 3]));
+    assert!(!up(&pools, "p", "m2") && up(&pools, "p", "m3"));
+    assert_eq!(pools.start(now).map(|start| start.address), Some(address(3)));
+    assert!(pools.start(now).is_none(), "the one that stayed is not probed anew");
+}
+
+#[test]
+fn who_probes_a_member_no_more_forgets_what_it_saw() {
+    let now = Instant::now();
+    let all: Vec<NodeId> = (0..20).collect();
+    let mut pools = node(0, &[0]);
+    let members: Vec<u16> = (1..40).collect();
+    pools.configure(now, &config(&[("p", &members, check())]));
+    run(&mut pools, now, refused);
+    assert!(pools.report()[0].members.iter().all(|member| member.reason.is_some()));
+    pools.set_live(now, all.into_iter().collect());
+    pools.judge(now, "p", &[]);
+    let (mut kept, mut left) = (0, 0);
+    for member in &pools.report()[0].members {
+        let probes = member.observations.iter().any(|(node, _)| *node == 0);
+        assert_eq!(member.reason.is_some(), probes, "{member:?}");
+        *if probes { &mut kept } else { &mut left } += 1;
+    }
+    assert!(kept > 0 && left > 0, "{kept} {left}");
 }

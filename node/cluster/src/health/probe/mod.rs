@@ -1,9 +1,11 @@
 //! One probe of one member: connect, perhaps ask, close.
 
 mod grpc;
+mod talk;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty};
@@ -13,11 +15,14 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-use trestle_config::model::{CheckKind, HealthCheck, HttpCheck};
-use trestle_dataplane::MemberTls;
+use trestle_config::model::{CheckKind, HealthCheck, HttpCheck, ProxyVersion};
+use trestle_dataplane::{MemberTls, local_proxy_header};
+
+use talk::Limit;
 
 /// How much of a body is searched.
 const BODY_MAX: usize = 64 << 10;
@@ -49,6 +54,23 @@ pub(super) enum ProbeError {
     GrpcStatus(String),
     #[error("the service is {0}")]
     NotServing(&'static str),
+    #[error("no answer in {0:?}")]
+    NoAnswer(Duration),
+    /// Something else than was asked for.
+    #[error("answered \"{0}\"")]
+    Answered(String),
+    #[error("closed without an answer")]
+    Closed,
+    #[error("port unreachable")]
+    PortUnreachable,
+    #[error("{}", io_text(.0))]
+    Broken(std::io::Error),
+    #[error("answered {0}")]
+    DnsCode(String),
+    #[error("answered, but not what was asked")]
+    NotAsked,
+    #[error("the name can't be asked for: {0}")]
+    Question(String),
 }
 
 /// Over what a member is asked.
@@ -60,27 +82,70 @@ pub(super) enum Tls {
     Unusable,
 }
 
+/// What stands before that which is asked.
+#[derive(Clone, Debug)]
+pub(super) struct Over {
+    pub(super) tls: Tls,
+    /// A header that says that the check speaks for itself.
+    pub(super) proxy_protocol: Option<ProxyVersion>,
+}
+
+#[cfg(test)]
+impl From<Tls> for Over {
+    fn from(tls: Tls) -> Over {
+        Over { tls, proxy_protocol: None }
+    }
+}
+
+/// A connection on which the member takes what is said.
+async fn connected(address: SocketAddr, proxy: Option<ProxyVersion>) -> Result<TcpStream, ProbeError> {
+    let mut tcp = TcpStream::connect(address).await.map_err(ProbeError::Connect)?;
+    if let Some(version) = proxy {
+        tcp.write_all(local_proxy_header(version)).await.map_err(ProbeError::Connect)?;
+    }
+    Ok(tcp)
+}
+
 /// Probes once, within the check's timeout. Dropping it closes the connection.
-pub(super) async fn probe(check: &HealthCheck, address: SocketAddr, tls: Tls) -> Result<(), ProbeError> {
+/// `host`: the DNS name that it was found by.
+pub(super) async fn probe(
+    check: &HealthCheck,
+    address: SocketAddr,
+    host: Option<&str>,
+    over: impl Into<Over>,
+) -> Result<(), ProbeError> {
+    let Over { tls, proxy_protocol } = over.into();
+    let limit = Limit::new(check.timeout);
+    match &check.kind {
+        CheckKind::Smtp => return talk::smtp(address, host, (tls, proxy_protocol), limit).await,
+        CheckKind::Dns(name) => return talk::dns(name, address, limit).await,
+        CheckKind::Exchange(bytes) => {
+            return talk::exchange(bytes, address, host, (tls, proxy_protocol), limit).await;
+        }
+        CheckKind::Tcp | CheckKind::Http(_) | CheckKind::Grpc(_) | CheckKind::Tls => {}
+    }
     let attempt = async {
-        let tcp = TcpStream::connect(address).await.map_err(ProbeError::Connect)?;
+        let tcp = connected(address, proxy_protocol).await?;
         match (&check.kind, tls) {
             (_, Tls::Unusable) => Err(ProbeError::TlsUnusable),
             (CheckKind::Tcp, _) | (CheckKind::Tls, Tls::Off) => Ok(()),
             (CheckKind::Tls, Tls::On(tls)) => {
-                shake_hands(tls.config(), tls.name(address.ip()), tcp).await.map(drop)
+                shake_hands(tls.config(), tls.name(address.ip(), host), tcp).await.map(drop)
             }
             (CheckKind::Http(http), Tls::Off) => ask(http, address, TokioIo::new(tcp)).await,
             (CheckKind::Http(http), Tls::On(tls)) => {
-                let stream = shake_hands(tls.http1(), tls.name(address.ip()), tcp).await?;
+                let stream = shake_hands(tls.http1(), tls.name(address.ip(), host), tcp).await?;
                 ask(http, address, TokioIo::new(stream)).await
             }
             (CheckKind::Grpc(service), Tls::Off) => {
                 grpc::ask(service, "http", address, TokioIo::new(tcp)).await
             }
             (CheckKind::Grpc(service), Tls::On(tls)) => {
-                let stream = shake_hands(tls.config(), tls.name(address.ip()), tcp).await?;
+                let stream = shake_hands(tls.config(), tls.name(address.ip(), host), tcp).await?;
                 grpc::ask(service, "https", address, TokioIo::new(stream)).await
+            }
+            (CheckKind::Smtp | CheckKind::Dns(_) | CheckKind::Exchange(_), _) => {
+                unreachable!("these were asked above")
             }
         }
     };
@@ -178,11 +243,14 @@ fn io_text(error: &std::io::Error) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::time::Duration;
 
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use rustls_pki_types::pem::PemObject as _;
+    use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+    use tokio::io::AsyncReadExt as _;
     use tokio::net::TcpListener;
+    use trestle_config::model::Exchange;
 
     use super::*;
 
@@ -216,7 +284,7 @@ mod tests {
     }
 
     async fn outcome(check_: HttpCheck, address: SocketAddr) -> String {
-        match probe(&check(CheckKind::Http(check_)), address, Tls::Off).await {
+        match probe(&check(CheckKind::Http(check_)), address, None, Tls::Off).await {
             Ok(()) => "good".into(),
             Err(error) => error.to_string(),
         }
@@ -226,10 +294,102 @@ mod tests {
     async fn tcp_needs_a_connection_only() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        assert!(probe(&check(CheckKind::Tcp), address, Tls::Off).await.is_ok());
+        assert!(probe(&check(CheckKind::Tcp), address, None, Tls::Off).await.is_ok());
         drop(listener);
-        let refused = probe(&check(CheckKind::Tcp), address, Tls::Off).await.unwrap_err();
+        let refused = probe(&check(CheckKind::Tcp), address, None, Tls::Off).await.unwrap_err();
         assert_eq!(refused.to_string(), "connection refused");
+    }
+
+    /// Answers TLS with a certificate of a stranger; what is said over it is not read.
+    async fn tls_backend() -> SocketAddr {
+        tls_greeter(b"").await
+    }
+
+    /// The same, but speaks first, and to nobody who comes with a protocol's name.
+    pub(super) async fn tls_greeter(greeting: &'static [u8]) -> SocketAddr {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = trestle_tests::pki::Authority::new("stranger");
+        let [chain, key] = authority.issue(dir.path(), "backend", &["backend.test"]);
+        let chain = CertificateDer::pem_file_iter(chain).unwrap().map(Result::unwrap).collect();
+        let key = PrivateKeyDer::from_pem_file(key).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .unwrap();
+        if !greeting.is_empty() {
+            // Whoever offers others is turned away.
+            config.alpn_protocols = vec![b"smtp".to_vec()];
+        }
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let acceptor = acceptor.clone();
+                tokio::spawn(async move {
+                    if let Ok(mut stream) = acceptor.accept(stream).await {
+                        let _ = stream.write_all(greeting).await;
+                        let _ = stream.read(&mut [0; 1]).await;
+                    }
+                });
+            }
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn tls_needs_a_handshake() {
+        let tls = Tls::On(MemberTls::unverified().unwrap());
+        let outcome = async |address, tls| match probe(&check(CheckKind::Tls), address, None, tls).await {
+            Ok(()) => "good".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        let encrypted = tls_backend().await;
+        assert_eq!(outcome(encrypted, tls.clone()).await, "good");
+        // Who greets has no TLS.
+        let greets = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let plain = greets.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = greets.accept().await {
+                let _ = stream.write_all(b"220 mail.test ready\r\n").await;
+                let _ = stream.read(&mut [0; 1]).await;
+            }
+        });
+        let refused = outcome(plain, tls.clone()).await;
+        assert!(refused.starts_with("TLS: "), "{refused}");
+        let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        assert_eq!(outcome(silent.local_addr().unwrap(), tls.clone()).await, "timeout");
+        let gone = silent.local_addr().unwrap();
+        drop(silent);
+        assert_eq!(outcome(gone, tls).await, "connection refused");
+        assert_eq!(outcome(encrypted, Tls::Unusable).await, "the pool's TLS can't be used on this node");
+    }
+
+    #[tokio::test]
+    async fn a_check_says_that_it_speaks_for_itself() {
+        let exchange = Exchange { udp: false, send: b"PING".to_vec(), expect: Vec::new() };
+        let kinds = [CheckKind::Tcp, CheckKind::Http(http()), CheckKind::Exchange(exchange)];
+        for (version, header) in [
+            (ProxyVersion::V1, &b"PROXY UNKNOWN\r\n"[..]),
+            (ProxyVersion::V2, b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"),
+        ] {
+            for kind in &kinds {
+                let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+                let address = listener.local_addr().unwrap();
+                let over = Over { tls: Tls::Off, proxy_protocol: Some(version) };
+                let kind = kind.clone();
+                let probing = tokio::spawn(async move { probe(&check(kind), address, None, over).await });
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut got = vec![0; header.len()];
+                stream.read_exact(&mut got).await.unwrap();
+                assert_eq!(got, header);
+                drop(stream);
+                let _ = probing.await.unwrap();
+            }
+        }
     }
 
     #[tokio::test]

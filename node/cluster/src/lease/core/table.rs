@@ -398,6 +398,13 @@ impl Table {
         self.held.get(key).map_or(0, |held| held.epoch)
     }
 
+    /// When every lease of the key has ended, as far as is known now; none: nobody holds it, or this node does
+    /// not lead.
+    pub fn lease_ends(&self, now: BootTime, key: &Resource) -> Option<BootTime> {
+        let held = self.held.get(key).copied()?;
+        self.lead.is_some().then(|| self.no_lease_from(now, key, Some(held)))
+    }
+
     /// Whether the key could go to somebody else now: nobody's lease can be alive, and no change is
     /// on its way.
     pub fn is_free(&self, now: BootTime, key: &Resource) -> bool {

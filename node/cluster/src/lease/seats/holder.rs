@@ -228,6 +228,8 @@ impl Task {
             vips,
             ready: wishes.report.ready,
             leaving: wishes.report.leaving,
+            strained: wishes.report.strained,
+            disk_ms: u32::try_from((self.settings.disk)().as_millis()).unwrap_or(u32::MAX),
         }
     }
 
@@ -243,6 +245,9 @@ impl Task {
                 if let Some(ask) = asked.seat {
                     let seat = answer(reply.seat_epoch, reply.ttl_ms, reply.unsure);
                     self.holder.answer(now, ask.id, seat);
+                }
+                if !reply.unsure {
+                    self.seats.hear_waits(&reply.waits);
                 }
                 let vips = self.vips_answered(now, &asked, &reply);
                 (reply.ttl_ms > 0 || asked.seat.is_none()) && vips

@@ -10,7 +10,7 @@ use futures::stream::FuturesUnordered;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
-use trestle_raft_store::types::{Command, NodeId, Outcome, State, VipHolder};
+use trestle_raft_store::types::{Command, NodeId, Outcome, State, VipHolder, VipRecord};
 use uuid::Uuid;
 
 use super::metrics::LeaseMetrics;
@@ -19,7 +19,7 @@ use crate::lease::clock::{BootTime, Clock};
 use crate::lease::core::{
     Action, Answer, Change, Claim, Event, Held, Proposal, Resource, Table, TtlHistory, VIP_TTL_MAX,
 };
-use crate::lease::vips::{NodeReport, VipName};
+use crate::lease::vips::{DISK_SLOW, NodeReport, VipName, VipWaits};
 use crate::lease::{Consensus, ConsensusError};
 use crate::vip::choice::{Decision, Situation, VipRules, choose, should_lead};
 
@@ -44,6 +44,10 @@ pub(crate) const UNFENCED_SLACK: Duration = Duration::from_millis(2_500);
 /// A leader that owns a VIP for so long, while another node owns none, leaves the lead to that one; and
 /// does not try again for as long.
 const BURDENED: Duration = Duration::from_secs(30);
+/// A leader whose own disk holds a round up for this much of the shortest lease leaves the lead, while what
+/// is left of the lease is long enough for that; and does not try again for a while.
+const HELD_UP: f64 = 0.35;
+const HELD_UP_AGAIN: Duration = Duration::from_secs(5);
 /// Crash notices remembered for the case that this node leads soon.
 const NOTICES: usize = 256;
 
@@ -51,7 +55,7 @@ const NOTICES: usize = 256;
 enum Done {
     Round { round: u64, confirmed: bool, began: BootTime },
     Proposal { change: u64, key: Resource, to: Change, result: Result<(Outcome, u64), ConsensusError> },
-    Move { vip: VipName, result: Result<(Outcome, u64), ConsensusError> },
+    Move { vip: VipName, to: Option<NodeId>, result: Result<(Outcome, u64), ConsensusError> },
     HandedOver,
 }
 
@@ -73,6 +77,8 @@ struct Leader {
     ttl: watch::Receiver<TtlHistory>,
     state: watch::Receiver<Arc<State>>,
     metrics: Arc<LeaseMetrics>,
+    /// For people.
+    waits: watch::Sender<Arc<VipWaits>>,
     table: Table,
     last_token: u64,
     /// Group and place of each renewal that waits. Bounded by what the table lets wait.
@@ -93,6 +99,11 @@ struct Leader {
     moves: BTreeMap<VipName, BootTime>,
     /// Since when somebody else should rather lead.
     burdened: Option<BootTime>,
+    disk: Arc<dyn Fn() -> Duration + Send + Sync>,
+    /// When the round under way began.
+    round_began: Option<BootTime>,
+    /// When the lead was left for the disk's sake.
+    left: Option<BootTime>,
     /// One round and one proposal a key, at most.
     running: FuturesUnordered<BoxFuture<'static, Done>>,
     slow: bool,
@@ -103,6 +114,7 @@ pub(super) fn run(
     settings: &SeatSettings,
     mut orders: mpsc::Receiver<Order>,
     metrics: Arc<LeaseMetrics>,
+    waits: watch::Sender<Arc<VipWaits>>,
     stop: CancellationToken,
 ) -> impl Future<Output = ()> + Send + 'static {
     let mut ttl = settings.ttl.clone();
@@ -113,6 +125,7 @@ pub(super) fn run(
         ttl,
         state: settings.consensus.state(),
         metrics,
+        waits,
         table: Table::new(settings.clock.now(), first),
         last_token: 0,
         waiting: BTreeMap::new(),
@@ -126,6 +139,9 @@ pub(super) fn run(
         vacating: BTreeMap::new(),
         moves: BTreeMap::new(),
         burdened: None,
+        disk: settings.disk.clone(),
+        round_began: None,
+        left: None,
         running: FuturesUnordered::new(),
         slow: false,
     };
@@ -142,6 +158,8 @@ pub(super) fn run(
                 // Before the tick takes away what nobody holds any more: it may go on to somebody.
                 leader.choose();
                 leader.feed(Event::Tick);
+                leader.relieve_of_slow_disk();
+                leader.tell_waits();
                 tick = now + (leader.table.ttl() / TICKS).clamp(TICK_MIN, TICK_MAX);
             }
             tokio::select! {
@@ -205,6 +223,7 @@ impl Leader {
     fn start_round(&mut self, round: u64) {
         let (consensus, clock) = (self.consensus.clone(), self.clock.clone());
         let began = clock.now();
+        self.round_began = Some(began);
         // A round that takes longer than the lease is of no use.
         let deadline = began + self.table.ttl();
         self.running.push(Box::pin(async move {
@@ -378,6 +397,7 @@ impl Leader {
     fn done(&mut self, done: Done) {
         match done {
             Done::Round { round, confirmed, began } => {
+                self.round_began = None;
                 self.measure(self.clock.now().since(began), confirmed);
                 if confirmed {
                     self.committed();
@@ -398,10 +418,13 @@ impl Leader {
                 }
             }
             Done::HandedOver => {}
-            Done::Move { vip, result } => match result {
-                Ok((Outcome::Refused(refusal), _)) => debug!(%vip, error = %refusal, "move of a VIP refused"),
-                Ok(_) => info!(%vip, "move of a VIP agreed on"),
-                Err(error) => warn!(%vip, %error, "move of a VIP not agreed on"),
+            Done::Move { vip, to, result } => match (result, to) {
+                (Ok((Outcome::Refused(refusal), _)), _) => {
+                    debug!(%vip, error = %refusal, "move of a VIP refused");
+                }
+                (Ok(_), Some(to)) => info!(%vip, to, "move of a VIP agreed on"),
+                (Ok(_), None) => info!(%vip, "move of a VIP withdrawn: its target could not take it"),
+                (Err(error), _) => warn!(%vip, %error, "move of a VIP not agreed on"),
             },
         }
         self.choose();
@@ -414,6 +437,28 @@ impl Leader {
         let pace = self.table.ttl() / super::RENEWALS;
         let heard = self.heard.get(&node)?;
         (self.clock.now().since(heard.at) <= pace * 2 + LATE).then_some(&heard.report)
+    }
+
+    /// Whose lease others wait for. A new leader has to have listened first.
+    fn tell_waits(&self) {
+        let now = self.clock.now();
+        let listened = self.leads_since.is_some_and(|(_, since)| now.since(since) >= LISTEN);
+        let state = self.state.borrow().clone();
+        let wait = |(vip, record): (&String, &VipRecord)| {
+            let (_, owner) = record.owner.as_ref()?;
+            let silent = listened && self.in_touch(owner.node).is_none();
+            let vip = VipName::from(vip.as_str());
+            let until = self.table.lease_ends(now, &Resource::Vip(vip.clone())).filter(|_| silent)?;
+            (until > now).then_some((vip, until))
+        };
+        let waits: VipWaits = state.vips.iter().filter_map(wait).collect();
+        self.waits.send_if_modified(|before| {
+            let changed = **before != waits;
+            if changed {
+                *before = Arc::new(waits);
+            }
+            changed
+        });
     }
 
     /// Whether a VIP's owner should let it go now: the move is agreed on, and its target is ready.
@@ -435,9 +480,40 @@ impl Leader {
         }
         self.burdened = Some(now);
         info!(?others, "this node leads and owns a VIP: the lead is left to one that owns none");
+        self.leave_lead(others);
+    }
+
+    /// Leaves the lead to a voter whose disk keeps up, when this node's does not: a round waits until all
+    /// that the others have agreed on is applied here, so no lease could be renewed though they are well.
+    fn relieve_of_slow_disk(&mut self) {
+        let (now, ttl) = (self.clock.now(), self.table.ttl());
+        let held_up = self.round_began.is_some_and(|began| now.since(began) >= ttl.mul_f64(HELD_UP));
+        let tried = self.left.is_some_and(|left| now.since(left) < HELD_UP_AGAIN);
+        if !held_up || tried || self.leads_since.is_none() {
+            return;
+        }
+        let disk = (self.disk)();
+        if disk < DISK_SLOW.max(ttl / 4) {
+            return;
+        }
+        let state = self.state.borrow().clone();
+        let (me, vacating) = (self.consensus.id(), &self.vacating);
+        let stays = |node: &NodeId| !state.drained.contains(node) && !vacating.contains_key(node);
+        let keeps_up = |report: &NodeReport| !report.leaving && report.disk < DISK_SLOW;
+        let fit = |node: &NodeId| *node != me && stays(node) && self.in_touch(*node).is_some_and(keeps_up);
+        let others: BTreeSet<NodeId> = state.nodes.keys().copied().filter(fit).collect();
+        if others.is_empty() {
+            return;
+        }
+        self.left = Some(now);
+        warn!(?disk, ?others, "this node's disk holds up leases: the lead is left to one that keeps up");
+        self.leave_lead(others);
+    }
+
+    fn leave_lead(&mut self, to: BTreeSet<NodeId>) {
         let consensus = self.consensus.clone();
         self.running.push(Box::pin(async move {
-            consensus.hand_over(others).await;
+            consensus.hand_over(to).await;
             Done::HandedOver
         }));
     }
@@ -489,7 +565,7 @@ impl Leader {
                     }
                     self.moves.insert(vip.clone(), now + MOVE_AGAIN);
                     let running = self.write(term, Command::MoveVip { vip: vip.to_string(), epoch, to });
-                    self.running.push(Box::pin(async move { Done::Move { vip, result: running.await } }));
+                    self.running.push(Box::pin(async move { Done::Move { vip, to, result: running.await } }));
                 }
             }
         }

@@ -21,14 +21,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
-use trestle_proto::v1::{RenewReply, RenewRequest, VipAnswer};
+use trestle_proto::v1::{RenewReply, RenewRequest, VipAnswer, VipWait};
 use trestle_raft_store::types::{NodeId, State};
 use uuid::Uuid;
 
 use super::Consensus;
 use super::clock::{BootTime, Clock};
 use super::core::{Answer, Claim, Refused, Resource, TtlHistory, with_drift};
-use super::vips::{NodeReport, VipLeases, VipName, VipWishes};
+use super::vips::{CLAIMS_MAX, NodeReport, VipLeases, VipName, VipWaits, VipWishes};
 use crate::rt::spawn;
 use crate::vip::choice::VipRules;
 use metrics::LeaseMetrics;
@@ -42,6 +42,8 @@ const CALLS: usize = 4;
 /// How long the VIPs of a node that is to be expelled may take to move to others, if it lives, or to be
 /// taken over.
 const VIPS_MOVE_WITHIN: Duration = Duration::from_secs(5);
+/// No lease of a VIP is waited for longer: its longest TTL, twice over.
+const LEASE_MAX: Duration = Duration::from_secs(120);
 /// So long after it lost its seat the node gets no new one.
 const VACATED: Duration = Duration::from_secs(5);
 
@@ -56,6 +58,8 @@ pub struct SeatSettings {
     pub ttl: watch::Receiver<TtlHistory>,
     /// Log index or revision that this node has applied and serves; told to the leader.
     pub applied: Arc<dyn Fn() -> u64 + Send + Sync>,
+    /// How long a write to this node's disk takes at present.
+    pub disk: Arc<dyn Fn() -> Duration + Send + Sync>,
     /// While true, the node has no seat and asks for none.
     pub draining: watch::Receiver<bool>,
     /// What this node's VIP side wants.
@@ -97,6 +101,10 @@ struct Shared {
     view: watch::Receiver<SeatView>,
     vips: watch::Receiver<Arc<VipLeases>>,
     ttl: watch::Receiver<TtlHistory>,
+    /// As the leader's task here says; empty while another node leads.
+    waits: watch::Receiver<Arc<VipWaits>>,
+    /// As the leader told last, by this node's clock.
+    told_waits: watch::Sender<Arc<VipWaits>>,
     metrics: Arc<LeaseMetrics>,
     tasks: TaskTracker,
 }
@@ -150,6 +158,7 @@ impl Seats {
         let none = SeatView { seated: false, epoch: 0, until: BootTime::default() };
         let (view, view_seen) = watch::channel(none);
         let (vips, vips_seen) = watch::channel(Arc::default());
+        let (waits, waits_seen) = watch::channel(Arc::default());
         let seats = Seats {
             shared: Arc::new(Shared {
                 consensus: settings.consensus.clone(),
@@ -158,13 +167,16 @@ impl Seats {
                 view: view_seen,
                 vips: vips_seen,
                 ttl: settings.ttl.clone(),
+                waits: waits_seen,
+                told_waits: watch::Sender::new(Arc::default()),
                 metrics: Arc::default(),
                 tasks: TaskTracker::new(),
             }),
         };
         // The leader's task goes on until the holder has given the seat up, perhaps to this node.
         let holder_gone = CancellationToken::new();
-        let leader = leader::run(&settings, orders, seats.shared.metrics.clone(), holder_gone.clone());
+        let metrics = seats.shared.metrics.clone();
+        let leader = leader::run(&settings, orders, metrics, waits, holder_gone.clone());
         let holder = holder::run(settings, seats.clone(), view, vips, holder_gone.drop_guard());
         (seats, Box::pin(leader), Box::pin(holder))
     }
@@ -216,8 +228,31 @@ impl Seats {
             };
             let answers = self.answers(claims, caller, report).await;
             answers.iter().for_each(|answered| self.shared.metrics.answered(&answered.answer));
-            reply(&answers)
+            RenewReply { waits: self.waits_to_tell(), ..reply(&answers) }
         })
+    }
+
+    fn waits_to_tell(&self) -> Vec<VipWait> {
+        let (waits, now) = (self.shared.waits.borrow().clone(), self.shared.clock.now());
+        let ms = |until: &BootTime| u64::try_from(until.since(now).as_millis()).unwrap_or(u64::MAX);
+        let wait = |(vip, until): (&VipName, &BootTime)| VipWait { vip: vip.to_string(), ms: ms(until) };
+        waits.iter().map(wait).take(CLAIMS_MAX).collect()
+    }
+
+    /// What the leader says of VIPs whose owner it does not hear.
+    fn hear_waits(&self, told: &[VipWait]) {
+        let now = self.shared.clock.now();
+        let until = |wait: &VipWait| now + Duration::from_millis(wait.ms).min(LEASE_MAX);
+        let told = told.iter().take(CLAIMS_MAX);
+        let told = told.map(|wait| (VipName::from(wait.vip.as_str()), until(wait))).collect();
+        self.shared.told_waits.send_replace(Arc::new(told));
+    }
+
+    /// VIPs whose owner the leader does not hear, and how long its lease may last yet.
+    pub fn waits(&self) -> BTreeMap<VipName, Duration> {
+        let (told, now) = (self.shared.told_waits.borrow().clone(), self.shared.clock.now());
+        let left = |(vip, until): (&VipName, &BootTime)| (vip.clone(), until.since(now));
+        told.iter().map(left).filter(|(_, left)| !left.is_zero()).collect()
     }
 
     async fn answers(
@@ -295,12 +330,7 @@ impl Seats {
         let deadline = self.shared.clock.now() + VIPS_MOVE_WITHIN;
         self.order(Order::HandOver { node, until: deadline + and_then }).await?;
         let mut state = self.shared.consensus.state();
-        let owns = |state: &State| {
-            state
-                .vips
-                .values()
-                .any(|record| record.owner.as_ref().is_some_and(|(_, owner)| owner.node == node))
-        };
+        let owns = |state: &State| state.vips.values().any(|record| record.owned_by(node));
         let moved = state.wait_for(|state| !owns(state));
         tokio::select! {
             moved = moved => moved.map(drop).map_err(|_| VacateError::NotLeader),

@@ -1,5 +1,6 @@
 //! Both tasks over a Raft of one mutex, on paused time.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use bytes::Bytes;
@@ -35,6 +36,8 @@ struct Raft {
     seats: Mutex<Vec<Option<Seats>>>,
     term: AtomicU64,
     unknown_outcomes: AtomicU64,
+    /// Milliseconds.
+    disks: Vec<AtomicU64>,
 }
 
 impl Raft {
@@ -63,7 +66,13 @@ impl Raft {
             seats: Mutex::new(vec![None; nodes as usize]),
             term: AtomicU64::new(0),
             unknown_outcomes: AtomicU64::new(0),
+            disks: (0..nodes).map(|_| AtomicU64::new(0)).collect(),
         })
+    }
+
+    /// How long a write takes there.
+    fn disk(&self, node: NodeId) -> Duration {
+        Duration::from_millis(self.disks[node as usize].load(Relaxed))
     }
 
     fn elect(&self, node: Option<NodeId>) {
@@ -151,7 +160,7 @@ impl Consensus for FakeNode {
 
     fn confirm(&self) -> BoxFuture<'_, Result<(), ConsensusError>> {
         Box::pin(async {
-            tokio::time::sleep(Duration::from_millis(2)).await;
+            tokio::time::sleep(self.raft.disk(self.id).max(Duration::from_millis(2))).await;
             let leads = self.raft.leader() == Some(self.id as usize);
             if leads { Ok(()) } else { Err(ConsensusError::NotLeader) }
         })
@@ -171,6 +180,11 @@ impl Consensus for FakeNode {
             }
             Ok(done)
         })
+    }
+
+    fn hand_over(&self, to: BTreeSet<NodeId>) -> BoxFuture<'_, bool> {
+        self.raft.elect(to.first().copied());
+        Box::pin(async { true })
     }
 
     fn renew_at_leader(&self, request: RenewRequest) -> BoxFuture<'_, Result<RenewReply, ConsensusError>> {
@@ -200,6 +214,10 @@ fn start(raft: &Arc<Raft>, clock: TokioClock, id: NodeId) -> Node {
         session: Uuid::now_v7(),
         ttl: ttl_seen,
         applied: Arc::new(|| 1),
+        disk: Arc::new({
+            let raft = raft.clone();
+            move || raft.disk(id)
+        }),
         draining: draining_seen,
         wishes: watch::channel(Arc::default()).1,
         rules: watch::channel(Arc::default()).1,
@@ -282,6 +300,7 @@ async fn a_dead_nodes_seat_is_taken_back_after_its_lease_and_not_before() {
             session: Uuid::nil(),
             ttl: watch::channel(TtlHistory::new(TTL)).1,
             applied: Arc::new(|| 1),
+            disk: Arc::new(|| Duration::ZERO),
             draining: watch::channel(false).1,
             wishes: watch::channel(Arc::default()).1,
             rules: watch::channel(Arc::default()).1,
@@ -370,6 +389,27 @@ async fn a_vacated_seat_is_not_given_again_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_dead_owner_whose_seat_has_ended_is_waited_for_but_not_for_long() {
+    let (raft, _, nodes) = cluster(2);
+    raft.elect(Some(0));
+    until_seated(&nodes[1], true).await;
+    nodes[1].shutdown.cancel();
+    nodes[1].seats.stopped().await;
+    let has_lease = || raft.state.borrow().may_have_lease(1);
+    let mut state = raft.state.subscribe();
+    state.wait_for(|state| !state.may_have_lease(1)).await.expect("raft lives");
+    raft.give_vips(1, Uuid::from_u128(0x51));
+    assert!(has_lease() && raft.epoch(1).is_none(), "it has no seat, and may hold a VIP");
+    let began = tokio::time::Instant::now();
+    nodes[0].seats.vacate(1).await.expect("it is let go all the same");
+    assert!(began.elapsed() >= VIPS_MOVE_WITHIN && began.elapsed() < VIPS_MOVE_WITHIN + TTL);
+    assert!(has_lease(), "its lease is longer than anybody waits");
+    nodes[0].seats.let_go(Uuid::from_u128(0x51));
+    raft.until_all_are_free().await;
+    assert!(!has_lease());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_crash_notice_frees_all_that_its_guard_was_given_whoever_leads() {
     let (raft, _, nodes) = cluster(3);
     raft.elect(Some(0));
@@ -387,6 +427,27 @@ async fn a_crash_notice_frees_all_that_its_guard_was_given_whoever_leads() {
     raft.give_vips(1, other);
     tokio::time::sleep(TTL).await;
     assert_eq!(raft.state.borrow().vips.values().filter(|record| record.owner.is_some()).count(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_node_knows_how_long_the_lease_of_an_owner_that_is_not_heard_may_last() {
+    let (raft, _, nodes) = cluster(3);
+    raft.elect(Some(0));
+    until_seated(&nodes[2], true).await;
+    raft.give_vips(1, Uuid::from_u128(0x51));
+    tokio::time::sleep(3 * TTL).await;
+    assert!(nodes[2].seats.waits().is_empty(), "its owner is heard");
+    nodes[1].shutdown.cancel();
+    nodes[1].seats.stopped().await;
+    tokio::time::sleep(TTL).await;
+    let waits = || [0, 2].map(|node: usize| Vec::from_iter(nodes[node].seats.waits().into_values()));
+    // No config has the name: its lease may be as long as any.
+    let [leader, other] = waits();
+    assert_eq!((leader.len(), other.len()), (1, 1));
+    assert!(leader[0] > Duration::from_secs(50) && leader[0] < Duration::from_secs(60), "{leader:?}");
+    assert!(other[0].abs_diff(leader[0]) < TTL / 5, "{other:?} beside {leader:?}");
+    tokio::time::sleep(leader[0]).await;
+    assert!(waits().iter().all(Vec::is_empty), "{:?}", waits());
 }
 
 #[tokio::test(start_paused = true)]
@@ -420,4 +481,34 @@ async fn what_happens_is_counted() {
     for line in ["trestle_seat_held 1", "trestle_seat_taken_total 1", "trestle_lease_proposals_total 1"] {
         assert!(text.lines().any(|l| l == line), "no {line:?} in\n{text}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_whose_disk_holds_up_leases_leaves_the_lead_before_one_ends() {
+    let (raft, _, nodes) = cluster(3);
+    raft.elect(Some(0));
+    for node in &nodes {
+        until_seated(node, true).await;
+    }
+    // The disk of node 1 is no better.
+    raft.disks[0].store(10 * TTL.as_millis() as u64, Relaxed);
+    raft.disks[1].store(TTL.as_millis() as u64 / 2, Relaxed);
+    let began = tokio::time::Instant::now();
+    let mut terms = raft.terms[2].subscribe();
+    let leads = tokio::time::timeout(TTL, terms.wait_for(Option::is_some)).await;
+    leads.expect("in time").expect("raft lives");
+    let mut lost = raft.state.subscribe();
+    let unseated = tokio::time::timeout(3 * TTL, lost.wait_for(|state| state.seats.len() < 3)).await;
+    assert!(unseated.is_err(), "a seat was lost after {:?}", began.elapsed());
+    assert!(nodes.iter().all(|node| node.seats.seat().borrow().seated));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_stays_if_no_disk_keeps_up() {
+    let (raft, _, nodes) = cluster(2);
+    raft.elect(Some(0));
+    until_seated(&nodes[1], true).await;
+    raft.disks.iter().for_each(|disk| disk.store(10 * TTL.as_millis() as u64, Relaxed));
+    tokio::time::sleep(3 * TTL).await;
+    assert_eq!(raft.leader(), Some(0));
 }

@@ -301,7 +301,12 @@ fn a_planned_move_to_here_is_prepared_before_it_is_said_to_be_ready() {
     node.record().moving_to = Some(ME);
     let effects = node.agree();
     let until = nanos((at(0) + Duration::from_secs(31)).since_boot());
-    let chance = ToGuard::Chance { vip: "front".to_owned(), old: vec![[198, 18, 0, 12].into()], until };
+    let chance = ToGuard::Chance {
+        vip: "front".to_owned(),
+        old: vec![[198, 18, 0, 12].into()],
+        except: Vec::new(),
+        until,
+    };
     assert_eq!(tells(&effects), [&chance]);
     let ready = |node: &Node| node.owner.wishes().report.vips["front"].chance_ready;
     assert!(!ready(&node));
@@ -435,9 +440,9 @@ fn a_vip_that_left_the_config_is_let_go_of_and_the_leader_hears_it() {
 }
 
 #[test]
-fn there_is_something_to_say_for_a_node_that_dies_while_its_guard_may_hold_a_vip() {
+fn there_is_something_to_say_for_a_node_that_dies_while_its_guard_may_be_given_a_vip() {
     let mut node = Node::new();
-    assert_eq!(node.owner.notice(), None);
+    assert_eq!(node.owner.notice(), Some(GUARD), "it may be given one at any moment");
     node.given(7, ME, GUARD);
     assert_eq!(node.owner.notice(), Some(GUARD));
     node.owner.set_ready(false, false);
@@ -456,6 +461,26 @@ fn what_is_given_to_a_node_that_is_not_ready_goes_back_at_once() {
     node.given(7, ME, GUARD);
     assert_eq!(tells(&node.owner.set_ready(false, false)), [&let_go()]);
     assert_eq!((node.holds(), node.gone()), (false, vec![(GUARD, 7)]));
+}
+
+#[test]
+fn a_node_that_was_removed_says_farewell_once_it_holds_nothing_and_keeps_what_began_here() {
+    let mut node = Node::new();
+    node.holding(41);
+    assert_eq!(node.owner.farewell(), None);
+    assert_eq!(tells(&node.owner.set_ready(false, true)), [&let_go()]);
+    assert_eq!(node.owner.farewell(), None, "the guard has it yet");
+    node.released(41, Why::Asked);
+    assert_eq!(node.owner.farewell(), Some(GUARD));
+    node.given(42, ME, GUARD);
+    assert!(!node.holds() && node.owner.farewell() == Some(GUARD), "it takes nothing any more");
+
+    let mut node = Node::new();
+    node.holding(41);
+    node.lease(41, 10, true);
+    node.says(FromGuard::Silent { vip: "front".to_owned() });
+    assert!(tells(&node.owner.set_ready(false, true)).is_empty(), "it was handed over, and serves on");
+    assert!(node.owner.views()["front"].quiet && node.owner.farewell() == Some(GUARD));
 }
 
 #[test]

@@ -1,15 +1,17 @@
 //! A connection to some member of a pool: the next one is tried when one can't be reached.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::sync::Arc;
 
 use rustix::io::Errno;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Reason;
 use crate::pool::{Call, FailureKind, MemberState, Picked, Pool};
+use crate::proxy_protocol::{Ends, Facts, wanted};
 
 /// Members tried for one connection. Nothing was sent yet, so trying is safe; but each may take the
 /// whole connect time-out, and a client does not wait for ever.
@@ -17,11 +19,28 @@ const ATTEMPTS_MAX: usize = 3;
 
 type Failed = (Reason, Option<Arc<MemberState>>);
 
+/// For whom a connection is made.
+pub(in crate::l4) struct Behalf {
+    /// What a member is chosen by.
+    key: Option<u64>,
+    /// In front of the client's bytes: the header that the pool's members want.
+    header: Option<Box<[u8]>>,
+    /// Of a range: where a member is asked. That nobody listens there says nothing of the member.
+    port: Option<u16>,
+}
+
+impl Behalf {
+    pub(in crate::l4) fn of(pool: &Pool, ends: &Ends, facts: &Facts<'_>, port: Option<u16>) -> Self {
+        let header = pool.settings().proxy_protocol.map(|version| wanted(version, ends, facts).into());
+        Self { key: pool.key_of_client(ends.client), header, port }
+    }
+}
+
 /// Connects to a member that the pool picks, each at most once. Fails with the reason of the last
 /// attempt; attempts after the first need leave of the pool's retry budget.
-pub(super) async fn connect(
+pub(in crate::l4) async fn connect(
     pool: &Pool,
-    key: Option<u64>,
+    behalf: &Behalf,
     closing: &CancellationToken,
 ) -> Result<(TcpStream, Picked), Failed> {
     let mut tried = [usize::MAX; ATTEMPTS_MAX];
@@ -34,13 +53,13 @@ pub(super) async fn connect(
                 None => return Err(failed),
             },
         };
-        let Some(picked) = pick(pool, &tried[..attempt], key, &mut failed) else { return Err(failed) };
+        let Some(picked) = pick(pool, &tried[..attempt], behalf.key, &mut failed) else { return Err(failed) };
         if tried[..attempt].contains(&picked.index()) {
             return Err(failed);
         }
         tried[attempt] = picked.index();
         let connected = tokio::select! {
-            connected = once(pool, &picked) => connected,
+            connected = once(pool, &picked, behalf) => connected,
             () = closing.cancelled() => Err(Reason::Closing),
         };
         match connected {
@@ -67,10 +86,11 @@ fn pick(pool: &Pool, tried: &[usize], key: Option<u64>, failed: &mut Failed) -> 
     }
 }
 
-async fn once(pool: &Pool, picked: &Picked) -> Result<TcpStream, Reason> {
+async fn once(pool: &Pool, picked: &Picked, behalf: &Behalf) -> Result<TcpStream, Reason> {
     let _pending = pool.pending().ok_or(Reason::Breaker)?;
     let begun = Instant::now();
-    match timeout(pool.settings().timeout.connect, TcpStream::connect(picked.address())).await {
+    let connecting = connected(picked, behalf);
+    match timeout(pool.settings().timeout.connect, connecting).await {
         Ok(Ok(stream)) => {
             picked.accepted(begun.elapsed());
             Ok(stream)
@@ -81,7 +101,9 @@ async fn once(pool: &Pool, picked: &Picked) -> Result<TcpStream, Reason> {
         }
         Ok(Err(error)) => {
             tracing::debug!(member = picked.name(), %error, "connect failed");
-            picked.failed(FailureKind::Connect);
+            if behalf.port.is_none() || error.kind() != ErrorKind::ConnectionRefused {
+                picked.failed(FailureKind::Connect);
+            }
             Err(Reason::ConnectFailed)
         }
         Err(_) => {
@@ -89,6 +111,15 @@ async fn once(pool: &Pool, picked: &Picked) -> Result<TcpStream, Reason> {
             Err(Reason::ConnectTimeout)
         }
     }
+}
+
+/// A member that takes no header has taken nothing of the client.
+async fn connected(picked: &Picked, behalf: &Behalf) -> io::Result<TcpStream> {
+    let mut stream = TcpStream::connect(picked.address_at(behalf.port)).await?;
+    if let Some(header) = &behalf.header {
+        stream.write_all(header).await?;
+    }
+    Ok(stream)
 }
 
 /// Out of descriptors, ports or memory: no member's fault, and the next one would fail as well.

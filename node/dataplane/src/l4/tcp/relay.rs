@@ -1,23 +1,24 @@
 //! Moves bytes between two sockets, each direction on its own, until both have ended.
 
 use std::cell::RefCell;
-use std::io::ErrorKind;
-use std::net::Shutdown;
 use std::task::{Context, Poll, ready};
 
-use socket2::SockRef;
 use tokio::net::TcpStream;
 
-use super::Socket;
+use super::end::{End, Socket, is_passing};
+use super::splice::Pipe;
 use crate::metrics::{Counter, ListenerPart, Reason};
 
 /// Free buffers that a worker keeps for the next bytes that come, over all listeners: 4 MiB at the
 /// default size. A buffer belongs to a direction only while bytes are in it, so a worker needs few.
 const FREE_BUFFERS_MAX: usize = 256;
 
-/// The two sockets and what is between them.
-pub(super) struct Relay<'a> {
-    client: Socket,
+/// Reads in a row that fill a buffer, after which the kernel carries what comes.
+const SPLICE_AFTER: u8 = 4;
+
+/// The two ends and what is between them.
+pub(in crate::l4) struct Relay<'a, C: End> {
+    client: C,
     upstream: Socket,
     /// From the client to the upstream.
     up: Flow<'a>,
@@ -26,8 +27,8 @@ pub(super) struct Relay<'a> {
     moved: bool,
 }
 
-impl<'a> Relay<'a> {
-    pub(super) fn new(client: Socket, upstream: Socket, buffer: usize, part: &'a ListenerPart) -> Self {
+impl<'a, C: End> Relay<'a, C> {
+    pub(in crate::l4) fn new(client: C, upstream: Socket, buffer: usize, part: &'a ListenerPart) -> Self {
         let up = Flow::new(buffer, &part.bytes_in);
         let down = Flow::new(buffer, &part.bytes_out);
         Self { client, upstream, up, down, moved: false }
@@ -37,8 +38,8 @@ impl<'a> Relay<'a> {
     /// order.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Reason> {
         let before = self.up.bytes + self.down.bytes;
-        let up = self.up.poll(cx, &self.client.stream, &self.upstream.stream);
-        let down = self.down.poll(cx, &self.upstream.stream, &self.client.stream);
+        let up = self.up.poll(cx, &mut self.client, &mut self.upstream);
+        let down = self.down.poll(cx, &mut self.upstream, &mut self.client);
         self.moved |= self.up.bytes + self.down.bytes > before;
         match (up, down) {
             (Poll::Ready(Err(Broken::Source)), _) | (_, Poll::Ready(Err(Broken::Sink))) => {
@@ -48,8 +49,8 @@ impl<'a> Relay<'a> {
                 Poll::Ready(Reason::UpstreamReset)
             }
             (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => {
-                self.client.in_order = true;
-                self.upstream.in_order = true;
+                self.client.ends_in_order();
+                self.upstream.ends_in_order();
                 Poll::Ready(Reason::Done)
             }
             _ => Poll::Pending,
@@ -62,22 +63,22 @@ impl<'a> Relay<'a> {
     }
 
     /// Bytes that the client's side has passed on.
-    pub(super) fn bytes_in(&self) -> u64 {
+    pub(in crate::l4) fn bytes_in(&self) -> u64 {
         self.up.bytes
     }
 
     /// Bytes that the upstream's side has passed on.
-    pub(super) fn bytes_out(&self) -> u64 {
+    pub(in crate::l4) fn bytes_out(&self) -> u64 {
         self.down.bytes
     }
 
     /// An error that waits on a socket which nobody reads or writes at present.
     pub(super) fn broken(&self) -> Option<Reason> {
         let failed = |stream: &TcpStream| !matches!(stream.take_error(), Ok(None));
-        if failed(&self.client.stream) {
+        if failed(self.client.tcp()) {
             return Some(Reason::ClientGone);
         }
-        failed(&self.upstream.stream).then_some(Reason::UpstreamReset)
+        failed(self.upstream.tcp()).then_some(Reason::UpstreamReset)
     }
 }
 
@@ -94,6 +95,10 @@ struct Flow<'a> {
     size: usize,
     start: usize,
     end: usize,
+    /// Reads in a row that found as much as there was room for.
+    full: u8,
+    /// Instead of the buffer, while much comes.
+    pipe: Option<Pipe>,
     state: State,
     bytes: u64,
     counter: &'a Counter,
@@ -102,6 +107,8 @@ struct Flow<'a> {
 #[derive(Clone, Copy, PartialEq)]
 enum State {
     Open,
+    /// What was written may still be held by the sink.
+    Written,
     /// The source has sent its FIN; what is in the buffer goes first.
     Ending,
     Ended,
@@ -111,19 +118,41 @@ impl<'a> Flow<'a> {
     fn new(size: usize, counter: &'a Counter) -> Self {
         // Reading into nothing would look like the end.
         let size = size.max(1);
-        Self { buffer: None, size, start: 0, end: 0, state: State::Open, bytes: 0, counter }
+        Self {
+            buffer: None,
+            size,
+            start: 0,
+            end: 0,
+            full: 0,
+            pipe: None,
+            state: State::Open,
+            bytes: 0,
+            counter,
+        }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>, from: &TcpStream, to: &TcpStream) -> Poll<Result<(), Broken>> {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut impl End,
+        to: &mut impl End,
+    ) -> Poll<Result<(), Broken>> {
         loop {
             if self.start < self.end {
                 ready!(self.poll_write(cx, to)).map_err(|()| Broken::Sink)?;
                 continue;
             }
             match self.state {
+                State::Open if self.full >= SPLICE_AFTER || self.pipe.is_some() => {
+                    ready!(self.poll_splice(cx, from, to))?;
+                }
                 State::Open => ready!(self.poll_read(cx, from)).map_err(|()| Broken::Source)?,
+                State::Written => {
+                    ready!(to.poll_flush(cx)).map_err(|_| Broken::Sink)?;
+                    self.state = State::Open;
+                }
                 State::Ending => {
-                    SockRef::from(to).shutdown(Shutdown::Write).map_err(|_| Broken::Sink)?;
+                    ready!(to.poll_finish(cx)).map_err(|_| Broken::Sink)?;
                     self.state = State::Ended;
                 }
                 State::Ended => return Poll::Ready(Ok(())),
@@ -131,40 +160,81 @@ impl<'a> Flow<'a> {
         }
     }
 
-    fn poll_read(&mut self, cx: &mut Context<'_>, from: &TcpStream) -> Poll<Result<(), ()>> {
-        ready!(from.poll_read_ready(cx)).map_err(|_| ())?;
+    fn poll_read(&mut self, cx: &mut Context<'_>, from: &mut impl End) -> Poll<Result<(), ()>> {
+        ready!(from.poll_readable(cx)).map_err(|_| ())?;
         let mut buffer = take_buffer(self.size);
-        let read = from.try_read(&mut buffer);
-        if let Ok(n @ 1..) = read {
+        let read = from.poll_read(cx, &mut buffer);
+        if let Poll::Ready(Ok(n @ 1..)) = read {
+            self.full = if n == buffer.len() { self.full + 1 } else { 0 };
             self.buffer = Some(buffer);
             (self.start, self.end) = (0, n);
         } else {
             give_back(buffer);
         }
-        Poll::Ready(match read {
-            Ok(0) => {
-                self.state = State::Ending;
-                Ok(())
-            }
-            Err(error) if !is_passing(error.kind()) => Err(()),
-            _ => Ok(()),
-        })
+        if ready!(read).map_err(|_| ())? == 0 {
+            self.state = State::Ending;
+        }
+        Poll::Ready(Ok(()))
     }
 
-    fn poll_write(&mut self, cx: &mut Context<'_>, to: &TcpStream) -> Poll<Result<(), ()>> {
-        ready!(to.poll_write_ready(cx)).map_err(|_| ())?;
+    fn poll_write(&mut self, cx: &mut Context<'_>, to: &mut impl End) -> Poll<Result<(), ()>> {
         let held = self.buffer.as_deref().unwrap_or_default();
-        match to.try_write(&held[self.start..self.end]) {
-            Ok(n) => {
-                self.start += n;
-                self.bytes += n as u64;
-                self.counter.add(n as u64);
-            }
-            Err(error) if is_passing(error.kind()) => {}
-            Err(_) => return Poll::Ready(Err(())),
-        }
+        let n = ready!(to.poll_write(cx, &held[self.start..self.end])).map_err(|_| ())?;
+        self.start += n;
+        self.bytes += n as u64;
+        self.counter.add(n as u64);
+        self.state = State::Written;
         if self.start == self.end {
             self.release();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// One step of what the kernel carries alone. Little at once costs more so than it does by copies.
+    fn poll_splice(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut impl End,
+        to: &mut impl End,
+    ) -> Poll<Result<(), Broken>> {
+        let (Some(from), Some(to)) = (from.bare(), to.bare()) else {
+            self.full = 0;
+            return Poll::Ready(Ok(()));
+        };
+        let Some(pipe) = &mut self.pipe else {
+            ready!(from.poll_read_ready(cx)).map_err(|_| Broken::Source)?;
+            match Pipe::take() {
+                Ok(pipe) => self.pipe = Some(pipe),
+                // No descriptor is no reason to fail: bytes are copied on.
+                Err(_) => self.full = 0,
+            }
+            return Poll::Ready(Ok(()));
+        };
+        if pipe.held > 0 {
+            ready!(to.poll_write_ready(cx)).map_err(|_| Broken::Sink)?;
+            match pipe.drain(to) {
+                Ok(n) => {
+                    self.bytes += n as u64;
+                    self.counter.add(n as u64);
+                }
+                Err(error) if is_passing(error.kind()) => {}
+                Err(_) => return Poll::Ready(Err(Broken::Sink)),
+            }
+            return Poll::Ready(Ok(()));
+        }
+        let filled = pipe.fill(from);
+        if !matches!(filled, Ok(n) if n >= self.size) {
+            // The end, or a pause, or less than a buffer takes.
+            self.full = 0;
+        }
+        match filled {
+            Ok(0) => self.state = State::Ending,
+            Ok(_) => return Poll::Ready(Ok(())),
+            Err(error) if is_passing(error.kind()) => {}
+            Err(_) => return Poll::Ready(Err(Broken::Source)),
+        }
+        if let Some(pipe) = self.pipe.take() {
+            pipe.give_back();
         }
         Poll::Ready(Ok(()))
     }
@@ -179,11 +249,10 @@ impl<'a> Flow<'a> {
 impl Drop for Flow<'_> {
     fn drop(&mut self) {
         self.release();
+        if let Some(pipe) = self.pipe.take().filter(|pipe| pipe.held == 0) {
+            pipe.give_back();
+        }
     }
-}
-
-fn is_passing(kind: ErrorKind) -> bool {
-    matches!(kind, ErrorKind::WouldBlock | ErrorKind::Interrupted)
 }
 
 thread_local! {

@@ -2,19 +2,23 @@
 
 use std::future::Future;
 use std::io::ErrorKind;
+use std::net::SocketAddr;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use trestle_config::model;
+use trestle_config::model::{self, Balance, HashOn};
 
 use super::*;
-use crate::metrics::{HistogramTotals, ListenerCounters};
+use crate::metrics::HistogramTotals;
+use crate::{Drain, MemberOrder};
 
 /// Longer than anything here may take on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(20);
+
+const SECOND: Duration = Duration::from_secs(1);
 
 async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     timeout(DEADLINE, future).await.unwrap_or_else(|_| panic!("{what} did not happen"))
@@ -54,8 +58,18 @@ async fn proxied(pool: &Arc<Pool>, settings: TcpSettings) -> Proxied {
     let (accepted, peer) = accepted.expect("accept");
     let counters = Arc::new(ListenerCounters::new(1));
     let closing = CancellationToken::new();
-    let cx = ConnCx { worker: 0, listener: Arc::clone(&counters), closing: closing.clone() };
-    let proxy = tokio::spawn(proxy(accepted, peer, Arc::clone(pool), settings, cx));
+    let cx = ConnCx {
+        worker: 0,
+        listener: Arc::clone(&counters),
+        closing: closing.clone(),
+        port: None,
+        carriage: Arc::default(),
+    };
+    let pool = Arc::clone(pool);
+    let ends = Ends { client: peer, local: address };
+    let proxy = tokio::spawn(async move {
+        proxy(Socket::new(accepted), (&ends, &Facts::default()), pool, &settings, cx).await
+    });
     Proxied { client: client.expect("connect"), proxy, counters, closing }
 }
 
@@ -322,6 +336,121 @@ async fn an_idle_connection_is_closed_and_a_busy_one_is_not() {
 }
 
 #[tokio::test]
+async fn probes_and_congestion_control_are_as_the_settings_say() {
+    let tuned = async |settings: TcpSettings| {
+        let (listener, address) = backend().await;
+        let (client, _accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let client = client.expect("connect");
+        tune(&client, &settings, &ListenerCounters::new(1));
+        client
+    };
+    let keepalive = Keepalive { idle: 40 * SECOND, interval: 7 * SECOND, probes: 5 };
+    let congestion = Some("reno".to_owned());
+    let settings = TcpSettings { keepalive: Some(keepalive), congestion, ..TcpSettings::default() };
+    let socket = tuned(settings).await;
+    let socket = SockRef::from(&socket);
+    assert!(socket.keepalive().expect("an option") && socket.tcp_nodelay().expect("an option"));
+    let times = (socket.tcp_keepalive_time(), socket.tcp_keepalive_interval());
+    assert_eq!((times.0.expect("an option"), times.1.expect("an option")), (40 * SECOND, 7 * SECOND));
+    assert_eq!(socket.tcp_keepalive_retries().expect("an option"), 5);
+    assert!(socket.tcp_congestion().expect("an option").starts_with(b"reno"));
+
+    let congestion = Some("no-such-thing".to_owned());
+    let settings = TcpSettings { keepalive: None, congestion, nodelay: false, ..TcpSettings::default() };
+    let socket = tuned(settings).await;
+    let socket = SockRef::from(&socket);
+    assert!(!socket.keepalive().expect("an option") && !socket.tcp_nodelay().expect("an option"));
+    assert!(!socket.tcp_congestion().expect("an option").starts_with(b"no-such-thing"));
+}
+
+/// Clients that hold their connections, each greeted by its member with the member's number.
+async fn greeted(pool: &Arc<Pool>, clients: usize) -> (Vec<Proxied>, Vec<u8>) {
+    let (mut all, mut by) = (Vec::new(), Vec::new());
+    for _ in 0..clients {
+        let mut proxied = proxied(pool, TcpSettings::default()).await;
+        let mut number = [0];
+        soon("a greeting", proxied.client.read_exact(&mut number)).await.expect("read");
+        by.push(number[0]);
+        all.push(proxied);
+    }
+    (all, by)
+}
+
+/// Members that greet with their number and then hold the connection.
+async fn greeters(count: u8) -> Vec<SocketAddr> {
+    let mut addresses = Vec::new();
+    for number in 0..count {
+        let (listener, address) = backend().await;
+        addresses.push(address);
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    stream.write_all(&[number]).await.expect("greeting");
+                    let _ = stream.read(&mut [0; 1]).await;
+                });
+            }
+        });
+    }
+    addresses
+}
+
+fn balanced(addresses: &[SocketAddr], change: impl FnOnce(&mut model::Pool)) -> Arc<Pool> {
+    let member = |address: &SocketAddr| model::Member::new(&address.to_string(), *address);
+    let mut config =
+        model::Pool { members: addresses.iter().map(member).collect(), ..model::Pool::default() };
+    change(&mut config);
+    Arc::new(Pool::compile("p", &config, &Arc::default(), None))
+}
+
+#[tokio::test]
+async fn every_way_to_balance_serves_connections() {
+    let addresses = greeters(4).await;
+    let share = |by: &[u8], number| by.iter().filter(|one| **one == number).count();
+    for balance in [Balance::RoundRobin, Balance::LeastRequest] {
+        // What is held counts, so both are even to the last connection.
+        let (_held, by) = greeted(&balanced(&addresses, |pool| pool.balance = balance), 16).await;
+        assert_eq!([0, 1, 2, 3].map(|n| share(&by, n)), [4; 4], "{balance:?}");
+    }
+    for balance in [Balance::Random, Balance::RandomTwo, Balance::PeakEwma] {
+        let (_held, by) = greeted(&balanced(&addresses, |pool| pool.balance = balance), 40).await;
+        assert!((0..4).filter(|n| share(&by, *n) > 0).count() >= 3, "{balance:?}: {by:?}");
+    }
+    let hashed = |balance, on| {
+        balanced(&addresses, |pool| {
+            pool.balance = balance;
+            pool.hash = model::Hash { on, bound: 100.0 };
+        })
+    };
+    for balance in [Balance::Hash, Balance::Maglev] {
+        let (_held, by) = greeted(&hashed(balance, HashOn::Client), 12).await;
+        assert!(by.iter().all(|one| *one == by[0]), "{balance:?} on the client: {by:?}");
+        let (_held, by) = greeted(&hashed(balance, HashOn::ClientPort), 40).await;
+        assert!((0..4).filter(|n| share(&by, *n) > 0).count() >= 3, "{balance:?} on its port: {by:?}");
+    }
+    let sticky = |pool: &mut model::Pool| pool.sticky = Some(model::Sticky::Client);
+    let (_held, by) = greeted(&balanced(&addresses, sticky), 12).await;
+    assert!(by.iter().all(|one| *one == by[0]), "sticky by client: {by:?}");
+}
+
+#[tokio::test]
+async fn a_member_that_is_drained_keeps_its_connections_and_gets_no_more() {
+    let addresses = greeters(2).await;
+    let pool = balanced(&addresses, |_| {});
+    let (mut held, by) = greeted(&pool, 2).await;
+    let drained = addresses[usize::from(by[0])].to_string();
+    let order = MemberOrder { drain: Drain::All, ..MemberOrder::default() };
+    pool.set_orders(Some(&[(drained, order)].into()));
+    let (_held, later) = greeted(&pool, 4).await;
+    assert_eq!(later, [by[1]; 4]);
+    // The old one goes on: its end comes when its client ends it.
+    let old = held.swap_remove(0);
+    drop(old.client);
+    let ended = soon("end", old.proxy).await.expect("proxy");
+    assert_eq!(ended.reason, Reason::Done);
+    assert_eq!(ended.member.expect("served").address(), addresses[usize::from(by[0])]);
+}
+
+#[tokio::test]
 async fn closing_cuts_connections_with_a_reset() {
     let (mut proxied, mut server, _pool) = connected(TcpSettings::default()).await;
     proxied.closing.cancel();
@@ -346,9 +475,16 @@ async fn a_connections_future_is_small() {
     let (listener, address) = backend().await;
     let (_client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
     let (stream, peer) = accepted.expect("accept");
-    let cx =
-        ConnCx { worker: 0, listener: Arc::new(ListenerCounters::new(1)), closing: CancellationToken::new() };
-    let future = proxy(stream, peer, pool(&[address]), TcpSettings::default(), cx);
+    let cx = ConnCx {
+        worker: 0,
+        listener: Arc::new(ListenerCounters::new(1)),
+        closing: CancellationToken::new(),
+        port: None,
+        carriage: Arc::default(),
+    };
+    let settings = TcpSettings::default();
+    let (ends, facts) = (Ends { client: peer, local: address }, Facts::default());
+    let future = proxy(Socket::new(stream), (&ends, &facts), pool(&[address]), &settings, cx);
     let size = size_of_val(&future);
-    assert!(size <= 1_024, "{size} bytes");
+    assert!(size <= 1_072, "{size} bytes");
 }

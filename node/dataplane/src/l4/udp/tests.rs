@@ -1,13 +1,21 @@
 //! Sessions over real sockets on loopback.
 
+use std::collections::HashSet;
 use std::future::Future;
 use std::net::SocketAddr;
 
+use parking_lot::Mutex;
+use tokio::net::UdpSocket;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use trestle_config::model;
 
-use super::*;
+use super::CancellationToken;
+use super::datagram::{DATAGRAM_MAX, SEGMENT_MAX};
+use super::{
+    Arc, Duration, Ledger, ListenerCounters, Pool, Rc, Reason, SESSIONS_MAX, UdpCx, UdpSettings, io, serve,
+};
+use super::{OfConnection, Room};
 
 /// Longer than anything here may take on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -75,22 +83,40 @@ struct Served {
     closing: CancellationToken,
 }
 
+/// Its thread ends with it.
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.closing.cancel();
+    }
+}
+
 /// Serves the pool that `pool` holds at the time.
 async fn served_at(bind: &str, max: usize, pool: &Arc<Mutex<Arc<Pool>>>, settings: UdpSettings) -> Served {
-    let socket = socket(bind).await;
+    let socket = std::net::UdpSocket::bind(bind).expect("bind");
     let address = socket.local_addr().expect("address");
     let (counters, ledger) = (Arc::new(ListenerCounters::new(1)), Arc::new(Ledger::new(1)));
     let (draining, closing) = (CancellationToken::new(), CancellationToken::new());
-    let cx = UdpCx {
-        worker: 0,
-        listener: Arc::clone(&counters),
-        ledger: Arc::clone(&ledger),
-        draining: draining.clone(),
-        closing: closing.clone(),
-    };
+    let (listener, clients) = (Arc::clone(&counters), Arc::clone(&ledger));
+    let (drained, closed) = (draining.clone(), closing.clone());
     let pool = Arc::clone(pool);
-    let pool = move || Some(Arc::clone(&pool.lock()));
-    let task = tokio::spawn(serve_at_most(max, socket, pool, move || settings.clone(), cx));
+    let pool = move |_, _| Ok((Arc::clone(&pool.lock()), Room::Free(OfConnection::default())));
+    // A thread and runtime of its own, as a worker has.
+    let task = tokio::task::spawn_blocking(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let cx = UdpCx {
+            worker: 0,
+            listener,
+            ledger: clients,
+            sessions: Rc::default(),
+            sessions_max: max,
+            bans: crate::bans::Bans::default().watch(),
+            cuts: tokio::sync::watch::Sender::new(0).subscribe(),
+            same_port: false,
+            draining: drained,
+            closing: closed,
+        };
+        runtime.block_on(serve(vec![socket], pool, move || settings.clone(), |_, _, _| {}, cx))
+    });
     Served { address, task, counters, ledger, draining, closing }
 }
 
@@ -136,7 +162,8 @@ async fn datagrams_pass_whole_in_both_directions() {
     assert_eq!((receive(&client).await, receive(&client).await), (b"first".to_vec(), b"second".to_vec()));
     assert_eq!(served.counters.sum(|part| &part.opened), 1);
     assert_eq!(served.counters.sum(|part| &part.datagrams_in), 8);
-    assert_eq!(served.counters.sum(|part| &part.datagrams_out), 8);
+    // Counted once it is sent.
+    until("all are counted", || served.counters.sum(|part| &part.datagrams_out) == 8).await;
     assert_eq!(served.counters.sum(|part| &part.bytes_in), served.counters.sum(|part| &part.bytes_out));
 }
 
@@ -319,14 +346,14 @@ async fn answers_come_from_the_address_that_was_asked() {
 async fn draining_begins_no_session_and_ends_with_the_last() {
     let echo = Echo::start(1).await;
     let settings = UdpSettings { idle: Duration::from_millis(500), replies: 0 };
-    let served = served(pool(&[echo.address]), settings).await;
+    let mut served = served(pool(&[echo.address]), settings).await;
     let (old, new) = (client(served.address).await, client(served.address).await);
     ask(&old, b"x").await;
     served.draining.cancel();
     new.send(b"x").await.expect("send");
     hears_nothing(&new).await;
     assert_eq!(ask(&old, b"y").await, b"y");
-    soon("the end", served.task).await.expect("no panic").expect("no error");
+    soon("the end", &mut served.task).await.expect("no panic").expect("no error");
     assert_eq!((served.counters.open(), served.ledger.total()), (0, 0));
 }
 
@@ -334,13 +361,13 @@ async fn draining_begins_no_session_and_ends_with_the_last() {
 async fn closing_ends_every_session_at_once() {
     let echo = Echo::start(1).await;
     let pool = pool(&[echo.address]);
-    let served = served(Arc::clone(&pool), UdpSettings::default()).await;
+    let mut served = served(Arc::clone(&pool), UdpSettings::default()).await;
     for _ in 0..5 {
         ask(&client(served.address).await, b"x").await;
     }
     assert_eq!(served.counters.open(), 5);
     served.closing.cancel();
-    soon("the end", served.task).await.expect("no panic").expect("no error");
+    soon("the end", &mut served.task).await.expect("no panic").expect("no error");
     assert_eq!(served.counters.open(), 0);
     until("sessions are gone", || served.ledger.total() == 0 && pool.views()[0].in_flight == 0).await;
 }
@@ -363,4 +390,158 @@ async fn a_burst_of_many_clients_is_served() {
     }
     assert_eq!(served.counters.sum(|part| &part.opened), 200);
     assert_eq!(served.counters.sum(|part| &part.datagrams_dropped), 0);
+}
+
+/// A backend that sends each datagram of a burst back, as one buffer of parts if it can.
+#[tokio::test]
+async fn bursts_of_equal_datagrams_keep_their_boundaries_and_order() {
+    let backend = socket("127.0.0.1:0").await;
+    let served = served(pool(&[backend.local_addr().expect("address")]), UdpSettings::default()).await;
+    let client = client(served.address).await;
+    for (number, len) in [(30u8, 64usize), (7, 1_400), (3, 9_000), (1, 1)] {
+        let datagram = |n: u8| -> Vec<u8> { (0..len).map(|at| n ^ (at % 251) as u8).collect() };
+        // The last is shorter.
+        let whole: Vec<Vec<u8>> = (0..number)
+            .map(|n| datagram(n)[..if n + 1 == number { len.div_ceil(2) } else { len }].to_vec())
+            .collect();
+        for datagram in &whole {
+            client.send(datagram).await.expect("send");
+        }
+        let mut from = None;
+        for datagram in &whole {
+            let mut buffer = vec![0; DATAGRAM_MAX];
+            let received = soon("a question", backend.recv_from(&mut buffer)).await;
+            let (got, session) = received.expect("receive");
+            assert!(buffer[..got] == **datagram, "{got} of {len} bytes");
+            assert!(from.is_none_or(|from| from == session));
+            from = Some(session);
+        }
+        let (session, all) = (from.expect("a session"), whole.concat());
+        if len <= SEGMENT_MAX {
+            // As one buffer, which a socket that takes such ones gets as one.
+            use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
+            let (segment, slices) = (len as u16, [io::IoSlice::new(&all)]);
+            let control = [ControlMessage::UdpGsoSegments(&segment)];
+            let to = SockaddrStorage::from(session);
+            let fd = std::os::fd::AsRawFd::as_raw_fd(&backend);
+            let sent = sendmsg(fd, &slices, &control, MsgFlags::empty(), Some(&to)).expect("sent");
+            assert_eq!(sent, all.len());
+        } else {
+            for datagram in &whole {
+                backend.send_to(datagram, session).await.expect("send");
+            }
+        }
+        for datagram in &whole {
+            assert!(receive(&client).await == *datagram, "{len} bytes");
+        }
+    }
+    assert_eq!(served.counters.sum(|part| &part.datagrams_in), 41);
+    until("all are counted", || served.counters.sum(|part| &part.datagrams_out) == 41).await;
+    assert_eq!(served.counters.sum(|part| &part.datagrams_dropped), 0);
+}
+
+#[tokio::test]
+async fn thousands_of_clients_come_and_go_and_leave_nothing() {
+    let echo = Echo::start(1).await;
+    let pool = pool(&[echo.address]);
+    let settings = UdpSettings { replies: 1, ..UdpSettings::default() };
+    let served = served(Arc::clone(&pool), settings).await;
+    for round in 0..20u8 {
+        // A client is gone once it has its answer.
+        let mut clients = Vec::new();
+        for _ in 0..250 {
+            let client = client(served.address).await;
+            client.send(&[round]).await.expect("send");
+            clients.push(client);
+        }
+        for client in &clients {
+            assert_eq!(receive(client).await, [round]);
+        }
+    }
+    until("sessions end", || served.counters.ended(Reason::Replied) == 5_000).await;
+    assert_eq!((served.counters.open(), served.ledger.total(), pool.views()[0].in_flight), (0, 0, 0));
+    assert_eq!(served.counters.sum(|part| &part.datagrams_dropped), 0);
+}
+
+/// The same client goes to the same member, whatever its port, where that is asked for.
+#[tokio::test]
+async fn members_are_chosen_by_the_pools_algorithm() {
+    let backends = [socket("127.0.0.1:0").await, socket("127.0.0.1:0").await, socket("127.0.0.1:0").await];
+    let addresses = backends.each_ref().map(|backend| backend.local_addr().expect("address"));
+    let member = |address: &SocketAddr| model::Member::new(&address.to_string(), *address);
+    for (balance, members) in [(model::Balance::Maglev, 1), (model::Balance::LeastRequest, 3)] {
+        let config = model::Pool {
+            members: addresses.iter().map(member).collect(),
+            balance,
+            ..model::Pool::default()
+        };
+        let pool = Arc::new(Pool::compile("p", &config, &Arc::default(), None));
+        let served = served(Arc::clone(&pool), UdpSettings::default()).await;
+        // Held to the end: another client might get the port of one that is gone, and with it its session.
+        let mut clients = Vec::new();
+        for asked in 1..=12 {
+            let client = client(served.address).await;
+            client.send(b"x").await.expect("send");
+            until("a session", || served.counters.sum(|part| &part.opened) == asked).await;
+            clients.push(client);
+        }
+        let used = pool.views().iter().filter(|member| member.in_flight > 0).count();
+        assert_eq!(used, members, "{balance:?}");
+    }
+}
+
+/// `hash` looks at loads too, so each client comes to a pool that has none: as to another node.
+#[tokio::test]
+async fn a_client_comes_to_the_same_member_by_hash_at_every_node() {
+    let backends = [socket("127.0.0.1:0").await, socket("127.0.0.1:0").await, socket("127.0.0.1:0").await];
+    let addresses = backends.each_ref().map(|backend| backend.local_addr().expect("address"));
+    let member = |address: &SocketAddr| model::Member::new(&address.to_string(), *address);
+    let chosen = async |client: u8| {
+        let members = addresses.iter().map(member).collect();
+        let config = model::Pool { members, balance: model::Balance::Hash, ..model::Pool::default() };
+        let pool = Arc::new(Pool::compile("p", &config, &Arc::default(), None));
+        let served = served(Arc::clone(&pool), UdpSettings::default()).await;
+        let client = socket(&format!("127.0.1.{client}:0")).await;
+        client.send_to(b"x", served.address).await.expect("sent");
+        until("a session", || pool.views().iter().any(|member| member.in_flight == 1)).await;
+        pool.views().iter().position(|member| member.in_flight == 1).expect("one has it")
+    };
+    let mut used = HashSet::new();
+    for client in 1..=12 {
+        let first = chosen(client).await;
+        assert_eq!(chosen(client).await, first, "client {client}");
+        used.insert(first);
+    }
+    assert!(used.len() > 1, "all went to {used:?}");
+}
+
+#[tokio::test]
+async fn a_session_moves_when_its_member_goes_down_or_its_time_is_over() {
+    let (one, two) = (Echo::start(1).await, Echo::start(1).await);
+    let pool = |reset: bool| {
+        let member = |address: &SocketAddr| model::Member::new(&address.to_string(), *address);
+        let members = [one.address, two.address].iter().map(member).collect();
+        let on_down = if reset { model::OnDown::Reset } else { model::OnDown::Keep };
+        let settings = model::Pool { members, on_down, ..model::Pool::default() };
+        Arc::new(Pool::compile("p", &settings, &Arc::default(), None))
+    };
+    for (reset, expected) in [(true, 1), (false, 0)] {
+        let pool = pool(reset);
+        let served = served(Arc::clone(&pool), UdpSettings::default()).await;
+        let client = socket("127.0.0.1:0").await;
+        client.connect(served.address).await.expect("connect");
+        let ask = async || {
+            client.send(b"hello").await.expect("sent");
+            soon("an answer", client.recv(&mut [0; 64])).await.expect("an answer");
+        };
+        ask().await;
+        let first = pool.views().iter().position(|view| view.in_flight == 1).expect("one has it");
+        let name = pool.views()[first].member.clone();
+        pool.set_verdicts(&[(name, false)].into());
+        ask().await;
+        let ended = || served.counters.ended(Reason::MemberDown);
+        until("it has moved, or not", || ended() == expected).await;
+        let has_it = pool.views().iter().position(|view| view.in_flight == 1).expect("one has it");
+        assert_eq!(has_it != first, reset);
+    }
 }

@@ -1,7 +1,7 @@
 //! Whether a request is sent once more, and with what.
 //!
 //! What may be sent again: a request that never left (the connection was refused, or had been closed
-//! before a byte was written), always; one that was written, if it is idempotent (RFC 9110, section 9.2.2) and
+//! before a byte was written) or of which the member says that it has done nothing with it, always; one that was written, if it is idempotent (RFC 9110, section 9.2.2) and
 //! its body is small enough to have been kept: after a reused connection closed without a byte of an answer
 //! (RFC 9112, section 9.3.1), and after what else the rule takes for a failure. It is built anew from the
 //! head that the gate has kept.
@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::attempt::Failed;
 use super::reply::Reply;
-use super::{Exchange, prepare};
+use super::{Exchange, prepare, upload_limits};
 use crate::l7::body::Upload;
 use crate::l7::head::FIELD_LINES_MAX;
 use crate::l7::record::Record;
@@ -28,6 +28,7 @@ impl Exchange<'_> {
         let (reason, retry) = (failed.reason, &self.rule.retry);
         let refused = reason.retry_safe() == RetrySafe::Yes;
         let at_once = match reason.retry_safe() {
+            _ if failed.unprocessed => retry.on_reused,
             RetrySafe::Yes => retry.on_connect,
             RetrySafe::IfReused => retry.on_reused && failed.reused,
             RetrySafe::No => false,
@@ -37,8 +38,9 @@ impl Exchange<'_> {
         if !wanted || record.attempts > retry.attempts {
             return Err(reason);
         }
-        let request = failed.request.or_else(|| self.replay(record)).ok_or(reason)?;
-        Ok(Again { reason, refused, pause: !at_once, answer: None, request })
+        let unprocessed = failed.unprocessed;
+        let request = failed.request.or_else(|| self.replay(record, unprocessed)).ok_or(reason)?;
+        Ok(Again { reason, refused, unprocessed, pause: !at_once, answer: None, request })
     }
 
     /// The same for an answer that the rule takes for a failure.
@@ -47,10 +49,17 @@ impl Exchange<'_> {
         if !self.counts(Some(status)) || record.attempts > self.rule.retry.attempts {
             return Err(Box::new(reply));
         }
-        match self.replay(record) {
+        match self.replay(record, false) {
             Some(request) => {
                 let answer = Some(Box::new(reply));
-                Ok(Again { reason: Reason::UpstreamClosed, refused: false, pause: true, answer, request })
+                Ok(Again {
+                    reason: Reason::UpstreamClosed,
+                    refused: false,
+                    unprocessed: false,
+                    pause: true,
+                    answer,
+                    request,
+                })
             }
             None => Err(Box::new(reply)),
         }
@@ -73,14 +82,14 @@ impl Exchange<'_> {
     }
 
     /// The request once more, if it may be sent twice.
-    fn replay(&self, record: &Record) -> Option<Request<Upload>> {
-        if !is_idempotent(&record.method) {
+    fn replay(&self, record: &Record, unprocessed: bool) -> Option<Request<Upload>> {
+        if !unprocessed && !is_idempotent(&record.method) {
             return None;
         }
         let upload = match (&record.upload, &self.kept) {
             (None, _) => Upload::None,
             (Some(state), Some(kept)) if kept.is_whole() => {
-                Upload::kept(kept, Rc::clone(state), self.rule.max_body, self.rule.timeout.idle)
+                Upload::kept(kept, Rc::clone(state), upload_limits(record, self.rule))
             }
             (Some(_), _) => return None,
         };
@@ -111,6 +120,8 @@ pub(super) struct Again {
     pub(super) reason: Reason,
     /// The member did not take a connection.
     pub(super) refused: bool,
+    /// It did nothing with the request, so asking again is no load upon it.
+    pub(super) unprocessed: bool,
     /// It was asked, and should not be asked again at once.
     pub(super) pause: bool,
     /// What it answered, in case nobody can be asked again.
@@ -140,7 +151,9 @@ fn is_members_fault(reason: Reason) -> bool {
 pub(super) fn may_be_repeated(rule: &Rule, method: &Method) -> bool {
     let retry = &rule.retry;
     let wanted = retry.on_reused || retry.on_reset || !retry.on_status.is_empty();
-    wanted && retry.attempts > 0 && is_idempotent(method)
+    // A member that speaks HTTP/2 may say that it has done nothing with a request.
+    let unprocessed = || retry.on_reused && rule.split.pools().iter().any(|pool| pool.may_speak_http2());
+    wanted && retry.attempts > 0 && (is_idempotent(method) || unprocessed())
 }
 
 /// Whether asking twice is asking once (RFC 9110, section 9.2.2).

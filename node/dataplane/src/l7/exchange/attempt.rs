@@ -15,9 +15,12 @@ use crate::alarm::Elapsed;
 use crate::l7::body::{Upload, UploadState};
 use crate::l7::forward;
 use crate::l7::head::Framing;
+use crate::l7::interim::Interim;
+use crate::l7::refused::Flaw;
 use crate::l7::transfer::Deadline;
 use crate::metrics::Reason;
 use crate::pool::{FailureKind, Picked, Pool};
+use crate::tls::failure::explained;
 use crate::upstream::{ConnectError, Target, Upstream};
 
 /// An idle connection whose answer has been read needs one poll of its task to be ready again. One
@@ -30,11 +33,19 @@ pub(super) struct Failed {
     /// It never left, so here it is again.
     pub(super) request: Option<Request<Upload>>,
     pub(super) reused: bool,
+    /// The member says that it has done nothing with it.
+    pub(super) unprocessed: bool,
+    /// What is wrong with the answer.
+    pub(super) flaw: Option<Flaw>,
 }
 
 impl Failed {
     fn before_sending(reason: Reason, request: Request<Upload>) -> Self {
-        Self { reason, request: Some(request), reused: false }
+        Self { reason, request: Some(request), reused: false, unprocessed: false, flaw: None }
+    }
+
+    fn sent(reason: Reason, reused: bool) -> Self {
+        Self { reason, request: None, reused, unprocessed: false, flaw: None }
     }
 }
 
@@ -54,12 +65,12 @@ impl Exchange<'_> {
             let host = HeaderValue::from_str(&picked.address().to_string());
             request.headers_mut().extend(host.ok().map(|host| (http::header::HOST, host)));
         }
-        let Some(target) = Target::of(pool, picked.address()) else {
+        let Some(target) = Target::of(pool, picked.member(), || self.conn.client.behalf(self.client)) else {
             return Err(Failed::before_sending(Reason::TlsFailed, request));
         };
         if self.upgrade && pool.settings().protocol == PoolProtocol::H2c {
             // A WebSocket to such a member would need RFC 8441 on that side.
-            return Err(Failed { reason: Reason::Unsupported, request: None, reused: false });
+            return Err(Failed::sent(Reason::Unsupported, false));
         }
         loop {
             let (mut upstream, reused) = match self.idle(target).await {
@@ -77,13 +88,30 @@ impl Exchange<'_> {
             }
             let chunked = self.conn.gate.framing.get() == Framing::Chunked;
             if forward::dress(&mut request, upstream.is_http2(), pool.tls().is_some(), chunked).is_err() {
-                return Err(Failed { reason: Reason::BadRequest, request: None, reused });
+                return Err(Failed::sent(Reason::BadRequest, reused));
             }
             let mut sent = pin!(upstream.send(request));
-            let answer = poll_fn(|cx| upstream.poll(cx, |cx| sent.as_mut().poll(cx)));
+            let answer = poll_fn(|cx| {
+                let polled = upstream.poll(cx, |cx| sent.as_mut().poll(cx));
+                if self.interim
+                    && let Some(heads) = upstream.interim(cx)
+                {
+                    self.pass_on(pool, &heads);
+                }
+                polled
+            });
             match self.answer(pool, answer, upload, now, overall).await {
                 Ok(Ok(response)) => {
                     self.conn.phases.answered(now);
+                    upload.into_iter().for_each(|upload| upload.answered.set(true));
+                    // RFC 9110, section 15.
+                    if response.status().as_u16() > 599 {
+                        let flaw = Some(Flaw::Status);
+                        return Err(Failed { flaw, ..Failed::sent(Reason::UpstreamMalformed, reused) });
+                    }
+                    // What fails at once is not fast.
+                    let is_telling = !response.status().is_server_error();
+                    pool.heard(picked, all_sent(now, upload).filter(|_| is_telling));
                     return Ok(self.reply(pool, response, upstream, target, overall));
                 }
                 Ok(Err(mut error)) => match error.take_message() {
@@ -91,11 +119,34 @@ impl Exchange<'_> {
                     Some(unsent) if reused => request = unsent,
                     Some(unsent) => return Err(Failed::before_sending(Reason::ConnectFailed, unsent)),
                     None => {
-                        let reason = self.why(&error.into_error(), upload);
-                        return Err(Failed { reason, request: None, reused });
+                        let (flaw, error) = (upstream.flaw(), error.into_error());
+                        let reason = match flaw {
+                            Some(_) => Reason::UpstreamMalformed,
+                            None => self.why(&error, upload),
+                        };
+                        let unprocessed = reason == Reason::UpstreamClosed && is_unprocessed(&error);
+                        return Err(Failed { flaw, unprocessed, ..Failed::sent(reason, reused) });
                     }
                 },
-                Err(reason) => return Err(Failed { reason, request: None, reused }),
+                Err(reason) => {
+                    pool.heard(picked, all_sent(now, upload));
+                    return Err(Failed::sent(reason, reused));
+                }
+            }
+        }
+    }
+
+    /// Interim answers, to the client.
+    fn pass_on(&self, pool: &Pool, heads: &[Vec<u8>]) {
+        let split = &self.rule.split;
+        let at = split.pools().iter().position(|one| one.name() == pool.name());
+        let of_pool = at.and_then(|at| split.edits(at)?.response.as_deref());
+        for head in heads {
+            let edits = self.rule.response_edits.as_deref().into_iter().chain(of_pool);
+            let Some(interim) = Interim::read(head, edits) else { continue };
+            match &self.conn.stream {
+                Some(stream) => stream.interim(&interim.block()),
+                None => self.conn.gate.interim(&interim.message()),
             }
         }
     }
@@ -125,7 +176,14 @@ impl Exchange<'_> {
         let began = Instant::now();
         let own = after(began, pool.settings().timeout.connect, Reason::ConnectTimeout);
         let deadline = earlier(overall, own);
-        let connecting = Box::pin(self.conn.client.worker.upstreams.connect(pool, target, self.upgrade));
+        let client = &self.conn.client;
+        if target.is_for_one() {
+            client.owns(self.client, target);
+        }
+        let connecting = Box::pin(async {
+            let said = client.said_of(self.client);
+            client.worker.upstreams.connect(pool, picked.member(), (target, &said), self.upgrade).await
+        });
         let outcome = self.conn.alarm.within(deadline.map(|(at, _)| at), connecting).await;
         self.conn.phases.connected(began);
         match outcome {
@@ -134,7 +192,20 @@ impl Exchange<'_> {
                 Ok(upstream)
             }
             Ok(Err(error)) => {
-                tracing::debug!(pool = pool.name(), member = picked.name(), %error, "member can't be connected to");
+                let (pool, member) = (pool.name(), picked.name());
+                if let ConnectError::Tls(why) = &error
+                    && picked.member().complaints.passes(Instant::now())
+                {
+                    let error = explained(why);
+                    tracing::warn!(
+                        pool,
+                        member,
+                        error,
+                        "no TLS with this member; more is told of it after 10 s"
+                    );
+                } else {
+                    tracing::debug!(pool, member, %error, "member can't be connected to");
+                }
                 Err(match error {
                     ConnectError::Tcp(_) => Reason::ConnectFailed,
                     ConnectError::Tls(_) => Reason::TlsFailed,
@@ -202,6 +273,22 @@ impl Exchange<'_> {
     }
 }
 
+/// A stream above the last one that a GOAWAY names, or one that was refused (RFC 9113, sections 6.8 and 8.7).
+fn is_unprocessed(error: &hyper::Error) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
+    source.is_some_and(|error| {
+        error.is_remote() && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM))
+    })
+}
+
+/// When the last of a request left that began to be sent then; `None`: it has not.
+fn all_sent(began: Instant, upload: Option<&UploadState>) -> Option<Instant> {
+    match upload {
+        None => Some(began),
+        Some(upload) => upload.ended.get().map(|ended| ended.max(began)),
+    }
+}
+
 /// What the member is judged by. What the client did is not the member's fault.
 pub(super) fn report(picked: &Picked, reason: Reason) {
     let kind = match reason {
@@ -214,7 +301,7 @@ pub(super) fn report(picked: &Picked, reason: Reason) {
     picked.failed(kind);
 }
 
-pub(super) fn after(start: Instant, patience: Duration, reason: Reason) -> Option<Deadline> {
+pub(in crate::l7) fn after(start: Instant, patience: Duration, reason: Reason) -> Option<Deadline> {
     (!patience.is_zero()).then(|| (start + patience, reason))
 }
 

@@ -1,21 +1,28 @@
 //! An answer on its way to the client, or what a connection becomes after it.
 
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::header::{CONTENT_LENGTH, SEC_WEBSOCKET_ACCEPT, SET_COOKIE};
-use http::{HeaderValue, Response, StatusCode, Version};
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, SEC_WEBSOCKET_ACCEPT};
+use http::response::Parts;
+use http::{HeaderMap, HeaderValue, Response, StatusCode, Version};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use tokio::time::Instant;
 
-use crate::l7::body::Answer;
+use crate::l7::body::{Ahead, Answer, Late, Whole};
 use crate::l7::record::Record;
-use crate::l7::transfer::{Deadline, Transfer};
+use crate::l7::transfer::{Deadline, Transfer, put_back};
 use crate::l7::tunnel::{self, Upgrade};
 use crate::l7::{forward, page};
 use crate::metrics::Reason;
+use crate::pool::FailureKind;
 use crate::upstream::{Target, Upstream};
 
 /// An answer whose header has come.
@@ -30,24 +37,38 @@ pub(super) struct Reply {
 }
 
 impl Reply {
-    pub(super) fn into_response(self, mut record: Record) -> Response<Answer> {
-        let status = self.response.status();
-        record.status = status.as_u16();
-        if let Some(picked) = &record.picked {
-            picked.answered(status.as_u16());
+    /// What of the body is here already is looked at first: if that is broken, the client had better hear so
+    /// than get a header and the end of its connection.
+    pub(super) async fn into_response(mut self, record: Record) -> Response<Answer> {
+        let (upstream, body) = (&mut self.upstream, self.response.body_mut());
+        if body.is_end_stream() {
+            return self.pass(record, Ahead::default());
         }
+        let looked = poll_fn(|cx| {
+            let mut next = |cx: &mut Context<'_>| upstream.poll(cx, |cx| Pin::new(&mut *body).poll_frame(cx));
+            Poll::Ready(Ahead::look(|| next(cx)))
+        });
+        match looked.await {
+            Ok(ahead) => self.pass(record, ahead),
+            Err(_) => {
+                let failure = record.upload.as_ref().and_then(|upload| upload.failure.get());
+                if let (Some(picked), None) = (&record.picked, failure) {
+                    picked.failed(FailureKind::Broken);
+                }
+                page::answer(record, failure.unwrap_or(Reason::UpstreamBroken))
+            }
+        }
+    }
+
+    /// The same if the beginning of the body has been read already.
+    pub(super) fn pass(self, mut record: Record, ahead: Ahead) -> Response<Answer> {
+        let status = judge(&mut record, self.response.status());
         if status == StatusCode::SWITCHING_PROTOCOLS {
             return self.switch(record);
         }
         let (mut parts, body) = self.response.into_parts();
-        forward::clean(&mut parts.headers);
-        record.edit_response(&mut parts.headers);
-        parts.headers.extend(record.new_cookie().map(|cookie| (SET_COOKIE, cookie)));
-        parts.version = Version::HTTP_11;
-        if record.conn.client.handle.is_closing() && !record.conn.is_http2() {
-            parts.headers.insert(http::header::CONNECTION, HeaderValue::from_static("close"));
-        }
-        let ended = body.is_end_stream();
+        dress(&record, &mut parts);
+        let ended = ahead.is_over(&body);
         let mut transfer = Transfer {
             record,
             upstream: Some(self.upstream),
@@ -61,10 +82,18 @@ impl Reply {
         let answer = if ended {
             transfer.complete();
             Answer::None
-        } else {
+        } else if ahead.is_empty() {
             Answer::Stream(body, Box::new(transfer))
+        } else {
+            Answer::Late(Box::new(Late { ahead, body, transfer }))
         };
         Response::from_parts(parts, answer)
+    }
+
+    /// Of one whose body has been read to its end: the connection can be used again.
+    pub(super) fn free(self, record: &Record) -> Parts {
+        put_back(record, self.upstream, self.target, self.keep, Instant::now());
+        self.response.into_parts().0
     }
 
     /// The upstream takes up another protocol: the connection becomes a tunnel.
@@ -85,7 +114,7 @@ impl Reply {
         headers.remove(CONTENT_LENGTH);
         headers.insert(http::header::CONNECTION, HeaderValue::from_static("upgrade"));
         headers.extend(protocol.map(|protocol| (http::header::UPGRADE, protocol)));
-        headers.extend(record.new_cookie().map(|cookie| (SET_COOKIE, cookie)));
+        record.keep_client(headers);
         std::mem::swap(response.headers_mut(), headers);
         let conn = Rc::clone(&record.conn);
         *conn.upgrade.borrow_mut() = Some(Upgrade { upstream, record, idle: self.idle });
@@ -105,7 +134,7 @@ impl Reply {
         headers.remove(CONTENT_LENGTH);
         headers.remove(SEC_WEBSOCKET_ACCEPT);
         record.edit_response(headers);
-        headers.extend(record.new_cookie().map(|cookie| (SET_COOKIE, cookie)));
+        record.keep_client(headers);
         std::mem::swap(response.headers_mut(), headers);
         record.status = response.status().as_u16();
         let upgrade = Upgrade { upstream, record, idle: self.idle };
@@ -117,5 +146,43 @@ impl Reply {
             }
         });
         response
+    }
+}
+
+/// An answer whose body is at hand.
+pub(super) fn whole(
+    mut record: Record,
+    mut parts: Parts,
+    body: Bytes,
+    trailers: Option<HeaderMap>,
+) -> Response<Answer> {
+    judge(&mut record, parts.status);
+    dress(&record, &mut parts);
+    if body.is_empty() && trailers.is_none() {
+        record.end(Reason::Done);
+        return Response::from_parts(parts, Answer::None);
+    }
+    Response::from_parts(parts, Answer::Whole(Box::new(Whole { record, body, trailers })))
+}
+
+fn judge(record: &mut Record, status: StatusCode) -> StatusCode {
+    record.status = status.as_u16();
+    if let Some(picked) = &record.picked {
+        picked.answered(record.status);
+    }
+    status
+}
+
+/// Makes the header what the client gets.
+fn dress(record: &Record, parts: &mut Parts) {
+    forward::clean(&mut parts.headers);
+    record.edit_response(&mut parts.headers);
+    record.keep_client(&mut parts.headers);
+    parts.version = Version::HTTP_11;
+    // To a client of HTTP/1.0 only the connection's end tells where a body without a length ends.
+    let endless =
+        || record.version == Version::HTTP_10 && !parts.headers.contains_key(http::header::CONTENT_LENGTH);
+    if !record.conn.is_http2() && (record.conn.client.handle.is_closing() || endless()) {
+        page::close(record, &mut parts.version, &mut parts.headers);
     }
 }

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -185,4 +185,125 @@ async fn every_request_of_a_pipeline_in_single_bytes_is_seen() {
     let lines: Vec<&str> = seen.requests.iter().map(|(line, _)| line.as_str()).collect();
     assert_eq!(lines, ["POST /a", "GET /b", "POST /a"]);
     assert!(seen.refused);
+}
+
+/// An answer: how many interim ones go before it, how long a field and its body are, and whether the body of the
+/// request is read only while it is written.
+#[derive(Clone, Copy, Debug)]
+struct Plan {
+    hints: usize,
+    field: usize,
+    body: usize,
+    late_body: bool,
+}
+
+const HINT: &str = "HTTP/1.1 103 Early Hints\r\n\r\n";
+
+/// What a client gets, in small bites, that pipelines requests.
+async fn answered(plans: &[Plan], bite: usize) -> Vec<u8> {
+    let (client, server) = tokio::io::duplex(64);
+    let shared = Rc::new(GateState::new(64 << 10));
+    let next = Cell::new(0);
+    let late = RefCell::new(Vec::new());
+    let service = service_fn(|request: Request<Incoming>| {
+        let (shared, plan) = (Rc::clone(&shared), plans[next.replace(next.get() + 1)]);
+        let late = &late;
+        async move {
+            shared.begins();
+            late.borrow_mut().extend(plan.late_body.then(|| request.into_body()));
+            for _ in 0..plan.hints {
+                shared.interim(HINT.as_bytes());
+                if plan.hints % 2 == 0 {
+                    tokio::task::yield_now().await;
+                }
+            }
+            shared.answered();
+            shared.served();
+            let mut response = Response::new(Full::new(Bytes::from(vec![b'x'; plan.body])));
+            let field = http::HeaderValue::from_maybe_shared(vec![b'f'; plan.field]).expect("a value");
+            response.headers_mut().insert("field", field);
+            Ok::<_, Infallible>(response)
+        }
+    });
+    let connection = http1::Builder::new()
+        .header_read_timeout(None)
+        .auto_date_header(false)
+        .serve_connection(Gate::new(server, Rc::clone(&shared)), service);
+    let (mut reader, mut writer) = tokio::io::split(client);
+    let write = async {
+        for (at, plan) in plans.iter().enumerate() {
+            let close = if at + 1 == plans.len() { "connection: close\r\n" } else { "" };
+            // What is expected hyper reads only when it is asked for.
+            let body = match plan.late_body {
+                true => "expect: 100-continue\r\ncontent-length: 3\r\n\r\nabc",
+                false => "\r\n",
+            };
+            let request = format!("POST / HTTP/1.1\r\nhost: a\r\n{close}{body}");
+            writer.write_all(request.as_bytes()).await.expect("it is taken");
+        }
+    };
+    let read_bodies = async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            let body = late.borrow_mut().pop();
+            if let Some(body) = body {
+                let _ = body.collect().await;
+            }
+        }
+    };
+    let read = async {
+        let mut all = Vec::new();
+        let mut space = vec![0; bite];
+        while let n @ 1.. = tokio::io::AsyncReadExt::read(&mut reader, &mut space).await.expect("bytes") {
+            all.extend_from_slice(&space[..n]);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        all
+    };
+    let serve = async { tokio::join!(async { connection.await.expect("an orderly end") }, write, read).2 };
+    let served = async {
+        tokio::select! { all = serve => all, () = read_bodies => unreachable!("it has no end") }
+    };
+    tokio::time::timeout(Duration::from_secs(60), served).await.expect("an end")
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn interim_answers_stand_before_their_answer_and_nowhere_else(
+        plans in prop::collection::vec((0usize..4, 0usize..400, prop_oneof![Just(0), 1usize..400], any::<bool>()), 1..5),
+        bite in 1usize..100,
+    ) {
+        let plan = |(hints, field, body, late_body)| Plan { hints, field, body, late_body };
+        let plans: Vec<Plan> = plans.into_iter().map(plan).collect();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+        let got = runtime.expect("a runtime").block_on(answered(&plans, bite));
+        let got = String::from_utf8(got).expect("text");
+        let mut rest = got.as_str();
+        let mut behind_late_body = false;
+        for (at, plan) in plans.iter().enumerate() {
+            let mut hints = 0;
+            loop {
+                if let Some(more) = rest.strip_prefix(HINT) {
+                    (rest, hints) = (more, hints + 1);
+                } else if let Some(more) = rest.strip_prefix("HTTP/1.1 100 Continue\r\n\r\n") {
+                    prop_assert!(plan.late_body, "{}", got);
+                    rest = more;
+                } else {
+                    break;
+                }
+            }
+            // Where the answer before is not taken yet, there is no place for them.
+            prop_assert!(hints == plan.hints || behind_late_body && hints < plan.hints, "{}", got);
+            behind_late_body = plan.late_body;
+            let close = if at + 1 == plans.len() { "connection: close\r\n" } else { "" };
+            let field = "f".repeat(plan.field);
+            let head = format!("HTTP/1.1 200 OK\r\nfield: {field}\r\n{close}content-length: {}\r\n\r\n", plan.body);
+            let answer = head + &"x".repeat(plan.body);
+            prop_assert!(rest.starts_with(&answer), "{}", got);
+            rest = &rest[answer.len()..];
+        }
+        prop_assert_eq!(rest, "");
+    }
 }

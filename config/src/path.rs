@@ -2,7 +2,8 @@
 //!
 //! RFC 3986, section 6.2.2: percent-encoded unreserved characters are decoded, the rest of the
 //! percent-encodings get upper-case digits, dot segments are removed. `%2F` and `%5C` stay as they
-//! are, since a decoded slash would be another path. Slashes in a row are kept, since to some servers
+//! are, since a decoded slash would be another path. A backslash that is not encoded can't stand in a path
+//! (section 3.3), and to some servers it is a slash: it becomes `%5C`. Slashes in a row are kept, since to some servers
 //! they mean something, or taken for one where the listener says so. The query is not touched.
 //!
 //! Nearly every path is in this form already; finding that out is one pass and no allocation.
@@ -10,7 +11,7 @@
 use std::borrow::Cow;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum PathError {
+pub enum PathError {
     #[error("a percent sign without two hexadecimal digits")]
     Percent,
     #[error("a NUL byte")]
@@ -18,7 +19,7 @@ pub(crate) enum PathError {
 }
 
 /// Brings the path of a request target (from the first `/`, without a query) into its one form.
-pub(crate) fn normalise(path: &str, merge_slashes: bool) -> Result<Cow<'_, str>, PathError> {
+pub fn normalise(path: &str, merge_slashes: bool) -> Result<Cow<'_, str>, PathError> {
     if is_normal(path, merge_slashes) {
         return Ok(Cow::Borrowed(path));
     }
@@ -31,7 +32,7 @@ fn is_normal(path: &str, merge_slashes: bool) -> bool {
     let mut previous = 0;
     for byte in path.bytes() {
         let double = merge_slashes && byte == b'/' && previous == b'/';
-        if byte == b'%' || (byte == b'.' && previous == b'/') || double {
+        if matches!(byte, b'%' | b'\\') || (byte == b'.' && previous == b'/') || double {
             return false;
         }
         previous = byte;
@@ -42,8 +43,14 @@ fn is_normal(path: &str, merge_slashes: bool) -> bool {
 fn decode_unreserved(path: &str) -> Result<String, PathError> {
     let mut out = String::with_capacity(path.len());
     let mut rest = path;
-    while let Some((plain, encoded)) = rest.split_once('%') {
+    while let Some(at) = rest.find(['%', '\\']) {
+        let (plain, encoded) = (&rest[..at], &rest[at + 1..]);
         out.push_str(plain);
+        if rest.as_bytes()[at] == b'\\' {
+            out.push_str("%5C");
+            rest = encoded;
+            continue;
+        }
         let digits = encoded.get(..2).ok_or(PathError::Percent)?;
         if !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Err(PathError::Percent);
@@ -113,6 +120,14 @@ mod tests {
         check("/a..b/...", "/a..b/...");
         check("//a//b", "//a//b");
         check("/a//../b", "/a/b");
+    }
+
+    #[test]
+    fn a_backslash_is_encoded() {
+        check("/a\\b", "/a%5Cb");
+        check("/a\\..\\b", "/a%5C..%5Cb");
+        check("/\\%5c\\", "/%5C%5C%5C");
+        check("/..\\a/../b", "/b");
     }
 
     #[test]

@@ -1,0 +1,165 @@
+//! Rules about listeners whose traffic the kernel carries: what it can't do for them is refused, whether they
+//! must go by it or may.
+
+use std::collections::BTreeMap;
+
+use crate::build::protocol;
+use crate::check::Sink;
+use crate::model::{
+    AcceptProxy, Balance, Breaker, Config, KernelSettings, LimitMode, Listener, OnLimit, Pool, Protocol,
+    Queue, TcpSettings, Via,
+};
+use crate::problem::{Fault, shown};
+use crate::tree::Place;
+use crate::value::Fields;
+
+/// Largest limits that the kernel counts to; docs/kernel-path.md has what they cost.
+const PER_CLIENT_MAX: u32 = 1_000;
+const CONNECTIONS_MAX: u32 = 10_000;
+
+pub(super) fn errors(root: &Fields, config: &Config, sink: &mut Sink) {
+    let mut tables: BTreeMap<(&str, u32), ()> = BTreeMap::new();
+    for (name, value) in root.map("listeners") {
+        let (Some(fields), Some(listener)) = (value.as_object(), config.listeners.get(name)) else {
+            continue;
+        };
+        if listener.via == Via::Proxy {
+            if listener.kernel != KernelSettings::default()
+                && let Some(kernel) = fields.at("kernel")
+            {
+                let fault = Fault::new("this listener's traffic does not go by the kernel");
+                sink.report(Place::Key(kernel.node), fault.help("set `via: kernel`, or `via: auto`"));
+            }
+            continue;
+        }
+        of_listener(fields, listener, sink);
+        slots(fields, listener, sink);
+        let Some((name, pool)) = listener.pool.as_ref().and_then(|name| config.pools.get_key_value(name))
+        else {
+            continue;
+        };
+        of_pool(fields, name, pool, sink);
+        tables.insert((name, listener.kernel.slots), ());
+        let sum =
+            |tables: &BTreeMap<(&str, u32), ()>| tables.keys().map(|(_, slots)| u64::from(*slots)).sum();
+        let (all, most): (u64, _) = (sum(&tables), u64::from(KernelSettings::SLOTS_MAX));
+        if all > most && all - u64::from(listener.kernel.slots) <= most {
+            let fault = Fault::new(format!("the tables of the kernel path have more than {most} slots"));
+            let place = fields.at("kernel").or_else(|| fields.at("via")).map_or(value.node, |v| v.node);
+            sink.report(Place::Key(place), fault.help("set `kernel: { slots: 1021 }`, or another prime"));
+        }
+    }
+}
+
+/// What stands on the listener itself.
+fn of_listener(fields: &Fields, listener: &Listener, sink: &mut Sink) {
+    let mut refuse = |key: &str, fault: Fault| {
+        if let Some(value) = fields.at(key).or_else(|| fields.at("via")) {
+            sink.report(Place::Key(value.node), fault);
+        }
+    };
+    if protocol(fields).is_some_and(|p| !matches!(p, Protocol::Tcp | Protocol::Udp | Protocol::TcpUdp)) {
+        let word = fields.word("protocol").unwrap_or_default();
+        let fault = Fault::new(format!("a listener of protocol {} goes by the proxy alone", shown(word)));
+        return refuse("via", fault.help("the kernel passes tcp and udp on"));
+    }
+    if listener.bind.iter().any(|bind| bind.port == 0) {
+        refuse(
+            "bind",
+            Fault::new("the kernel path needs a port that is given").help("port 0 is for the proxy"),
+        );
+    }
+    let bytes = "the kernel passes packets on and looks at no byte in them: use `via: proxy`";
+    for (key, is_set) in [
+        ("tls", listener.tls.is_some()),
+        ("proxy_protocol", listener.proxy_protocol.accept != AcceptProxy::Off),
+        ("ftp", listener.ftp.is_some()),
+        ("tcp", listener.tcp != TcpSettings::default()),
+    ] {
+        if is_set {
+            refuse(key, Fault::new(format!("`{key}` can't stand beside `via: kernel`")).help(bytes));
+        }
+    }
+    let (limits, udp) = (listener.limits.as_ref(), &listener.udp);
+    for (key, is_set, what) in [
+        ("udp", udp.replies > 0, "`replies` beside `via: kernel`: sessions end by `idle` alone"),
+        ("limits", limits.is_some_and(|l| l.mode == LimitMode::Exact), "`mode: exact` beside `via: kernel`"),
+        (
+            "limits",
+            limits.is_some_and(|l| !l.wait.is_zero()),
+            "`wait` beside `via: kernel`: packets don't wait",
+        ),
+    ] {
+        if is_set {
+            let fault = Fault::new(format!("not supported: {what}"));
+            refuse(key, fault.help("use `via: proxy`"));
+        }
+    }
+    // The kernel looks at all that a count holds when it adds to it.
+    for (name, most, value) in [
+        ("connections_per_client", PER_CLIENT_MAX, limits.map_or(0, |l| l.connections_per_client)),
+        ("connections", CONNECTIONS_MAX, limits.map_or(0, |l| l.connections)),
+    ] {
+        if value > most {
+            let fault = Fault::new(format!("the kernel path counts at most {most} `{name}`, not {value}"));
+            refuse("limits", fault.help("use `via: proxy`, or a lower limit"));
+        }
+    }
+    for (key, is_set) in
+        [("ban", listener.policies.ban.is_some()), ("on_limit", listener.on_limit != OnLimit::default())]
+    {
+        if is_set {
+            let fault = Fault::new(format!("`{key}` beside `via: kernel` is not supported yet"));
+            refuse(key, fault.help("use `via: proxy`"));
+        }
+    }
+}
+
+/// What the listener's pool wants and the kernel can't give.
+fn of_pool(fields: &Fields, name: &str, pool: &Pool, sink: &mut Sink) {
+    let Some(place) = fields.at("pool") else { return };
+    let mut refuse = |what: &str, why: &str| {
+        let fault = Fault::new(format!("pool {} has `{what}`, which {why}", shown(name)));
+        let help = "give this listener `via: proxy`, or a pool of its own";
+        sink.report(Place::Value(place.node), fault.help(help));
+    };
+    for (key, is_set) in [("tls", pool.tls.is_some()), ("proxy_protocol", pool.proxy_protocol.is_some())] {
+        if is_set {
+            refuse(key, "takes bytes that the kernel does not send");
+        }
+    }
+    if !matches!(pool.balance, Balance::RoundRobin | Balance::Random | Balance::Maglev) {
+        refuse("balance", "the kernel can't do: it spreads clients evenly by weight, by a Maglev table");
+    }
+    for (key, is_set) in [
+        ("sticky", pool.sticky.is_some()),
+        ("breaker", pool.breaker != Breaker::default()),
+        ("queue", pool.queue != Queue::default()),
+        ("slow_start", !pool.slow_start.is_zero()),
+        ("zone_aware", pool.zone_aware),
+    ] {
+        if is_set {
+            refuse(key, "the kernel path does not have");
+        }
+    }
+    let limited = pool.members.iter().any(|member| member.max_connections > 0)
+        || pool.named.iter().any(|member| member.max_connections > 0);
+    if limited {
+        refuse("max_connections", "is not supported yet beside `via: kernel`");
+    }
+}
+
+/// Maglev's permutations visit every slot only if their number is a prime.
+fn slots(fields: &Fields, listener: &Listener, sink: &mut Sink) {
+    let slots = listener.kernel.slots;
+    let Some(value) = fields.object("kernel").and_then(|kernel| kernel.at("slots")) else { return };
+    if !is_prime(slots) {
+        let next = (slots..).find(|n| is_prime(*n)).unwrap_or(65_537);
+        let fault = Fault::new(format!("{slots} is no prime"));
+        sink.report(Place::Value(value.node), fault.help(format!("the next one is {next}")));
+    }
+}
+
+fn is_prime(n: u32) -> bool {
+    n > 1 && (2..).take_while(|d| d * d <= n).all(|d| !n.is_multiple_of(d))
+}

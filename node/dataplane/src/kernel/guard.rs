@@ -1,0 +1,131 @@
+//! Who may come to a listener of the kernel's, and how much of it.
+//!
+//! What the cluster allows is divided before it is told: a VIP is at one node at a time, which has all of a limit;
+//! where a listener has other addresses, each node has its share.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use trestle_config::model::{self, Action, LimitBy, Ports, RateUnit};
+
+use crate::limits;
+use crate::networks::{Ranges, Sets};
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct KernelGuard {
+    /// The first that fits decides.
+    pub rules: Vec<KernelRule>,
+    /// Where none does.
+    pub default: Action,
+    /// Most open flows of a client.
+    pub per_client: Option<u32>,
+    /// Of all clients.
+    pub connections: Option<u32>,
+    /// IPv6 addresses with a common prefix of so many bits are one client.
+    pub prefix_v6: u8,
+    pub rates: Vec<KernelRate>,
+    /// A flow of UDP ends when nothing was seen of it for so long.
+    pub udp_idle: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct KernelRule {
+    /// `None`: everybody.
+    pub from: Option<Vec<KernelNetworks>>,
+    /// Empty: any.
+    pub ports: Vec<Ports>,
+    pub action: Action,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct KernelNetworks {
+    /// Of a set that has one.
+    pub name: Option<String>,
+    pub ranges: Arc<Ranges>,
+}
+
+/// New flows in a time.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KernelRate {
+    pub by_client: bool,
+    pub count: u32,
+    pub each: Duration,
+    pub burst: u32,
+    pub prefix_v6: u8,
+}
+
+impl KernelGuard {
+    /// `nodes`: that share what is allowed.
+    pub(super) fn new(settings: &model::Listener, sets: &Sets, nodes: u32) -> Self {
+        let limits = settings.limits.as_ref();
+        let firewall = settings.firewall.as_ref();
+        let limit = |of: fn(&model::Limits) -> u32| {
+            limits.map(of).filter(|limit| *limit > 0).map(|limit| limits::share(limit, nodes))
+        };
+        let rule = |rule: &model::FirewallRule| KernelRule {
+            from: (!rule.from.is_empty()).then(|| sets.each(&rule.from)),
+            ports: rule.ports.clone(),
+            action: rule.action,
+        };
+        let rate = |limit: &model::RateLimit| KernelRate {
+            by_client: limit.by == LimitBy::Client,
+            count: limits::share(limit.rate.count, nodes),
+            each: match limit.rate.per {
+                RateUnit::Second => Duration::from_secs(1),
+                RateUnit::Minute => Duration::from_secs(60),
+                RateUnit::Hour => Duration::from_secs(3_600),
+            },
+            burst: limits::share(limit.burst, nodes),
+            prefix_v6: limit.prefix_v6,
+        };
+        Self {
+            rules: firewall.iter().flat_map(|firewall| &firewall.rules).map(rule).collect(),
+            default: firewall.map_or(Action::Allow, |firewall| firewall.default),
+            per_client: limit(|limits| limits.connections_per_client),
+            connections: limit(|limits| limits.connections),
+            prefix_v6: limits.map_or(64, |limits| limits.prefix_v6),
+            rates: settings.rate_limits.iter().map(rate).collect(),
+            udp_idle: settings.udp.idle,
+        }
+    }
+}
+
+/// Whether the listener stands at addresses of one VIP alone, which move together.
+pub(super) fn is_at_one_vip(
+    settings: &model::Listener,
+    mut vips: impl Iterator<Item = Box<[IpAddr]>>,
+) -> bool {
+    vips.any(|addresses| {
+        settings.bind.iter().all(|bind| bind.ip.is_some_and(|ip| addresses.contains(&ip.to_canonical())))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use trestle_config::{Source, parse};
+
+    use super::*;
+
+    #[test]
+    fn one_vip_has_all_of_a_limit_and_other_addresses_their_share() {
+        let text = "\
+vips: { front: { addresses: [198.18.0.1/24, \"fd00::1/64\"] }, back: { addresses: [198.18.0.2/24] } }
+listeners:
+  one: { bind: \"@front:80\", protocol: tcp, via: kernel, pool: app, limits: { connections_per_client: 10 } }
+  two: { bind: [\"@front:81\", \"@back:81\"], protocol: tcp, via: kernel, pool: app }
+  any: { bind: \":82\", protocol: tcp, via: kernel, pool: app }
+pools: { app: { members: [\"192.0.2.1:80\"] } }
+";
+        let document = parse(Source { name: "test.yaml", text }).unwrap_or_else(|e| panic!("{e}"));
+        let config = document.config();
+        let vips = || {
+            let addresses = |vip: &model::Vip| vip.addresses.iter().map(|address| address.ip).collect();
+            config.vips.values().map(addresses)
+        };
+        let alone = ["one", "two", "any"].map(|name| is_at_one_vip(&config.listeners[name], vips()));
+        assert_eq!(alone, [true, false, false]);
+        let of = |nodes| KernelGuard::new(&config.listeners["one"], &Sets::default(), nodes).per_client;
+        assert_eq!((of(1), of(3)), (Some(10), Some(4)));
+    }
+}

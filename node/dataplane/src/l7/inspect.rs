@@ -1,0 +1,66 @@
+//! Requests before the web application firewall.
+//!
+//! A body that it reads is held back until all of it is here, or as much as is looked at; what is too long to be held
+//! goes on as a stream behind that. One that it does not read is not touched.
+
+use http::HeaderMap;
+
+use super::body::Streaming;
+use super::exchange::after;
+use super::head::Framing;
+use super::record::Record;
+use crate::alarm::Elapsed;
+use crate::metrics::Reason;
+use crate::snapshot::Rule;
+use crate::waf::{Form, Hit, Waf};
+
+pub(super) fn header(record: &mut Record, waf: &Waf, headers: &HeaderMap) -> Result<(), Reason> {
+    let hits = waf.header(record.target.path(), record.target.query(), headers);
+    judge(record, waf, hits)
+}
+
+pub(super) async fn body(
+    record: &mut Record,
+    rule: &Rule,
+    (waf, form): (&Waf, &Form),
+    headers: &HeaderMap,
+    body: &mut Streaming,
+) -> Result<(), Reason> {
+    let disguise = waf.disguise(record.target.path(), headers);
+    judge(record, waf, disguise.into_iter().collect())?;
+    let known = match record.conn.gate.framing.get() {
+        Framing::Length(length) => length > waf.body_max as u64,
+        _ => false,
+    };
+    if known {
+        // It need not be waited for.
+        let over = waf.over(record.target.path());
+        judge(record, waf, over.into_iter().collect())?;
+    }
+    let deadline = after(record.started, rule.timeout.request, Reason::RequestTimeout);
+    let gathered = record.conn.alarm.within(deadline.map(|(at, _)| at), body.gather(waf.body_max)).await;
+    let malformed = record.conn.gate.malformed_body.get();
+    let whole = match gathered {
+        Ok(Ok(whole)) => whole,
+        Ok(Err(_)) if malformed => return Err(Reason::BadRequest),
+        Ok(Err(interrupted)) => return Err(interrupted.0),
+        Err(Elapsed) => return Err(Reason::RequestTimeout),
+    };
+    let (bytes, trailers) = body.gathered();
+    let is_over = !whole || bytes.len() > waf.body_max;
+    let over = if is_over && !known { waf.over(record.target.path()) } else { None };
+    let looked_at = &bytes[..bytes.len().min(waf.body_max)];
+    let mut hits: Vec<Hit> = over.into_iter().collect();
+    hits.extend(waf.body(record.target.path(), form, looked_at, trailers));
+    judge(record, waf, hits)
+}
+
+/// Counts and keeps what was found.
+fn judge(record: &mut Record, waf: &Waf, hits: Vec<Hit>) -> Result<(), Reason> {
+    if hits.is_empty() {
+        return Ok(());
+    }
+    let refused = waf.refuses(&hits);
+    record.hits.extend(hits);
+    if refused { Err(Reason::Waf) } else { Ok(()) }
+}

@@ -1,0 +1,222 @@
+//! One request's values, each with the rules that hold where it stands.
+
+use std::borrow::Cow;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use http::HeaderMap;
+use trestle_config::model::{WafField, WafMode};
+
+use super::body::{self, Form, Part};
+use super::engine::{Kind, Scratch};
+use super::rules::Rules;
+use super::{Exception, FINDINGS_MAX, Hit, Place, Waf};
+
+#[derive(Debug)]
+pub(super) struct Inspection<'a> {
+    waf: &'a Waf,
+    /// Those that are about this path.
+    exceptions: Vec<&'a Exception>,
+    /// Without what is excepted for all of the request.
+    rules: Rules,
+    most: usize,
+    scratch: Scratch,
+    pub(super) hits: Vec<Hit>,
+}
+
+impl<'a> Inspection<'a> {
+    pub(super) fn new(waf: &'a Waf, path: &str) -> Self {
+        let about =
+            |exception: &&Exception| exception.path.as_deref().is_none_or(|prefix| is_below(path, prefix));
+        let (everywhere, exceptions): (Vec<_>, Vec<_>) =
+            waf.exceptions.iter().filter(about).partition(|exception| exception.field.is_none());
+        let rules = everywhere.iter().fold(waf.rules, |rules, exception| rules.without(exception.rules));
+        let most = if waf.mode == WafMode::Block { 1 } else { FINDINGS_MAX };
+        Self { waf, exceptions, rules, most, scratch: Scratch::default(), hits: Vec::new() }
+    }
+
+    /// Those that hold for a field.
+    pub(super) fn rules(&self, place: Place, name: &[u8]) -> Rules {
+        let about =
+            |exception: &&&Exception| exception.field.as_ref().is_some_and(|field| is_it(field, place, name));
+        self.exceptions
+            .iter()
+            .filter(about)
+            .fold(self.rules, |rules, exception| rules.without(exception.rules))
+    }
+
+    /// The whole path, since a tag that is closed has a slash, and each of its segments, in which it may begin.
+    pub(super) fn path(&mut self, path: &str) {
+        let whole = percent(path.as_bytes());
+        self.value(Place::Path, b"", &whole, Kind::Free);
+        if path.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'/' | b'-' | b'_' | b'.'))
+        {
+            return;
+        }
+        // Parameters of a segment, too.
+        for part in path.split(['/', ';']).filter(|part| !part.is_empty()) {
+            if self.hits.is_empty() {
+                self.value(Place::Path, b"", &percent(part.as_bytes()), Kind::Free);
+            }
+        }
+    }
+
+    pub(super) fn query(&mut self, query: &str) {
+        body::pairs(query.as_bytes(), &mut |part| self.part(Place::Query, part));
+    }
+
+    pub(super) fn headers(&mut self, headers: &HeaderMap) {
+        for (name, value) in headers {
+            if self.is_full() {
+                return;
+            }
+            match name.as_str() {
+                // They frame the message, or name a host that was checked.
+                "host" | "content-length" | "transfer-encoding" | "connection" | "te" | "upgrade" => {}
+                "cookie" => self.cookies(value.as_bytes()),
+                "authorization" | "proxy-authorization" => self.credentials(name.as_str(), value.as_bytes()),
+                name => self.header(name.as_bytes(), value.as_bytes(), kind(name)),
+            }
+        }
+    }
+
+    /// A value, and each of the parameters of a URL.
+    fn header(&mut self, name: &[u8], value: &[u8], kind: Kind) {
+        self.value(Place::Header, name, value, kind);
+        let is_url = value.starts_with(b"http") || value.starts_with(b"/");
+        if let Some(mark) = memchr::memchr(b'?', value).filter(|_| is_url) {
+            body::pairs(&value[mark + 1..], &mut |part| {
+                if let Part::Field { name: parameter, value } = part
+                    && !self.is_full()
+                {
+                    self.value(Place::Header, name, value, kind);
+                    self.value(Place::Header, name, parameter, kind);
+                }
+                !self.is_full()
+            });
+        }
+    }
+
+    fn cookies(&mut self, line: &[u8]) {
+        for pair in line.split(|byte| *byte == b';') {
+            let pair = pair.trim_ascii();
+            let (name, value) = match memchr::memchr(b'=', pair) {
+                Some(at) => (&pair[..at], &pair[at + 1..]),
+                None => (pair, [].as_slice()),
+            };
+            let quoted = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\""));
+            if !self.field(Place::Cookie, name, &percent(quoted.unwrap_or(value))) {
+                return;
+            }
+        }
+    }
+
+    /// The user's name of basic authentication; a password may be anything, and no sane backend does more than hash it.
+    fn credentials(&mut self, header: &str, value: &[u8]) {
+        let basic = value.split_at_checked(6).filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"basic "));
+        let decoded = basic.and_then(|(_, encoded)| STANDARD.decode(encoded.trim_ascii()).ok());
+        match decoded {
+            Some(decoded) => {
+                let end = memchr::memchr(b':', &decoded).unwrap_or(decoded.len());
+                self.value(Place::Header, header.as_bytes(), &decoded[..end], Kind::Free);
+            }
+            None => self.value(Place::Header, header.as_bytes(), value, Kind::Structured),
+        }
+    }
+
+    pub(super) fn body(&mut self, form: &Form, bytes: &[u8]) {
+        form.read(bytes, &mut |part| self.part(Place::Body, part));
+    }
+
+    fn part(&mut self, place: Place, part: Part<'_>) -> bool {
+        match part {
+            Part::Field { name, value } => self.field(place, name, value),
+            Part::Broken(rule) => {
+                if self.rules(place, b"").has(rule) {
+                    self.hits.push(Hit::new(rule, (place, b""), b""));
+                }
+                !self.is_full()
+            }
+        }
+    }
+
+    /// A field's value, and its name, which a client chooses as freely. False: nothing more is wanted.
+    fn field(&mut self, place: Place, name: &[u8], value: &[u8]) -> bool {
+        self.value(place, name, value, Kind::Free);
+        if !self.is_full() {
+            self.value(place, name, name, Kind::Free);
+        }
+        !self.is_full()
+    }
+
+    fn value(&mut self, place: Place, name: &[u8], value: &[u8], kind: Kind) {
+        if value.is_empty() {
+            return;
+        }
+        let rules = if self.exceptions.is_empty() { self.rules } else { self.rules(place, name) };
+        if rules.is_empty() {
+            return;
+        }
+        if let Some(found) = self.waf.engine.examine(value, kind, rules, &mut self.scratch) {
+            self.hits.push(Hit::new(found.rule, (place, name), &found.matched));
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.hits.len() >= self.most
+    }
+}
+
+/// Without `+`, which is a plus in a path.
+fn percent(text: &[u8]) -> Cow<'_, [u8]> {
+    match memchr::memchr(b'%', text) {
+        Some(_) => percent_encoding::percent_decode(text).into(),
+        None => Cow::Borrowed(text),
+    }
+}
+
+/// By whole segments.
+fn is_below(path: &str, prefix: &str) -> bool {
+    path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+fn is_it(field: &WafField, place: Place, name: &[u8]) -> bool {
+    match (field, place) {
+        (WafField::Parameter(wanted), Place::Query | Place::Body) => {
+            let wanted = wanted.as_bytes();
+            // `body` is also `body` in `article`.
+            name == wanted
+                || place == Place::Body
+                    && name.strip_suffix(wanted).is_some_and(|before| before.ends_with(b"."))
+        }
+        (WafField::Header(wanted), Place::Header) => name.eq_ignore_ascii_case(wanted.as_bytes()),
+        (WafField::Cookie(wanted), Place::Cookie) => name == wanted.as_bytes(),
+        _ => false,
+    }
+}
+
+fn kind(header: &str) -> Kind {
+    let structured = header.starts_with("accept")
+        || header.starts_with("sec-")
+        || header.starts_with("if-")
+        || matches!(
+            header,
+            "baggage"
+                | "cache-control"
+                | "content-disposition"
+                | "content-type"
+                | "forwarded"
+                | "link"
+                | "nel"
+                | "pragma"
+                | "prefer"
+                | "priority"
+                | "range"
+                | "report-to"
+                | "traceparent"
+                | "tracestate"
+                | "via"
+                | "want-digest"
+        );
+    if structured { Kind::Structured } else { Kind::Free }
+}

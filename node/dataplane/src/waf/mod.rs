@@ -1,0 +1,267 @@
+//! The web application firewall: looks for SQL injection and scripts in what a request brings, in the very form in
+//! which a member gets it, and refuses it or tells of it.
+//!
+//! [`Waf`] is a policy, compiled for a rule. A request's header is inspected before it is answered or given to a
+//! member; its body, where it has a type that is read ([`body`]), is held back up to a bound and inspected as a
+//! whole. Values come from [`inspection`] (places and exceptions), are decoded ([`decode`]) and judged by an
+//! [`engine`], whose rules are a table ([`rules`]).
+//!
+//! Nothing here waits or keeps anything between two requests. What it may cost is bounded by the header's limits,
+//! by `inspect_body` and by the bounds in [`engine`].
+
+mod body;
+#[cfg(test)]
+mod corpus;
+mod decode;
+mod engine;
+mod inspection;
+mod normal;
+mod rules;
+
+use std::sync::Arc;
+
+use http::HeaderMap;
+use trestle_config::model::{self, WafField, WafMode};
+
+use crate::metrics::Counter;
+pub(crate) use body::Form;
+use engine::Engine;
+use inspection::Inspection;
+use rules::{Rule, Rules};
+
+/// Findings of one request that are told in `detect`; in `block` the first decides.
+const FINDINGS_MAX: usize = 8;
+
+/// Bytes of a field's name that are told.
+const NAME_SHOWN: usize = 64;
+
+/// A policy, compiled.
+#[derive(Debug)]
+pub(crate) struct Waf {
+    mode: WafMode,
+    rules: Rules,
+    /// Bytes of a body that are held back and looked at; 0: bodies are not.
+    pub(crate) body_max: usize,
+    /// A longer one is refused.
+    pub(crate) refuses_longer: bool,
+    exceptions: Box<[Exception]>,
+    engine: Engine,
+    counters: Arc<WafCounters>,
+}
+
+/// Where some rules don't hold.
+#[derive(Debug)]
+struct Exception {
+    rules: Rules,
+    /// With all below it; `None`: every path.
+    path: Option<Box<str>>,
+    /// `None`: everywhere in the request.
+    field: Option<WafField>,
+}
+
+/// Where in a request something was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    Path,
+    Query,
+    Header,
+    Cookie,
+    Body,
+}
+
+impl Place {
+    fn label(self) -> &'static str {
+        match self {
+            Place::Path => "path",
+            Place::Query => "query",
+            Place::Header => "header",
+            Place::Cookie => "cookie",
+            Place::Body => "body",
+        }
+    }
+}
+
+/// What was found in a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Hit {
+    pub(crate) rule: Rule,
+    place: Place,
+    /// Empty for the path.
+    name: Box<[u8]>,
+    /// The bytes that the rule is about, decoded and shortened.
+    pub(crate) matched: Box<[u8]>,
+}
+
+impl Hit {
+    fn new(rule: Rule, (place, name): (Place, &[u8]), matched: &[u8]) -> Self {
+        Self { rule, place, name: name[..name.len().min(NAME_SHOWN)].into(), matched: matched.into() }
+    }
+
+    /// As `query:q`.
+    pub(crate) fn at(&self) -> Vec<u8> {
+        let label = self.place.label().as_bytes();
+        if self.name.is_empty() { label.to_vec() } else { [label, b":", &self.name].concat() }
+    }
+}
+
+/// How often each rule found something.
+#[derive(Debug, Default)]
+pub(crate) struct WafCounters {
+    blocked: [Counter; Rule::COUNT],
+    detected: [Counter; Rule::COUNT],
+}
+
+impl WafCounters {
+    /// Rule, action and count of those that were found.
+    pub(crate) fn each(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> {
+        let of = |action, counters| {
+            Rule::ALL
+                .iter()
+                .zip(counters)
+                .map(move |(rule, count): (&Rule, &Counter)| (rule.id(), action, count.value()))
+        };
+        of("block", &self.blocked).chain(of("detect", &self.detected)).filter(|(.., count)| *count > 0)
+    }
+}
+
+impl Waf {
+    /// `None`: it is off.
+    pub(crate) fn compile(policy: &model::Waf, counters: &Arc<WafCounters>) -> Option<Self> {
+        let exception = |except: &model::WafException| Exception {
+            // Names were checked.
+            rules: except
+                .rule
+                .as_deref()
+                .map_or(Rules::up_to(u8::MAX), |name| Rules::named(name).unwrap_or_default()),
+            path: except.path.as_deref().map(|path| path.trim_end_matches('/').into()),
+            field: except.field.clone(),
+        };
+        if policy.mode == WafMode::Off {
+            return None;
+        }
+        let engine = Engine::Builtin;
+        engine.prepare();
+        Some(Self {
+            mode: policy.mode,
+            rules: Rules::up_to(policy.paranoia),
+            body_max: policy.inspect_body,
+            refuses_longer: policy.refuses_longer,
+            exceptions: policy.except.iter().map(exception).collect(),
+            engine,
+            counters: Arc::clone(counters),
+        })
+    }
+
+    /// Counts what was found; true: the request must not pass.
+    pub(crate) fn refuses(&self, hits: &[Hit]) -> bool {
+        let blocks = self.mode == WafMode::Block;
+        let of = if blocks { &self.counters.blocked } else { &self.counters.detected };
+        hits.iter().for_each(|hit| of[hit.rule as usize].inc());
+        blocks && !hits.is_empty()
+    }
+
+    /// Looks at path, query and header.
+    pub(crate) fn header(&self, path: &str, query: Option<&str>, headers: &HeaderMap) -> Vec<Hit> {
+        let mut inspection = Inspection::new(self, path);
+        inspection.path(path);
+        if let Some(query) = query {
+            inspection.query(query);
+        }
+        inspection.headers(headers);
+        inspection.hits
+    }
+
+    /// How the body of a request with this header is read; `None`: it passes as it comes.
+    pub(crate) fn form(&self, headers: &HeaderMap) -> Option<Form> {
+        if self.body_max == 0 { None } else { Form::of(headers) }
+    }
+
+    /// Looks at what the header says of a body that is going to be read.
+    pub(crate) fn disguise(&self, path: &str, headers: &HeaderMap) -> Option<Hit> {
+        self.broken(path, Form::disguise(headers)?)
+    }
+
+    /// Looks at a body, or at as much of one as `body_max` says, and at its trailers.
+    pub(crate) fn body(
+        &self,
+        path: &str,
+        form: &Form,
+        body: &[u8],
+        trailers: Option<&HeaderMap>,
+    ) -> Vec<Hit> {
+        let mut inspection = Inspection::new(self, path);
+        inspection.body(form, body);
+        trailers.into_iter().for_each(|trailers| inspection.headers(trailers));
+        inspection.hits
+    }
+
+    /// Of a body that is longer than what is looked at.
+    pub(crate) fn over(&self, path: &str) -> Option<Hit> {
+        if self.refuses_longer { self.broken(path, Rule::BodyOver) } else { None }
+    }
+
+    fn broken(&self, path: &str, rule: Rule) -> Option<Hit> {
+        let inspection = Inspection::new(self, path);
+        let at = (Place::Body, [].as_slice());
+        inspection.rules(at.0, at.1).has(rule).then(|| Hit::new(rule, at, b""))
+    }
+}
+
+/// For fuzzers: judges a body that is read as its first byte says, and each form of it by itself.
+pub(crate) fn any_bytes(data: &[u8]) {
+    let Some((kind, body)) = data.split_first() else { return };
+    let forms = [
+        Form::Urlencoded,
+        Form::Json,
+        Form::Multipart { boundary: b"x".to_vec() },
+        Form::Xml,
+        Form::Text,
+        Form::Unknown,
+    ];
+    let policy = model::Waf { mode: WafMode::Detect, paranoia: 4, ..model::Waf::default() };
+    let Some(waf) = Waf::compile(&policy, &Arc::default()) else { return };
+    let hits = waf.body("/", &forms[usize::from(*kind) % forms.len()], body, None);
+    assert!(hits.len() <= FINDINGS_MAX + 1, "{}", hits.len());
+    assert!(hits.iter().all(|hit| hit.at().len() <= NAME_SHOWN + 8));
+    if let Some(decoded) = decode::round(body) {
+        assert!(decoded.len() <= body.len());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use trestle_config::model::WAF_RULES;
+
+    use super::*;
+
+    #[test]
+    fn the_config_knows_the_names_of_all_rules_and_classes() {
+        let mut ours: Vec<&str> =
+            Rule::ALL.iter().map(|rule| rule.id()).chain(["sqli", "xss", "body"]).collect();
+        let mut theirs = WAF_RULES.to_vec();
+        ours.sort_unstable();
+        theirs.sort_unstable();
+        assert_eq!(ours, theirs);
+        assert!(theirs.iter().all(|name| Rules::named(name).is_some()));
+        assert_eq!(Rules::named("sql"), None);
+    }
+
+    #[test]
+    fn the_fuzzers_corpus_is_judged() {
+        let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus/waf");
+        let files = std::fs::read_dir(corpus).expect("it is there");
+        let files: Vec<_> = files.map(|file| file.expect("listed").path()).collect();
+        assert!(files.len() >= 7);
+        for file in files {
+            any_bytes(&std::fs::read(&file).expect("readable"));
+        }
+    }
+
+    #[test]
+    fn levels_add_rules() {
+        for level in 1..4 {
+            let (fewer, more) = (Rules::up_to(level), Rules::up_to(level + 1));
+            assert!(fewer.without(more).is_empty() && !more.without(fewer).is_empty(), "{level}");
+        }
+    }
+}

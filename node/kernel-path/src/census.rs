@@ -1,0 +1,222 @@
+//! The flows that are open, counted by walking the kernel's connection tracking; and the end of those whose member
+//! is not to have any.
+//!
+//! A walk costs about 1 µs a flow, so it is for its caller to let time pass between two ([`Census::pause`]).
+
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use trestle_dataplane::KernelView;
+use trestle_netlink::conntrack::{Conntrack, TrackedFlow};
+use trestle_netlink::nudge::nudge;
+use trestle_netlink::route::Route;
+
+use crate::programmer::Error;
+use crate::ruleset::{Family, transports};
+
+/// Most flows that one walk ends: what it takes to remember them is some 10 MiB.
+const ENDS_MAX: usize = 131_072;
+
+/// Walks take this part of the time at most.
+const SHARE: u32 = 50;
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+
+/// Most clients that are told.
+const CLIENTS_MAX: usize = 8_192;
+
+/// Flows open now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Open {
+    pub listeners: HashMap<String, u64>,
+    pub members: HashMap<SocketAddr, u64>,
+    /// The heaviest.
+    pub clients: Vec<(IpAddr, u32)>,
+    /// All of them.
+    pub flows: u64,
+    /// Flows that were cut, since their member is not to have any.
+    pub cut: u64,
+    pub took: Duration,
+}
+
+/// How long flows are kept that came to an address which went elsewhere: it may come right back.
+const KEPT_AWAY: Duration = Duration::from_secs(10);
+
+#[derive(Debug)]
+pub struct Census {
+    conntrack: Conntrack,
+    route: Route,
+    /// Listeners' addresses that flows came to and that are not here now, and since when that is known.
+    away: HashMap<IpAddr, Instant>,
+    kept_away: Duration,
+}
+
+impl Census {
+    /// # Errors
+    /// No netlink.
+    pub fn open() -> Result<Self, Error> {
+        Self::keeping(KEPT_AWAY)
+    }
+
+    /// As [`Self::open`]; flows to an address that is elsewhere are kept for so long.
+    ///
+    /// # Errors
+    /// No netlink.
+    pub fn keeping(kept_away: Duration) -> Result<Self, Error> {
+        let (conntrack, route) = (Conntrack::open()?, Route::open()?);
+        Ok(Self { conntrack, route, away: HashMap::new(), kept_away })
+    }
+
+    /// Counts flows of these listeners that come to an address of this machine, and cuts those of members that are
+    /// over. What an address that went elsewhere has left is no flow of ours: after a while it is forgotten, lest it
+    /// count for limits when the address comes back.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub fn take(&mut self, view: &KernelView) -> Result<Open, Error> {
+        let began = Instant::now();
+        let here: HashSet<IpAddr> = self.route.addresses()?.into_iter().map(|a| a.address).collect();
+        let places = Places::new(view);
+        let over = over(view);
+        let mut counts: Vec<u64> = vec![0; view.listeners.len()];
+        let mut clients: HashMap<IpAddr, u32> = HashMap::new();
+        let (mut ends, mut left) = (Vec::new(), Vec::new());
+        let mut open = Open::default();
+        self.away.retain(|ip, _| !here.contains(ip));
+        for family in Family::ALL {
+            self.conntrack.walk(family == Family::V6, |flow| {
+                let Some(ends_of) = Ends::of(flow) else { return };
+                let Some(listener) = places.find(flow.protocol, ends_of.listener) else { return };
+                if over.contains(&ends_of.member) {
+                    if ends.len() < ENDS_MAX {
+                        ends.push(*flow);
+                    }
+                    return;
+                }
+                let ip = ends_of.listener.ip();
+                if !here.contains(&ip) {
+                    // As many as listeners have.
+                    let since = *self.away.entry(ip).or_insert(began);
+                    if began.duration_since(since) >= self.kept_away && left.len() < ENDS_MAX {
+                        left.push(*flow);
+                    }
+                    return;
+                }
+                if flow.is_closed {
+                    return;
+                }
+                counts[listener] += 1;
+                open.flows += 1;
+                *open.members.entry(ends_of.member).or_default() += 1;
+                *clients.entry(ends_of.client.ip()).or_default() += 1;
+            })?;
+        }
+        open.listeners =
+            view.listeners.iter().zip(counts).map(|(l, count)| (l.name.clone(), count)).collect();
+        open.clients = heaviest(clients);
+        self.conntrack.end(&left)?;
+        self.conntrack.end(&ends)?;
+        open.cut = ends.len() as u64;
+        let of_tcp = ends.iter().filter(|flow| flow.protocol == 6 && !flow.is_closed);
+        let local = |ends: &Ends| here.contains(&ends.listener.ip());
+        let mut clients: Vec<_> =
+            of_tcp.filter_map(Ends::of).filter(local).map(|ends| (ends.client, ends.listener)).collect();
+        // Who sends is reset by whom it meets next; who only listens has to be made to.
+        if let Err(error) = nudge(&mut clients) {
+            tracing::warn!(%error, "kernel path: clients of flows that were cut hear of it when they send next");
+        }
+        open.took = began.elapsed();
+        Ok(open)
+    }
+
+    /// Until the next walk, by how long one took.
+    pub fn pause(took: Duration) -> Duration {
+        (took * SHARE).max(PAUSE_MIN)
+    }
+}
+
+/// Who is to have no flows; not who has some by another pool.
+pub fn over(view: &KernelView) -> HashSet<SocketAddr> {
+    let known = || view.known.values().flatten();
+    let goes_on: HashSet<SocketAddr> = known().filter(|m| !m.is_over).map(|m| m.address).collect();
+    known().filter(|m| m.is_over).map(|m| m.address).filter(|address| !goes_on.contains(address)).collect()
+}
+
+fn heaviest(clients: HashMap<IpAddr, u32>) -> Vec<(IpAddr, u32)> {
+    let mut clients: Vec<(IpAddr, u32)> = clients.into_iter().collect();
+    let order = |(ip, count): &(IpAddr, u32)| (std::cmp::Reverse(*count), *ip);
+    if clients.len() > CLIENTS_MAX {
+        clients.select_nth_unstable_by_key(CLIENTS_MAX, order);
+        clients.truncate(CLIENTS_MAX);
+    }
+    clients.sort_unstable_by_key(order);
+    clients
+}
+
+/// Of a flow, whichever side it was first heard from.
+struct Ends {
+    client: SocketAddr,
+    listener: SocketAddr,
+    member: SocketAddr,
+}
+
+impl Ends {
+    fn of(flow: &TrackedFlow) -> Option<Self> {
+        if flow.has_new_destination() {
+            let (client, listener) = (flow.original.source, flow.original.destination);
+            return Some(Self { client, listener, member: flow.reply.source });
+        }
+        // An answer that another node's flow was picked up by.
+        flow.is_rewritten().then_some(Self {
+            client: flow.original.destination,
+            listener: flow.reply.destination,
+            member: flow.original.source,
+        })
+    }
+}
+
+/// Listeners by where clients come to them.
+struct Places {
+    by_address: HashMap<(u8, SocketAddr), usize>,
+    by_port: HashMap<(u8, u16), usize>,
+    ranges: Vec<(u8, Option<IpAddr>, u16, u16, usize)>,
+}
+
+impl Places {
+    fn new(view: &KernelView) -> Self {
+        let mut places = Self { by_address: HashMap::new(), by_port: HashMap::new(), ranges: Vec::new() };
+        for (at, listener) in view.listeners.iter().enumerate() {
+            for bind in &listener.binds {
+                let address = bind.ip.filter(|ip| !ip.is_unspecified());
+                for transport in transports(listener) {
+                    let protocol = transport.number()[0];
+                    match address {
+                        _ if bind.more > 0 => {
+                            places.ranges.push((protocol, address, bind.port, *bind.ports().end(), at));
+                        }
+                        Some(ip) => {
+                            places.by_address.insert((protocol, SocketAddr::new(ip, bind.port)), at);
+                        }
+                        None => _ = places.by_port.insert((protocol, bind.port), at),
+                    }
+                }
+            }
+        }
+        // One at an address beats one at all.
+        places.ranges.sort_by_key(|(_, address, ..)| address.is_none());
+        places
+    }
+
+    fn find(&self, protocol: u8, to: SocketAddr) -> Option<usize> {
+        let in_range = || {
+            let fits = |(of, address, first, last, _): &&(u8, Option<IpAddr>, u16, u16, usize)| {
+                *of == protocol
+                    && (*first..=*last).contains(&to.port())
+                    && address.is_none_or(|address| address == to.ip())
+            };
+            self.ranges.iter().find(fits).map(|(.., at)| *at)
+        };
+        let at_address = self.by_address.get(&(protocol, to)).copied();
+        at_address.or_else(in_range).or_else(|| self.by_port.get(&(protocol, to.port())).copied())
+    }
+}

@@ -1,0 +1,293 @@
+//! The kernel path of this node: it follows what the data plane wants, and tells what is in force.
+//!
+//! What another process of this name left is replaced with the first revision, in one transaction, so that flows
+//! which it rewrote go on. When the node ends, nothing new goes by the kernel any more, and the table stays
+//! without rules: established flows are carried to their end.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+use trestle_dataplane::{KernelView, Plane};
+use trestle_kernel_path::{Census, InForce, Open, Programmer, Traffic, machine, surroundings};
+
+/// How often it is looked whether the table is still there as it was made.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// Between two tries of what the kernel refused.
+const AGAIN: Duration = Duration::from_secs(2);
+
+/// What stands in the way of packets, looked up at most so often: for `status`.
+const FINDINGS_KEPT: Duration = Duration::from_secs(2);
+
+/// How often it is looked whether members have come to be over since flows were counted.
+const LOOK_FOR_ENDS: Duration = Duration::from_secs(1);
+
+/// How old counters may be that are told, and how long to wait for them.
+const TRAFFIC_KEPT: Duration = Duration::from_secs(1);
+const TRAFFIC_WAIT: Duration = Duration::from_millis(200);
+
+pub(crate) struct Kernel {
+    plane: Plane,
+    node: String,
+    /// `None`: nothing was ever to be programmed, or there is no netlink.
+    programmer: Mutex<Option<Programmer>>,
+    told: ArcSwap<Told>,
+    findings: Mutex<Option<(Instant, Vec<String>)>>,
+    /// It was looked for what an earlier process left.
+    swept: AtomicBool,
+    traffic: Mutex<Option<(Instant, Arc<Traffic>)>>,
+    census: Mutex<Option<Census>>,
+    open: ArcSwap<Open>,
+    /// Flows that were cut since this process began.
+    cut: AtomicU64,
+}
+
+/// What came of the last try.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Told {
+    pub(crate) view: Arc<KernelView>,
+    pub(crate) problem: Option<String>,
+    remarks: Vec<String>,
+}
+
+impl Kernel {
+    pub(crate) fn new(plane: Plane, node: &str) -> Self {
+        Self {
+            plane,
+            node: node.to_owned(),
+            programmer: Mutex::default(),
+            told: ArcSwap::default(),
+            findings: Mutex::default(),
+            swept: AtomicBool::new(false),
+            traffic: Mutex::default(),
+            census: Mutex::default(),
+            open: ArcSwap::default(),
+            cut: AtomicU64::new(0),
+        }
+    }
+
+    /// Until `stop`; what is wanted then is done before it returns.
+    pub(crate) async fn follow(self: Arc<Self>, stop: CancellationToken) {
+        tokio::join!(self.clone().program_all(stop.clone()), self.count(stop));
+    }
+
+    /// Counts open flows and cuts those that are over: when a member comes to have none, and then again each
+    /// second, or less often where there are so many flows that it takes its time.
+    async fn count(self: Arc<Self>, stop: CancellationToken) {
+        let mut changes = self.plane.kernel_changes();
+        let (mut next, mut over) = (Instant::now(), HashSet::new());
+        while !stop.is_cancelled() {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                // A drain's deadline passes by itself.
+                () = sleep_until(next.min(Instant::now() + LOOK_FOR_ENDS)) => {}
+                changed = changes.changed() => if changed.is_err() { return },
+            }
+            let view = Arc::new(self.plane.kernel_view());
+            let now_over = trestle_kernel_path::over(&view);
+            if Instant::now() < next && now_over.is_subset(&over) {
+                continue;
+            }
+            over = now_over;
+            let took = if view.listeners.is_empty() {
+                self.forget_flows();
+                Duration::ZERO
+            } else {
+                let kernel = self.clone();
+                match tokio::task::spawn_blocking(move || kernel.count_once(&view)).await {
+                    Ok(took) => took,
+                    Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+                }
+            };
+            next = Instant::now() + Census::pause(took);
+        }
+    }
+
+    fn count_once(&self, view: &KernelView) -> Duration {
+        let began = Instant::now();
+        let mut census = self.census.lock();
+        let taken = match &mut *census {
+            Some(census) => census.take(view),
+            none => Census::open().and_then(|census| none.insert(census).take(view)),
+        };
+        match taken {
+            Ok(open) => {
+                self.plane.set_kernel_clients(&open.clients);
+                self.cut.fetch_add(open.cut, Ordering::Relaxed);
+                if open.cut > 0 {
+                    tracing::info!(
+                        flows = open.cut,
+                        "kernel path: flows of members that are down or drained are cut"
+                    );
+                }
+                self.open.store(Arc::new(open));
+            }
+            Err(error) => tracing::debug!(%error, "kernel path: flows can't be counted"),
+        }
+        began.elapsed()
+    }
+
+    fn forget_flows(&self) {
+        if self.open.load().flows > 0 {
+            self.plane.set_kernel_clients(&[]);
+        }
+        self.open.store(Arc::default());
+    }
+
+    /// Flows open when they were last counted.
+    pub(crate) fn open(&self) -> Arc<Open> {
+        self.open.load_full()
+    }
+
+    pub(crate) fn cut(&self) -> u64 {
+        self.cut.load(Ordering::Relaxed)
+    }
+
+    /// What was carried, no older than [`TRAFFIC_KEPT`] unless the kernel is busy; empty: nothing ever was.
+    pub(crate) async fn traffic(self: Arc<Self>) -> Arc<Traffic> {
+        let fresh = |(at, traffic): &(Instant, Arc<Traffic>)| {
+            (at.elapsed() < TRAFFIC_KEPT).then(|| Arc::clone(traffic))
+        };
+        if let Some(traffic) = self.traffic.lock().as_ref().and_then(fresh) {
+            return traffic;
+        }
+        let read = move || {
+            let before = || self.traffic.lock().as_ref().map(|(_, t)| Arc::clone(t)).unwrap_or_default();
+            // A large change is under way: what was read before has to do.
+            let Some(mut programmer) = self.programmer.try_lock_for(TRAFFIC_WAIT) else { return before() };
+            match programmer.as_mut().map(Programmer::traffic) {
+                Some(Ok(traffic)) => {
+                    let traffic = Arc::new(traffic);
+                    *self.traffic.lock() = Some((Instant::now(), Arc::clone(&traffic)));
+                    traffic
+                }
+                Some(Err(_)) | None => before(),
+            }
+        };
+        tokio::task::spawn_blocking(read).await.unwrap_or_default()
+    }
+
+    async fn program_all(self: Arc<Self>, stop: CancellationToken) {
+        let mut changes = self.plane.kernel_changes();
+        loop {
+            let ends = stop.is_cancelled();
+            changes.borrow_and_update();
+            let failed = if self.plane.revision() > 0 { self.clone().step().await } else { false };
+            if ends {
+                return;
+            }
+            let active = !self.told.load().view.listeners.is_empty();
+            tokio::select! {
+                () = stop.cancelled() => {}
+                changed = changes.changed() => if changed.is_err() { return },
+                () = sleep(AGAIN), if failed => {}
+                () = sleep(LOOK), if active => {}
+            }
+        }
+    }
+
+    /// Whether it has to be tried again. Off the control threads: the kernel takes its time for large tables.
+    async fn step(self: Arc<Self>) -> bool {
+        match tokio::task::spawn_blocking(move || self.do_step()).await {
+            Ok(failed) => failed,
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        }
+    }
+
+    fn do_step(&self) -> bool {
+        let view = Arc::new(self.plane.kernel_view());
+        let mut programmer = self.programmer.lock();
+        if view.listeners.is_empty() && programmer.is_none() {
+            if !self.swept.swap(true, Ordering::Relaxed) {
+                sweep(&self.node);
+            }
+            return false;
+        }
+        let began = Instant::now();
+        let outcome = self.program(&mut programmer, &view);
+        let told = self.told.load();
+        let problem = match outcome {
+            Ok(true) => {
+                let (listeners, ms) = (view.listeners.len(), began.elapsed().as_millis() as u64);
+                tracing::info!(revision = view.revision, listeners, ms, "kernel path follows");
+                None
+            }
+            Ok(false) => None,
+            Err(error) => Some(format!("the kernel path can't be programmed: {error}")),
+        };
+        if let Some(problem) = problem.as_ref().filter(|problem| told.problem.as_ref() != Some(problem)) {
+            tracing::error!(problem, "kernel path");
+        }
+        let failed = problem.is_some();
+        self.plane.set_kernel_problem(problem.clone());
+        let remarks = programmer.as_ref().map(Programmer::remarks).unwrap_or_default();
+        self.told.store(Arc::new(Told { view, problem, remarks }));
+        failed
+    }
+
+    /// Whether there was something to do.
+    fn program(
+        &self,
+        programmer: &mut Option<Programmer>,
+        view: &KernelView,
+    ) -> Result<bool, trestle_kernel_path::Error> {
+        let programmer = match programmer {
+            Some(programmer) => programmer,
+            None => programmer.insert(Programmer::open(&self.node)?),
+        };
+        if !programmer.check()? {
+            tracing::warn!("somebody changed the table of the kernel path: it is made anew");
+        }
+        programmer.follow(view)
+    }
+
+    pub(crate) fn told(&self) -> Arc<Told> {
+        self.told.load_full()
+    }
+
+    /// By the kernel's own word; `None`: it has no table of this node.
+    pub(crate) async fn in_force(self: Arc<Self>) -> Result<Option<InForce>, String> {
+        let read = move || match &mut *self.programmer.lock() {
+            Some(programmer) => programmer.in_force().map_err(|error| error.to_string()),
+            None => Ok(None),
+        };
+        tokio::task::spawn_blocking(read).await.unwrap_or_else(|error| Err(error.to_string()))
+    }
+
+    /// What stands in the way of traffic that the kernel should carry, in words for operators.
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        let told = self.told.load();
+        if told.view.listeners.is_empty() {
+            return Vec::new();
+        }
+        let mut kept = self.findings.lock();
+        let findings = match &*kept {
+            Some((at, findings)) if at.elapsed() < FINDINGS_KEPT => findings.clone(),
+            _ => {
+                let mut findings = machine::findings(&trestle_kernel_path::families(&told.view));
+                findings.extend(surroundings::findings(&told.view));
+                *kept = Some((Instant::now(), findings.clone()));
+                findings
+            }
+        };
+        let mut all: Vec<String> = findings.into_iter().chain(told.remarks.iter().cloned()).collect();
+        all.sort();
+        all.dedup();
+        all.into_iter().map(|finding| format!("kernel path: {finding}")).collect()
+    }
+}
+
+/// What a dead process of this name left, if it may be looked for at all.
+fn sweep(node: &str) {
+    match Programmer::open(node).and_then(|mut programmer| programmer.sweep()) {
+        Ok(true) => tracing::info!("kernel path: what an earlier process left was taken away"),
+        Ok(false) => {}
+        Err(error) => tracing::debug!(%error, "kernel path: not looked for what an earlier process left"),
+    }
+}

@@ -1,0 +1,31 @@
+//! The command as somebody meets it who has just got it.
+
+use std::process::{Command, Output};
+
+fn trestle(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_trestle")).args(args).output().expect("it runs")
+}
+
+#[test]
+fn it_tells_its_version_and_its_commands() {
+    let version = trestle(&["--version"]);
+    assert!(version.status.success());
+    assert_eq!(String::from_utf8_lossy(&version.stdout), format!("trestle {}\n", env!("CARGO_PKG_VERSION")));
+    let help = trestle(&["--help"]);
+    let text = String::from_utf8_lossy(&help.stdout).into_owned();
+    assert!(help.status.success() && ["run", "apply", "status"].iter().all(|c| text.contains(c)), "{text}");
+}
+
+#[test]
+fn wrong_usage_says_what_and_ends_with_2() {
+    for (args, what) in [
+        (&["serve"][..], "serve"),
+        (&["run", "--workers", "none"], "--workers"),
+        (&["run", "--memory-max", "2GB"], "--memory-max: \"2GB\" is no size; write it as 512MiB or 2GiB"),
+    ] {
+        let output = trestle(args);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {text}");
+        assert!(text.contains(what), "{args:?}: {text}");
+    }
+}

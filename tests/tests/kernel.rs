@@ -1,0 +1,245 @@
+//! The kernel path: nodes in network namespaces, members on a network behind them, a client whose
+//! connections have every byte checked.
+
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use serde_json::Value;
+use trestle_tests::lan::{Prober, SETTLE, VIP};
+use trestle_tests::{Lan, eventually, peers, series};
+
+const VIP6: &str = "2001:db8:18::100";
+/// Lease times: one that a take-over waits for, and one that a busy machine does not miss.
+const SHORT: &str = "2s";
+const LONG: &str = "8s";
+
+/// Addresses on both sides, and listeners at them.
+fn config(ttl: &str, listeners: &str, pools: &str) -> String {
+    format!(
+        "vips: {{ front: {{ addresses: [{VIP}/24, 198.19.9.100/24, \"{VIP6}/64\", \"2001:db8:19::100/64\"], ttl: {ttl} }} }}\n\
+         listeners:\n  web: {{ bind: \"@front:80\", protocol: http }}\n{listeners}\
+         routes: {{ all: {{ rules: [{{ pools: [app] }}] }} }}\n\
+         pools:\n  app: {{ members: [\"198.18.0.50:9000\"] }}\n{pools}"
+    )
+}
+
+/// A pool of members behind the nodes, by both families, checked often.
+fn pool(name: &str, members: &[usize]) -> String {
+    let addresses = members.iter().flat_map(|n| {
+        [format!("\"198.19.9.{}:9000\"", 50 + n), format!("\"[2001:db8:19::{}]:9000\"", 50 + n)]
+    });
+    let addresses: Vec<String> = addresses.collect();
+    let health = "health: { interval: 200ms, timeout: 1s, fall: 2, rise: 1 }";
+    format!("  {name}: {{ members: [{}], {health} }}\n", addresses.join(", "))
+}
+
+const KERNEL: &str =
+    "  flows: { bind: \"@front:90\", protocol: tcp, via: kernel, pool: flows, kernel: { slots: 1021 } }\n";
+
+/// `trestle kernel show` of a node.
+fn shown(lan: &Lan, node: usize) -> anyhow::Result<Value> {
+    let output = lan.nodes[node].cli(&["kernel", "show", "-o", "json"])?;
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+/// Waits until every node's kernel has these members, and no others.
+fn wait_carried(lan: &Lan, members: &[usize]) {
+    for node in 0..lan.nodes.len() {
+        eventually(SETTLE, &format!("node {node} has members {members:?} in its kernel"), || {
+            let shown = shown(lan, node)?;
+            let pools = shown["pools"].as_array().context("pools")?;
+            let here: Vec<&str> = pools
+                .iter()
+                .flat_map(|pool| pool["members"].as_array().into_iter().flatten())
+                .filter(|member| member["slots"] != 0)
+                .filter_map(|member| member["address"].as_str())
+                .collect();
+            ensure!(here.len() == 2 * members.len(), "{shown}");
+            for n in members {
+                let address = format!("198.19.9.{}:9000", 50 + n);
+                ensure!(here.contains(&address.as_str()), "{shown}");
+            }
+            Ok(())
+        });
+    }
+}
+
+fn start(ttl: &str, members: usize) -> Lan {
+    let mut lan = Lan::with_config(3, &config(ttl, "", ""));
+    lan.behind_nodes(members);
+    lan
+}
+
+#[test]
+fn established_connections_outlive_their_node() {
+    if !peers::have_namespaces() {
+        return;
+    }
+    let mut lan = start(SHORT, 3);
+    lan.apply(0, &config(SHORT, KERNEL, &pool("flows", &[1, 2, 3]))).expect("it is taken");
+    wait_carried(&lan, &[1, 2, 3]);
+    let tables: Vec<Value> =
+        (0..3).map(|node| shown(&lan, node).expect("it is shown")["pools"].clone()).collect();
+    assert!(tables.iter().all(|table| *table == tables[0]), "{tables:?}");
+
+    let owner = lan.owner(None);
+    let client = Prober::hold(&lan, 120, &[(VIP, 90), (VIP6, 90)]);
+    std::thread::sleep(Duration::from_millis(500));
+    lan.nodes[owner].kill_all();
+    let next = lan.owner(Some(owner));
+    lan.wait_served();
+    std::thread::sleep(Duration::from_secs(1));
+    let seen = client.stop();
+    println!("node and guard of the owner killed: {seen}");
+    assert_eq!((&seen["open"], &seen["broken"]), (&120.into(), &0.into()), "{seen}");
+    assert_eq!(seen["members"].as_object().map(serde_json::Map::len), Some(3), "{seen}");
+
+    // On a planned move, too.
+    let other = (0..3).find(|n| *n != owner && *n != next).expect("a third");
+    let client = Prober::hold(&lan, 60, &[(VIP, 90), (VIP6, 90)]);
+    lan.nodes[next].cli(&["vip", "move", "front", &lan.nodes[other].name]).expect("it moves");
+    std::thread::sleep(Duration::from_secs(1));
+    let seen = client.stop();
+    println!("planned move: {seen}");
+    assert_eq!((&seen["open"], &seen["broken"]), (&60.into(), &0.into()), "{seen}");
+
+    // The node that was killed comes back, and replaces what it left.
+    lan.nodes[owner].restart();
+    lan.nodes[owner].wait_back();
+    wait_carried(&lan, &[1, 2, 3]);
+}
+
+#[test]
+fn health_drain_and_config_reach_the_kernel() {
+    if !peers::have_namespaces() {
+        return;
+    }
+    let lan = start(LONG, 2);
+    for node in &lan.nodes {
+        node.forward(false);
+    }
+    let auto =
+        "  auto: { bind: \"@front:91\", protocol: tcp, via: auto, pool: flows, kernel: { slots: 1021 } }\n";
+    lan.apply(0, &config(LONG, &format!("{KERNEL}{auto}"), &pool("flows", &[1, 2]))).expect("it is taken");
+    eventually(
+        SETTLE,
+        "who must go by the kernel says why it does not, and who may goes by the proxy",
+        || {
+            let status = lan.nodes[0].status()?;
+            let listeners = status["listeners"].as_array().context("listeners")?;
+            let of = |name: &str| listeners.iter().find(|l| l["listener"] == name).context("it is listed");
+            let error = of("flows")?["error"].as_str().context("it is not open")?.to_owned();
+            ensure!(error.contains("net.ipv4.ip_forward"), "{error}");
+            ensure!(of("auto")?["via"].is_null() && of("auto")?["address"].is_string(), "{status}");
+            Ok(())
+        },
+    );
+    let by_proxy = Prober::hold(&lan, 4, &[(VIP, 91), (VIP6, 91)]);
+
+    for node in &lan.nodes {
+        node.forward(true);
+    }
+    wait_carried(&lan, &[1, 2]);
+    let seen = by_proxy.stop();
+    assert_eq!(seen["open"], 4, "{seen}");
+
+    let client = Prober::hold(&lan, 20, &[(VIP, 90), (VIP6, 90)]);
+    // A member that drains gets nothing new; what is there goes on.
+    let order = |args: &[&str]| {
+        for member in ["198.19.9.51:9000", "[2001:db8:19::51]:9000"] {
+            let args = [args, &["flows", member]].concat();
+            eventually(SETTLE, "the order is taken", || lan.nodes[0].cli(&args).map(drop));
+        }
+    };
+    order(&["member", "drain"]);
+    wait_carried(&lan, &[2]);
+    let drained = Prober::hold(&lan, 10, &[(VIP, 90), (VIP6, 90)]).stop();
+    assert_eq!(drained["members"], serde_json::json!({ "m2": { "open": 10, "broken": 0 } }));
+    order(&["member", "drain", "--undo"]);
+    wait_carried(&lan, &[1, 2]);
+    // So it is with one that is down.
+    lan.refuse_at_member(2);
+    wait_carried(&lan, &[1]);
+    let healthy = Prober::hold(&lan, 10, &[(VIP, 90), (VIP6, 90)]).stop();
+    assert_eq!(healthy["members"], serde_json::json!({ "m1": { "open": 10, "broken": 0 } }));
+
+    // What goes by is counted, by node; the VIP is at one of them.
+    let owner = lan.owner(None);
+    eventually(SETTLE, "status, metrics, members and clients tell what is carried", || {
+        let node = &lan.nodes[owner];
+        let status = node.status()?;
+        let listeners = status["listeners"].as_array().context("listeners")?;
+        let flows = listeners.iter().find(|l| l["listener"] == "flows").context("it is listed")?;
+        let carried = &flows["carried"];
+        ensure!(carried["flows"].as_u64() >= Some(40), "{carried}");
+        ensure!(carried["received_bytes"].as_u64() > carried["received_packets"].as_u64(), "{carried}");
+        ensure!(carried["sent_packets"].as_u64() >= Some(80), "{carried}");
+        let open = carried["open"].as_u64().context("open")?;
+        ensure!(open >= 20, "{carried}");
+        // Checks of health are none of it.
+        let members = shown(&lan, owner)?["pools"]
+            .as_array()
+            .context("pools")?
+            .iter()
+            .flat_map(|pool| {
+                pool["members"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .filter_map(|member| member["carried"]["flows"].as_u64())
+            })
+            .sum::<u64>();
+        ensure!(carried["flows"] == members, "{members} of {carried}");
+        let metrics = node.metrics()?;
+        ensure!(metrics.contains(&format!("trestle_kernel_listener_open{{listener=\"flows\"}} {open}\n")));
+        ensure!(
+            metrics.contains("trestle_kernel_member_flows_total{pool=\"flows\",member=\"198.19.9.52:9000\"}")
+        );
+        let clients: Value = serde_json::from_slice(&node.cli(&["clients", "-o", "json"])?.stdout)?;
+        let total: u64 =
+            clients["clients"].as_array().into_iter().flatten().filter_map(|c| c["total"].as_u64()).sum();
+        ensure!(total >= open, "{clients}");
+        Ok(())
+    });
+
+    // Who is turned away is counted, too.
+    let shut = "  shut: { bind: \"@front:92\", protocol: tcp, via: kernel, pool: flows, kernel: { slots: 1021 }, \
+                firewall: { rules: [{ from: [198.18.0.0/24], action: reject }] }, limits: { connections_per_client: 9 }, \
+                rate_limits: [{ by: client, rate: 9/s, of: connections }] }\n";
+    lan.apply(0, &config(LONG, &format!("{KERNEL}{shut}"), &pool("flows", &[1, 2]))).expect("it is taken");
+    eventually(SETTLE, "the firewall's work shows", || {
+        let output = lan.client("curl").args(["-sS", "-m", "1", &format!("http://{VIP}:92/")]).output()?;
+        ensure!(output.status.code() == Some(7), "{}", String::from_utf8_lossy(&output.stderr));
+        let metrics = lan.nodes[owner].metrics()?;
+        let denied = series(&metrics, "trestle_kernel_listener_denied_total{listener=\"shut\"}");
+        ensure!(denied.is_some_and(|denied| denied > 0.0), "{denied:?}");
+        Ok(())
+    });
+
+    // With `on_down: reset` flows of who is down end, and no others.
+    let reset = pool("flows", &[1, 2]).replace(", health:", ", on_down: reset, health:");
+    lan.apply(0, &config(LONG, KERNEL, &reset)).expect("it is taken");
+    eventually(SETTLE, "flows of the member that is down end", || {
+        let metrics = lan.nodes[owner].metrics()?;
+        let cut = series(&metrics, "trestle_kernel_cut_flows_total");
+        ensure!(cut.is_some_and(|cut| cut > 0.0), "{cut:?}");
+        Ok(())
+    });
+    let seen = client.stop();
+    let (gone, kept) = (&seen["members"]["m2"], &seen["members"]["m1"]);
+    assert_eq!((&gone["open"], &kept["broken"]), (&0.into(), &0.into()), "{seen}");
+
+    // A listener that goes leaves nothing that leads anywhere.
+    lan.apply(0, &config(LONG, "", "")).expect("it is taken");
+    for node in 0..3 {
+        eventually(SETTLE, "the kernel carries nothing", || {
+            let shown = shown(&lan, node)?;
+            ensure!(
+                shown["listeners"] == serde_json::json!([]) && shown["pools"] == serde_json::json!([]),
+                "{shown}"
+            );
+            ensure!(shown["table"]["rules"] == 0, "{shown}");
+            Ok(())
+        });
+    }
+}

@@ -1,0 +1,189 @@
+//! A limit is the cluster's: three nodes together admit what one would, whichever of them is asked.
+
+use std::io::Read;
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+use trestle_tests::backend::HttpBackend;
+use trestle_tests::held::{Client, Gate, Greeter};
+use trestle_tests::{Cluster, eventually, http, series};
+
+const LIMIT: &str = "connections_per_client: 100";
+
+fn cluster(greeter: &Greeter, limits: &str) -> (Cluster, Vec<SocketAddr>) {
+    let config = format!(
+        "listeners:\n  raw: {{ bind: \"127.0.0.1:0\", protocol: tcp, pool: p, limits: {{ {limits} }} }}\n\
+         pools: {{ p: {{ members: [\"{}\"] }} }}\n",
+        greeter.address
+    );
+    let cluster = Cluster::start(3, &config);
+    cluster.wait_revision(1);
+    cluster.wait_grown_up();
+    let addresses = cluster.nodes.iter().map(|node| node.listener("raw").expect("bound")).collect();
+    (cluster, addresses)
+}
+
+#[test]
+fn three_nodes_that_are_asked_alike_admit_the_limit() {
+    let greeter = Greeter::start();
+    let (_cluster, addresses) = cluster(&greeter, LIMIT);
+    let mut client = Client::new(&addresses, 600);
+    let after_2s = client.push(Duration::from_secs(2));
+    let later = client.push(Duration::from_secs(2));
+    eprintln!("200 to each of three nodes: {after_2s} after 2 s, {later} after 4 s, at most {}", client.peak);
+    assert!(client.peak <= 102, "{} at once", client.peak);
+    assert!(after_2s >= 95 && later >= 95, "{after_2s}, {later}");
+}
+
+#[test]
+fn one_node_that_is_asked_alone_admits_the_limit_and_gives_it_back() {
+    let greeter = Greeter::start();
+    let (_cluster, addresses) = cluster(&greeter, LIMIT);
+    let mut client = Client::new(&addresses[..1], 600);
+    let after_2s = client.push(Duration::from_secs(2));
+    let later = client.push(Duration::from_secs(1));
+    eprintln!("600 to one of three nodes: {after_2s} after 2 s, {later} after 3 s, at most {}", client.peak);
+    assert!(client.peak <= 100, "{} at once", client.peak);
+    assert!(after_2s >= 95 && later >= 95, "{after_2s}, {later}");
+
+    // The client moves to another node: what it had here ends, and counts there.
+    drop(client);
+    let mut client = Client::new(&addresses[1..2], 600);
+    let moved = Instant::now();
+    while client.push(Duration::from_millis(50)) < 95 {
+        assert!(moved.elapsed() < Duration::from_secs(5), "{} after 5 s", client.held());
+    }
+    eprintln!("then 600 to another one: {} after {:?}", client.held(), moved.elapsed());
+    client.push(Duration::from_millis(200));
+    assert!(client.peak <= 100, "{} at once", client.peak);
+}
+
+#[test]
+fn what_a_killed_node_had_is_admitted_by_the_others() {
+    let greeter = Greeter::start();
+    let (mut cluster, addresses) = cluster(&greeter, LIMIT);
+    let mut client = Client::new(&addresses, 600);
+    let before = client.push(Duration::from_secs(2));
+    assert!(before >= 95, "{before}");
+    let victim = (cluster.leader() + 1) % 3;
+    cluster.nodes[victim].kill9();
+    let (low, back) = client.push_after_kill(Duration::from_secs(6));
+    assert!(client.peak <= 102, "{} at once", client.peak);
+    assert!(low < 95 && back.is_some_and(|back| back < Duration::from_secs(5)), "{low}, {back:?}");
+
+    // It comes back, and takes nothing from anybody beyond the limit.
+    cluster.nodes[victim].restart();
+    let after = client.push(Duration::from_secs(4));
+    assert!(client.peak <= 102, "{} at once", client.peak);
+    assert!(after >= 95, "{after}");
+}
+
+#[test]
+fn above_its_limits_http_is_told_so_and_metrics_count_it() {
+    let backend = HttpBackend::start("a");
+    let config = format!(
+        "listeners:\n  web: {{ bind: \"127.0.0.1:0\", protocol: http, pool: p, limits: {{ connections_per_client: 2 }} }}\n\
+         pools: {{ p: {{ members: [\"{}\"] }} }}\n",
+        backend.address
+    );
+    let cluster = Cluster::start(1, &config);
+    let web = cluster.nodes[0].listener("web").expect("bound");
+    let mut held: Vec<_> = (0..2).map(|_| http::Connection::open(web).expect("connects")).collect();
+    for connection in &mut held {
+        assert_eq!(connection.request("GET", "x", "/", &[], b"").expect("an answer").status, 200);
+    }
+    let refused = http::get(web, "x", "/").expect("an answer");
+    assert_eq!((refused.status, refused.header("retry-after")), (429, Some("1")), "{}", refused.text());
+    let metrics = cluster.nodes[0].metrics().expect("metrics");
+    let counted =
+        metrics.lines().any(|line| line.contains("reason=\"client_limit\"") && line.ends_with(" 1"));
+    assert!(counted, "{metrics}");
+    drop(held);
+    eventually(Duration::from_secs(5), "there is room again", || {
+        ensure!(http::get(web, "x", "/")?.status == 200);
+        Ok(())
+    });
+}
+
+/// A limit of 6 divides into shares of 2: what is above waits for the other nodes, which give theirs.
+#[test]
+fn a_browser_that_opens_all_it_may_at_once_at_one_node_is_not_refused() {
+    let (greeter, gate) = (Greeter::start(), Gate::start());
+    let config = format!(
+        "listeners:\n\
+         \x20 raw: {{ bind: \"127.0.0.1:0\", protocol: tcp, pool: raw, limits: {{ connections_per_client: 6 }} }}\n\
+         \x20 web: {{ bind: \"127.0.0.1:0\", protocol: http, pool: web, limits: {{ requests_per_client: 6 }} }}\n\
+         pools: {{ raw: {{ members: [\"{}\"] }}, web: {{ members: [\"{}\"] }} }}\n",
+        greeter.address, gate.address
+    );
+    let cluster = Cluster::start(3, &config);
+    cluster.wait_revision(1);
+    cluster.wait_grown_up();
+    let node = &cluster.nodes[0];
+    let client = |last: u8| IpAddr::from([127, 0, 1, last]);
+
+    let raw = node.listener("raw").expect("bound");
+    for (last, count) in [(1, 6), (2, 12)] {
+        let connect = |_| http::connect_from(client(last), raw).expect("accepted");
+        let streams: Vec<TcpStream> = (0..count).map(connect).collect();
+        let began = Instant::now();
+        let greeted = |mut stream: &TcpStream| {
+            stream.set_read_timeout(Some(Duration::from_secs(10))).expect("an option");
+            stream.read(&mut [0]).is_ok_and(|count| count == 1)
+        };
+        let admitted = streams.iter().filter(|stream| greeted(stream)).count();
+        eprintln!("{count} connections of 6 at once: {admitted} admitted after {:?}", began.elapsed());
+        assert_eq!(admitted, 6, "of {count}");
+    }
+
+    let web = node.listener("web").expect("bound");
+    for (last, count) in [(1, 6), (2, 12)] {
+        gate.set_open(false);
+        let asked = gate.asked();
+        let open = |_| http::Connection::open_from(client(last), web).expect("accepted");
+        let mut connections: Vec<_> = (0..count).map(open).collect();
+        for connection in &mut connections {
+            connection.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").expect("sent");
+        }
+        eventually(Duration::from_secs(10), "six are under way", || {
+            ensure!(gate.asked() - asked >= 6, "{} are", gate.asked() - asked);
+            let metrics = node.metrics()?;
+            ensure!(metrics.contains("trestle_limits_waiting 0\n"), "some wait");
+            Ok(())
+        });
+        gate.set_open(true);
+        let status =
+            |connection: &mut http::Connection| connection.response(false).expect("an answer").status;
+        let statuses: Vec<u16> = connections.iter_mut().map(status).collect();
+        let admitted = statuses.iter().filter(|status| **status == 200).count();
+        let refused = statuses.iter().filter(|status| **status == 429).count();
+        assert_eq!((admitted, refused), (6, count - 6), "of {count}: {statuses:?}");
+    }
+    let metrics = node.metrics().expect("metrics");
+    assert!(!metrics.contains("trestle_limits_waited_total 0\n"), "the shares are smaller:\n{metrics}");
+}
+
+/// What a node has not yet of the limit comes while clients wait, and so does what others give back.
+#[test]
+fn with_time_to_wait_one_node_admits_the_whole_limit_without_refusing_anybody() {
+    let greeter = Greeter::start();
+    let (cluster, addresses) = cluster(&greeter, "connections_per_client: 30, wait: 30s");
+    let mut elsewhere = Client::new(&addresses[1..2], 10);
+    elsewhere.push_until(10);
+    let mut here = Client::new(&addresses[..1], 30);
+    here.push_until(20);
+    let waiting = |count: f64| {
+        let metrics = cluster.nodes[0].metrics()?;
+        let told = series(&metrics, "trestle_limits_waiting");
+        ensure!(told == Some(count), "{told:?} wait");
+        Ok(())
+    };
+    eventually(Duration::from_secs(5), "the others wait", || waiting(10.0));
+    assert_eq!(here.held(), 20);
+    drop(elsewhere);
+    here.push_until(30);
+    waiting(0.0).expect("nobody waits any more");
+    let text = cluster.nodes[0].metrics().expect("metrics");
+    assert!(!text.contains("client_limit\"} 1"), "nobody was refused:\n{text}");
+}

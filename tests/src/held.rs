@@ -156,6 +156,13 @@ impl Client {
         Client { slots: (0..connections).map(slot).collect(), peak: 0 }
     }
 
+    /// What is not held yet is tried at these from now on, the same number at each.
+    pub fn turn_to(&mut self, to: &[SocketAddr]) {
+        for (n, slot) in self.slots.iter_mut().enumerate() {
+            slot.to = to[n % to.len()];
+        }
+    }
+
     /// Tries for this long; what is held at its end.
     pub fn push(&mut self, span: Duration) -> usize {
         let start = Instant::now();

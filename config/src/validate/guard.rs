@@ -1,9 +1,11 @@
 //! Rules about firewalls and bans.
 
+use ipnet::IpNet;
+
 use super::network_sets;
 use crate::build::protocol;
 use crate::check::Sink;
-use crate::model::{Config, Firewall, Protocol};
+use crate::model::{Config, Firewall, NetworkRef, Protocol};
 use crate::problem::{Fault, shown};
 use crate::tree::Place;
 use crate::value::{Fields, Kind, Value};
@@ -83,7 +85,15 @@ pub(super) fn warnings(root: &Fields, sink: &mut Sink) {
 
 fn is_about_everybody(rule: &Fields) -> bool {
     let empty = |key: &str| rule.list(key).map_or(!rule.has(key), <[Value]>::is_empty);
-    empty("from") && empty("ports")
+    let all_of = |family: fn(&IpNet) -> bool| {
+        rule.list("from").unwrap_or_default().iter().any(|value| match &value.kind {
+            Kind::NetworkRef(NetworkRef::Network(network)) => network.prefix_len() == 0 && family(network),
+            _ => false,
+        })
+    };
+    let is_v4 = |network: &IpNet| matches!(network, IpNet::V4(_));
+    let is_v6 = |network: &IpNet| matches!(network, IpNet::V6(_));
+    empty("ports") && (empty("from") || all_of(is_v4) && all_of(is_v6))
 }
 
 /// Ports in a listener's own rules at which it does not listen.
@@ -130,6 +140,9 @@ mod tests {
         };
         assert!(told("{ from: [192.0.2.0/24], action: allow }, { action: deny }").is_empty());
         assert!(told("{ ports: [25], action: allow }, { from: [\"::/0\"], action: deny }").is_empty());
+        assert!(told("{ from: [\"::/0\"], action: allow }, { action: deny }").is_empty());
+        let both = "{ from: [\"0.0.0.0/0\", \"::/0\"], action: allow }";
+        assert_eq!(told(&format!("{both}, {{ action: deny }}")).len(), 1);
         let told = told("{ from: [], action: deny }, { from: [192.0.2.0/24], action: allow }");
         assert!(told.len() == 1 && told[0].contains("index 0 is about everybody"), "{told:?}");
     }

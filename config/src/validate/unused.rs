@@ -14,10 +14,12 @@ pub(super) fn warnings(root: &Fields, config: &Config, sink: &mut Sink) {
         if let Some(fields) = value.as_object() {
             of_other_protocols(fields, sink);
             waits_with_datagrams(root, fields, sink);
+            ends_that_never_come(fields, sink);
         }
     }
-    waits_for_nothing(root, sink);
+    limits_nothing(root, sink);
     hashes_of_nothing(root, config, sink);
+    greetings_of_datagrams(root, config, sink);
 }
 
 fn of_other_protocols(fields: &Fields, sink: &mut Sink) {
@@ -49,17 +51,47 @@ fn waits_with_datagrams(root: &Fields, fields: &Fields, sink: &mut Sink) {
     }
 }
 
-fn waits_for_nothing(root: &Fields, sink: &mut Sink) {
+fn ends_that_never_come(fields: &Fields, sink: &mut Sink) {
+    let instead = match protocol(fields) {
+        Some(Protocol::Udp) => "a datagram above a limit is dropped",
+        Some(Protocol::Http) => "a connection above a limit is answered 429 or 503",
+        _ => return,
+    };
+    if let Some(value) = fields.at("on_limit").filter(|_| fields.has("on_limit")) {
+        let word = fields.word("protocol").unwrap_or_default();
+        let message = format!("does nothing at a listener of protocol {}: {instead}", shown(word));
+        sink.report(Place::Key(value.node), Fault::new(message).help("it counts where connections are cut"));
+    }
+}
+
+fn limits_nothing(root: &Fields, sink: &mut Sink) {
     for limits in places(root).filter_map(|fields| fields.object("limits")) {
         let limited = ["connections_per_client", "connections", "requests_per_client"]
             .iter()
             .any(|key| limits.int(key).is_some_and(|most| most > 0));
-        if let Some(value) = wait(limits).filter(|_| !limited) {
-            let fault = Fault::new("no limit stands beside it, so nothing waits");
-            sink.report(
-                Place::Key(value.node),
-                fault.help("set `connections_per_client`, `connections` or `requests_per_client`"),
-            );
+        let exact = limits.at("mode").filter(|_| limits.word("mode") == Some("exact"));
+        for (value, why) in [
+            (wait(limits), "no limit stands beside it, so nothing waits"),
+            (exact, "no limit stands beside it, so nothing is held to exactly"),
+        ] {
+            if let Some(value) = value.filter(|_| !limited) {
+                sink.report(
+                    Place::Key(value.node),
+                    Fault::new(why)
+                        .help("set `connections_per_client`, `connections` or `requests_per_client`"),
+                );
+            }
+        }
+    }
+}
+
+fn greetings_of_datagrams(root: &Fields, config: &Config, sink: &mut Sink) {
+    let of_datagrams = pools_only_of(config, |protocol| protocol == Protocol::Udp);
+    for (_, value) in root.map("pools").iter().filter(|(name, _)| of_datagrams.contains(name)) {
+        let health = value.as_object().and_then(|fields| fields.object("health"));
+        if let Some(value) = health.filter(|health| health.has("smtp")).and_then(|health| health.at("smtp")) {
+            let fault = Fault::new("only udp listeners use the pool, and mail servers greet over TCP");
+            sink.report(Place::Key(value.node), fault.help("`dns`, or `exchange` with `over: udp`"));
         }
     }
 }

@@ -4,7 +4,6 @@
 //! a quorum serves), the cluster port, Raft, then gossip, counts, seats and probers. The end goes
 //! backwards. Every task is owned by the part that started it; the feeder and the news are ours.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,11 +21,10 @@ use uuid::Uuid;
 
 use crate::bans::{self, Automatic, AutomaticSettings};
 use crate::change::{ChangeError, Consistency};
-use crate::counts::{Counts, Total};
+use crate::counts::Counts;
 use crate::dns::{self, Names};
 use crate::draft::Draft;
 use crate::feed::{Feed, Feeder, InForce};
-use crate::firewall;
 use crate::folder::{self, FolderError};
 use crate::gossip::{Gossip, GossipSettings, NodeNews};
 use crate::health::{Health, HealthSettings};
@@ -38,9 +36,9 @@ use crate::loads::Loads;
 use crate::membership::Act;
 use crate::raft::{self, Enter, Entered, RaftNode, Timers};
 use crate::settings::{Settings, Start};
+use crate::telling::Telling;
 use crate::tickets::{self, TicketSettings};
 use crate::vault::Vault;
-use crate::views::ClientTotal;
 #[cfg(test)]
 use crate::vip::InheritedGuard;
 use crate::vip::{VipSettings, Vips};
@@ -218,8 +216,7 @@ impl Cluster {
         };
         tasks.spawn(bans::run(banning, stop.clone()));
         raft.set_lease_handler(Arc::new(seats.clone()));
-        let counted = plane.clone();
-        raft.set_firewall_counter(Box::new(move || firewall::counted(&counted)));
+        raft.set_teller(Box::new(Telling(plane.clone())));
         let health = Health::start(HealthSettings {
             node: raft.id(),
             board: Arc::new(gossip.clone()),
@@ -392,23 +389,6 @@ impl Cluster {
 
     pub(crate) fn change_error(&self, error: raft::ProposeError) -> ChangeError {
         ChangeError::new(error, self.in_force().revision)
-    }
-
-    /// Connections, requests and limits of each client over the cluster, heaviest first.
-    pub fn clients(&self, most: usize) -> Vec<ClientTotal> {
-        let names = self.node_names();
-        let name = |id: &NodeId| names.get(id).cloned().unwrap_or_else(|| id.to_string());
-        let totals = self.inner.counts.totals(most).into_iter();
-        totals
-            .map(|Total { client, rate, nodes }| ClientTotal {
-                client,
-                total: nodes.values().fold(0, |sum: u32, n| sum.saturating_add(*n)),
-                rate,
-                limits: self.inner.claims.of_client(self.inner.plane.limits_of(client)),
-                ban: self.ban_of(client),
-                nodes: nodes.iter().map(|(id, n)| (name(id), *n)).collect::<BTreeMap<_, _>>(),
-            })
-            .collect()
     }
 
     /// Where the cluster port is bound.

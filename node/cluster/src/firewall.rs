@@ -1,15 +1,12 @@
 //! What the firewalls of all nodes have counted, for whoever asks one of them.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use trestle_dataplane::Plane;
 use trestle_proto::v1::{FirewallHitsReply, PlaceHits};
 
 use crate::cluster::Cluster;
-
-/// A node that takes longer is left out.
-const WITHIN: Duration = Duration::from_millis(700);
+use crate::telling::WITHIN;
 
 /// By place, of each rule and last of the default.
 pub type PlaceCounts = BTreeMap<String, Vec<u64>>;

@@ -8,6 +8,7 @@
 mod bans;
 mod bridge;
 mod change;
+mod clients;
 mod cluster;
 mod dns;
 mod draft;
@@ -19,6 +20,7 @@ mod orders;
 mod rt;
 mod settings;
 mod status;
+mod telling;
 mod tickets;
 mod vault;
 mod views;
@@ -49,8 +51,8 @@ pub use orders::{
 };
 pub use settings::{Settings, Start};
 pub use views::{
-    AdaptiveStatus, CertificateStatus, ClientTotal, EjectionStatus, MemberHealth, NameStatus, NodeStatus,
-    PoolStatus, SeatStatus, Status, VipStatus,
+    AdaptiveStatus, CertificateStatus, ClientTotal, Clients, EjectionStatus, MemberHealth, NameStatus,
+    NodeStatus, PoolStatus, SeatStatus, Status, VipStatus,
 };
 pub use vip::InheritedGuard;
 

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use trestle_config::Config;
-use trestle_config::model::{NamedMember, Pool};
+use trestle_config::model::{LimitMode, NamedMember, Pool};
 use trestle_dataplane::{CertificateView, MemberView, Step};
 use trestle_raft_store::types::State;
 
@@ -218,6 +218,7 @@ impl Cluster {
         warnings.extend(self.overloaded(state));
         warnings.extend(self.vips().iter().flat_map(vip::status::warnings));
         warnings.extend(unknown_nodes(in_force.config(), state));
+        warnings.extend(small_limits(in_force.config(), state.nodes.len()));
         warnings.extend(self.pools().iter().flat_map(unresolved));
         warnings.extend(self.certificates().iter().filter_map(runs_out));
         warnings.extend(in_force.document.warnings().iter().map(ToString::to_string));
@@ -408,6 +409,33 @@ fn unknown_nodes(config: &Config, state: &State) -> Vec<String> {
             let names: Vec<_> = names.into_iter().collect();
             warnings
                 .push(format!("vips.{vip} names nodes that are not in the cluster: {}", names.join(", ")));
+        }
+    }
+    warnings
+}
+
+/// Limits of which not every node can have a part: each admits one.
+fn small_limits(config: &Config, nodes: usize) -> Vec<String> {
+    let listeners = config.listeners.iter().map(|(name, of)| (format!("listeners.{name}"), &of.limits));
+    let routes = config.routes.iter().map(|(name, of)| (format!("routes.{name}"), &of.limits));
+    let rules = config.routes.iter().flat_map(|(name, of)| {
+        of.rules.iter().map(move |rule| (format!("rule {name}/{}", rule.name), &rule.limits))
+    });
+    let mut warnings = Vec::new();
+    for (at, limits) in listeners.chain(routes).chain(rules) {
+        let Some(limits) = limits.as_ref().filter(|limits| limits.mode == LimitMode::Converging) else {
+            continue;
+        };
+        for (key, most) in [
+            ("connections_per_client", limits.connections_per_client),
+            ("connections", limits.connections),
+            ("requests_per_client", limits.requests_per_client),
+        ] {
+            if (1..nodes).contains(&(most as usize)) {
+                warnings.push(format!(
+                    "{at}: {key} is {most} for {nodes} nodes: each of them admits one; `mode: exact` holds to it"
+                ));
+            }
         }
     }
     warnings

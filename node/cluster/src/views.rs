@@ -158,6 +158,15 @@ pub struct EjectionStatus {
     pub left_ms: u64,
 }
 
+/// Clients over the cluster.
+#[derive(Clone, Debug, Serialize)]
+pub struct Clients {
+    /// Heaviest first.
+    pub clients: Vec<ClientTotal>,
+    /// Nodes that have not told in time what is open there of limits.
+    pub silent: Vec<String>,
+}
+
 /// What a client has open and sends over the cluster.
 #[derive(Clone, Debug, Serialize)]
 pub struct ClientTotal {
@@ -184,7 +193,7 @@ pub struct ClientLimit {
     pub of: &'static str,
     /// How many at once, or a rate such as `100/s`.
     pub limit: String,
-    /// Of what may be open, what is open here and held by other nodes. Of a rate, what is asked for in its unit of
+    /// Of what may be open, what is open at all nodes that have told. Of a rate, what is asked for in its unit of
     /// time, by clients that use more than a node's share.
     pub used: u64,
 }

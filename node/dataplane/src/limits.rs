@@ -105,6 +105,8 @@ struct Entry {
     spent: bool,
     /// Somebody waits, so there is no room.
     awaited: bool,
+    /// Other nodes want what gets free here.
+    wanted: bool,
     /// It is among those that are told of.
     pressed: bool,
 }
@@ -217,17 +219,31 @@ impl Limits {
 
     fn give_back(self: &Arc<Self>, key: u64) {
         let mut shard = self.shard(key).lock();
-        let Some(entry) = shard.entries.get_mut(&key) else {
+        let Shard { entries, pressed, .. } = &mut *shard;
+        let Some(entry) = entries.get_mut(&key) else {
             debug_assert!(false, "given back twice");
             return;
         };
         entry.open -= 1;
         let is_awaited = entry.awaited;
+        let tells = entry.wanted
+            && !entry.pressed
+            && entry.open <= entry.allowed.unwrap_or(entry.limit) / 2
+            && pressed.len() < PRESSED_MAX;
+        if tells {
+            (entry.wanted, entry.pressed) = (false, true);
+            pressed.push(key);
+        }
         if entry.is_empty() {
-            shard.entries.remove(&key);
+            entries.remove(&key);
         }
         if is_awaited {
             self.hand_out(shard, key);
+        } else {
+            drop(shard);
+        }
+        if tells {
+            self.told.notify_one();
         }
     }
 
@@ -334,6 +350,14 @@ impl Limits {
         }
     }
 
+    /// Other nodes want what gets free here: once half of what is allowed is free, the key is told of, as one that
+    /// comes near its allowance. Holds for one telling.
+    pub fn tell_when_free(&self, key: u64) {
+        if let Some(entry) = self.shard(key).lock().entries.get_mut(&key) {
+            entry.wanted = true;
+        }
+    }
+
     /// Tells whether other nodes give something to this one, if it asks.
     pub fn set_others_give(&self, others_give: bool) {
         self.others_give.store(others_give, Ordering::Relaxed);
@@ -419,7 +443,7 @@ impl Limits {
     pub fn allow_share(self: &Arc<Self>, key: u64) {
         let mut shard = self.shard(key).lock();
         let Some(entry) = shard.entries.get_mut(&key) else { return };
-        (entry.allowed, entry.spent) = (None, false);
+        (entry.allowed, entry.spent, entry.wanted) = (None, false, false);
         if entry.is_empty() {
             shard.entries.remove(&key);
         }

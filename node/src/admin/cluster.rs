@@ -150,7 +150,7 @@ pub(super) async fn clients(
     Params(query): Params<ClientsQuery>,
 ) -> Result<Response, ApiError> {
     let most = query.most.unwrap_or(20).min(CLIENTS_MAX);
-    Ok(Json(serde_json::json!({ "clients": api.cluster()?.clients(most) })).into_response())
+    Ok(Json(api.cluster()?.clients(most).await).into_response())
 }
 
 #[cfg(test)]

@@ -235,7 +235,12 @@ pub(crate) fn clients(args: &ClientsArgs) -> Outcome {
     if args.output.json() {
         return args.output.value(&answer.json::<serde_json::Value>()?);
     }
-    args.output.text(&render_clients(&answer.json()?))
+    let clients: Clients = answer.json()?;
+    if !clients.silent.is_empty() {
+        let silent = clients.silent.join(", ");
+        args.output.note(&format!("warning: of limits, what is open at {silent} is not counted (not heard)"));
+    }
+    args.output.text(&render_clients(&clients))
 }
 
 // === for people ===

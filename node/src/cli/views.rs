@@ -315,6 +315,7 @@ pub(crate) struct FirewallHits {
 #[serde(default)]
 pub(crate) struct Clients {
     pub(crate) clients: Vec<ClientRow>,
+    pub(crate) silent: Vec<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

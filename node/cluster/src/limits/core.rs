@@ -21,7 +21,8 @@
 //! What a node holds may shrink at any time, and does: to who wants it hard it gives all that it does not use, but for
 //! as much of its share as it used a moment ago ([`BURST_ROUNDS`]). Clients come in bursts, and what they used a
 //! moment ago they use again: to give all that is free away at each moment would refuse bursts that are far below
-//! the limit. When nobody wants hard, who has more than its share and has not used it for longer ([`PEAK_ROUNDS`])
+//! the limit. Only for who holds nothing at all that is given too. It is given when it is asked for, in each round,
+//! and when half of what is held has got free ([`Meter::tell_when_free`]). When nobody wants hard, who has more than its share and has not used it for longer ([`PEAK_ROUNDS`])
 //! gives it back, and who has less takes its share again, by the same rules. A key that nobody uses beyond shares
 //! is forgotten then, which changes nothing in what each may use.
 //!
@@ -85,6 +86,9 @@ pub(crate) trait Meter {
     fn spent(&self, key: u64, spent: bool);
     /// The others are not asked for this one now: who waits for what they may give need not.
     fn turn_away(&self, key: u64);
+    /// Somebody else wants what is not used here: the key is told of, as one that is pressed, once half of what
+    /// is allowed is free.
+    fn tell_when_free(&self, key: u64);
     /// Whether others give something to this node, if it asks.
     fn set_others_give(&self, others_give: bool);
     /// Of this many nodes; a share is 1 while the process is `young`.
@@ -373,6 +377,7 @@ impl Core {
         if own.version == 0 || claim != own.claim || claim.want > own.claim.want {
             self.say(key, claim);
         }
+        self.give_way(key, meter);
         self.consider(key, meter);
     }
 
@@ -492,16 +497,8 @@ impl Core {
         if self.seat.is_none() {
             return;
         }
-        if let Some(own) = self.own.get(&key) {
-            let mut claim = own.claim;
-            if theirs.want == Want::Hard && claim.want != Want::Hard {
-                claim.holds = meter.allow(key, claim.holds.min(own.kept(share(claim.limit, nodes))));
-            }
-            if claim != own.claim {
-                self.stats.given_back += 1;
-                self.say(key, claim);
-            }
-            return;
+        if self.own.contains_key(&key) {
+            return self.give_way(key, meter);
         }
         if theirs.want == Want::Nothing && theirs.holds <= share(theirs.limit, nodes) {
             return;
@@ -528,6 +525,49 @@ impl Core {
         self.say(key, claim);
     }
 
+    /// Gives what is not used here to who wants it hard, if nobody does here.
+    fn give_way(&mut self, key: u64, meter: &impl Meter) {
+        let Some(own) = self.own.get(&key) else { return };
+        let (before, used) = (own.claim, meter.used(key));
+        let mut claim = before;
+        let Some(kept) = self.kept_from_others(key, own, used) else { return };
+        if claim.want == Want::Hard {
+            // It may have got free since.
+            claim.want = wanted(claim, used, own.calm, self.nodes);
+        }
+        if claim.want == Want::Hard {
+            return;
+        }
+        if before.want == Want::Hard {
+            meter.spent(key, false);
+        }
+        if claim.holds > kept {
+            claim.holds = meter.allow(key, kept);
+        }
+        meter.tell_when_free(key);
+        if claim != before {
+            self.stats.given_back += u64::from(claim.holds < before.holds);
+            self.say(key, claim);
+        }
+    }
+
+    /// What a node that uses so many keeps from those who want it hard; `None`: nobody does.
+    fn kept_from_others(&self, key: u64, own: &Own, used: u32) -> Option<u32> {
+        let share = share(own.claim.limit, self.nodes);
+        let kept = own.kept(share).max(used).min(own.claim.holds.max(used));
+        let (mut held, mut hard, mut without) = (kept, false, 0);
+        for peer in self.peers.values().filter(|peer| peer.counts()) {
+            let theirs = peer.claim(key);
+            held = held.saturating_add(theirs.map_or(share, |theirs| theirs.holds));
+            if theirs.is_some_and(|theirs| theirs.want == Want::Hard) {
+                hard = true;
+                without += u32::from(theirs.is_some_and(|theirs| theirs.holds == 0));
+            }
+        }
+        let room = own.claim.limit.saturating_sub(held);
+        hard.then(|| kept.saturating_sub(without.saturating_sub(room)).max(used))
+    }
+
     /// What a key of our own needs now: once a round.
     fn review(&mut self, key: u64, meter: &impl Meter) {
         if rates::is_rate(key) {
@@ -537,18 +577,16 @@ impl Core {
         let look = meter.look(key);
         own.calm = if look.refused { 0 } else { own.calm.saturating_add(1) };
         own.saw(look);
-        let (lately, kept) = (own.peak.most(), own.kept(share(own.claim.limit, self.nodes)));
-        own.ages();
+        let lately = own.peak.most();
         if look.limit != 0 {
             own.claim.limit = look.limit;
         }
         let (before, calm, nodes) = (own.claim, own.calm, self.nodes);
         let mut claim = before;
         let (share, spare) = (share(claim.limit, nodes), reserve(claim.limit, nodes));
-        let (mut hard, mut wanted_elsewhere, mut above_share) = (false, false, false);
+        let (mut wanted_elsewhere, mut above_share) = (false, false);
         for peer in self.peers.values().filter(|peer| peer.counts()) {
             if let Some(theirs) = peer.claim(key) {
-                hard |= theirs.want == Want::Hard;
                 wanted_elsewhere |= theirs.want != Want::Nothing;
                 above_share |= theirs.holds > share;
             }
@@ -557,7 +595,9 @@ impl Core {
         let enough = claim.want != Want::Hard && lately.saturating_add(spare) <= share;
         // Who wants something may be growing: it does not know of us yet.
         let is_idle = enough && !wanted_elsewhere && !above_share && self.seat.is_some();
+        let kept = self.own.get(&key).and_then(|own| self.kept_from_others(key, own, look.used));
         let Some(own) = self.own.get_mut(&key) else { return };
+        own.ages();
         own.idle = if is_idle { own.idle.saturating_add(1) } else { 0 };
         let ends = own.idle >= IDLE_ROUNDS;
         if self.seat.is_none() {
@@ -565,16 +605,19 @@ impl Core {
             claim.want = Want::Nothing;
         } else {
             let needed = lately.saturating_add(2 * spare);
-            let most = match claim.want {
+            let most = match (claim.want, kept) {
                 _ if ends => share,
-                Want::Hard => claim.limit,
-                _ if hard => kept.max(look.used),
+                (Want::Hard, _) => claim.limit,
+                (_, Some(kept)) => kept,
                 _ if calm >= CALM_ROUNDS && claim.holds > needed => lately.saturating_add(spare).max(share),
                 _ => claim.limit,
             };
             if claim.holds > most {
                 claim.holds = meter.allow(key, most);
                 self.stats.given_back += 1;
+            }
+            if kept.is_some() {
+                meter.tell_when_free(key);
             }
             if ends {
                 claim.want = Want::Nothing;
@@ -644,7 +687,8 @@ impl Core {
             part = part.min(enough.saturating_sub(claim.holds));
         }
         if !rates::is_rate(key) && claim.want == Want::Hard {
-            meter.spent(key, part == 0);
+            // What another one takes first it may not need.
+            meter.spent(key, room == 0);
         }
         if part == 0 {
             return;
@@ -656,6 +700,9 @@ impl Core {
         }
         self.stats.grown += 1;
         self.say(key, claim);
+        if !rates::is_rate(key) {
+            self.give_way(key, meter);
+        }
     }
 
     /// The rule that growth rests on.

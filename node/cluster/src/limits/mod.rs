@@ -21,7 +21,7 @@ mod wire;
 #[cfg(test)]
 mod world;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,7 +31,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use trestle_dataplane::limits::{Limits, is_exact};
+use trestle_dataplane::limits::Limits;
 use trestle_dataplane::rates::{Flow, Rates, WHOLE, is_rate};
 use trestle_dataplane::{LimitOf, LimitView};
 use trestle_raft_store::types::{NodeId, State};
@@ -85,6 +85,10 @@ impl Meter for Meters {
 
     fn turn_away(&self, key: u64) {
         self.limits.turn_away_hopeful(key);
+    }
+
+    fn tell_when_free(&self, key: u64) {
+        self.limits.tell_when_free(key);
     }
 
     fn set_others_give(&self, others_give: bool) {
@@ -165,19 +169,22 @@ impl Claims {
         Ok(claims)
     }
 
-    /// What is known of a client's limits over the cluster: those of which something is used.
-    pub(crate) fn of_client(&self, limits: Vec<LimitView>) -> Vec<ClientLimit> {
+    /// What is known of a client's limits over the cluster: those of which something is used. `elsewhere`: what
+    /// is open at other nodes, by key.
+    pub(crate) fn of_client(
+        &self,
+        limits: Vec<LimitView>,
+        elsewhere: &HashMap<u64, u64>,
+    ) -> Vec<ClientLimit> {
         let core = self.core.lock();
         let used = |view: LimitView| {
-            let spoken = match is_exact(view.key) {
-                true => Some(self.slots.elsewhere(view.key)),
-                false => core.spoken(view.key),
-            };
             let (limit, used) = match view.limit {
-                LimitOf::Open { most, here } => (most.to_string(), u64::from(here) + spoken.unwrap_or(0)),
+                LimitOf::Open { most, here } => {
+                    (most.to_string(), u64::from(here) + elsewhere.get(&view.key).copied().unwrap_or(0))
+                }
                 LimitOf::Rate(rate) => {
                     let per_unit = f64::from(rate.count) / f64::from(WHOLE);
-                    (rate.to_string(), (spoken.unwrap_or(0) as f64 * per_unit).round() as u64)
+                    (rate.to_string(), (core.demand(view.key) as f64 * per_unit).round() as u64)
                 }
             };
             (used > 0).then_some(ClientLimit { at: view.at, of: view.of, limit, used })

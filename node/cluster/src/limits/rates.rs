@@ -88,17 +88,11 @@ impl View {
 }
 
 impl Core {
-    /// What others hold of a limit, or what is asked of all nodes of a rate, in units of the whole; `None`: this
-    /// node does not speak of it.
-    pub(crate) fn spoken(&self, key: u64) -> Option<u64> {
-        let own = self.own.get(&key)?.claim;
+    /// What is asked for of a rate at all nodes, as far as nodes speak of it.
+    pub(crate) fn demand(&self, key: u64) -> u64 {
+        let Some(own) = self.own.get(&key) else { return 0 };
         let others = self.peers.values().filter(|peer| peer.counts()).filter_map(|peer| peer.claim(key));
-        Some(match rates::is_rate(key) {
-            true => {
-                others.map(|claim| u64::from(claim.flow.demand)).sum::<u64>() + u64::from(own.flow.demand)
-            }
-            false => others.map(|claim| u64::from(claim.holds)).sum(),
-        })
+        others.chain([&own.claim]).map(|claim| u64::from(claim.flow.demand)).sum()
     }
 
     fn view(&self, key: u64, claim: &Claim) -> View {

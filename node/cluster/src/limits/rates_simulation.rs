@@ -58,6 +58,10 @@ impl Meter for Buckets {
         unreachable!("all keys are those of rates")
     }
 
+    fn tell_when_free(&self, _: u64) {
+        unreachable!("all keys are those of rates")
+    }
+
     fn set_others_give(&self, _: bool) {}
 
     fn set_nodes(&self, nodes: u32, young: bool) {

@@ -28,6 +28,7 @@ struct Table {
     peaks: HashMap<u64, u32>,
     refused: BTreeSet<u64>,
     spent: BTreeSet<u64>,
+    wanted: BTreeSet<u64>,
     /// For which key, and until when.
     waiting: Vec<(u64, u64)>,
     /// Who was turned away, of all keys.
@@ -123,6 +124,7 @@ impl Meter for Counter {
         let mut table = self.0.borrow_mut();
         table.allowed.remove(&key);
         table.spent.remove(&key);
+        table.wanted.remove(&key);
         table.serve(key);
     }
 
@@ -138,6 +140,10 @@ impl Meter for Counter {
 
     fn turn_away(&self, key: u64) {
         self.0.borrow_mut().turn_away(|(of, _)| *of == key);
+    }
+
+    fn tell_when_free(&self, key: u64) {
+        self.0.borrow_mut().wanted.insert(key);
     }
 
     fn set_others_give(&self, others_give: bool) {
@@ -177,12 +183,16 @@ impl Counter {
         self.0.borrow_mut().come(key);
     }
 
-    fn give_back(&self, key: u64) {
+    /// Whether that is to be told of.
+    fn give_back(&self, key: u64) -> bool {
         let mut table = self.0.borrow_mut();
         if let Some(open) = table.open.get_mut(&key) {
             *open = open.saturating_sub(1);
         }
+        let open = table.open.get(&key).copied().unwrap_or(0);
+        let tells = open <= table.allowed(key) / 2 && table.wanted.remove(&key);
         table.serve(key);
+        tells
     }
 }
 
@@ -255,12 +265,9 @@ impl Clients {
             let Some(node) = self.world.nodes.get(&id).filter(|node| node.alive) else { continue };
             if comes {
                 node.meter.come(key);
-                self.world.at(id, |core, counter| {
-                    core.pressed(key, counter);
-                    core.tell()
-                });
+                self.pressed(id, key);
             } else {
-                node.meter.give_back(key);
+                self.give_back(id, key);
             }
         }
         if self.world.faults != Faults::None && self.world.rng.random_range(0..self.phase) == 0 {
@@ -269,6 +276,26 @@ impl Clients {
             let fondness = [0, 0, 6, 9][self.world.rng.random_range(0..4)];
             self.fondness =
                 if self.world.fault != Fault::None && is_slow(self.world.fault) { 9 } else { fondness };
+        }
+    }
+
+    fn pressed(&mut self, node: NodeId, key: u64) {
+        self.world.at(node, |core, counter| {
+            core.pressed(key, counter);
+            core.tell()
+        });
+    }
+
+    fn give_back(&mut self, node: NodeId, key: u64) {
+        if self.world.nodes[&node].meter.give_back(key) {
+            self.pressed(node, key);
+        }
+    }
+
+    /// All that is open on a node ends.
+    fn give_all_back(&mut self, node: NodeId, key: u64) {
+        for _ in 0..self.world.nodes[&node].meter.used(key) {
+            self.give_back(node, key);
         }
     }
 
@@ -403,10 +430,7 @@ fn one_of_three_nodes_gets_the_whole_limit_within_two_rounds() {
     for _ in 0..100 {
         clients.world.nodes[&0].meter.come(0);
     }
-    clients.world.at(0, |core, counter| {
-        core.pressed(0, counter);
-        core.tell()
-    });
+    clients.pressed(0, 0);
     for _ in 0..2 * ROUND {
         clients.step();
     }
@@ -421,10 +445,7 @@ impl Clients {
     fn burst(&mut self, node: NodeId, key: u64, count: u32) {
         for _ in 0..count {
             self.world.nodes[&node].meter.come(key);
-            self.world.at(node, |core, counter| {
-                core.pressed(key, counter);
-                core.tell()
-            });
+            self.pressed(node, key);
         }
     }
 
@@ -531,9 +552,7 @@ fn refused_of(bursts: &[(NodeId, u32)], times: usize, apart: u64) -> Vec<u32> {
                 clients.step();
             }
             all.push(clients.settle());
-            for _ in 0..clients.world.nodes[node].meter.used(0) {
-                clients.world.nodes[node].meter.give_back(0);
-            }
+            clients.give_all_back(*node, 0);
             for _ in 0..apart {
                 clients.step();
             }
@@ -568,6 +587,42 @@ fn bursts_below_the_limit_are_never_refused() {
     }
 }
 
+/// Whoever has nothing gets what nobody uses, wherever it was used a moment ago and whoever else was refused.
+#[test]
+fn after_a_burst_of_the_whole_limit_single_connections_elsewhere_are_not_refused() {
+    for nodes in [3u64, 5] {
+        for (at, limit) in LIMITS.into_iter().enumerate() {
+            let key = 2 * at as u64;
+            for seed in 0..20 {
+                let mut clients = Clients::calm(nodes, LIMITS.len() as u64);
+                clients.world.rng = rand::SeedableRng::seed_from_u64(seed);
+                clients.burst(1, key, limit);
+                clients.settle();
+                let pause = clients.world.rng.random_range(0..3 * ROUND);
+                (0..pause).for_each(|_| clients.step());
+                // Whoever comes meanwhile is refused, at all nodes.
+                (0..nodes).for_each(|node| clients.burst(node, key, 2));
+                clients.settle();
+                (0..nodes).for_each(|node| clients.give_all_back(node, key));
+                // As long as a message takes.
+                (0..4).for_each(|_| clients.step());
+                for _ in 0..60 {
+                    let node = clients.world.rng.random_range(0..nodes);
+                    clients.burst(node, key, 1);
+                    let refused = clients.settle();
+                    assert_eq!(refused, 0, "limit {limit}, {nodes} nodes, node {node}, seed {seed}");
+                    let open = clients.world.rng.random_range(0..4);
+                    (0..open).for_each(|_| clients.step());
+                    clients.give_all_back(node, key);
+                    let apart = clients.world.rng.random_range(0..ROUND);
+                    (0..apart).for_each(|_| clients.step());
+                }
+                assert_eq!(clients.violation, None);
+            }
+        }
+    }
+}
+
 /// A burst leaves shares as they were, also of who took part in no burst.
 #[test]
 fn after_a_burst_shares_are_whole_again_for_everybody() {
@@ -584,10 +639,7 @@ fn who_uses_nothing_does_not_take_a_share_back_that_another_one_uses() {
         for _ in 0..200 {
             clients.world.nodes[&0].meter.come(0);
         }
-        clients.world.at(0, |core, counter| {
-            core.pressed(0, counter);
-            core.tell()
-        });
+        clients.pressed(0, 0);
         for _ in 0..rounds * ROUND {
             clients.step();
         }

@@ -9,7 +9,7 @@ use trestle_raft_store::Store;
 use trestle_raft_store::types::NodeProfile;
 
 use super::member::Member;
-use super::service::{FirewallCounter, LeaseHandler};
+use super::service::{LeaseHandler, Teller};
 use crate::Ended;
 use crate::identity::NodeIdentity;
 use crate::membership::{Founding, Order};
@@ -27,7 +27,7 @@ pub(crate) struct Local {
     /// Operators' changes on their way to the task that makes them.
     pub(crate) orders: mpsc::Sender<Order>,
     pub(crate) leases: OnceLock<Arc<dyn LeaseHandler>>,
-    pub(super) firewalls: OnceLock<FirewallCounter>,
+    pub(super) teller: OnceLock<Box<dyn Teller>>,
     pub(super) snapshots: Semaphore,
     member: OnceLock<Arc<Member>>,
 }
@@ -42,9 +42,9 @@ impl Local {
         orders: mpsc::Sender<Order>,
     ) -> Self {
         let founding = Mutex::new(founding);
-        let (leases, firewalls, member) = (OnceLock::new(), OnceLock::new(), OnceLock::new());
+        let (leases, teller, member) = (OnceLock::new(), OnceLock::new(), OnceLock::new());
         let snapshots = Semaphore::new(SNAPSHOTS);
-        Self { profile, identity, store, notice, founding, orders, leases, firewalls, snapshots, member }
+        Self { profile, identity, store, notice, founding, orders, leases, teller, snapshots, member }
     }
 
     /// `None` until this node is in a cluster and runs Raft.

@@ -51,4 +51,5 @@ pub(crate) use peers::Peers;
 pub(crate) use peers::stranger;
 pub(crate) use refusal::Refused;
 pub use service::LeaseHandler;
+pub(crate) use service::{KEYS_MAX, Teller};
 pub use settings::{Enter, Entered, Listener, Settings, Timers, Tuning};

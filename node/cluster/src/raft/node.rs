@@ -16,7 +16,9 @@ use tonic::service::Routes;
 use trestle_proto::MAX_MESSAGE;
 use trestle_proto::v1::cluster_server::ClusterServer;
 use trestle_proto::v1::raft_server::RaftServer;
-use trestle_proto::v1::{FirewallHitsReply, FirewallHitsRequest, RenewReply, RenewRequest};
+use trestle_proto::v1::{
+    FirewallHitsReply, FirewallHitsRequest, LimitUseReply, LimitUseRequest, RenewReply, RenewRequest,
+};
 use trestle_raft_store::apply::FEATURE_LEVEL;
 use trestle_raft_store::types::{Command, NodeId, NodeProfile, Outcome, State, TypeConfig};
 use uuid::Uuid;
@@ -26,8 +28,8 @@ use super::ask::{Ask, Attempt, NO_LEADER, ProposeError};
 use super::local::{Local, Notice};
 use super::member::{Member, Metrics};
 use super::network::Network;
-use super::peers::{Lane, Peers};
-use super::service::{FirewallCounter, LeaseHandler, Service};
+use super::peers::{Lane, MemberClient, Peers};
+use super::service::{LeaseHandler, Service, Teller};
 use super::settings::{Enter, Entered, Listener, Settings, Timers, raft_config};
 use crate::Ended;
 use crate::identity::{KeyError, NodeIdentity, PeerIdentity, Standing};
@@ -53,6 +55,9 @@ const LEADER_EVERY: Duration = Duration::from_millis(100);
 pub struct RaftNode {
     inner: Arc<Inner>,
 }
+
+/// Of each other member; `None`: it has not answered in time.
+pub(crate) type Answers<A> = Vec<(NodeId, Option<A>)>;
 
 struct Inner {
     local: Arc<Local>,
@@ -224,20 +229,42 @@ impl RaftNode {
         let _ = self.inner.local.leases.set(handler);
     }
 
-    /// What tells the others of this node's firewalls. To be set once; a second one changes nothing.
-    pub(crate) fn set_firewall_counter(&self, counter: FirewallCounter) {
-        let _ = self.inner.local.firewalls.set(counter);
+    /// What tells the others what this node serves. To be set once; a second one changes nothing.
+    pub(crate) fn set_teller(&self, teller: Box<dyn Teller>) {
+        let _ = self.inner.local.teller.set(teller);
     }
 
-    /// Asks each other member what its firewalls have counted; `None`: it has not answered in time.
-    pub(crate) async fn firewall_hits(&self, within: Duration) -> Vec<(NodeId, Option<FirewallHitsReply>)> {
+    /// What each other member's firewalls have counted.
+    pub(crate) async fn firewall_hits(&self, within: Duration) -> Answers<FirewallHitsReply> {
+        self.ask_others(within, |mut client, cluster_id| async move {
+            client.firewall_hits(FirewallHitsRequest { cluster_id }).await
+        })
+        .await
+    }
+
+    /// What is open at each other member of these keys of limits, at most [`KEYS_MAX`](super::service::KEYS_MAX).
+    pub(crate) async fn limit_use(&self, keys: &[u64], within: Duration) -> Answers<LimitUseReply> {
+        self.ask_others(within, |mut client, cluster_id| {
+            let request = LimitUseRequest { cluster_id, keys: keys.to_vec() };
+            async move { client.limit_use(request).await }
+        })
+        .await
+    }
+
+    async fn ask_others<A, Call>(
+        &self,
+        within: Duration,
+        call: impl Fn(MemberClient, Bytes) -> Call,
+    ) -> Answers<A>
+    where
+        Call: Future<Output = Result<tonic::Response<A>, tonic::Status>> + Send,
+    {
         let member = &self.inner.member;
         let cluster_id: Bytes = member.cluster_id.as_bytes().to_vec().into();
         let ask = |node: NodeId| {
-            let request = FirewallHitsRequest { cluster_id: cluster_id.clone() };
+            let answer = call(member.peers.cluster(node, Lane::Control), cluster_id.clone());
             async move {
-                let mut client = member.peers.cluster(node, Lane::Control);
-                let answer = timeout(within, client.firewall_hits(request)).await;
+                let answer = timeout(within, answer).await;
                 (node, answer.ok().and_then(Result::ok).map(tonic::Response::into_inner))
             }
         };

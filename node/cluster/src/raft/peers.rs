@@ -53,6 +53,8 @@ pub(super) const CONNECTION_WINDOW: u32 = 4 << 20;
 /// Calls that wait for one connection; more fail at once.
 const QUEUE: usize = 64;
 
+pub(crate) type MemberClient = ClusterClient<Channel>;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Lane {
     /// Small and urgent: heartbeats, votes, renewals, questions.
@@ -147,7 +149,7 @@ impl Peers {
             .max_encoding_message_size(MAX_MESSAGE)
     }
 
-    pub(crate) fn cluster(&self, node: NodeId, lane: Lane) -> ClusterClient<Channel> {
+    pub(crate) fn cluster(&self, node: NodeId, lane: Lane) -> MemberClient {
         cluster_client(self.channel(node, lane))
     }
 

@@ -20,9 +20,9 @@ use tonic::{Request, Response, Status, Streaming};
 use trestle_proto::v1::cluster_server::Cluster;
 use trestle_proto::v1::raft_server::Raft;
 use trestle_proto::v1::{
-    FirewallHitsReply, FirewallHitsRequest, HelloReply, HelloRequest, JoinReply, JoinRequest, MemberRequest,
-    ProposeReply, ProposeRequest, RaftMessage, ReadIndexReply, ReadIndexRequest, RenewReply, RenewRequest,
-    SnapshotPiece,
+    FirewallHitsReply, FirewallHitsRequest, HelloReply, HelloRequest, JoinReply, JoinRequest, LimitUseReply,
+    LimitUseRequest, MemberRequest, ProposeReply, ProposeRequest, RaftMessage, ReadIndexReply,
+    ReadIndexRequest, RenewReply, RenewRequest, SnapshotPiece,
 };
 use trestle_raft_store::machine::check_snapshot;
 use trestle_raft_store::types::{Command, NodeId, NodeProfile, Outcome, TypeConfig};
@@ -52,8 +52,15 @@ pub trait LeaseHandler: Send + Sync + 'static {
     fn vacate(&self, node: NodeId) -> BoxFuture<'_, Result<(), String>>;
 }
 
-/// What this node's firewalls have counted.
-pub(crate) type FirewallCounter = Box<dyn Fn() -> FirewallHitsReply + Send + Sync>;
+/// What this node serves, as it tells the others when they ask.
+pub(crate) trait Teller: Send + Sync {
+    fn firewall_hits(&self) -> FirewallHitsReply;
+    /// What is open of each of these keys of limits.
+    fn limit_use(&self, keys: &[u64]) -> LimitUseReply;
+}
+
+/// Keys of limits in a question; more are refused.
+pub(crate) const KEYS_MAX: usize = 65_536;
 
 const NO_LEASES: &str = "the leader is not ready to grant leases";
 
@@ -70,6 +77,11 @@ struct Checked<'a> {
 }
 
 impl Service {
+    fn teller(&self) -> Result<&dyn Teller, Status> {
+        let teller = self.0.teller.get();
+        teller.map(AsRef::as_ref).ok_or_else(|| Refused::NotReady.status("this node serves nothing yet"))
+    }
+
     fn member(&self) -> Result<&Arc<Member>, Status> {
         self.0.member().ok_or_else(|| Refused::NotReady.status("this node is not in a cluster yet"))
     }
@@ -287,9 +299,16 @@ impl Cluster for Service {
         request: Request<FirewallHitsRequest>,
     ) -> Result<Response<FirewallHitsReply>, Status> {
         self.checked(&request, &request.get_ref().cluster_id)?;
-        let counter = self.0.firewalls.get();
-        let counter = counter.ok_or_else(|| Refused::NotReady.status("this node serves nothing yet"))?;
-        Ok(Response::new(counter()))
+        Ok(Response::new(self.teller()?.firewall_hits()))
+    }
+
+    async fn limit_use(&self, request: Request<LimitUseRequest>) -> Result<Response<LimitUseReply>, Status> {
+        self.checked(&request, &request.get_ref().cluster_id)?;
+        let keys = &request.get_ref().keys;
+        if keys.len() > KEYS_MAX {
+            return Err(Refused::Invalid.status(format!("{} keys; at most {KEYS_MAX}", keys.len())));
+        }
+        Ok(Response::new(self.teller()?.limit_use(keys)))
     }
 }
 

@@ -892,14 +892,6 @@ impl Core {
         (self.own.len(), self.lent.len())
     }
 
-    /// What other nodes have of this key, as far as it is known here.
-    pub(crate) fn elsewhere(&self, key: u64) -> u64 {
-        match self.lent.get(&key) {
-            Some(lent) => self.held(lent).saturating_sub(lent.loans.get(&self.node).map_or(0, Loan::holds)),
-            None => self.own.get(&key).map_or(0, |own| own.others.into()),
-        }
-    }
-
     /// Which members and seats this node goes by.
     pub(crate) fn view(&self) -> u64 {
         self.view

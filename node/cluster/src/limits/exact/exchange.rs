@@ -101,11 +101,6 @@ impl Slots {
         Some(slots)
     }
 
-    /// What other nodes have of this key, as far as it is known here.
-    pub(crate) fn elsewhere(&self, key: u64) -> u64 {
-        self.core.lock().elsewhere(key)
-    }
-
     /// Returns when the task has ended.
     pub(crate) async fn stopped(&self) {
         self.tasks.wait().await;

@@ -79,23 +79,31 @@ impl Replacement {
         Substitution::of_path(find, with).map(Self)
     }
 
-    pub fn apply(&self, path: &str) -> String {
-        let (mut out, mut from) = (Vec::with_capacity(path.len()), 0);
-        for place in self.0.places(path.as_bytes()) {
-            out.extend_from_slice(&path.as_bytes()[from..place.range().start]);
+    /// Hands over the parts of what `path` becomes, from left to right.
+    pub fn apply(&self, path: &str, mut put: impl FnMut(Written<'_>)) {
+        let (path, mut from) = (path.as_bytes(), 0);
+        for place in self.0.places(path) {
+            put(Written::Path(&path[from..place.range().start]));
             for piece in self.0.with() {
                 match piece {
-                    Piece::Text(text) => out.extend_from_slice(text.as_bytes()),
-                    Piece::Group(number) => out.extend_from_slice(place.group(*number)),
+                    Piece::Text(text) => put(Written::Config(text)),
+                    Piece::Group(number) => put(Written::Path(place.group(*number))),
                     // A path's replacement has none.
                     Piece::Variable(_) => {}
                 }
             }
             from = place.range().end;
         }
-        out.extend_from_slice(&path.as_bytes()[from..]);
-        String::from_utf8_lossy(&out).into_owned()
+        put(Written::Path(&path[from..]));
     }
+}
+
+/// Who wrote part of a path that a replacement makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Written<'a> {
+    Config(&'a str),
+    /// It was in the path before: what a group has matched, or what stands between the places.
+    Path(&'a [u8]),
 }
 
 fn compile(text: &str) -> Result<Regex, Fault> {
@@ -326,8 +334,14 @@ mod tests {
 
     #[test]
     fn what_is_replaced_in_a_path_names_groups_that_are_there() {
-        let replaced =
-            |find: &str, with: &str, path: &str| Replacement::parse(find, with).unwrap().apply(path);
+        let replaced = |find: &str, with: &str, path: &str| {
+            let mut out = Vec::new();
+            Replacement::parse(find, with).unwrap().apply(path, |written| match written {
+                Written::Config(text) => out.extend_from_slice(text.as_bytes()),
+                Written::Path(bytes) => out.extend_from_slice(bytes),
+            });
+            String::from_utf8(out).unwrap()
+        };
         assert_eq!(replaced("/u/(.*)", "/v/$1", "/u/a"), "/v/a");
         assert_eq!(replaced("/u/(?P<who>[^/]*)", "/v/${who}s/$who$$${1}", "/u/a/b"), "/v/as/a$a/b");
         assert_eq!(replaced("(x)?/", "$1-", "/x/"), "-x-");

@@ -7,13 +7,14 @@ use http::header::{CONTENT_TYPE, HOST, LOCATION};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Uri};
 use trestle_config::model::{self, Scheme};
-use trestle_config::text::{Part, Replacement};
+use trestle_config::text::Part;
 
 use super::body::Answer;
 use super::edits::lines;
+use super::new_path::NewPath;
 use super::record::Record;
-use super::text::{Scope, Text, encoded};
-use super::{page, path, target};
+use super::text::{Scope, Text};
+use super::{page, target};
 use crate::metrics::Reason;
 
 /// A redirect or a fixed response.
@@ -39,13 +40,6 @@ pub(crate) struct Respond {
     /// It is markup, of which what a client chose must not become a part.
     markup: bool,
     headers: Box<[(HeaderName, Text)]>,
-}
-
-#[derive(Debug)]
-pub(crate) enum NewPath {
-    Full(Text),
-    Prefix(Box<str>),
-    Regex(Replacement),
 }
 
 #[derive(Debug, Default)]
@@ -155,38 +149,6 @@ impl Redirect {
             None => format!("{}://{host}{target}", scheme.as_str()),
         };
         HeaderValue::from_str(&location).map_err(|_| Reason::Internal)
-    }
-}
-
-impl NewPath {
-    fn compile(path: &model::NewPath) -> Self {
-        match path {
-            model::NewPath::Full(template) => Self::Full(Text::compile(template)),
-            model::NewPath::Prefix(prefix) => Self::Prefix(prefix.trim_end_matches('/').into()),
-            model::NewPath::Regex(replacement) => Self::Regex(replacement.clone()),
-        }
-    }
-
-    /// The new target: in its one form again, with the query that was asked unless it brings its own.
-    fn target(&self, asked: &Uri, scope: Scope<'_>, prefix: usize) -> Result<PathAndQuery, Reason> {
-        let path = asked.path();
-        let new = match self {
-            Self::Full(text) => text.path(scope),
-            Self::Prefix(new) => format!("{new}{}", path.get(prefix..).unwrap_or_default()),
-            Self::Regex(replacement) => encoded(replacement.apply(path).as_bytes()),
-        };
-        let (new, own_query) = match new.split_once('?') {
-            Some((path, query)) => (path.to_owned(), Some(query.to_owned())),
-            None => (new, None),
-        };
-        let slash = if new.starts_with('/') { "" } else { "/" };
-        let new = format!("{slash}{new}");
-        let normal = path::normalise(&new, false).map_err(|_| Reason::Internal)?;
-        let target = match own_query.as_deref().or(asked.query()) {
-            Some(query) => format!("{normal}?{query}"),
-            None => normal.into_owned(),
-        };
-        PathAndQuery::from_maybe_shared(target).map_err(|_| Reason::Internal)
     }
 }
 

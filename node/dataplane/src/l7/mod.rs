@@ -31,6 +31,7 @@ mod interim;
 mod line;
 pub(crate) mod local;
 pub(crate) mod mirror;
+mod new_path;
 mod page;
 pub(crate) mod pages;
 mod phases;

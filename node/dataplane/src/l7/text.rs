@@ -4,26 +4,13 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
-use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
 use trestle_config::host;
 use trestle_config::text::{Part, Template, Variable};
 
+use super::new_path::Made;
 use super::record::Record;
 use super::substitute::escaped;
 use super::{target, values};
-
-/// What can't stand in a path as it is (RFC 3986, section 3.3).
-const NOT_IN_PATH: &AsciiSet = &CONTROLS
-    .add(b' ')
-    .add(b'"')
-    .add(b'#')
-    .add(b'<')
-    .add(b'>')
-    .add(b'?')
-    .add(b'\\')
-    .add(b'`')
-    .add(b'{')
-    .add(b'}');
 
 /// A template whose texts without variables were made when it was compiled.
 #[derive(Clone, Debug)]
@@ -69,16 +56,20 @@ impl Text {
         }
     }
 
-    /// As part of a path or a target: what variables bring is encoded.
-    pub(crate) fn path(&self, scope: Scope<'_>) -> String {
+    /// Onto a path or a target.
+    pub(crate) fn path(&self, scope: Scope<'_>, made: &mut Made) {
         match self {
-            Text::Fixed(fixed) => String::from_utf8_lossy(fixed.as_bytes()).into_owned(),
+            Text::Fixed(fixed) => made.own(&String::from_utf8_lossy(fixed.as_bytes())),
             Text::Made(template) => {
-                let mut bytes = Vec::new();
-                write(template, scope, &mut bytes, |bytes, out| {
-                    out.extend_from_slice(encoded(bytes).as_bytes())
-                });
-                String::from_utf8_lossy(&bytes).into_owned()
+                for part in &template.parts {
+                    match part {
+                        Part::Text(text) => made.own(text),
+                        Part::Variable(variable @ Variable::Query(_)) => {
+                            made.bring_decoded(&scope.read(variable));
+                        }
+                        Part::Variable(variable) => made.bring(&scope.read(variable)),
+                    }
+                }
             }
         }
     }
@@ -129,11 +120,6 @@ impl Text {
             }
         }
     }
-}
-
-/// With what can't stand in a path percent-encoded; a percent sign is taken for an encoding's.
-pub(crate) fn encoded(bytes: &[u8]) -> String {
-    percent_encode(bytes, NOT_IN_PATH).to_string()
 }
 
 fn write(template: &Template, scope: Scope<'_>, out: &mut Vec<u8>, put: impl Fn(&[u8], &mut Vec<u8>)) {

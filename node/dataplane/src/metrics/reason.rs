@@ -65,6 +65,8 @@ reasons! {
     BadRequest => ("bad_request", 400, No);
     /// What the request brings into the host of a redirect or a rewrite makes no host.
     BadHost => ("bad_host", 400, No);
+    /// What the request brings into the path of a redirect or a rewrite makes no path, or has a dot segment.
+    BadPath => ("bad_path", 400, No);
     /// The request line is too long.
     UriTooLong => ("uri_too_long", 414, No);
     /// The header is too large.

@@ -163,6 +163,64 @@ routes:
 }
 
 #[tokio::test]
+async fn what_a_request_brings_into_a_path_can_not_climb_out_of_it_or_break_it() {
+    let backend = Backend::named("app").await;
+    let config = written(&format!(
+        r#"
+pools: {{ app: {{ members: ["{}"] }} }}
+routes:
+  all:
+    rules:
+      - {{ match: [{{ path: {{ prefix: /in }} }}], pools: [app], rewrite: {{ path: {{ full: "/safe/${{query.a}}" }} }} }}
+      - {{ match: [{{ path: {{ prefix: /go }} }}], redirect: {{ path: {{ full: "/safe/${{query.a}}" }} }} }}
+      - {{ match: [{{ path: {{ prefix: /head }} }}], pools: [app], rewrite: {{ path: {{ full: "/base/${{header.x-v}}/end" }} }} }}
+      - {{ match: [{{ path: {{ prefix: /own }} }}], pools: [app], rewrite: {{ path: {{ full: "/find?who=guest&for=${{query.a}}" }} }} }}
+      - match: [{{ path: {{ prefix: /dots }} }}]
+        pools: [app]
+        rewrite: {{ path: {{ regex: "/dots/(.*)_(.*)", with: "/z/$1.$2" }} }}
+      - match: [{{ path: {{ prefix: /cut }} }}]
+        redirect: {{ path: {{ regex: "^/cut/(.*)x", with: "/y/$1" }} }}
+"#,
+        backend.address
+    ));
+    let (proxy, address) = Proxy::serving(config).await;
+    let mut client = Client::connect(address).await;
+    for (line, fields, expected) in [
+        ("GET /in?a=b/c%20d%25", "", "GET /safe/b/c%20d%25?a=b/c%20d%25"),
+        ("GET /in?a=%252e%252e/x", "", "GET /safe/%252e%252e/x?a=%252e%252e/x"),
+        ("GET /in?a=...", "", "GET /safe/...?a=..."),
+        ("GET /head", "X-V: a%zz\r\n", "GET /base/a%25zz/end"),
+        ("GET /head", "X-V: a%2fb\r\n", "GET /base/a%2Fb/end"),
+        ("GET /own?a=x%26who=root%2B1", "", "GET /find?who=guest&for=x%26who=root%2B1"),
+        ("GET /dots/a_b", "", "GET /z/a.b"),
+    ] {
+        let reply = ask(&mut client, line, fields).await;
+        assert_eq!((reply.status, backend.last().line.as_str()), (200, expected), "{line} {fields}");
+    }
+    let seen = backend.seen().len();
+    for (line, fields) in [
+        ("GET /in?a=%00", ""),
+        ("GET /in?a=../../etc", ""),
+        ("GET /in?a=b/%2e%2e/%2e%2e/etc", ""),
+        ("GET /in?a=..%5Cetc", ""),
+        ("GET /in?a=.", ""),
+        ("GET /go?a=%00", ""),
+        ("GET /go?a=../evil", ""),
+        ("GET /head", "X-V: %00\r\n"),
+        ("GET /head", "X-V: %2e%2e/%2E%2e/secret\r\n"),
+        ("GET /head", "X-V: ..%2f..%2fsecret\r\n"),
+        ("GET /dots/._/x", ""),
+        ("GET /dots/_./x", ""),
+        ("GET /cut/..x/b", ""),
+    ] {
+        let reply = ask(&mut client, line, fields).await;
+        assert_eq!((reply.status, reply.header("location")), (400, None), "{line} {fields}");
+    }
+    assert_eq!(backend.seen().len(), seen, "no member saw any of them");
+    proxy.log.line(&["\"path\":\"/in\"", "\"status\":400", "\"reason\":\"bad_path\""]).await;
+}
+
+#[tokio::test]
 async fn a_rule_answers_by_itself() {
     let config = written(
         r#"

@@ -134,7 +134,11 @@ impl Redirect {
             None => Cow::Borrowed(name),
         };
         if host.is_empty() {
-            // An HTTP/1.0 client that named no host is at the right one.
+            // An HTTP/1.0 client that named no host is at the right one, but a target alone would lead it back to
+            // this scheme and port.
+            if self.port.is_some() || self.scheme.is_some_and(|scheme| scheme != record.scheme()) {
+                return Err(Reason::BadHost);
+            }
             return HeaderValue::from_str(&target).map_err(|_| Reason::Internal);
         }
         let scheme = self.scheme.unwrap_or(record.scheme());

@@ -63,7 +63,8 @@ reasons! {
     ClientBodySlow => ("client_body_slow", 408, No);
     /// The request is malformed, or smells of request smuggling.
     BadRequest => ("bad_request", 400, No);
-    /// What the request brings into the host of a redirect or a rewrite makes no host.
+    /// What the request brings into the host of a redirect or a rewrite makes no host; or a redirect needs one, and
+    /// the request names none.
     BadHost => ("bad_host", 400, No);
     /// What the request brings into the path of a redirect or a rewrite makes no path, or has a dot segment.
     BadPath => ("bad_path", 400, No);

@@ -97,8 +97,14 @@ routes:
         assert_eq!((reply.status, reply.header("location")), (status, Some(expected)), "{line}");
         assert!(reply.text().contains(&status.to_string()) && reply.header("x-request-id").is_some());
     }
-    let reply = send(address, "GET /tls HTTP/1.0\r\n\r\n").await;
-    assert_eq!(reply.header("location"), Some("/tls"), "no host was asked for");
+    // No host was asked for: what leads elsewhere would lead back here.
+    for (path, status, expected) in
+        [("/tls", 400, None), ("/port", 400, None), ("/old/a", 302, Some("/new/a"))]
+    {
+        let reply = send(address, format!("GET {path} HTTP/1.0\r\n\r\n")).await;
+        assert_eq!((reply.status, reply.header("location")), (status, expected), "{path}");
+    }
+    proxy.log.line(&["\"path\":\"/tls\"", "\"status\":400", "\"reason\":\"bad_host\""]).await;
     proxy.log.line(&["\"status\":308", "\"reason\":\"answered\""]).await;
 }
 

@@ -384,6 +384,17 @@ impl Papers<'_> {
         self.0.join(name).to_str().expect("a plain name").to_owned()
     }
 
+    /// What the authority says of another certificate, of serial 4712.
+    fn say_of_other(&self, name: &str) -> String {
+        let index = "V\t991231235959Z\t\t1268\tunknown\t/CN=other.example.com\n";
+        std::fs::write(self.0.join("index.txt"), index).expect("the test's folder is writable");
+        self.openssl("ocsp -issuer ca.pem -serial 4712 -reqout other.ask -no_nonce");
+        self.openssl(&format!(
+            "ocsp -index index.txt -CA ca.pem -rsigner ca.pem -rkey ca.key -reqin other.ask -respout {name} -ndays 1"
+        ));
+        self.0.join(name).to_str().expect("a plain name").to_owned()
+    }
+
     fn openssl(&self, args: &str) {
         let output = Command::new("openssl")
             .args(args.split_whitespace())
@@ -432,6 +443,18 @@ fn an_ocsp_response_is_stapled_and_replaced_with_its_certificate() {
         node,
         &[&set[..], &["--ocsp", &page]].concat(),
         &["certificates.shop.ocsp_file: this is no OCSP response", "nothing was changed"],
+    );
+    let other = papers.say_of_other("other.ocsp");
+    refused(
+        node,
+        &[&set[..], &["--ocsp", &other]].concat(),
+        &["certificates.shop.ocsp_file: the OCSP response does not belong", "serial 1268", "has 1267"],
+    );
+    let foreign = written(dir, "foreign.yaml", &config.replace("good.ocsp", "other.ocsp"));
+    refused(
+        node,
+        &["apply", "-f", &foreign],
+        &["foreign.yaml:13:16: certificates.shop.ocsp_file", "does not belong to the certificate"],
     );
     let bad = written(dir, "bad.yaml", &config.replace("good.ocsp", "page.ocsp"));
     refused(

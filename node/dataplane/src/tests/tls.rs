@@ -547,3 +547,19 @@ routes:
     let reply = send(at("plain"), "GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
     assert_eq!(reply.text(), "any-app");
 }
+
+#[tokio::test]
+async fn a_staple_that_an_earlier_version_has_let_pass_is_left_out() {
+    let backend = Backend::named("app").await;
+    let authority = Authority::new("root");
+    let a = authority.issue(&["a.test"]);
+    let mut config = https(backend.address, &[("a", &a)]);
+    config.certificates.get_mut("a").expect("it is there").ocsp = Some(inline("no response"));
+    let found = crate::check(&config, &Contents::default());
+    assert!(
+        found.iter().any(|(at, why)| at == "certificates.a.ocsp_file" && why.contains("no OCSP")),
+        "{found:?}"
+    );
+    let (_proxy, address) = Proxy::serving(config).await;
+    assert_eq!(shown(address, "a.test", &trusting(&authority)).await.expect("a handshake"), "CN=a.test");
+}

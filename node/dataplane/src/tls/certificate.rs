@@ -8,11 +8,10 @@ use rustls_pki_types::PrivateKeyDer;
 use rustls_pki_types::pem::PemObject;
 use trestle_config::Contents;
 use trestle_config::model;
-use x509_parser::asn1_rs::Sequence;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::{Fault, certificates_in, provider};
+use super::{Fault, certificates_in, ocsp, provider};
 use crate::CertificateView;
 
 #[derive(Debug)]
@@ -39,8 +38,9 @@ impl Certificate {
         let chain = contents.get(&settings.chain).ok_or((chain_key, Fault::Missing))?;
         let chain = certificates_in(&chain).map_err(|fault| (chain_key, fault))?;
         let key = Self::read_key(settings, contents)?;
+        let mut above = Vec::new();
         for (place, der) in chain.iter().enumerate().skip(1) {
-            X509Certificate::from_der(der).map_err(|e| (chain_key, unreadable(place, &e)))?;
+            above.push(X509Certificate::from_der(der).map_err(|e| (chain_key, unreadable(place, &e)))?.1);
         }
         let (_, parsed) = X509Certificate::from_der(&chain[0]).map_err(|e| (chain_key, unreadable(0, &e)))?;
         let names = names(&parsed);
@@ -56,7 +56,7 @@ impl Certificate {
         }
         if let Some(ocsp) = &settings.ocsp {
             let response = contents.get(ocsp).ok_or(("ocsp_file", Fault::Missing))?;
-            look_at_ocsp(&response).map_err(|fault| ("ocsp_file", fault))?;
+            ocsp::look_at(&response, &parsed, &above).map_err(|fault| ("ocsp_file", fault))?;
             certified.ocsp = Some(response.into_owned());
         }
         Ok(Self {
@@ -104,24 +104,6 @@ fn at(content: &model::Content, inline: &'static str, file: &'static str) -> &'s
     }
 }
 
-/// Clients refuse a handshake for a staple that they can't read. Whether its authority signed it, and for
-/// which certificate, is theirs to say.
-fn look_at_ocsp(response: &[u8]) -> Result<(), Fault> {
-    // RFC 6960, section 4.2.1: a sequence that begins with the status, an ENUMERATED.
-    let (rest, sequence) = Sequence::from_der(response).map_err(|_| Fault::NoOcsp)?;
-    let [0x0a, 1, status, ..] = *sequence.content else { return Err(Fault::NoOcsp) };
-    let why = match status {
-        0 if rest.is_empty() && sequence.content.len() > 3 => return Ok(()),
-        1 => "malformedRequest",
-        2 => "internalError",
-        3 => "tryLater",
-        5 => "sigRequired",
-        6 => "unauthorized",
-        _ => return Err(Fault::NoOcsp),
-    };
-    Err(Fault::OcspError(why))
-}
-
 fn unreadable(place: usize, error: &dyn std::fmt::Display) -> Fault {
     Fault::Unreadable { place: place + 1, why: error.to_string() }
 }
@@ -142,29 +124,4 @@ fn names(certificate: &X509Certificate<'_>) -> Box<[Box<str>]> {
     }
     let common = certificate.subject().iter_common_name().filter_map(|name| name.as_str().ok());
     common.map(|name| name.to_ascii_lowercase().into()).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_response_with_a_status_can_be_stapled() {
-        for (response, why) in [
-            (&b"\x30\x05\x0a\x01\x00\xa0\x00"[..], None),
-            (b"\x30\x03\x0a\x01\x03", Some("tryLater")),
-            (b"\x30\x03\x0a\x01\x06", Some("unauthorized")),
-            (b"\x30\x03\x0a\x01\x00", Some("no OCSP response")),
-            (b"\x30\x05\x0a\x01\x00\xa0\x00\x00", Some("no OCSP response")),
-            (b"\x30\x05\x0a\x01", Some("no OCSP response")),
-            (b"-----BEGIN OCSP RESPONSE-----", Some("no OCSP response")),
-            (b"", Some("no OCSP response")),
-        ] {
-            let fault = look_at_ocsp(response).err().map(|fault| fault.to_string());
-            match why {
-                Some(why) => assert!(fault.as_ref().is_some_and(|fault| fault.contains(why)), "{fault:?}"),
-                None => assert_eq!(fault, None),
-            }
-        }
-    }
 }

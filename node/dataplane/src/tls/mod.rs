@@ -10,6 +10,7 @@
 pub(crate) mod accept;
 pub(crate) mod certificate;
 pub(crate) mod failure;
+mod ocsp;
 pub(crate) mod server;
 pub(crate) mod session;
 pub(crate) mod tickets;
@@ -22,7 +23,7 @@ use rustls::RootCertStore;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
-use trestle_config::model::Content;
+use trestle_config::model::{self, Content};
 use trestle_config::{Config, Contents};
 use x509_parser::prelude::{FromDer, X509Certificate, X509Version};
 
@@ -56,6 +57,16 @@ pub(crate) enum Fault {
     NoOcsp,
     #[error("the responder did not answer with a status but with an error ({0}): nothing can be stapled")]
     OcspError(&'static str),
+    #[error(
+        "the OCSP response does not belong to the certificate: it is for another certificate, of serial {found}; this \
+         one has {own}"
+    )]
+    OcspOfOther { found: String, own: String },
+    #[error(
+        "the OCSP response does not belong to the certificate: it is for a certificate of another authority with the \
+         same serial"
+    )]
+    OcspOfOtherAuthority,
     #[error("no PEM: {0}")]
     Pem(rustls_pki_types::pem::Error),
     #[error("{0}")]
@@ -125,7 +136,7 @@ impl Certificates {
                 certificates.insert(name.clone(), Arc::clone(known));
                 continue;
             }
-            match Certificate::read(name, settings, contents) {
+            match without_bad_staple(name, settings, contents) {
                 Ok(certificate) => {
                     certificates.insert(name.clone(), Arc::new(certificate));
                 }
@@ -144,6 +155,21 @@ impl Certificates {
     pub(crate) fn views(&self) -> Vec<CertificateView> {
         self.0.values().map(|certificate| certificate.view()).collect()
     }
+}
+
+/// An earlier version has let more be stapled than [`check`] does, and clients can do without.
+fn without_bad_staple(
+    name: &str,
+    settings: &model::Certificate,
+    contents: &Contents,
+) -> Result<Certificate, (&'static str, Fault)> {
+    let read = Certificate::read(name, settings, contents);
+    let Err(("ocsp_file", error)) = &read else { return read };
+    tracing::warn!(certificate = name, %error, "certificate is shown without its OCSP response");
+    let bare = model::Certificate { ocsp: None, ..settings.clone() };
+    let mut certificate = Certificate::read(name, &bare, contents)?;
+    certificate.settings = settings.clone();
+    Ok(certificate)
 }
 
 pub(crate) fn provider() -> Arc<CryptoProvider> {

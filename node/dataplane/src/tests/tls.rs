@@ -95,9 +95,14 @@ async fn a_client_is_shown_the_certificate_of_the_name_it_asks_for() {
 
     tls(&mut config).unknown_name = UnknownName::Reject;
     proxy.install(2, config).await;
-    let error = shown(address, "x.y.b.test", &client).await.expect_err("refused");
-    assert!(!error.to_string().contains("not valid for name"), "{error}");
-    assert_eq!(shown(address, "x.b.test", &client).await.expect("a handshake"), "CN=*.b.test");
+    // An address is no name that is asked for.
+    for name in ["x.y.b.test", "127.0.0.1"] {
+        let error = shown(address, name, &client).await.expect_err("refused");
+        assert!(format!("{error:?}").contains("UnrecognisedName"), "{name} {error:?}");
+    }
+    for (name, expected) in [("x.b.test", "CN=*.b.test"), ("WWW.a.test", "CN=a.test")] {
+        assert_eq!(shown(address, name, &client).await.expect("a handshake"), expected, "{name}");
+    }
 }
 
 #[tokio::test]

@@ -1,15 +1,18 @@
 //! The handshake with a client, where TLS ends at a listener.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::HandshakeKind;
+use rustls::server::Acceptor;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
-use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 
 use super::failure::{HandshakeFailure, explained};
+use super::server::Terminator;
 use super::session::Tls;
 use crate::snapshot::Listener;
 
@@ -22,7 +25,7 @@ pub(crate) async fn shake_hands(
     patience: Duration,
 ) -> Option<(TlsStream<TcpStream>, Tls)> {
     let terminator = listener.tls.as_ref()?;
-    let accepting = TlsAcceptor::from(terminator.config.clone()).accept(stream);
+    let accepting = accept(terminator, stream);
     let outcome = match patience {
         Duration::ZERO => Ok(accepting.await),
         _ => timeout(patience, accepting).await,
@@ -39,11 +42,41 @@ pub(crate) async fn shake_hands(
             let tls = Tls::of(session, forward);
             return Some((stream, tls));
         }
-        Ok(Err(error)) => (HandshakeFailure::of(&error), explained(&error)),
+        Ok(Err(failed)) => failed,
         Err(_) => (HandshakeFailure::Timeout, "not done in time".to_owned()),
     };
     failed(worker, listener, client, failure, &error);
     None
+}
+
+async fn accept(
+    terminator: &Terminator,
+    stream: TcpStream,
+) -> Result<TlsStream<TcpStream>, (HandshakeFailure, String)> {
+    let why = |error: std::io::Error| (HandshakeFailure::of(&error), explained(&error));
+    let config = Arc::clone(&terminator.config);
+    if !terminator.rejects_names() {
+        return TlsAcceptor::from(config).accept(stream).await.map_err(why);
+    }
+    // A resolver that finds no certificate makes rustls say access_denied.
+    let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await.map_err(why)?;
+    let name = start.client_hello().server_name().map(str::to_owned);
+    if !terminator.knows(name.as_deref()) {
+        say_unknown(&start.io);
+        let asked = name.map_or_else(|| "the client names none".to_owned(), |name| format!("{name:?}"));
+        return Err((HandshakeFailure::UnknownName, format!("no certificate has the name: {asked}")));
+    }
+    start.into_stream(config).await.map_err(why)
+}
+
+/// A fatal alert `unrecognized_name` (RFC 6066, section 3), so that the client hears why. Nothing waits for it: a
+/// socket that was never written to has room.
+pub(crate) fn say_unknown(stream: &TcpStream) {
+    const ALERT: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
+    let _ = stream.try_write(&ALERT);
+    // What was not read would make a reset of the close, which may overtake the alert.
+    let mut space = [0; 4096];
+    while matches!(stream.try_read(&mut space), Ok(1..)) {}
 }
 
 /// Counts and tells of a handshake that failed.

@@ -51,8 +51,6 @@ impl HandshakeFailure {
             Error::AlertReceived(_) => HandshakeFailure::RefusedByClient,
             Error::PeerIncompatible(_) | Error::NoApplicationProtocol => HandshakeFailure::Incompatible,
             Error::InvalidMessage(_) | Error::InappropriateMessage { .. } => HandshakeFailure::NotTls,
-            // There is no other way to learn that the resolver had none.
-            Error::General(text) if text.contains("certificate chain") => HandshakeFailure::UnknownName,
             _ => HandshakeFailure::Other,
         }
     }

@@ -18,6 +18,7 @@ use super::{Certificates, Fault, authorities, provider};
 #[derive(Clone, Debug)]
 pub(crate) struct Terminator {
     pub(crate) config: Arc<ServerConfig>,
+    resolver: Arc<Resolver>,
 }
 
 impl Terminator {
@@ -52,13 +53,22 @@ impl Terminator {
                 )
             }
         };
-        let mut config = builder.with_cert_resolver(resolver);
+        let mut config = builder.with_cert_resolver(Arc::clone(&resolver) as Arc<dyn ResolvesServerCert>);
         config.alpn_protocols = settings.alpn.iter().map(|alpn| alpn.as_str().into()).collect();
         let context = [&demands.finalize()[..], listener.as_bytes()].concat();
         config.ticketer = Arc::new(Ticketer::new(Arc::clone(ring), context.into()));
         // A session that only this node knows would be worth little, and cost memory.
         config.session_storage = Arc::new(NoServerSessionStorage {});
-        Ok(Self { config: Arc::new(config) })
+        Ok(Self { config: Arc::new(config), resolver })
+    }
+
+    /// There are names, or none, for which nothing is shown.
+    pub(crate) fn rejects_names(&self) -> bool {
+        self.resolver.default.is_none()
+    }
+
+    pub(crate) fn knows(&self, name: Option<&str>) -> bool {
+        self.resolver.shown(name).is_some()
     }
 }
 

@@ -19,7 +19,7 @@ use crate::l4::tcp::{End, Secured, Socket, reset};
 use crate::metrics::Reason;
 use crate::pool::Pool;
 use crate::proxy_protocol::{Ends, Facts, Tlvs};
-use crate::tls::accept::{failed, shake_hands};
+use crate::tls::accept::{failed, say_unknown, shake_hands};
 use crate::tls::failure::HandshakeFailure;
 use crate::{l4, l7};
 
@@ -188,16 +188,6 @@ fn cx(worker: &Worker, listener: &ListenerRef, port: Option<u16>, carriage: Arc<
         port,
         carriage,
     }
-}
-
-/// A fatal alert `unrecognized_name` (RFC 6066, section 3), so that the client hears why. Nothing waits for it: a
-/// socket that was never written to has room.
-fn say_unknown(stream: &TcpStream) {
-    const ALERT: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
-    let _ = stream.try_write(&ALERT);
-    // What was not read would make a reset of the close, which may overtake the alert.
-    let mut space = [0; 4096];
-    while matches!(stream.try_read(&mut space), Ok(1..)) {}
 }
 
 impl Worker {

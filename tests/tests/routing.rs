@@ -183,7 +183,7 @@ fn the_routing_example_does_what_it_says() {
 
 #[test]
 fn a_client_from_elsewhere_gets_the_answer_of_the_rule_itself() {
-    let config = "listeners: { web: { bind: \"127.0.0.1:0\", protocol: http } }\n\
+    let config = "listeners: { web: { bind: \"127.0.0.1:0\", protocol: http }, more: { bind: \"127.0.0.1:0\", protocol: http } }\n\
                   pools: { a: { members: [] } }\n\
                   routes: { all: { rules: [\n\
                   { match: [{ path: { prefix: /admin } }], respond: { code: 403, body: \"${client.ip} may not change ${path}\\n\" } },\n\
@@ -193,6 +193,17 @@ fn a_client_from_elsewhere_gets_the_answer_of_the_rule_itself() {
     let ask = || http::get(web, "x", "/admin/../admin/%41").expect("an answer");
     let reply = ask();
     assert_eq!((reply.status, reply.text().as_str()), (403, "127.0.0.1 may not change /admin/A\n"));
+
+    // Which listener a URL comes to, the node knows by the ports that the system chose.
+    let node = &cluster.nodes[0];
+    let explain = |args: &[&str]| node.json(&[&["route", "explain"], args].concat());
+    let asked = explain(&["GET", &format!("http://192.0.2.1:{}/", web.port()), "-H", "host: x"]);
+    let asked = asked.expect("it explains");
+    let at: Vec<_> =
+        asked["listeners"].as_array().expect("a list").iter().map(|at| &at["listener"]).collect();
+    assert_eq!((at, &asked["host"]), (vec!["web"], &"x".into()), "{asked}");
+    let refused = explain(&["CONNECT", "http://x/"]).expect_err("no node serves it").to_string();
+    assert!(refused.contains("refused with 501"), "{refused}");
 
     // A large set comes from a file beside the document, and goes with it to the node.
     let (node, dir) = (&cluster.nodes[0], cluster.dir());

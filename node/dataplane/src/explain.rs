@@ -6,13 +6,15 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use http::header::ORIGIN;
+use http::header::{HOST, ORIGIN};
+use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use serde::{Deserialize, Serialize};
 use trestle_config::model::{self, HostPattern, LocalAnswer, Match, PathMatch, Scheme, ValueMatch};
 use trestle_config::{Config, Contents};
 
 use crate::l7::cors::{Cors, preflight};
+use crate::l7::head::{is_host, is_origin};
 use crate::l7::router::{Closeness, Entry, Router, Subject, normal};
 use crate::l7::{target, values};
 use crate::networks::Sets;
@@ -51,6 +53,7 @@ impl Asked {
             headers: headers.collect::<Result<_, _>>()?,
             client: self.client.unwrap_or(IpAddr::from([127, 0, 0, 1])),
             listener: self.listener.clone(),
+            chosen: Vec::new(),
         })
     }
 }
@@ -65,6 +68,8 @@ pub struct Question {
     pub client: IpAddr,
     /// `None`: those that take the URL's scheme at its port, else all that take it.
     pub listener: Option<String>,
+    /// Listeners with the ports that the system chose for them, as far as they are known.
+    pub chosen: Vec<(String, u16)>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +82,16 @@ pub enum Unanswered {
     Header(String),
     #[error("the path can't be brought into its normal form: such a request is refused with 400")]
     Path,
+    #[error("CONNECT asks for a tunnel: such a request is refused with 501")]
+    Connect,
+    #[error("no request line may have {0:?} as it is: such a request is refused with 400")]
+    Target(String),
+    #[error(
+        "{0:?} is no host (a name or an address, a port or none, and no user): such a request is refused with 400"
+    )]
+    Host(String),
+    #[error("Host is given more than once: such a request is refused with 400")]
+    Hosts,
     #[error("no listener takes {scheme}: {there}")]
     Scheme { scheme: Box<str>, there: String },
     #[error("there is no http listener {0:?}; the config has {1}")]
@@ -139,13 +154,15 @@ pub fn explain(
     };
     let mut headers = HeaderMap::new();
     question.headers.iter().for_each(|(name, value)| _ = headers.append(name, value.clone()));
+    let asked_host = host_of(question, authority, &headers)?;
     let mut seen = |merge_slashes| {
         let mut url = question.url.clone();
-        let host = target::normalise(&mut url, &mut headers, merge_slashes).map_err(|_| Unanswered::Path)?;
-        Ok((url, target::route_host(host.as_ref()).into_owned()))
+        target::normalise(&mut url, &mut headers, merge_slashes).map_err(|_| Unanswered::Path)?;
+        Ok(url)
     };
-    let (url, host) = seen(false)?;
-    let (merged, _) = seen(true)?;
+    let (url, merged) = (seen(false)?, seen(true)?);
+    headers.insert(HOST, asked_host.clone());
+    let host = target::route_host(Some(&asked_host)).into_owned();
     let scheme = match question.url.scheme_str() {
         None | Some("http") => Scheme::Http,
         Some("https") => Scheme::Https,
@@ -175,6 +192,36 @@ pub fn explain(
     })
 }
 
+/// The host that is asked for: by `Host`, if that is given beside the URL, as clients send it to an address.
+///
+/// # Errors
+/// A node would refuse the request before it looks for a route.
+fn host_of(
+    question: &Question,
+    authority: &Authority,
+    headers: &HeaderMap,
+) -> Result<HeaderValue, Unanswered> {
+    if question.method == Method::CONNECT {
+        return Err(Unanswered::Connect);
+    }
+    let target = question.url.path_and_query().map_or("/", PathAndQuery::as_str);
+    // `http://host?query` has no path, which is no fault of an absolute target.
+    let slash = if target.starts_with('/') { "" } else { "/" };
+    if !is_origin(question.method.as_str().as_bytes(), format!("{slash}{target}").as_bytes()) {
+        return Err(Unanswered::Target(target.to_owned()));
+    }
+    let named = HeaderValue::from_str(authority.as_str());
+    let named = named.ok().filter(|host| is_host(host.as_bytes()));
+    let named = named.ok_or_else(|| Unanswered::Host(authority.to_string()))?;
+    let mut hosts = headers.get_all(HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (None, _) => Ok(named),
+        (Some(host), None) if is_host(host.as_bytes()) => Ok(host.clone()),
+        (Some(host), None) => Err(Unanswered::Host(String::from_utf8_lossy(host.as_bytes()).into_owned())),
+        (Some(_), Some(_)) => Err(Unanswered::Hosts),
+    }
+}
+
 /// A request, and what is named by those that may fit it.
 #[derive(Clone, Copy)]
 struct Case<'a> {
@@ -201,7 +248,11 @@ fn asked<'a>(
     }
     let mut there: Vec<Named<'_>> = match &question.listener {
         Some(wanted) => all.iter().filter(|(name, _)| *name == wanted).copied().collect(),
-        None => all.iter().filter(|(_, l)| l.bind.iter().any(|bind| bind.port == port)).copied().collect(),
+        None => {
+            let written = |l: &model::Listener| l.bind.iter().any(|bind| bind.port == port);
+            let chosen = |name: &str| question.chosen.iter().any(|(of, at)| of == name && *at == port);
+            all.iter().filter(|(name, l)| written(l) || chosen(name)).copied().collect()
+        }
     };
     if let (true, Some(wanted)) = (there.is_empty(), &question.listener) {
         let names = all.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
@@ -498,6 +549,7 @@ mod tests {
             headers: headers.iter().map(line).collect(),
             client: [192, 0, 2, 1].into(),
             listener: None,
+            chosen: Vec::new(),
         }
     }
 
@@ -668,6 +720,30 @@ routes:
     }
 
     #[test]
+    fn a_host_beside_the_url_is_the_one_that_is_asked_for() {
+        let config = "pools: { a: { members: [] } }\nroutes: { r: { hosts: [x.test], rules: [\
+             { match: [{ headers: { host: { prefix: X } } }], pools: [a] }] } }";
+        let explained = think(config, &ask("GET", "http://192.0.2.1/", &[("host", "X.test:8080")]));
+        assert_eq!((explained.host.as_str(), explained.listeners[0].does.as_str()), ("x.test", "goes to a"));
+        let explained = think(config, &ask("GET", "http://x.test?q", &[("host", "y.test")]));
+        assert_eq!(explained.listeners[0].does, "is answered with 404, since no rule fits");
+    }
+
+    #[test]
+    fn a_port_that_the_system_chose_is_as_good_as_a_written_one() {
+        let mut config = written("pools: { a: { members: [] } }\nroutes: { r: { rules: [{ pools: [a] }] } }");
+        config.listeners.clear();
+        for name in ["one", "two"] {
+            config.listeners.insert(name.to_owned(), listener(Protocol::Http, loopback(0), None));
+        }
+        let chosen = vec![("one".to_owned(), 4001), ("two".to_owned(), 4002)];
+        let question = Question { chosen, ..ask("GET", "http://a:4002/", &[]) };
+        let explained = explain(&config, &Contents::default(), &BTreeMap::new(), &question).unwrap();
+        let at: Vec<_> = explained.listeners.iter().map(|at| at.listener.as_str()).collect();
+        assert_eq!(at, ["two"]);
+    }
+
+    #[test]
     fn rules_of_other_hosts_come_last_and_hosts_that_a_listener_does_not_serve_are_told() {
         let config = "listeners: { web: { bind: \":0\", protocol: http, hosts: [\"*.example.com\"], pool: a } }\n\
              pools: { a: { members: [] } }\nroutes:\n  \
@@ -731,6 +807,16 @@ routes:
         };
         assert!(refused(ask("GET", "/path", &[])).contains("no URL with a host"));
         assert!(refused(ask("GET", "http://a/%00", &[])).contains("400"));
+        for (method, url, headers, told) in [
+            ("CONNECT", "http://a/", &[][..], "refused with 501"),
+            ("GET", "http://a/x\"y", &[][..], "\"/x\\\"y\" as it is: such a request is refused with 400"),
+            ("GET", "http://u@a/", &[][..], "\"u@a\" is no host"),
+            ("GET", "http://a/", &[("host", "b/c")][..], "\"b/c\" is no host"),
+            ("GET", "http://a/", &[("host", "b"), ("host", "b")][..], "more than once"),
+        ] {
+            let said = refused(ask(method, url, headers));
+            assert!(said.contains(told), "{method} {url}: {said}");
+        }
         let question = Question { listener: Some("wbe".into()), ..ask("GET", "http://a/", &[]) };
         assert!(refused(question).contains("the config has web"));
     }

@@ -15,7 +15,9 @@ pub(super) async fn explain(State(api): State<Arc<Api>>, body: Body) -> Result<R
     let cluster = api.cluster()?;
     let asked: Asked = serde_json::from_slice(&body::bytes(body).await?)
         .map_err(|error| ApiError::bad_request(format!("the body is no question: {error}")))?;
-    let question = asked.question().map_err(|error| ApiError::bad_request(error.to_string()))?;
+    let mut question = asked.question().map_err(|error| ApiError::bad_request(error.to_string()))?;
+    let bound = api.node.plane.listeners().into_iter();
+    question.chosen = bound.filter_map(|at| Some((at.listener, at.state.ok()?.port()))).collect();
     let (in_force, births) = (cluster.in_force(), cluster.watch_state().borrow().route_births.clone());
     // Thousands of rules take their time.
     let explained = tokio::task::spawn_blocking(move || {

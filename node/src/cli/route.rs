@@ -30,7 +30,7 @@ pub(crate) struct Explain {
     method: String,
     /// http://HOST[:PORT]/PATH[?QUERY], or https://
     url: String,
-    /// A header of the request, `name: value`; may be given again
+    /// A header of the request, `name: value`; may be given again. `host: NAME` is the host that is asked for
     #[arg(short = 'H', long = "header", value_name = "LINE")]
     headers: Vec<String>,
     /// The client's address

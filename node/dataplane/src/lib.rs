@@ -295,7 +295,7 @@ pub struct FirewallView {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FirewallRuleView {
     pub rule: FirewallRule,
-    /// Connections, datagrams without a session, and requests, by where the firewall stands.
+    /// Connections, datagrams without a session, and requests, by where the firewall stands; by proxy and kernel.
     pub hits: u64,
 }
 
@@ -426,6 +426,14 @@ impl Plane {
     /// Open flows of clients that the kernel carries here, heaviest first, and of nobody else.
     pub fn set_kernel_clients(&self, clients: &[(std::net::IpAddr, u32)]) {
         self.inner.ledger.set_by_kernel(clients);
+    }
+
+    /// What firewalls of listeners have decided in the kernel since the last call: counters, by the numbers that
+    /// a [`KernelView`] gives them, and what is new there.
+    pub fn add_kernel_hits(&self, hits: &HashMap<u64, u64>) {
+        let snapshot = self.inner.snapshot();
+        let all = snapshot.iter().flat_map(|snapshot| snapshot.firewalls.values());
+        all.for_each(|firewall| firewall.add_by_kernel(hits));
     }
 
     pub fn certificates(&self) -> Vec<CertificateView> {

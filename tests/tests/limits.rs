@@ -24,6 +24,17 @@ fn cluster(greeter: &Greeter, limits: &str) -> (Cluster, Vec<SocketAddr>) {
     (cluster, addresses)
 }
 
+fn lists(cluster: &Cluster, open: u64) {
+    for node in &cluster.nodes {
+        eventually(Duration::from_secs(5), "`clients` shows what is open", || {
+            let listed = node.json(&["clients"])?;
+            let used = listed["clients"][0]["limits"][0]["used"].as_u64();
+            ensure!(used.unwrap_or(0) == open, "{open} are open: {listed}");
+            Ok(())
+        });
+    }
+}
+
 #[test]
 fn three_nodes_that_are_asked_alike_admit_the_limit() {
     let greeter = Greeter::start();
@@ -39,7 +50,7 @@ fn three_nodes_that_are_asked_alike_admit_the_limit() {
 #[test]
 fn one_node_that_is_asked_alone_admits_the_limit_and_gives_it_back() {
     let greeter = Greeter::start();
-    let (_cluster, addresses) = cluster(&greeter, LIMIT);
+    let (cluster, addresses) = cluster(&greeter, LIMIT);
     let mut client = Client::new(&addresses[..1], 600);
     let after_2s = client.push(Duration::from_secs(2));
     let later = client.push(Duration::from_secs(1));
@@ -47,8 +58,12 @@ fn one_node_that_is_asked_alone_admits_the_limit_and_gives_it_back() {
     assert!(client.peak <= 100, "{} at once", client.peak);
     assert!(after_2s >= 95 && later >= 95, "{after_2s}, {later}");
 
+    // Whoever is asked tells what is open, not what nodes hold to themselves.
+    lists(&cluster, client.held() as u64);
+
     // The client moves to another node: what it had here ends, and counts there.
     drop(client);
+    lists(&cluster, 0);
     let mut client = Client::new(&addresses[1..2], 600);
     let moved = Instant::now();
     while client.push(Duration::from_millis(50)) < 95 {

@@ -15,6 +15,8 @@ mod draft;
 mod feed;
 mod firewall;
 mod folder;
+#[doc(hidden)]
+pub mod fuzzing;
 mod leb128;
 mod orders;
 mod rt;

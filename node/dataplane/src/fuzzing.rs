@@ -55,6 +55,11 @@ pub fn ftp(data: &[u8]) {
     crate::l4::ftp::fuzz::any_bytes(data);
 }
 
+/// A head of HTTP/1 and the chunked body behind it, however they are cut.
+pub fn http1(data: &[u8]) {
+    crate::l7::head::any_bytes(data);
+}
+
 /// A body before the web application firewall, all rules on: a byte for how it is read, and then the body.
 pub fn waf(data: &[u8]) {
     crate::waf::any_bytes(data);

@@ -80,6 +80,7 @@ pub use kernel::{
     KernelCheck, KernelGuard, KernelListener, KernelMember, KernelNetworks, KernelRate, KernelRule,
     KernelView, KnownMember,
 };
+pub use listener::BACKLOG;
 pub use networks::Ranges;
 pub use proxy_protocol::local as local_proxy_header;
 pub use spans::{Batch as SpanBatch, Span, SpanQueue, SpanTap, spans};

@@ -1,4 +1,4 @@
 //! Bytes of a stranger, and the same bytes sealed by a holder of the key.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| trestle_cluster::gossip::fuzzing::datagram(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| trestle_cluster::fuzzing::datagram(data));

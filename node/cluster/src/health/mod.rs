@@ -24,6 +24,7 @@ mod assign;
 mod metrics;
 mod pools;
 mod probe;
+pub(crate) use probe::fuzz_answer;
 mod verdict;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -363,10 +363,14 @@ impl MemberState {
     /// For people: this node's own experience where it has one.
     fn why(&self, votes: Votes) -> String {
         let Votes { up, down, silent } = votes;
-        let counts = format!("{down} of {} probers see it down", up + down + silent);
-        match (&self.reason, self.up) {
-            (Some(reason), false) => format!("{reason}; {counts}"),
-            _ => counts,
+        let probers = up + down + silent;
+        if self.up {
+            return format!("{up} of {probers} probers see it up");
+        }
+        let counts = format!("{down} of {probers} probers see it down");
+        match &self.reason {
+            Some(reason) => format!("{reason}; {counts}"),
+            None => counts,
         }
     }
 

@@ -121,6 +121,23 @@ fn is_name_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.')
 }
 
+/// Entry for fuzzing: a body ends at the same byte, or breaks, however it is cut.
+pub(super) fn any_bytes(body: &[u8]) {
+    let whole = Chunked::new().advance(body);
+    let (mut pieces, mut used) = (Chunked::new(), 0);
+    let mut seen = Ok(Progress { used: 0, ended: false });
+    for byte in body {
+        seen = pieces.advance(std::slice::from_ref(byte)).map(|Progress { used: more, ended }| {
+            used += more;
+            Progress { used, ended }
+        });
+        if !matches!(seen, Ok(Progress { ended: false, .. })) {
+            break;
+        }
+    }
+    assert_eq!(whole, seen);
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -17,6 +17,7 @@ use std::ops::Range;
 
 use memchr::{memchr, memrchr};
 
+use super::chunked;
 use super::refused::Flaw;
 
 /// Bytes of a request line. RFC 9112, section 3, wants at least 8,000 octets.
@@ -431,6 +432,33 @@ const TOKEN: [bool; 256] = {
     table
 };
 
+/// Entry for fuzzing: bytes of a client, whole and in pieces. What is taken is what hyper's parser reads, too, and
+/// ends where it does.
+pub(crate) fn any_bytes(data: &[u8]) {
+    const MAX: usize = 64 << 10;
+    let whole = HeadScanner::default().scan(data, MAX);
+    let (mut pieces, mut seen) = (HeadScanner::default(), Scan::Partial);
+    for end in 1..=data.len() {
+        seen = pieces.scan(&data[..end], MAX);
+        if seen != Scan::Partial {
+            break;
+        }
+    }
+    match (&whole, &seen) {
+        // Of two flaws in one head the whole may show another first.
+        (Scan::Refused(_), Scan::Refused(_)) => {}
+        _ => assert_eq!(whole, seen),
+    }
+    let Scan::Complete(head) = whole else { return };
+    let bytes = &data[head.span.clone()];
+    let mut fields = [httparse::EMPTY_HEADER; FIELD_LINES_MAX];
+    let mut request = httparse::Request::new(&mut fields);
+    assert_eq!(request.parse(bytes), Ok(httparse::Status::Complete(bytes.len())));
+    if head.framing == Framing::Chunked {
+        chunked::any_bytes(&data[head.span.end..]);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -719,5 +747,16 @@ mod tests {
         fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             scan(bytes);
         }
+    }
+
+    #[test]
+    fn the_fuzz_corpus_breaks_nothing() {
+        let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus/http1");
+        let mut count = 0;
+        for file in std::fs::read_dir(corpus).expect("the corpus is part of the repository") {
+            any_bytes(&std::fs::read(file.expect("listed").path()).expect("readable"));
+            count += 1;
+        }
+        assert!(count >= 10, "{count} files");
     }
 }

@@ -143,6 +143,7 @@ pub(crate) struct ListenerPart {
 /// Of one listener, by name.
 #[derive(Debug)]
 pub(crate) struct ListenerCounters {
+    pub(crate) name: Box<str>,
     parts: PerWorker<ListenerPart>,
     /// Of handshakes that fail, by why: what strangers do does not hide what a user has to mend.
     pub(crate) complaints: [Throttle; HandshakeFailure::COUNT],
@@ -167,8 +168,9 @@ pub(crate) struct FtpComplaints {
 }
 
 impl ListenerCounters {
-    pub(crate) fn new(workers: usize) -> Self {
+    pub(crate) fn new(name: &str, workers: usize) -> Self {
         Self {
+            name: name.into(),
             parts: PerWorker::new(workers),
             complaints: Default::default(),
             congestion: Throttle::default(),
@@ -304,7 +306,7 @@ impl Metrics {
     /// The counters of this listener: those it had before, or new ones.
     pub(crate) fn listener(&self, name: &str) -> Arc<ListenerCounters> {
         let mut listeners = self.listeners.lock();
-        let new = || Arc::new(ListenerCounters::new(self.workers));
+        let new = || Arc::new(ListenerCounters::new(name, self.workers));
         Arc::clone(listeners.entry(name.to_owned()).or_insert_with(new))
     }
 

@@ -2,6 +2,7 @@
 
 mod grpc;
 mod talk;
+pub(crate) use talk::any_bytes as fuzz_answer;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -172,9 +172,7 @@ pub(super) async fn dns(name: &str, address: SocketAddr, limit: Limit) -> Result
     let unaskable = |error: &dyn std::fmt::Display| ProbeError::Question(error.to_string());
     let mut name = Name::from_ascii(name).map_err(|error| unaskable(&error))?;
     name.set_fqdn(true);
-    let mut question = Message::new(rand::random(), MessageType::Query, OpCode::Query);
-    question.metadata.recursion_desired = true;
-    question.add_query(Query::query(name, RecordType::A));
+    let question = question(rand::random(), name);
     let bytes = question.to_vec().map_err(|error| unaskable(&error))?;
     let socket = ask_by_udp(address, &bytes).await?;
     let mut got = Vec::new();
@@ -193,6 +191,25 @@ pub(super) async fn dns(name: &str, address: SocketAddr, limit: Limit) -> Result
             ProbeError::Answered(_) => ProbeError::NotAsked,
             other => other,
         })
+}
+
+fn question(id: u16, name: Name) -> Message {
+    let mut question = Message::new(id, MessageType::Query, OpCode::Query);
+    question.metadata.recursion_desired = true;
+    question.add_query(Query::query(name, RecordType::A));
+    question
+}
+
+/// Entry for fuzzing: any bytes as what a member says.
+pub(crate) fn any_bytes(data: &[u8]) {
+    if let Some(code) = answer(&question(0x1234, Name::root()), data) {
+        let _ = judge(code);
+    }
+    // More bytes never change what fewer have told.
+    let early = (0..data.len()).map(|end| greeting(&data[..end])).find(|said| *said != Greeting::Unfinished);
+    if let Some(early) = early {
+        assert_eq!(early, greeting(data));
+    }
 }
 
 /// The code of an answer, if it is one to this question.

@@ -63,7 +63,8 @@ impl Meter for Arc<Limits> {
         if cut > 0 {
             tracing::warn!(
                 cut,
-                "this node has lost its seat: the newest of what exact limits count were cut, down to its reserves"
+                "this node's seat was not renewed in time: the newest of what exact limits count were cut, down to its \
+                 reserves"
             );
         }
     }

@@ -153,7 +153,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_range_has_as_many_doors_as_ports_and_they_come_back() {
-        let (ports, counters) = (range(3), Arc::new(ListenerCounters::new(1)));
+        let (ports, counters) = (range(3), Arc::new(ListenerCounters::new("raw", 1)));
         let open = |begin| Door::open(at(), &ports, begin, &counters);
         let doors: Vec<Door> = (0..3).map(|_| open(7).expect("free")).collect();
         let mut seen: Vec<u16> = doors.iter().map(|door| door.at.port()).collect();
@@ -169,7 +169,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_port_that_somebody_else_has_is_passed_over() {
-        let (ports, counters) = (range(2), Arc::new(ListenerCounters::new(1)));
+        let (ports, counters) = (range(2), Arc::new(ListenerCounters::new("raw", 1)));
         let _held = std::net::TcpListener::bind(("127.0.0.1", *ports.start())).expect("free");
         let door = Door::open(at(), &ports, 0, &counters).expect("the other one");
         assert_eq!(door.at.port(), *ports.end());
@@ -179,7 +179,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_stranger_is_reset_and_the_port_is_free_once_the_right_one_has_come() {
-        let (ports, counters) = (range(1), Arc::new(ListenerCounters::new(1)));
+        let (ports, counters) = (range(1), Arc::new(ListenerCounters::new("raw", 1)));
         let door = Door::open(at(), &ports, 0, &counters).expect("free");
         let to = door.at;
         let strangers = std::sync::Mutex::new(Vec::new());
@@ -202,7 +202,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn nobody_is_awaited_for_ever() {
-        let (ports, counters) = (range(1), Arc::new(ListenerCounters::new(1)));
+        let (ports, counters) = (range(1), Arc::new(ListenerCounters::new("raw", 1)));
         let door = Door::open(at(), &ports, 0, &counters).expect("free");
         assert!(door.admit("127.0.0.1".parse().expect("an address"), |_| {}).await.is_none());
         assert_eq!(counters.doors.open(), 0);

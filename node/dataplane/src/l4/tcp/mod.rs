@@ -147,6 +147,7 @@ pub(super) fn tune(stream: &TcpStream, settings: &TcpSettings, counters: &Listen
         && counters.congestion.passes(Instant::now())
     {
         tracing::warn!(
+            listener = &*counters.name,
             congestion = name,
             %error,
             "the kernel does not give this congestion control, so the system's is used; see \

@@ -56,7 +56,7 @@ async fn proxied(pool: &Arc<Pool>, settings: TcpSettings) -> Proxied {
     let (listener, address) = backend().await;
     let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
     let (accepted, peer) = accepted.expect("accept");
-    let counters = Arc::new(ListenerCounters::new(1));
+    let counters = Arc::new(ListenerCounters::new("raw", 1));
     let closing = CancellationToken::new();
     let cx = ConnCx {
         worker: 0,
@@ -341,7 +341,7 @@ async fn probes_and_congestion_control_are_as_the_settings_say() {
         let (listener, address) = backend().await;
         let (client, _accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
         let client = client.expect("connect");
-        tune(&client, &settings, &ListenerCounters::new(1));
+        tune(&client, &settings, &ListenerCounters::new("raw", 1));
         client
     };
     let keepalive = Keepalive { idle: 40 * SECOND, interval: 7 * SECOND, probes: 5 };
@@ -477,7 +477,7 @@ async fn a_connections_future_is_small() {
     let (stream, peer) = accepted.expect("accept");
     let cx = ConnCx {
         worker: 0,
-        listener: Arc::new(ListenerCounters::new(1)),
+        listener: Arc::new(ListenerCounters::new("raw", 1)),
         closing: CancellationToken::new(),
         port: None,
         carriage: Arc::default(),

@@ -94,7 +94,7 @@ impl Drop for Served {
 async fn served_at(bind: &str, max: usize, pool: &Arc<Mutex<Arc<Pool>>>, settings: UdpSettings) -> Served {
     let socket = std::net::UdpSocket::bind(bind).expect("bind");
     let address = socket.local_addr().expect("address");
-    let (counters, ledger) = (Arc::new(ListenerCounters::new(1)), Arc::new(Ledger::new(1)));
+    let (counters, ledger) = (Arc::new(ListenerCounters::new("raw", 1)), Arc::new(Ledger::new(1)));
     let (draining, closing) = (CancellationToken::new(), CancellationToken::new());
     let (listener, clients) = (Arc::clone(&counters), Arc::clone(&ledger));
     let (drained, closed) = (draining.clone(), closing.clone());

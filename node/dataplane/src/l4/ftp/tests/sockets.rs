@@ -46,7 +46,7 @@ async fn scene(client: &str, server: &str, settings: TcpSettings) -> Scene {
     let local = ours.local_addr().expect("bound");
     let (client, accepted) = tokio::join!(TcpStream::connect(local), ours.accept());
     let (accepted, peer) = accepted.expect("accept");
-    let (counters, closing) = (Arc::new(ListenerCounters::new(1)), CancellationToken::new());
+    let (counters, closing) = (Arc::new(ListenerCounters::new("raw", 1)), CancellationToken::new());
     let carriage = Arc::<Carriage>::default();
     let cx = ConnCx {
         worker: 0,

@@ -72,6 +72,7 @@ use ipnet::IpNet;
 use tokio::sync::watch;
 use trestle_config::model::{Action, Bind, FirewallRule, Protocol};
 use trestle_config::{Config, Contents};
+use zeroize::Zeroizing;
 
 pub use balance::maglev;
 pub use beat::Beat;
@@ -314,9 +315,16 @@ pub struct CertificateView {
 #[derive(Clone)]
 pub struct TicketKeys {
     /// Seals, and opens.
-    pub current: [u8; 32],
+    pub current: Zeroizing<[u8; 32]>,
     /// Open tickets that were sealed earlier.
-    pub older: Vec<[u8; 32]>,
+    pub older: Vec<Zeroizing<[u8; 32]>>,
+}
+
+/// Says how many there are, and no more.
+impl std::fmt::Debug for TicketKeys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TicketKeys").field("older", &self.older.len()).finish_non_exhaustive()
+    }
 }
 
 /// Handle of a running plane. Cheap to clone.

@@ -199,7 +199,7 @@ impl Prepared {
             workers: settings.workers,
             node: settings.name.clone(),
             zone: settings.zone.clone(),
-            secret: self.key.cookie_key(),
+            secret: *self.key.cookie_key(),
             pinned,
             spans,
             give_back: crate::memory::give_back,

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::Value as Json;
+use zeroize::Zeroize;
 
 use crate::model::{Content, Digest};
 use crate::networks::{BadLine, BadLines};
@@ -77,7 +78,17 @@ impl NamedContent {
 
 /// What is stored, by digest. Cheap to clone.
 #[derive(Clone, Default)]
-pub struct Contents(Arc<BTreeMap<Digest, Arc<[u8]>>>);
+pub struct Contents(Arc<Opened>);
+
+/// There are private keys among them: whoever has them last wipes them.
+#[derive(Default, PartialEq, Eq)]
+struct Opened(BTreeMap<Digest, Arc<[u8]>>);
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        self.0.values_mut().filter_map(Arc::get_mut).for_each(|bytes| bytes.zeroize());
+    }
+}
 
 impl Contents {
     /// The bytes of what stands in a document or is stored; `None` for what is not there, and for files,
@@ -85,7 +96,7 @@ impl Contents {
     pub fn get<'a>(&'a self, content: &'a Content) -> Option<Cow<'a, [u8]>> {
         match content {
             Content::Inline(text) => Some(Cow::Borrowed(text.as_bytes())),
-            Content::Stored(digest) => self.0.get(digest).map(|bytes| Cow::Borrowed(&**bytes)),
+            Content::Stored(digest) => self.0.0.get(digest).map(|bytes| Cow::Borrowed(&**bytes)),
             Content::File(_) => None,
         }
     }
@@ -93,14 +104,14 @@ impl Contents {
 
 impl FromIterator<(Digest, Arc<[u8]>)> for Contents {
     fn from_iter<I: IntoIterator<Item = (Digest, Arc<[u8]>)>>(stored: I) -> Self {
-        Self(Arc::new(stored.into_iter().collect()))
+        Self(Arc::new(Opened(stored.into_iter().collect())))
     }
 }
 
 /// Shows no bytes: there are private keys among them.
 impl std::fmt::Debug for Contents {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_set().entries(self.0.keys()).finish()
+        f.debug_set().entries(self.0.0.keys()).finish()
     }
 }
 

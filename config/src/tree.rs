@@ -18,8 +18,9 @@ use crate::problem::{Fault, shown};
 pub const DOCUMENT_MAX: usize = 8 << 20;
 /// Levels of maps and lists in one another. The language itself needs 9.
 pub const DEPTH_MAX: usize = 64;
-/// Keys' values and list items together. 10,000 members with every key set are some 70,000.
-pub const NODES_MAX: usize = 500_000;
+/// Keys' values and list items together. 10,000 members with every key set are some 70,000, 10,000 hosts with
+/// ten rules each some 720,000.
+pub const NODES_MAX: usize = 1_000_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct NodeId(u32);

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use trestle_cluster::identity::ClusterKey;
+use zeroize::Zeroizing;
 
 /// Name of the key that a node makes for itself, in its data folder.
 pub(crate) const FILE: &str = "cluster.key";
@@ -29,7 +30,7 @@ pub(crate) fn create(path: &Path) -> anyhow::Result<ClusterKey> {
 }
 
 pub(crate) fn read(path: &Path) -> anyhow::Result<ClusterKey> {
-    let text = std::fs::read_to_string(path).with_context(|| {
+    let text = std::fs::read_to_string(path).map(Zeroizing::new).with_context(|| {
         format!("can't read the key file {}; `trestle keygen` makes one for a new cluster", path.display())
     })?;
     ClusterKey::parse(&text).with_context(|| format!("key file {}", path.display()))

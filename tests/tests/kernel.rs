@@ -204,7 +204,8 @@ fn health_drain_and_config_reach_the_kernel() {
 
     // Who is turned away is counted, too.
     let shut = "  shut: { bind: \"@front:92\", protocol: tcp, via: kernel, pool: flows, kernel: { slots: 1021 }, \
-                firewall: { rules: [{ from: [198.18.0.0/24], action: reject }] }, limits: { connections_per_client: 9 }, \
+                firewall: { rules: [{ from: [198.18.0.0/24], action: reject }, \
+                { from: [\"2001:db8:18::/64\"], action: reject }] }, limits: { connections_per_client: 9 }, \
                 rate_limits: [{ by: client, rate: 9/s, of: connections }] }\n";
     lan.apply(0, &config(LONG, &format!("{KERNEL}{shut}"), &pool("flows", &[1, 2]))).expect("it is taken");
     eventually(SETTLE, "the firewall's work shows", || {
@@ -215,6 +216,37 @@ fn health_drain_and_config_reach_the_kernel() {
         ensure!(denied.is_some_and(|denied| denied > 0.0), "{denied:?}");
         Ok(())
     });
+    // By rule, whichever node is asked, and also when another listener has come.
+    let turned_away = |host: &str| {
+        let output = lan.client("curl").args(["-sS", "-m", "1", &format!("http://{host}:92/")]).output();
+        output.expect("curl").status.code() == Some(7)
+    };
+    for (least, listeners) in [(1, format!("{KERNEL}{shut}")), (2, format!("{KERNEL}{shut}{auto}"))] {
+        lan.apply(0, &config(LONG, &listeners, &pool("flows", &[1, 2]))).expect("it is taken");
+        assert!(turned_away(VIP) && turned_away(&format!("[{VIP6}]")));
+        for node in &lan.nodes {
+            eventually(
+                SETTLE,
+                "every node tells what rules have decided at the one that has the VIP",
+                || {
+                    let output = node.cli(&["firewall", "list", "shut", "-o", "json"])?;
+                    let list: Value = serde_json::from_slice(&output.stdout)?;
+                    let firewall = &list["firewalls"][0];
+                    let name = &lan.nodes[owner].name;
+                    for rule in [&firewall["rules"][0], &firewall["rules"][1]] {
+                        ensure!(rule["nodes"][name].as_u64() >= Some(least), "{list}");
+                        ensure!(rule["hits"] == rule["nodes"][name], "{list}");
+                    }
+                    ensure!(firewall["default"]["hits"] == 0, "{list}");
+                    Ok(())
+                },
+            );
+        }
+    }
+    let metrics = lan.nodes[owner].metrics().expect("metrics");
+    let of_ipv6 = "trestle_firewall_hits_total{place=\"listener:shut\",rule=\"1\",\
+                   match=\"from 2001:db8:18::/64\",action=\"reject\"}";
+    assert_eq!(series(&metrics, of_ipv6), Some(2.0));
 
     // With `on_down: reset` flows of who is down end, and no others.
     let reset = pool("flows", &[1, 2]).replace(", health:", ", on_down: reset, health:");

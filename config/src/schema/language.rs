@@ -172,7 +172,7 @@ static RULE_KEYS: &[Key] = &[
     key("rewrite", Type::Object(&REWRITE), Words("none"), "Changes host and path before they are forwarded"),
     key("mirror", Type::List { of: &Type::Short("pool", &MIRROR), min: 0 }, Yaml("[]"), "Pools that get a copy of requests and whose answers nobody sees; bodies of up to 64 KiB go along, longer ones are not mirrored"),
     key("max_body", SIZE, Yaml("0"), "Longest request body; 0: no limit"),
-    key("upgrade", Type::List { of: &one_of(&["websocket"], &[]), min: 0 }, Yaml("[websocket]"), "Protocols that a connection may change to; `[]`: none"),
+    key("upgrade", Type::List { of: &one_of(&["websocket"], &[]), min: 0 }, Yaml("[websocket]"), "Protocols that a connection may change to; `[]`: none: over HTTP/1.1 the request goes on without `Upgrade`, over HTTP/2 it is answered 501"),
     key("use", USE, Yaml("[]"), "Policies that apply"),
 ];
 

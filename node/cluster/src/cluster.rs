@@ -545,6 +545,8 @@ async fn news(cluster: Cluster, admin: String, stop: CancellationToken) {
 mod tests {
     use std::net::Ipv4Addr;
 
+    use zeroize::Zeroizing;
+
     use super::*;
 
     fn settings(advertise: Option<&str>) -> Settings {
@@ -554,7 +556,7 @@ mod tests {
             cluster: (Ipv4Addr::LOCALHOST, 0).into(),
             advertise: advertise.map(Into::into),
             admin: String::new(),
-            key: String::new(),
+            key: Zeroizing::default(),
             start: Start::Resume,
             replace: false,
             version: String::new(),

@@ -15,6 +15,7 @@ use sha2::{Digest as _, Sha256};
 use trestle_config::model::{Content, Digest};
 use trestle_config::{Config, Contents, Document, NamedContent, Problem, Rest};
 use trestle_raft_store::{MAX_CONTENT, MAX_DOCUMENT, MAX_USES};
+use zeroize::Zeroize;
 
 use crate::vault::OVERHEAD;
 
@@ -27,7 +28,17 @@ pub struct Draft {
 
 /// What is in files, by the path under which a document names them. Cheap to clone.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub struct Files(Arc<BTreeMap<PathBuf, Arc<[u8]>>>);
+pub struct Files(Arc<Held>);
+
+/// There are private keys among them: whoever has them last wipes them.
+#[derive(Default, PartialEq, Eq)]
+struct Held(BTreeMap<PathBuf, Arc<[u8]>>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.values_mut().filter_map(Arc::get_mut).for_each(|bytes| bytes.zeroize());
+    }
+}
 
 /// Where digests come from, and what is stored under them.
 pub trait Stock {
@@ -152,7 +163,7 @@ impl Draft {
             Content::Inline(text) if named.secret => Arc::from(text.as_bytes()),
             Content::Inline(_) => return Ok(Bytes::InDocument),
             Content::File(path) => {
-                let sent = self.files.0.get(path).cloned();
+                let sent = self.files.0.0.get(path).cloned();
                 sent.ok_or_else(|| {
                     format!(
                         "`{}` is a file of whoever applies this: `trestle apply` sends it along",
@@ -209,7 +220,7 @@ fn with_faults(
     let mut plain = BTreeMap::new();
     for named in contents {
         let Content::File(path) = &named.content else { continue };
-        if let Some(bytes) = files.0.get(path) {
+        if let Some(bytes) = files.0.0.get(path) {
             problems.extend(bad_lines(named, bytes));
             plain.insert(Offline.digest(path.as_os_str().as_encoded_bytes()), Arc::clone(bytes));
         }
@@ -237,7 +248,7 @@ fn with_faults(
 
 fn is_known(named: &NamedContent, files: &Files) -> bool {
     match &named.content {
-        Content::File(path) => files.0.contains_key(path),
+        Content::File(path) => files.0.0.contains_key(path),
         Content::Inline(_) => true,
         Content::Stored(_) => false,
     }
@@ -343,28 +354,28 @@ impl Files {
                 break;
             }
         }
-        (Self(Arc::new(files)), problems)
+        (Self(Arc::new(Held(files))), problems)
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&Path, &Arc<[u8]>)> {
-        self.0.iter().map(|(path, bytes)| (path.as_path(), bytes))
+        self.0.0.iter().map(|(path, bytes)| (path.as_path(), bytes))
     }
 
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.0.0.is_empty()
     }
 }
 
 impl FromIterator<(PathBuf, Arc<[u8]>)> for Files {
     fn from_iter<I: IntoIterator<Item = (PathBuf, Arc<[u8]>)>>(files: I) -> Self {
-        Self(Arc::new(files.into_iter().collect()))
+        Self(Arc::new(Held(files.into_iter().collect())))
     }
 }
 
 /// Shows no bytes: there are private keys among them.
 impl fmt::Debug for Files {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.0.keys()).finish()
+        f.debug_set().entries(self.0.0.keys()).finish()
     }
 }
 

@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use zeroize::Zeroizing;
+
 use crate::draft::Draft;
 use crate::vip::InheritedGuard;
 
@@ -18,7 +20,7 @@ pub struct Settings {
     /// `host:port` of the admin API, for others to read.
     pub admin: String,
     /// The cluster's secret ([`crate::identity::ClusterKey`]), as `trestle keygen` writes it.
-    pub key: String,
+    pub key: Zeroizing<String>,
     pub start: Start,
     /// `--replace`: take the name of a node that is gone for good.
     pub replace: bool,

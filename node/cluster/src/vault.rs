@@ -16,11 +16,12 @@ use std::sync::Arc;
 
 use aws_lc_rs::hmac::{self, HMAC_SHA256};
 use chacha20poly1305::aead::{Aead, KeyInit, Payload};
-use chacha20poly1305::{XChaCha20Poly1305, XNonce};
+use chacha20poly1305::{Key, XChaCha20Poly1305, XNonce};
 use rand::TryRngCore;
 use rand::rngs::OsRng;
 use trestle_config::model::Digest;
 use trestle_raft_store::contents::Sealed;
+use zeroize::Zeroizing;
 
 use crate::identity::ClusterKey;
 
@@ -47,8 +48,8 @@ pub(crate) struct NoRandom(String);
 
 impl Vault {
     pub(crate) fn new(key: &ClusterKey) -> Self {
-        let digest = hmac::Key::new(HMAC_SHA256, &key.derived(b"trestle content digest"));
-        let cipher = XChaCha20Poly1305::new(&key.derived(b"trestle content seal").into());
+        let digest = hmac::Key::new(HMAC_SHA256, key.derived(b"trestle content digest").as_slice());
+        let cipher = XChaCha20Poly1305::new(Key::from_slice(key.derived(b"trestle content seal").as_slice()));
         Self(Arc::new(Keys { digest, cipher }))
     }
 
@@ -63,16 +64,16 @@ impl Vault {
 
     /// `None`: it was sealed with another cluster's key, or is damaged.
     pub(crate) fn open_content(&self, digest: &Digest, sealed: &Sealed) -> Option<Arc<[u8]>> {
-        self.open(&digest.0, sealed).map(Arc::from)
+        self.open(&digest.0, sealed).map(|plain| Arc::from(plain.as_slice()))
     }
 
     /// A new one.
     pub(crate) fn make_ticket_key(&self) -> Result<Sealed, NoRandom> {
-        self.seal(TICKET, &random::<32>()?)
+        self.seal(TICKET, Zeroizing::new(random::<32>()?).as_slice())
     }
 
-    pub(crate) fn open_ticket_key(&self, sealed: &Sealed) -> Option<[u8; 32]> {
-        self.open(TICKET, sealed)?.try_into().ok()
+    pub(crate) fn open_ticket_key(&self, sealed: &Sealed) -> Option<Zeroizing<[u8; 32]>> {
+        self.open(TICKET, sealed)?.as_slice().try_into().ok().map(Zeroizing::new)
     }
 
     fn seal(&self, what: &[u8], plain: &[u8]) -> Result<Sealed, NoRandom> {
@@ -86,11 +87,14 @@ impl Vault {
         Ok(Sealed([&[FORMAT][..], &nonce, &sealed].concat().into()))
     }
 
-    fn open(&self, what: &[u8], sealed: &Sealed) -> Option<Vec<u8>> {
+    fn open(&self, what: &[u8], sealed: &Sealed) -> Option<Zeroizing<Vec<u8>>> {
         let (format, rest) = sealed.0.split_first()?;
         let (nonce, sealed) = rest.split_at_checked(NONCE)?;
         let payload = Payload { msg: sealed, aad: what };
-        (*format == FORMAT).then(|| self.0.cipher.decrypt(XNonce::from_slice(nonce), payload).ok()).flatten()
+        if *format != FORMAT {
+            return None;
+        }
+        self.0.cipher.decrypt(XNonce::from_slice(nonce), payload).ok().map(Zeroizing::new)
     }
 }
 

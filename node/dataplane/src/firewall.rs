@@ -2,14 +2,15 @@
 //!
 //! A firewall is compiled once for a revision and shared by all that go by it; the sets that its rules name
 //! are shared with every other rule that names them ([`crate::networks`]). Each rule counts the clients that it
-//! has decided about, one part a worker; a rule that stays the same keeps its count over revisions, wherever
-//! it moves in its list.
+//! has decided about, one part a worker, and one for what the kernel decides by it; a rule that stays the same
+//! keeps its count over revisions, wherever it moves in its list.
 //!
 //! Cost: one look-up in ranges for each rule up to the one that fits, and nothing where no firewall stands.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use trestle_config::Config;
 use trestle_config::model::{self, Action, FirewallRule, Ports};
@@ -21,14 +22,22 @@ use crate::{FirewallRuleView, FirewallView};
 /// All firewalls of a revision, by their place: `listener:NAME`, `route:NAME`, `rule:ROUTE/NAME`.
 pub(crate) type Firewalls = BTreeMap<String, Arc<Firewall>>;
 
-type Hits = Arc<PerWorker<Counter>>;
+/// Whom a rule, or the default, has decided about.
+#[derive(Debug)]
+struct Hits {
+    /// No other count of this process has it, nor will: the kernel's counter is called by it.
+    id: u64,
+    workers: PerWorker<Counter>,
+    /// By the kernel, as far as it was read.
+    by_kernel: Counter,
+}
 
 #[derive(Debug)]
 pub(crate) struct Firewall {
     rules: Box<[Rule]>,
     default: Action,
     /// Clients that no rule was about.
-    others: Hits,
+    others: Arc<Hits>,
 }
 
 #[derive(Debug)]
@@ -37,7 +46,7 @@ struct Rule {
     /// `None`: everybody.
     from: Option<Networks>,
     ports: Box<[Ports]>,
-    hits: Hits,
+    hits: Arc<Hits>,
 }
 
 pub(crate) fn at_listener(listener: &str) -> String {
@@ -74,7 +83,7 @@ pub(crate) fn compile(
 
 impl Firewall {
     fn compile(settings: &model::Firewall, sets: &Sets, workers: usize, before: Option<&Self>) -> Self {
-        let fresh = || Arc::new(PerWorker::new(workers));
+        let fresh = || Arc::new(Hits::new(workers));
         let rule = |(at, rule): (usize, &FirewallRule)| {
             // Of several that are alike each keeps its own.
             let nth = settings.rules[..at].iter().filter(|earlier| *earlier == rule).count();
@@ -99,25 +108,53 @@ impl Firewall {
     pub(crate) fn judge(&self, worker: usize, client: IpAddr, port: u16) -> Action {
         match self.rules.iter().find(|rule| rule.fits(client, port)) {
             Some(rule) => {
-                rule.hits.at(worker).inc();
+                rule.hits.workers.at(worker).inc();
                 rule.settings.action
             }
             None => {
-                self.others.at(worker).inc();
+                self.others.workers.at(worker).inc();
                 self.default
             }
         }
     }
 
     pub(crate) fn view(&self, place: &str) -> FirewallView {
-        let sum = |hits: &Hits| hits.iter().map(Counter::value).sum();
-        let rule = |rule: &Rule| FirewallRuleView { rule: rule.settings.clone(), hits: sum(&rule.hits) };
+        let rule = |rule: &Rule| FirewallRuleView { rule: rule.settings.clone(), hits: rule.hits.sum() };
         FirewallView {
             place: place.to_owned(),
             rules: self.rules.iter().map(rule).collect(),
             default: self.default,
-            default_hits: sum(&self.others),
+            default_hits: self.others.sum(),
         }
+    }
+
+    /// By which the kernel's counters are called: of each rule, and of the default.
+    pub(crate) fn counters(&self) -> (Vec<u64>, u64) {
+        (self.rules.iter().map(|rule| rule.hits.id).collect(), self.others.id)
+    }
+
+    /// What the kernel has decided since it was last asked, by counter; those of others are passed over.
+    pub(crate) fn add_by_kernel(&self, hits: &HashMap<u64, u64>) {
+        for counted in self.rules.iter().map(|rule| &rule.hits).chain([&self.others]) {
+            if let Some(more) = hits.get(&counted.id) {
+                counted.by_kernel.add(*more);
+            }
+        }
+    }
+}
+
+impl Hits {
+    fn new(workers: usize) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            workers: PerWorker::new(workers),
+            by_kernel: Counter::default(),
+        }
+    }
+
+    fn sum(&self) -> u64 {
+        self.workers.iter().map(Counter::value).sum::<u64>() + self.by_kernel.value()
     }
 }
 
@@ -212,6 +249,26 @@ mod tests {
         // A connection that still goes by the revision before counts on.
         first["listener:web"].judge(0, ip("192.0.2.1"), 1);
         assert_eq!(hits(&next), [0, 3, 0]);
+    }
+
+    #[test]
+    fn what_the_kernel_decides_is_added_to_the_rule_whose_counter_it_is() {
+        let (deny, other): (Written<'_>, Written<'_>) =
+            (("192.0.2.0/24", &[], Action::Deny), ("203.0.113.0/24", &[], Action::Deny));
+        let first = compiled(&config(&[deny], Action::Allow), None);
+        let next = compiled(&config(&[other, deny], Action::Allow), Some(&first));
+        let (before, default_before) = first["listener:web"].counters();
+        let (rules, default) = next["listener:web"].counters();
+        assert_eq!((rules[1], default), (before[0], default_before), "they keep their counters");
+        assert_ne!(rules[0], rules[1]);
+        next["listener:web"].judge(0, ip("192.0.2.1"), 1);
+        next["listener:web"].add_by_kernel(&HashMap::from([(rules[1], 5), (default, 2), (u64::MAX, 9)]));
+        let view = next["listener:web"].view("");
+        assert_eq!(view.rules.iter().map(|rule| rule.hits).collect::<Vec<_>>(), [0, 6]);
+        assert_eq!(view.default_hits, 2);
+        // Of one whose default is another, the old count is nobody's.
+        let reject = compiled(&config(&[other, deny], Action::Reject), Some(&next));
+        assert_ne!(reject["listener:web"].counters().1, default);
     }
 
     proptest! {

@@ -24,6 +24,7 @@ pub use guard::{KernelGuard, KernelNetworks, KernelRate, KernelRule};
 
 use crate::balance::hashed;
 use crate::bans::Ban;
+use crate::firewall;
 use crate::snapshot::Snapshot;
 use crate::wall_clock;
 
@@ -227,7 +228,9 @@ impl KernelView {
                 guard: {
                     let vips = snapshot.vips.values().cloned();
                     let alone = guard::is_at_one_vip(&listener.settings, vips);
-                    KernelGuard::new(&listener.settings, snapshot.networks(), if alone { 1 } else { nodes })
+                    let firewall = snapshot.firewalls.get(&firewall::at_listener(name)).map(AsRef::as_ref);
+                    let nodes = if alone { 1 } else { nodes };
+                    KernelGuard::new(&listener.settings, snapshot.networks(), firewall, nodes)
                 },
             });
             view.pools.entry(pool.name().to_owned()).or_insert_with(|| pool.agreed());

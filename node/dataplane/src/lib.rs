@@ -72,6 +72,7 @@ use ipnet::IpNet;
 use tokio::sync::watch;
 use trestle_config::model::{Action, Bind, FirewallRule, Protocol};
 use trestle_config::{Config, Contents};
+use zeroize::Zeroizing;
 
 pub use balance::maglev;
 pub use beat::Beat;
@@ -79,6 +80,7 @@ pub use kernel::{
     KernelCheck, KernelGuard, KernelListener, KernelMember, KernelNetworks, KernelRate, KernelRule,
     KernelView, KnownMember,
 };
+pub use listener::BACKLOG;
 pub use networks::Ranges;
 pub use proxy_protocol::local as local_proxy_header;
 pub use spans::{Batch as SpanBatch, Span, SpanQueue, SpanTap, spans};
@@ -294,7 +296,7 @@ pub struct FirewallView {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FirewallRuleView {
     pub rule: FirewallRule,
-    /// Connections, datagrams without a session, and requests, by where the firewall stands.
+    /// Connections, datagrams without a session, and requests, by where the firewall stands; by proxy and kernel.
     pub hits: u64,
 }
 
@@ -313,9 +315,16 @@ pub struct CertificateView {
 #[derive(Clone)]
 pub struct TicketKeys {
     /// Seals, and opens.
-    pub current: [u8; 32],
+    pub current: Zeroizing<[u8; 32]>,
     /// Open tickets that were sealed earlier.
-    pub older: Vec<[u8; 32]>,
+    pub older: Vec<Zeroizing<[u8; 32]>>,
+}
+
+/// Says how many there are, and no more.
+impl std::fmt::Debug for TicketKeys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TicketKeys").field("older", &self.older.len()).finish_non_exhaustive()
+    }
 }
 
 /// Handle of a running plane. Cheap to clone.
@@ -425,6 +434,14 @@ impl Plane {
     /// Open flows of clients that the kernel carries here, heaviest first, and of nobody else.
     pub fn set_kernel_clients(&self, clients: &[(std::net::IpAddr, u32)]) {
         self.inner.ledger.set_by_kernel(clients);
+    }
+
+    /// What firewalls of listeners have decided in the kernel since the last call: counters, by the numbers that
+    /// a [`KernelView`] gives them, and what is new there.
+    pub fn add_kernel_hits(&self, hits: &HashMap<u64, u64>) {
+        let snapshot = self.inner.snapshot();
+        let all = snapshot.iter().flat_map(|snapshot| snapshot.firewalls.values());
+        all.for_each(|firewall| firewall.add_by_kernel(hits));
     }
 
     pub fn certificates(&self) -> Vec<CertificateView> {

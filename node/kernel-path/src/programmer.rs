@@ -1,6 +1,6 @@
 //! Sends rulesets to the kernel, and reads what is in force there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -109,7 +109,14 @@ impl Programmer {
             self.held = Some(to);
             return Ok(false);
         }
+        let before = self.held.iter().flat_map(|held| held.objects.keys());
+        let ending: HashSet<String> =
+            before.filter(|name| !to.objects.contains_key(*name)).cloned().collect();
+        if !ending.is_empty() {
+            self.count_last(&self.name.clone());
+        }
         self.commit(change)?;
+        self.tally.end(|name| ending.contains(name));
         self.held = Some(to);
         self.shape = Some(self.read_shape()?);
         Ok(true)
@@ -198,6 +205,19 @@ impl Programmer {
         Ok(self.tally.traffic())
     }
 
+    /// What rules and defaults of firewalls have decided, by their counters' numbers, since the last call; as far as
+    /// [`Self::traffic`] and changes have read it.
+    pub fn take_hits(&mut self) -> HashMap<u64, u64> {
+        self.tally.take_hits()
+    }
+
+    /// Of counters that are about to end. Where they can't be read, what was read before has to do.
+    fn count_last(&mut self, name: &str) {
+        if let Ok(counters) = self.nft.counters(table(name)) {
+            self.tally.take_last(counters);
+        }
+    }
+
     /// Everything anew, in place of what a dead process left: its table goes in the transaction in which the new
     /// one gets its chains, so that what it rewrote goes on being rewritten.
     fn begin(&mut self, to: Ruleset) -> Result<(), Error> {
@@ -210,6 +230,10 @@ impl Programmer {
             there.retain(|name| *name != unfinished);
         }
         let old = there.pop();
+        // What a dead process has counted is not this one's.
+        if let Some(own) = old.clone().filter(|_| self.shape.is_some()) {
+            self.count_last(&own);
+        }
         let free = self.names.iter().find(|name| Some(*name) != old.as_ref());
         self.name = free.unwrap_or(&self.names[0]).clone();
         let (name, old) = (self.name.clone(), old.as_deref().map(table));
@@ -220,6 +244,7 @@ impl Programmer {
             }
             result => result?,
         }
+        self.tally.end(|_| true);
         self.held = Some(to);
         self.shape = Some(self.read_shape()?);
         self.findings = machine::prepare_picking_up();

@@ -35,7 +35,7 @@ pub enum Rule {
     Masquerade { family: Family, own: &'static str, any_address: bool },
     /// The same of flows that began at one of these ports.
     MasqueradePorts { to: Ports },
-    /// Of a flow that is new, to an address and port in `chains`: on to the chain there.
+    /// The first packet of a flow, to an address and port in `chains`: on to the chain there.
     GuardBy { family: Family, chains: &'static str, any_address: bool },
     /// In a listener's own chains.
     Guard(Vec<When>, Vec<Does>),
@@ -117,7 +117,7 @@ pub struct Ports {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Then {
     Goto(String),
-    /// The same, of a flow that is new.
+    /// The same, of a flow's first packet.
     Guard(String),
     DropStray,
     DropBanned(&'static str),
@@ -139,6 +139,8 @@ const LOCAL: [u8; 4] = 2u32.to_ne_bytes();
 const INVALID: [u8; 4] = 1u32.to_ne_bytes();
 /// The bit of IP_CT_NEW
 const NEW: [u8; 4] = 8u32.to_ne_bytes();
+/// IPS_CONFIRMED
+const CONFIRMED: [u8; 4] = (1u32 << 3).to_ne_bytes();
 /// IPS_DST_NAT
 const REWRITTEN: [u8; 4] = (1u32 << 5).to_ne_bytes();
 /// IPS_SRC_NAT or IPS_DST_NAT
@@ -167,7 +169,7 @@ impl Rule {
             Rule::ToPorts { to, then } => {
                 match then {
                     Then::DropStray => steps.extend(is_stray()),
-                    Then::Guard(_) => steps.extend(is_new()),
+                    Then::Guard(_) => steps.extend(is_first()),
                     Then::Goto(_) | Then::DropBanned(_) => {}
                 }
                 (first, last) = (to.first.to_be_bytes(), to.last.to_be_bytes());
@@ -269,7 +271,7 @@ impl Rule {
                 steps.extend([X::Between(R[0], &first, &last), X::Masquerade]);
             }
             Rule::GuardBy { family, chains, any_address } => {
-                steps.extend(is_new());
+                steps.extend(is_first());
                 steps.extend(family_is(*family));
                 if *any_address {
                     steps.extend(Side::Destination.is_ours());
@@ -402,8 +404,17 @@ fn is_stray() -> [X<'static>; 3] {
     [X::LoadFlow(Flow::State, R[0]), X::Mask(R[0], &INVALID), X::NotEqual(R[0], &NONE)]
 }
 
-fn is_new() -> [X<'static>; 3] {
-    [X::LoadFlow(Flow::State, R[0]), X::Mask(R[0], &NEW), X::NotEqual(R[0], &NONE)]
+/// A flow is new until it is answered, so further packets may be of a new one; but not of one that is not
+/// confirmed, as it is when its first packet has left this machine.
+fn is_first() -> [X<'static>; 6] {
+    [
+        X::LoadFlow(Flow::State, R[0]),
+        X::Mask(R[0], &NEW),
+        X::NotEqual(R[0], &NONE),
+        X::LoadFlow(Flow::Status, R[0]),
+        X::Mask(R[0], &CONFIRMED),
+        X::Equal(R[0], &NONE),
+    ]
 }
 
 fn is_rewritten() -> [X<'static>; 3] {

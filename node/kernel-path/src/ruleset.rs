@@ -7,7 +7,7 @@
 //! | `arrive` | prerouting, NAT | finds the listener by address, protocol and port, and goes to its chain |
 //! | `to4.NAME`, `to6.NAME` | | picks a slot by the client's hash, and rewrites the destination |
 //! | `to4r.NAME`, `to6r.NAME` | | the same for ranges: the port stays |
-//! | `first` | prerouting, before NAT | drops what banned clients send to listeners; counts what comes from clients and from members; new flows go to their listener's guard |
+//! | `first` | prerouting, before NAT | drops what banned clients send to listeners; counts what comes from clients and from members; a flow's first packet goes to its listener's guard |
 //! | `leave` | postrouting, NAT | full-nat: rewrites the source; answers of flows that another node carried: from the listener's address |
 //! | `last` | postrouting, after NAT | counts what goes to members and to clients |
 //! | `stray_in`, `stray_on` | input, forward | drops what belongs to no flow, rather than have somebody reset one |

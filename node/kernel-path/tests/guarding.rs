@@ -3,6 +3,7 @@
 
 mod lan;
 
+use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::Arc;
@@ -131,6 +132,7 @@ fn the_firewall_lets_in_and_turns_away_by_network_and_port() {
         from: from.map(|from| vec![from]),
         ports,
         action,
+        hits: 1,
     };
     lan.balancers[0].enter(|| {
         let mut programmer = Programmer::open("one").unwrap();
@@ -164,6 +166,130 @@ fn the_firewall_lets_in_and_turns_away_by_network_and_port() {
         expect(vec![deny(None, ports, Action::Reject)], Action::Allow, Err(ErrorKind::ConnectionRefused));
         let traffic = programmer.traffic().unwrap();
         assert!(traffic.listeners["web"].denied >= 6, "{traffic:?}");
+    });
+}
+
+/// What rules and defaults of firewalls have decided.
+#[derive(Default)]
+struct Hits(HashMap<u64, u64>);
+
+impl Hits {
+    /// Of these counters, all in all.
+    fn read<const N: usize>(&mut self, programmer: &mut Programmer, ids: [u64; N]) -> [u64; N] {
+        programmer.traffic().unwrap();
+        for (id, more) in programmer.take_hits() {
+            *self.0.entry(id).or_default() += more;
+        }
+        ids.map(|id| self.0.get(&id).copied().unwrap_or(0))
+    }
+}
+
+/// So many datagrams of one session.
+fn send(lan: &Lan, ip: IpAddr, port: u16, count: usize) {
+    lan.client.enter(|| {
+        let socket = UdpSocket::bind(SocketAddr::new(lan::client_ip(ip), 0)).unwrap();
+        (0..count).for_each(|_| _ = socket.send_to(b"?", SocketAddr::new(ip, port)).unwrap());
+    });
+}
+
+#[test]
+fn each_rule_counts_the_flows_that_it_decides_about_and_goes_on_when_other_things_change() {
+    if !available(&[]) {
+        return;
+    }
+    const DENY: u64 = 11;
+    const ALLOW: u64 = 12;
+    const DEFAULT: u64 = 13;
+    const REJECT: u64 = 14;
+    let lan = Lan::new(1, &["a", "b"]);
+    let client = ["198.18.1.50/32", "fd00:198:181::50/128"];
+    let rule = |hits, name: Option<&str>, from: &[&str], ports: &[u16], action| KernelRule {
+        from: (!from.is_empty()).then(|| vec![networks(name, from)]),
+        ports: ports.iter().map(|port| Ports { first: *port, last: *port }).collect(),
+        action,
+        hits,
+    };
+    let deny = || rule(DENY, None, &[], &[7001], Action::Deny);
+    let allow = |networks: &[&str]| rule(ALLOW, Some("good"), networks, &[], Action::Allow);
+    let view = |members: &[(&str, u32)], rules: &[KernelRule], default| {
+        let mut view = view(members);
+        for listener in &mut view.listeners {
+            let guard = &mut listener.guard;
+            (guard.rules, guard.default, guard.default_hits) = (rules.to_vec(), default, Some(DEFAULT));
+        }
+        view
+    };
+    lan.balancers[0].enter(|| {
+        let (mut programmer, mut hits) = (Programmer::open("one").unwrap(), Hits::default());
+        let all = [DENY, ALLOW, DEFAULT, REJECT];
+        programmer.follow(&view(&[("a", 1)], &[deny(), allow(&client)], Action::Reject)).unwrap();
+        for ip in [VIP4, VIP6] {
+            assert_eq!(connect(&lan, ip, 7001).unwrap_err(), ErrorKind::TimedOut);
+            for _ in 0..2 {
+                let mut stream = connect(&lan, ip, 80).unwrap();
+                (0..3).for_each(|_| ask(&mut stream));
+            }
+            // Nobody waits for an answer: all these datagrams are of a flow that is new.
+            send(&lan, ip, 53, 20);
+        }
+        assert_eq!(hits.read(&mut programmer, all), [2, 6, 0, 0]);
+
+        // The pool and the set are others, another rule comes first: counts go on, now of the default, too.
+        let others = ["203.0.113.0/24", "2001:db8::/32"];
+        let reject = || rule(REJECT, None, &[], &[7002], Action::Reject);
+        let members = [("a", 3), ("b", 1)];
+        programmer.follow(&view(&members, &[reject(), deny(), allow(&others)], Action::Reject)).unwrap();
+        assert_eq!(hits.read(&mut programmer, all), [2, 6, 0, 0], "nothing came meanwhile");
+        for ip in [VIP4, VIP6] {
+            for port in [80, 7002] {
+                assert_eq!(connect(&lan, ip, port).unwrap_err(), ErrorKind::ConnectionRefused);
+            }
+            assert_eq!(connect(&lan, ip, 7001).unwrap_err(), ErrorKind::TimedOut);
+        }
+        assert_eq!(hits.read(&mut programmer, all), [4, 6, 2, 2]);
+
+        // A rule that goes is read a last time; a default that lets in counts as well.
+        assert_eq!(connect(&lan, VIP6, 7002).unwrap_err(), ErrorKind::ConnectionRefused);
+        programmer.follow(&view(&members, &[deny()], Action::Allow)).unwrap();
+        for ip in [VIP4, VIP6] {
+            drop(connect(&lan, ip, 80).unwrap());
+            drop(connect(&lan, ip, 7002).unwrap());
+        }
+        assert_eq!(hits.read(&mut programmer, all), [4, 6, 6, 3]);
+
+        // All of it is made anew: sums go on.
+        programmer.sweep().unwrap();
+        programmer.follow(&view(&members, &[deny()], Action::Allow)).unwrap();
+        drop(connect(&lan, VIP4, 80).unwrap());
+        assert_eq!(hits.read(&mut programmer, all), [4, 6, 7, 3]);
+    });
+}
+
+#[test]
+fn a_rate_is_one_of_flows_and_not_of_the_datagrams_that_nobody_answers() {
+    if !available(&[]) {
+        return;
+    }
+    let lan = Lan::new(1, &["a"]);
+    lan.balancers[0].enter(|| {
+        let mut programmer = Programmer::open("one").unwrap();
+        let rate = KernelRate {
+            by_client: true,
+            count: 1,
+            each: Duration::from_secs(3_600),
+            burst: 2,
+            prefix_v6: 64,
+        };
+        let mut view = guarded(|guard| guard.rates = vec![rate.clone()]);
+        // Nobody listens there.
+        view.pools.get_mut("dns").unwrap().iter_mut().for_each(|member| member.address.set_port(5354));
+        view.known.get_mut("dns").unwrap().iter_mut().for_each(|member| member.address.set_port(5354));
+        programmer.follow(&view).unwrap();
+        for ip in [VIP4, VIP6] {
+            send(&lan, ip, 53, 20);
+        }
+        let dns = programmer.traffic().unwrap().listeners["dns"];
+        assert_eq!((dns.flows, dns.limited, dns.received.packets), (2, 0, 40));
     });
 }
 
@@ -294,7 +420,7 @@ fn a_hundred_thousand_networks_are_followed_while_others_change_theirs() {
             let from = vec![KernelNetworks { name: Some("bad".to_owned()), ranges }];
             guarded(|guard| {
                 let from = Some(from.clone());
-                guard.rules = vec![KernelRule { from, ports: Vec::new(), action: Action::Deny }];
+                guard.rules = vec![KernelRule { from, ports: Vec::new(), action: Action::Deny, hits: 1 }];
             })
         };
         let mut programmer = Programmer::open("one").unwrap();

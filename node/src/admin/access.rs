@@ -19,6 +19,7 @@ use aws_lc_rs::digest::{Digest, SHA256, digest};
 use http::uri::Authority;
 use http::{HeaderMap, Method, StatusCode, Uri, header};
 use tokio::sync::Semaphore;
+use zeroize::Zeroizing;
 
 use super::error::ApiError;
 
@@ -93,6 +94,7 @@ impl Token {
     /// `setting` names the file.
     pub(crate) fn read(path: &Path, setting: &str) -> anyhow::Result<Token> {
         let text = std::fs::read_to_string(path)
+            .map(Zeroizing::new)
             .with_context(|| format!("can't read --{setting} {}", path.display()))?;
         Token::new(text.trim()).with_context(|| format!("--{setting} {}", path.display()))
     }

@@ -14,6 +14,7 @@ use trestle_dataplane::BoundListener;
 
 use super::Api;
 use super::kernel::Carried;
+use crate::run::backlog;
 
 /// The process answers; nothing more is promised.
 pub(crate) async fn healthz() -> &'static str {
@@ -128,6 +129,7 @@ pub(crate) async fn status(State(api): State<Arc<Api>>) -> Response {
         agreed: node.cluster().map(|cluster| {
             let mut status = cluster.status();
             status.warnings.extend(node.kernel.warnings());
+            status.warnings.extend(backlog::warnings());
             status
         }),
     };

@@ -1,5 +1,6 @@
 //! `/metrics`: Prometheus text of the plane, the cluster and the process.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -7,11 +8,11 @@ use std::sync::atomic::Ordering;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::header;
-use trestle_dataplane::CertificateView;
+use trestle_dataplane::{BoundListener, CertificateView};
 
 use super::Api;
 use crate::otlp;
-use crate::run::strain;
+use crate::run::{backlog, strain};
 
 const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -56,6 +57,7 @@ fn render_node(api: &Api, out: &mut String) {
     );
     render_certificates(&node.plane.certificates(), out);
     render_strain(&node.strain, out);
+    render_backlog(&node.plane.listeners(), out);
     counter(out, "trestle_admin_answers_total", "Answers of the admin API by status class.");
     for (class, count) in api.counters.answers.iter().enumerate() {
         let count = count.load(Ordering::Relaxed);
@@ -127,6 +129,42 @@ fn render_strain(watch: &strain::Watch, out: &mut String) {
          # TYPE trestle_strain_turn_seconds gauge\ntrestle_strain_turn_seconds {}",
         seen.turn.as_secs_f64()
     );
+}
+
+/// Connections on their way to the listeners.
+fn render_backlog(listeners: &[BoundListener], out: &mut String) {
+    const NAME: &str = "trestle_listener_accept_queue";
+    let _ = writeln!(
+        out,
+        "# HELP {NAME} Connections that the kernel has made and the listener has not accepted yet.\n\
+         # TYPE {NAME} gauge"
+    );
+    let ours: Vec<BoundListener> =
+        listeners.iter().filter(|of| of.protocol.has_tcp() && !of.by_kernel).cloned().collect();
+    let mut queues: BTreeMap<&str, u64> = BTreeMap::new();
+    for (listener, waiting) in ours.iter().zip(backlog::waiting(&ours)) {
+        *queues.entry(&listener.listener).or_default() += waiting;
+    }
+    for (listener, waiting) in queues {
+        let _ = writeln!(out, "{NAME}{{listener=\"{listener}\"}} {waiting}");
+    }
+    let Some(dropped) = backlog::dropped() else { return };
+    for (name, help, count) in [
+        (
+            "trestle_accept_overflows_total",
+            "Connections that found the queue to be accepted full, of the network namespace.",
+            dropped.full,
+        ),
+        (
+            "trestle_syns_dropped_total",
+            "SYNs dropped for want of room, of the network namespace.",
+            dropped.syns,
+        ),
+        ("trestle_syncookies_total", "SYNs answered by a cookie, of the network namespace.", dropped.cookies),
+    ] {
+        counter(out, name, help);
+        let _ = writeln!(out, "{name} {count}");
+    }
 }
 
 fn gauge(out: &mut String, name: &str, help: &str, labels: &str, value: u64) {

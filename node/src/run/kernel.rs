@@ -13,7 +13,7 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
-use trestle_dataplane::{KernelView, Plane};
+use trestle_dataplane::{KernelListener, KernelView, Plane};
 use trestle_kernel_path::{Census, InForce, Open, Programmer, Traffic, machine, surroundings};
 
 /// How often it is looked whether the table is still there as it was made.
@@ -74,7 +74,11 @@ impl Kernel {
 
     /// Until `stop`; what is wanted then is done before it returns.
     pub(crate) async fn follow(self: Arc<Self>, stop: CancellationToken) {
-        tokio::join!(self.clone().program_all(stop.clone()), self.count(stop));
+        tokio::join!(
+            self.clone().program_all(stop.clone()),
+            self.clone().count_hits(stop.clone()),
+            self.count(stop)
+        );
     }
 
     /// Counts open flows and cuts those that are over: when a member comes to have none, and then again each
@@ -106,6 +110,32 @@ impl Kernel {
                 }
             };
             next = Instant::now() + Census::pause(took);
+        }
+    }
+
+    /// What firewalls decide in the kernel comes to the plane by itself, since that is asked for it at any time: each
+    /// second, or less often where there are so many counters that it takes its time.
+    async fn count_hits(self: Arc<Self>, stop: CancellationToken) {
+        let mut pause = Census::pause(Duration::ZERO);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = sleep(pause) => {}
+            }
+            let has_firewall = |listener: &KernelListener| listener.guard.default_hits.is_some();
+            if self.told.load().view.listeners.iter().any(has_firewall) {
+                let began = Instant::now();
+                self.clone().traffic().await;
+                pause = Census::pause(began.elapsed());
+            }
+        }
+    }
+
+    /// Counts what was read of firewalls' hits.
+    fn tell_hits(&self, programmer: &mut Programmer) {
+        let hits = programmer.take_hits();
+        if !hits.is_empty() {
+            self.plane.add_kernel_hits(&hits);
         }
     }
 
@@ -161,14 +191,12 @@ impl Kernel {
             let before = || self.traffic.lock().as_ref().map(|(_, t)| Arc::clone(t)).unwrap_or_default();
             // A large change is under way: what was read before has to do.
             let Some(mut programmer) = self.programmer.try_lock_for(TRAFFIC_WAIT) else { return before() };
-            match programmer.as_mut().map(Programmer::traffic) {
-                Some(Ok(traffic)) => {
-                    let traffic = Arc::new(traffic);
-                    *self.traffic.lock() = Some((Instant::now(), Arc::clone(&traffic)));
-                    traffic
-                }
-                Some(Err(_)) | None => before(),
-            }
+            let Some(programmer) = programmer.as_mut() else { return before() };
+            let Ok(traffic) = programmer.traffic() else { return before() };
+            self.tell_hits(programmer);
+            let traffic = Arc::new(traffic);
+            *self.traffic.lock() = Some((Instant::now(), Arc::clone(&traffic)));
+            traffic
         };
         tokio::task::spawn_blocking(read).await.unwrap_or_default()
     }
@@ -244,7 +272,9 @@ impl Kernel {
         if !programmer.check()? {
             tracing::warn!("somebody changed the table of the kernel path: it is made anew");
         }
-        programmer.follow(view)
+        let followed = programmer.follow(view);
+        self.tell_hits(programmer);
+        followed
     }
 
     pub(crate) fn told(&self) -> Arc<Told> {

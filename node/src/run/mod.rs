@@ -4,6 +4,7 @@
 //! moment), the plane, the cluster, which feeds the plane. Nothing is written to the data folder
 //! but the key before the store behind [`Cluster`] has locked it. The end is [`shutdown`].
 
+pub(crate) mod backlog;
 mod kernel;
 mod node;
 mod notify;
@@ -198,7 +199,7 @@ impl Prepared {
             workers: settings.workers,
             node: settings.name.clone(),
             zone: settings.zone.clone(),
-            secret: self.key.cookie_key(),
+            secret: *self.key.cookie_key(),
             pinned,
             spans,
             give_back: crate::memory::give_back,

@@ -14,6 +14,8 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use trestle_dataplane::{Plane, Step, Strain};
 
+use super::backlog::{self, Dropped};
+
 pub(crate) use machine::{Part, descriptors, raise_descriptors, resident};
 
 const EVERY: Duration = Duration::from_millis(500);
@@ -29,6 +31,9 @@ const CALM: Duration = Duration::from_secs(5);
 /// a moment takes.
 const SLOW: (Duration, u32) = (Duration::from_millis(500), 4);
 const STUCK: (Duration, u32) = (Duration::from_secs(2), 2);
+
+/// Between two complaints about queues that were full.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 
 /// What was seen last; `None`: it can't be told here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,9 +67,17 @@ impl Watch {
     /// Until `stop`.
     pub(crate) async fn follow(self: Arc<Self>, stop: CancellationToken) {
         let mut judge = Judge::default();
+        let mut queues = Queues::default();
         while stop.run_until_cancelled(sleep(EVERY)).await.is_some() {
             let seen = self.look().await;
             *self.seen.lock() = seen;
+            if let Some(dropped) = queues.hear(backlog::dropped(), Instant::now()) {
+                tracing::warn!(
+                    dropped,
+                    "connections were dropped, since more waited to be accepted than a listener's queue takes: \
+                     more workers, `rate_limits`, or a larger net.core.somaxconn help"
+                );
+            }
             let Some(strain) = judge.hear(&seen, Instant::now()) else { continue };
             match strain.step {
                 Step::None => tracing::info!("the node is strained no more"),
@@ -93,6 +106,28 @@ impl Watch {
             tokio::task::spawn_blocking(move || (machine::memory(memory_max), machine::descriptors()));
         let (memory, descriptors) = looked.await.unwrap_or_default();
         Seen { memory, descriptors, turn }
+    }
+}
+
+/// Whether the kernel drops connections that nobody accepts.
+#[derive(Debug, Default)]
+struct Queues {
+    /// As it was told last, or first.
+    full: Option<u64>,
+    told: Option<Instant>,
+}
+
+impl Queues {
+    /// How many were dropped since this was told last, if it is to be told now.
+    fn hear(&mut self, dropped: Option<Dropped>, now: Instant) -> Option<u64> {
+        let full = dropped?.full;
+        let more = full.saturating_sub(*self.full.get_or_insert(full));
+        let waits = self.told.is_some_and(|told| now - told < COMPLAIN_EVERY);
+        if more == 0 || waits {
+            return None;
+        }
+        (self.full, self.told) = (Some(full), Some(now));
+        Some(more)
     }
 }
 
@@ -225,6 +260,19 @@ mod tests {
         assert_eq!(strain, [Strain { step: Step::Spare, why: "workers answer after 600 ms".into() }]);
         let strain = world.sees(turn(2_000), EVERY * 2);
         assert_eq!(strain, [Strain { step: Step::Refuse, why: "workers answer after 2000 ms".into() }]);
+    }
+
+    #[test]
+    fn full_queues_are_told_of_once_a_minute() {
+        let (mut queues, now) = (Queues::default(), Instant::now());
+        let mut at = |full, seconds| {
+            queues.hear(Some(Dropped { full, ..Dropped::default() }), now + Duration::from_secs(seconds))
+        };
+        assert_eq!(at(7, 0), None, "of other times");
+        assert_eq!(at(10, 1), Some(3));
+        assert_eq!(at(12, 30), None);
+        assert_eq!(at(12, 62), Some(2));
+        assert_eq!(at(12, 200), None);
     }
 
     #[test]

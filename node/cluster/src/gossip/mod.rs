@@ -48,6 +48,7 @@ use tokio_util::task::TaskTracker;
 use tracing::error;
 use trestle_raft_store::types::NodeId;
 use uuid::Uuid;
+use zeroize::Zeroizing;
 
 use self::keys::OwnKeys;
 pub use self::keys::{
@@ -76,7 +77,7 @@ pub struct GossipSettings {
     pub node: NodeId,
     pub cluster_id: Uuid,
     /// The cluster's gossip key.
-    pub key: [u8; 32],
+    pub key: Zeroizing<[u8; 32]>,
     /// Bound to the cluster port (Raft has the TCP port of the same number).
     pub socket: UdpSocket,
     /// Where others reach that socket.

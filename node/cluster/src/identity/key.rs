@@ -11,6 +11,7 @@ use rcgen::{
 use rustls_pki_types::pem::{PemObject, SectionKind};
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
 
 /// Label of the gossip key's block. The other two blocks are standard ones.
 const GOSSIP_LABEL: &str = "TRESTLE GOSSIP KEY";
@@ -20,7 +21,8 @@ const MAX_FILE: usize = 64 << 10;
 pub(super) const YEARS: (i32, i32) = (1970, 9999);
 
 /// The secret that makes machines one cluster: a certificate authority and a 32-byte gossip key.
-/// Cheap to clone.
+/// Cheap to clone. The last one wipes what it holds; `rcgen` and `aws-lc` keep the authority's key in forms of
+/// their own.
 #[derive(Clone)]
 pub struct ClusterKey {
     inner: Arc<Inner>,
@@ -28,9 +30,9 @@ pub struct ClusterKey {
 
 struct Inner {
     ca: CertificateDer<'static>,
-    ca_key_pem: String,
+    ca_key_pem: Zeroizing<String>,
     issuer: Issuer<'static, KeyPair>,
-    gossip: [u8; 32],
+    gossip: Zeroizing<[u8; 32]>,
     id: String,
 }
 
@@ -57,22 +59,20 @@ impl ClusterKey {
     /// A new secret from the system's random numbers.
     pub fn generate() -> Result<Self, KeyError> {
         let key = KeyPair::generate()?;
-        let mut gossip = [0; 32];
-        rand::TryRngCore::try_fill_bytes(&mut rand::rngs::OsRng, &mut gossip)
+        let mut gossip = Zeroizing::new([0; 32]);
+        rand::TryRngCore::try_fill_bytes(&mut rand::rngs::OsRng, gossip.as_mut_slice())
             .map_err(|e| KeyError::Damaged(format!("no random numbers: {e}")))?;
         let ca = ca_params(&key).self_signed(&key)?;
         Self::assemble(ca.der().clone(), key, gossip)
     }
 
     /// The secret file's text: keep it readable by the node's user only.
-    pub fn to_pem(&self) -> String {
-        let mut text = String::from(
-            "# A Trestle cluster's secret. Whoever holds this file can join the cluster and read its config.\n",
-        );
-        text.push_str(&block("CERTIFICATE", &self.inner.ca));
-        text.push_str(&self.inner.ca_key_pem);
-        text.push_str(&block(GOSSIP_LABEL, &self.inner.gossip));
-        text
+    pub fn to_pem(&self) -> Zeroizing<String> {
+        const HEAD: &str = "# A Trestle cluster's secret. Whoever holds this file can join the cluster and read its config.\n";
+        let ca = block("CERTIFICATE", &self.inner.ca);
+        let gossip = block(GOSSIP_LABEL, self.inner.gossip.as_slice());
+        // Joined at once: a text that grows leaves pieces behind.
+        Zeroizing::new([HEAD, ca.as_str(), self.inner.ca_key_pem.as_str(), gossip.as_str()].concat())
     }
 
     /// Reads what [`ClusterKey::to_pem`] wrote. Other blocks are refused, not skipped: a file with
@@ -86,14 +86,16 @@ impl ClusterKey {
         let mut key = None;
         for section in <(SectionKind, Vec<u8>)>::pem_slice_iter(text.as_bytes()) {
             let (kind, der) = section.map_err(|e| KeyError::Damaged(e.to_string()))?;
+            let der = Zeroizing::new(der);
             match kind {
                 SectionKind::Certificate => put(&mut ca, der, "CERTIFICATE")?,
                 SectionKind::PrivateKey => put(&mut key, der, "PRIVATE KEY")?,
                 other => return Err(KeyError::Damaged(format!("unexpected block {other:?}"))),
             }
         }
-        let ca = CertificateDer::from(ca.ok_or(KeyError::Missing("CERTIFICATE"))?);
-        let der = PrivatePkcs8KeyDer::from(key.ok_or(KeyError::Missing("PRIVATE KEY"))?);
+        let ca = CertificateDer::from(ca.ok_or(KeyError::Missing("CERTIFICATE"))?.to_vec());
+        let key = key.ok_or(KeyError::Missing("PRIVATE KEY"))?;
+        let der = PrivatePkcs8KeyDer::from(key.as_slice());
         let key = KeyPair::from_pkcs8_der_and_sign_algo(&der, &rcgen::PKCS_ECDSA_P256_SHA256)
             .map_err(|e| KeyError::Damaged(format!("private key: {e}")))?;
         if public_key_of(&ca)? != key.public_key_raw() {
@@ -103,21 +105,21 @@ impl ClusterKey {
     }
 
     /// The key that seals gossip datagrams.
-    pub fn gossip_key(&self) -> [u8; 32] {
-        self.inner.gossip
+    pub fn gossip_key(&self) -> Zeroizing<[u8; 32]> {
+        self.inner.gossip.clone()
     }
 
     /// What cookies that keep clients at their member are made with.
-    pub fn cookie_key(&self) -> [u8; 32] {
+    pub fn cookie_key(&self) -> Zeroizing<[u8; 32]> {
         self.derived(b"trestle sticky cookie")
     }
 
     /// HKDF-Expand (RFC 5869, section 2.3) of the gossip key, which is random already: its first block,
     /// which is all that is needed.
-    pub(crate) fn derived(&self, label: &[u8]) -> [u8; 32] {
-        let secret = hmac::Key::new(HMAC_SHA256, &self.gossip_key());
+    pub(crate) fn derived(&self, label: &[u8]) -> Zeroizing<[u8; 32]> {
+        let secret = hmac::Key::new(HMAC_SHA256, self.inner.gossip.as_slice());
         let block = hmac::sign(&secret, &[label, &[1]].concat());
-        block.as_ref().try_into().expect("HMAC-SHA-256 has 32 bytes")
+        Zeroizing::new(block.as_ref().try_into().expect("HMAC-SHA-256 has 32 bytes"))
     }
 
     /// A short fingerprint of the authority, for logs: equal on all nodes of a cluster.
@@ -133,9 +135,13 @@ impl ClusterKey {
         &self.inner.issuer
     }
 
-    fn assemble(ca: CertificateDer<'static>, key: KeyPair, gossip: [u8; 32]) -> Result<Self, KeyError> {
+    fn assemble(
+        ca: CertificateDer<'static>,
+        key: KeyPair,
+        gossip: Zeroizing<[u8; 32]>,
+    ) -> Result<Self, KeyError> {
         let id = fingerprint(key.public_key_raw());
-        let ca_key_pem = key.serialize_pem();
+        let ca_key_pem = Zeroizing::new(key.serialize_pem());
         let issuer = Issuer::from_ca_cert_der(&ca, key)?;
         Ok(Self { inner: Arc::new(Inner { ca, ca_key_pem, issuer, gossip, id }) })
     }
@@ -172,7 +178,9 @@ fn public_key_of(ca: &CertificateDer<'_>) -> Result<Vec<u8>, KeyError> {
     Ok(parsed.public_key().subject_public_key.data.to_vec())
 }
 
-fn put(slot: &mut Option<Vec<u8>>, value: Vec<u8>, label: &'static str) -> Result<(), KeyError> {
+type Secret = Zeroizing<Vec<u8>>;
+
+fn put(slot: &mut Option<Secret>, value: Secret, label: &'static str) -> Result<(), KeyError> {
     if slot.replace(value).is_some() { Err(KeyError::Twice(label)) } else { Ok(()) }
 }
 
@@ -181,9 +189,12 @@ fn put(slot: &mut Option<Vec<u8>>, value: Vec<u8>, label: &'static str) -> Resul
 const LINE: usize = 64;
 const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
-fn block(label: &str, data: &[u8]) -> String {
+fn block(label: &str, data: &[u8]) -> Zeroizing<String> {
     let encoded = encode(data);
-    let mut text = format!("-----BEGIN {label}-----\n");
+    // Room for all of it: a text that grows leaves pieces behind.
+    let room = encoded.len() + encoded.len() / LINE + 2 * label.len() + 64;
+    let mut text = Zeroizing::new(String::with_capacity(room));
+    text.push_str(&format!("-----BEGIN {label}-----\n"));
     let mut rest = encoded.as_str();
     while !rest.is_empty() {
         let (line, tail) = rest.split_at(rest.len().min(LINE));
@@ -195,7 +206,7 @@ fn block(label: &str, data: &[u8]) -> String {
     text
 }
 
-fn gossip_block(text: &str) -> Result<[u8; 32], KeyError> {
+fn gossip_block(text: &str) -> Result<Zeroizing<[u8; 32]>, KeyError> {
     let begin = format!("-----BEGIN {GOSSIP_LABEL}-----");
     let end = format!("-----END {GOSSIP_LABEL}-----");
     let (_, after) = text.split_once(&begin).ok_or(KeyError::Missing(GOSSIP_LABEL))?;
@@ -205,12 +216,13 @@ fn gossip_block(text: &str) -> Result<[u8; 32], KeyError> {
         return Err(KeyError::Twice(GOSSIP_LABEL));
     }
     let bytes = decode(body).ok_or_else(|| KeyError::Damaged(format!("{GOSSIP_LABEL} is not base64")))?;
-    <[u8; 32]>::try_from(bytes)
-        .map_err(|b| KeyError::Damaged(format!("{GOSSIP_LABEL} has {} bytes, 32 are right", b.len())))
+    let key = <[u8; 32]>::try_from(bytes.as_slice());
+    key.map(Zeroizing::new)
+        .map_err(|_| KeyError::Damaged(format!("{GOSSIP_LABEL} has {} bytes, 32 are right", bytes.len())))
 }
 
-fn encode(data: &[u8]) -> String {
-    let mut text = String::new();
+fn encode(data: &[u8]) -> Zeroizing<String> {
+    let mut text = Zeroizing::new(String::with_capacity(data.len().div_ceil(3) * 4));
     for chunk in data.chunks(3) {
         let word =
             chunk.iter().fold(0u32, |word, byte| word << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
@@ -222,8 +234,9 @@ fn encode(data: &[u8]) -> String {
     text
 }
 
-fn decode(text: &str) -> Option<Vec<u8>> {
-    let symbols: Vec<u8> = text.bytes().filter(|b| !b.is_ascii_whitespace()).collect();
+fn decode(text: &str) -> Option<Secret> {
+    let mut symbols: Secret = Zeroizing::new(Vec::with_capacity(text.len()));
+    symbols.extend(text.bytes().filter(|b| !b.is_ascii_whitespace()));
     if symbols.is_empty() || !symbols.len().is_multiple_of(4) {
         return None;
     }
@@ -231,7 +244,7 @@ fn decode(text: &str) -> Option<Vec<u8>> {
     if padding > 2 {
         return None;
     }
-    let mut bytes = Vec::with_capacity(symbols.len() / 4 * 3);
+    let mut bytes = Zeroizing::new(Vec::with_capacity(symbols.len() / 4 * 3));
     let digits = &symbols[..symbols.len() - padding];
     for group in digits.chunks(4) {
         let mut word = 0u32;
@@ -247,6 +260,7 @@ fn decode(text: &str) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::NodeIdentity;
     use super::*;
 
     #[test]
@@ -264,15 +278,19 @@ mod tests {
     #[test]
     fn debug_prints_no_secret() {
         let key = ClusterKey::generate().unwrap();
-        let shown = format!("{key:?}");
+        let shown = format!("{key:?} {:?}", NodeIdentity::joining(&key, "n").unwrap());
         assert!(shown.contains(key.id()));
-        assert!(!shown.contains("PRIVATE") && shown.len() < 60, "{shown}");
+        assert!(!shown.contains("PRIVATE"), "{shown}");
+        // Neither as text nor as numbers.
+        let text = encode(key.gossip_key().as_slice());
+        let numbers = format!("{:?}", key.gossip_key());
+        assert!(!shown.contains(&text[..8]) && !shown.contains(&numbers[..16]), "{shown}");
     }
 
     #[test]
     fn a_damaged_file_says_what_is_wrong() {
-        let good = ClusterKey::generate().unwrap().to_pem();
-        let other = ClusterKey::generate().unwrap().to_pem();
+        let good = ClusterKey::generate().unwrap().to_pem().to_string();
+        let other = ClusterKey::generate().unwrap().to_pem().to_string();
         let part = |text: &str, label: &str| {
             let from = text.find(&format!("-----BEGIN {label}")).unwrap();
             let end = format!("-----END {label}-----\n");
@@ -300,7 +318,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn any_bytes_survive_base64(data in proptest::collection::vec(proptest::num::u8::ANY, 1..200)) {
-            proptest::prop_assert_eq!(decode(&encode(&data)), Some(data));
+            proptest::prop_assert_eq!(decode(&encode(&data)), Some(Zeroizing::new(data)));
         }
 
         #[test]

@@ -28,6 +28,7 @@ use rustls::{
     RootCertStore, ServerConfig, SignatureScheme,
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use zeroize::Zeroizing;
 
 use super::certificate::{PeerIdentity, Standing, mint};
 use super::key::{ClusterKey, KeyError};
@@ -170,6 +171,7 @@ fn certified(
     hosts: &[String],
 ) -> Result<Arc<CertifiedKey>, KeyError> {
     let (chain, private) = mint(key, identity, hosts)?;
+    let private = Zeroizing::new(private);
     Ok(Arc::new(CertifiedKey::new(chain, aws_lc_rs::sign::any_supported_type(&private)?)))
 }
 

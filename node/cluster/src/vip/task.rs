@@ -1,9 +1,9 @@
 //! The task that carries out what [`Owner`] decides: it alone talks to the guard, and starts a new one
 //! when that dies.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,6 +39,8 @@ const RESTART: (Duration, Duration) = (Duration::from_millis(50), Duration::from
 const LIVED: Duration = Duration::from_secs(10);
 /// Notices are sealed anew this often: a peer that has started again takes no older one.
 const SEAL_AGAIN: Duration = Duration::from_secs(1);
+/// And this often while they are not for those who live now.
+const SEAL_SOON: Duration = Duration::from_millis(50);
 /// A node that was removed says that it holds nothing so often, and again after this.
 const FAREWELLS: u32 = 10;
 const FAREWELL_EVERY: Duration = Duration::from_millis(200);
@@ -79,12 +81,26 @@ struct Running {
     names: BTreeMap<NodeId, String>,
     /// What was said of each VIP in the log.
     usable: BTreeMap<String, String>,
-    /// For which guard the last notice was sealed, and when.
-    told: Option<(Uuid, Instant)>,
+    told: Option<Told>,
     /// Of a node that was removed: how often it still says that it holds nothing, and when it did last.
     farewells: u32,
     farewell_at: Option<Instant>,
     farewell_task: Option<JoinHandle<()>>,
+}
+
+/// The notice that was sealed last.
+struct Told {
+    /// Of which guard.
+    session: Uuid,
+    to: BTreeSet<SocketAddr>,
+    at: Instant,
+}
+
+impl Told {
+    fn is_good(&self, session: Uuid, peers: &BTreeSet<SocketAddr>) -> bool {
+        let again = if self.to == *peers { SEAL_AGAIN } else { SEAL_SOON };
+        self.session == session && self.at.elapsed() < again
+    }
 }
 
 impl Task {
@@ -491,11 +507,13 @@ impl Running {
             }
             return;
         };
-        if self.told.is_some_and(|(told, at)| told == session && at.elapsed() < SEAL_AGAIN) {
+        let peers = self.task.gossip.peers().into_values().collect();
+        if self.told.as_ref().is_some_and(|told| told.is_good(session, &peers)) {
             return;
         }
         let datagrams = self.task.gossip.seal_ahead(&notice::write(session));
-        self.told = Some((session, Instant::now()));
+        let to = datagrams.iter().map(|(to, _)| *to).collect();
+        self.told = Some(Told { session, to, at: Instant::now() });
         self.tell(&ToGuard::Notice { datagrams });
     }
 
@@ -539,5 +557,19 @@ mod tests {
         assert!(owner_names(&state, &BTreeMap::new()).is_empty(), "this node never knew it");
         state.vips.clear();
         assert!(owner_names(&state, &names).is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_notice_is_sealed_anew_soon_for_whoever_came_since() {
+        let one: BTreeSet<SocketAddr> = ["192.0.2.1:7400".parse().expect("an address")].into();
+        let mut two = one.clone();
+        two.insert("192.0.2.2:7400".parse().expect("an address"));
+        let told = Told { session: Uuid::nil(), to: one.clone(), at: Instant::now() };
+        tokio::time::advance(SEAL_SOON).await;
+        assert!(told.is_good(Uuid::nil(), &one));
+        assert!(!told.is_good(Uuid::nil(), &two), "a node has come, or its epoch was not known");
+        assert!(!told.is_good(Uuid::max(), &one), "another guard");
+        tokio::time::advance(SEAL_AGAIN).await;
+        assert!(!told.is_good(Uuid::nil(), &one));
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use trestle_config::model::{self, Action, LimitBy, Ports, RateUnit};
 
+use crate::firewall::Firewall;
 use crate::limits;
 use crate::networks::{Ranges, Sets};
 
@@ -18,6 +19,8 @@ pub struct KernelGuard {
     pub rules: Vec<KernelRule>,
     /// Where none does.
     pub default: Action,
+    /// The counter of those about whom no rule was; `None`: there is no firewall.
+    pub default_hits: Option<u64>,
     /// Most open flows of a client.
     pub per_client: Option<u32>,
     /// Of all clients.
@@ -36,6 +39,8 @@ pub struct KernelRule {
     /// Empty: any.
     pub ports: Vec<Ports>,
     pub action: Action,
+    /// The counter of those that it decides about: no other has this number while the process lives.
+    pub hits: u64,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -56,17 +61,24 @@ pub struct KernelRate {
 }
 
 impl KernelGuard {
-    /// `nodes`: that share what is allowed.
-    pub(super) fn new(settings: &model::Listener, sets: &Sets, nodes: u32) -> Self {
+    /// `compiled`: the listener's firewall, if it has one. `nodes`: that share what is allowed.
+    pub(super) fn new(
+        settings: &model::Listener,
+        sets: &Sets,
+        compiled: Option<&Firewall>,
+        nodes: u32,
+    ) -> Self {
         let limits = settings.limits.as_ref();
         let firewall = settings.firewall.as_ref();
+        let (rule_hits, default_hits) = compiled.map(Firewall::counters).unzip();
         let limit = |of: fn(&model::Limits) -> u32| {
             limits.map(of).filter(|limit| *limit > 0).map(|limit| limits::share(limit, nodes))
         };
-        let rule = |rule: &model::FirewallRule| KernelRule {
+        let rule = |(rule, hits): (&model::FirewallRule, u64)| KernelRule {
             from: (!rule.from.is_empty()).then(|| sets.each(&rule.from)),
             ports: rule.ports.clone(),
             action: rule.action,
+            hits,
         };
         let rate = |limit: &model::RateLimit| KernelRate {
             by_client: limit.by == LimitBy::Client,
@@ -80,7 +92,13 @@ impl KernelGuard {
             prefix_v6: limit.prefix_v6,
         };
         Self {
-            rules: firewall.iter().flat_map(|firewall| &firewall.rules).map(rule).collect(),
+            rules: firewall
+                .iter()
+                .flat_map(|firewall| &firewall.rules)
+                .zip(rule_hits.into_iter().flatten())
+                .map(rule)
+                .collect(),
+            default_hits,
             default: firewall.map_or(Action::Allow, |firewall| firewall.default),
             per_client: limit(|limits| limits.connections_per_client),
             connections: limit(|limits| limits.connections),
@@ -125,7 +143,7 @@ pools: { app: { members: [\"192.0.2.1:80\"] } }
         };
         let alone = ["one", "two", "any"].map(|name| is_at_one_vip(&config.listeners[name], vips()));
         assert_eq!(alone, [true, false, false]);
-        let of = |nodes| KernelGuard::new(&config.listeners["one"], &Sets::default(), nodes).per_client;
+        let of = |nodes| KernelGuard::new(&config.listeners["one"], &Sets::default(), None, nodes).per_client;
         assert_eq!((of(1), of(3)), (Some(10), Some(4)));
     }
 }

@@ -81,7 +81,8 @@ impl Chunked {
             (State::SizeFirst | State::Size, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => self.digit(byte),
             (State::Size | State::SizeSpace, b' ' | b'\t') => self.extension(State::SizeSpace),
             (State::Size | State::SizeSpace, b';') => self.extension(State::Extension),
-            (State::Size | State::SizeSpace | State::Extension, b'\r') => Ok(State::SizeLf),
+            // Space is for what stands before an extension (RFC 9112, section 7.1.1).
+            (State::Size | State::Extension, b'\r') => Ok(State::SizeLf),
             (State::Extension, b'\t' | 0x20..=0x7e | 0x80..) => self.extension(State::Extension),
             (State::SizeLf, b'\n') => Ok(if self.left == 0 { State::TrailerFirst } else { State::Data }),
             (State::DataCr, b'\r') => Ok(State::DataLf),
@@ -172,6 +173,7 @@ mod tests {
             "0x5\r\n",
             "-1\r\n",
             "5\nhello",
+            "5 \r\nhello\r\n0\r\n\r\n",
             "5\r\rhello",
             "5\r\nhelloX",
             "5\r\nhello\n",

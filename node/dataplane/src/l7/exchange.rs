@@ -52,7 +52,10 @@ pub(crate) async fn serve(
     let expects = request.headers().contains_key(EXPECT);
     let mut record = Record::begin(&conn, &request);
     let request = request.map(|body| lend(&conn, body));
-    let outcome = exchange(&conn, &mut record, request).await;
+    let outcome = match exchange(&conn, &mut record, request).await {
+        Ok(outcome) => outcome.without_false_grant(&conn),
+        Err(reason) => Err(reason),
+    };
     conn.gate.answered();
     if !conn.is_http2() {
         let unread = conn.unread.take();
@@ -101,6 +104,21 @@ enum Outcome {
     Reply(Reply),
     /// The rule has answered by itself.
     Local(Response<Answer>),
+}
+
+impl Outcome {
+    /// To who asks for a WebSocket over HTTP/2 every 2xx says that it has it (RFC 8441, section 5): none but a
+    /// member's 101 may become one.
+    fn without_false_grant(self, conn: &Conn) -> Result<Self, Reason> {
+        if conn.tunnel.borrow().is_none() {
+            return Ok(self);
+        }
+        match &self {
+            Outcome::Reply(reply) if reply.response.status().is_success() => Err(Reason::UpstreamMalformed),
+            Outcome::Local(response) if response.status().is_success() => Err(Reason::Unsupported),
+            _ => Ok(self),
+        }
+    }
 }
 
 async fn exchange(conn: &Conn, record: &mut Record, request: Request<ClientBody>) -> Result<Outcome, Reason> {
@@ -181,6 +199,9 @@ async fn exchange(conn: &Conn, record: &mut Record, request: Request<ClientBody>
         Box::pin(inspect::body(record, rule, (waf, &form), &parts.headers, body)).await?;
     }
     let upgrade = conn.gate.upgrade.get() && rule.websocket && forward::is_websocket(&parts.headers);
+    if !upgrade && conn.tunnel.borrow().is_some() {
+        return Err(Reason::Unsupported);
+    }
     if conn.is_http2() {
         forward::join_cookies(&mut parts.headers);
         if (framing == Framing::None || kept.is_some()) && may_be_repeated(rule, &record.method) {
@@ -356,11 +377,12 @@ impl Exchange<'_> {
         let mut now = if waits { Instant::now() } else { record.started };
         // Held while the further attempt runs.
         let mut _permit = None;
+        let mut fresh = false;
         loop {
             let Some(picked) = &record.picked else { return Err(Reason::Internal) };
             record.attempts += 1;
             let upload = record.upload.as_deref();
-            let again = match self.attempt(pool, picked, outgoing, upload, now, total).await {
+            let again = match self.attempt(pool, picked, outgoing, upload, now, total, fresh).await {
                 Ok(reply) => {
                     record.flaw = None;
                     match self.again_for(record, reply) {
@@ -369,7 +391,9 @@ impl Exchange<'_> {
                     }
                 }
                 Err(failed) => {
-                    report(picked, failed.reason);
+                    if !failed.stale {
+                        report(picked, failed.reason);
+                    }
                     record.flaw = failed.flaw;
                     self.again(record, failed)?
                 }
@@ -391,7 +415,8 @@ impl Exchange<'_> {
             // Nobody else is left, and this one has just refused.
             let next = next.filter(|next| !(again.refused && tried.contains(&next.index())));
             let Some(next) = next else { return again.give_up(None) };
-            let permit = match again.unprocessed {
+            let is_free = again.unprocessed || again.stale && pool.settings().retry_budget > 0.0;
+            let permit = match is_free {
                 true => None,
                 false => match pool.retry_permit() {
                     None => return again.give_up(Some(Reason::RetryBudget)),
@@ -406,7 +431,7 @@ impl Exchange<'_> {
                 return Err(again.reason);
             }
             now = Instant::now();
-            _permit = permit;
+            (_permit, fresh) = (permit, again.stale);
             outgoing = again.request;
             record.picked = Some(next);
         }

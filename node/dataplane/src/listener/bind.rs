@@ -9,7 +9,7 @@ use socket2::{Domain, Protocol, SockFilter, Type};
 use super::{Socket, Transport};
 
 /// Connections that may wait to be accepted, a socket; the kernel lowers it to `net.core.somaxconn`.
-const BACKLOG: i32 = 4096;
+pub const BACKLOG: i32 = 4096;
 
 /// Where sockets are wanted.
 #[derive(Clone, Debug)]

@@ -10,6 +10,8 @@
 pub(crate) mod accept;
 mod bind;
 
+pub use bind::BACKLOG;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;

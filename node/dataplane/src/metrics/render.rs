@@ -202,8 +202,7 @@ pub(crate) fn vips<'a>(open: impl Iterator<Item = (&'a str, usize)>, out: &mut S
 pub(crate) fn firewalls(all: impl Iterator<Item = FirewallView>, out: &mut String) {
     /// Characters of a rule's networks and ports.
     const SHOWN_MAX: usize = 120;
-    let help =
-        "Connections, datagrams without a session, and requests that a firewall's rule has decided about.";
+    let help = "What a firewall's rule has decided about: connections, flows, datagrams without a session, requests.";
     let mut family = Family::new(out, "trestle_firewall_hits_total", "counter", help);
     for firewall in all {
         let mut sample = |rule: &str, text: &str, action: &str, hits| {

@@ -21,7 +21,8 @@ use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use trestle_config::Config;
-use trestle_config::model::{PoolProtocol, PoolTls, Protocol};
+use trestle_config::model::{LocalAnswer, PoolProtocol, PoolTls, Protocol, Respond};
+use trestle_config::text::Template;
 
 use crate::testing::tls::{Authority, inline, listener_tls, shake};
 use crate::testing::{
@@ -771,5 +772,27 @@ async fn a_websocket_over_http2_reaches_a_member_of_http1() {
     proxy.install(2, config).await;
     let mut client = connect(address).await;
     send(&mut client, get("/")).await.expect("an answer");
-    assert_eq!(send(&mut client, extended_connect("/chat")).await.expect("an answer").status(), 403);
+    let refused = send(&mut client, extended_connect("/chat")).await.expect("an answer");
+    assert_eq!(refused.status(), 501, "the member does not hear of it");
+}
+
+/// To the client every 2xx would mean that it has its WebSocket.
+#[tokio::test]
+async fn a_websocket_over_http2_is_granted_by_nothing_but_a_switch() {
+    let backend = Backend::named("a page").await;
+    let mut config = config(&[backend.address]);
+    let (proxy, address) = Proxy::serving(config.clone()).await;
+    let mut client = connect(address).await;
+    send(&mut client, get("/")).await.expect("an answer");
+    let answer = send(&mut client, extended_connect("/chat")).await.expect("an answer");
+    assert_eq!(answer.status(), 502, "the member answers 200");
+    proxy.log.line(&["\"path\":\"/chat\"", "\"status\":502", "\"reason\":\"upstream_malformed\""]).await;
+
+    let respond = Respond { code: 200, body: Template::default(), headers: Vec::new() };
+    the_rule(&mut config).answer = Some(LocalAnswer::Respond(respond));
+    proxy.install(2, config).await;
+    let mut client = connect(address).await;
+    send(&mut client, get("/")).await.expect("an answer");
+    let answer = send(&mut client, extended_connect("/chat")).await.expect("an answer");
+    assert_eq!(answer.status(), 501);
 }

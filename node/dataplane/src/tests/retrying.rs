@@ -127,6 +127,46 @@ async fn a_get_on_a_reused_connection_that_closes_is_sent_again_as_it_was() {
     proxy.log.line(&["\"attempts\":2", "\"status\":200"]).await;
 }
 
+/// What a graceful reload does: each connection at rest ends with whatever comes next, new ones are served.
+#[tokio::test]
+async fn a_member_that_is_reloaded_under_load_costs_no_request() {
+    const CLIENTS: usize = 40;
+    let (generation, open) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (now, made) = (Arc::clone(&generation), Arc::clone(&open));
+    let backend = Backend::raw(move |mut stream| {
+        let (now, made) = (Arc::clone(&now), Arc::clone(&made));
+        async move {
+            let mine = now.load(Relaxed);
+            made.fetch_add(1, Relaxed);
+            while read_request(&mut stream).await.is_some() && now.load(Relaxed) == mine {
+                // Long enough for all clients to be under way at once.
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+            }
+        }
+    })
+    .await;
+    let (proxy, address) = Proxy::serving(config(&[backend.address])).await;
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        clients.push(Client::connect(address).await);
+    }
+    for reload in 0..3 {
+        generation.store(reload, Relaxed);
+        for _ in 0..2 {
+            for client in &mut clients {
+                client.write("GET / HTTP/1.1\r\nHost: h\r\n\r\n").await;
+            }
+            for client in &mut clients {
+                assert_eq!(client.reply().await.status, 200, "reload {reload}");
+            }
+        }
+    }
+    assert!(open.load(Relaxed) >= CLIENTS, "they were open at once");
+    let member = &proxy.plane.members()[0];
+    assert!(!member.ejected, "it did nothing wrong");
+}
+
 #[tokio::test]
 async fn a_post_that_may_have_been_done_is_not_sent_again() {
     let backend = Backend::raw(closes_on_the_second).await;

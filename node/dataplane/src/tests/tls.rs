@@ -17,6 +17,7 @@ use trestle_config::model::{
 };
 use trestle_config::{Config, Contents};
 use x509_parser::prelude::{FromDer, X509Certificate};
+use zeroize::Zeroizing;
 
 use crate::TicketKeys;
 use crate::testing::tls::{Authority, Issued, inline, listener_tls, shake};
@@ -293,8 +294,8 @@ async fn a_session_is_taken_up_on_another_node_but_not_where_more_is_demanded() 
     strict.tls.as_mut().expect("https").client = demand;
     config.listeners.insert("z-strict".into(), strict);
     let keys = |current: u8, older: &[u8]| TicketKeys {
-        current: [current; 32],
-        older: older.iter().map(|key| [*key; 32]).collect(),
+        current: Zeroizing::new([current; 32]),
+        older: older.iter().map(|key| Zeroizing::new([*key; 32])).collect(),
     };
     let (one, two) = (Proxy::new(), Proxy::new());
     one.plane.set_ticket_keys(keys(1, &[]));

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::sign::{CertifiedKey, SigningKey};
 use rustls::{InconsistentKeys, SignatureAlgorithm};
 use rustls_pki_types::PrivateKeyDer;
@@ -10,8 +11,9 @@ use trestle_config::Contents;
 use trestle_config::model;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
+use zeroize::Zeroizing;
 
-use super::{Fault, certificates_in, ocsp, provider};
+use super::{Fault, certificates_in, ocsp};
 use crate::CertificateView;
 
 #[derive(Debug)]
@@ -78,7 +80,9 @@ impl Certificate {
         let key = contents.get(&settings.key).ok_or((place, Fault::Missing))?;
         // What the reader says could quote the text, which is a key.
         let key = PrivateKeyDer::from_pem_slice(&key).map_err(|_| (place, Fault::NoKey))?;
-        provider().key_provider.load_private_key(key).map_err(|e| (place, Fault::Key(e)))
+        // What it is given the provider does not wipe.
+        let key = Zeroizing::new(key);
+        any_supported_type(&key).map_err(|e| (place, Fault::Key(e)))
     }
 
     /// Clients that can take both prefer these: signing costs a fraction.

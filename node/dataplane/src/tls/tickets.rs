@@ -16,6 +16,7 @@ use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKe
 use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Salt};
 use aws_lc_rs::rand;
 use rustls::server::ProducesTickets;
+use zeroize::Zeroizing;
 
 use crate::TicketKeys;
 
@@ -83,9 +84,9 @@ fn derive(secret: &[u8; 32], context: &[u8]) -> Option<([u8; NAME], LessSafeKey)
             NAME + KEY
         }
     }
-    let mut bytes = [0; NAME + KEY];
+    let mut bytes = Zeroizing::new([0; NAME + KEY]);
     let pseudo_random = Salt::new(HKDF_SHA256, b"trestle session tickets 1").extract(secret);
-    pseudo_random.expand(&[context], Length).and_then(|okm| okm.fill(&mut bytes)).ok()?;
+    pseudo_random.expand(&[context], Length).and_then(|okm| okm.fill(bytes.as_mut_slice())).ok()?;
     let (name, key) = bytes.split_at(NAME);
     let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).ok()?);
     Some((name.try_into().ok()?, key))
@@ -143,11 +144,20 @@ mod tests {
     }
 
     fn keys(current: u8, older: &[u8]) -> TicketKeys {
-        TicketKeys { current: [current; 32], older: older.iter().map(|byte| [*byte; 32]).collect() }
+        TicketKeys {
+            current: Zeroizing::new([current; 32]),
+            older: older.iter().map(|byte| Zeroizing::new([*byte; 32])).collect(),
+        }
     }
 
     fn ticketer(ring: &Arc<Ring>, context: &str) -> Ticketer {
         Ticketer::new(Arc::clone(ring), context.as_bytes().into())
+    }
+
+    #[test]
+    fn debug_prints_no_secret() {
+        let shown = format!("{:?} {:?}", keys(171, &[172]), ring(171, &[172]));
+        assert!(!shown.contains("171") && !shown.contains("172"), "{shown}");
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub(crate) enum Counts<'a> {
     Begun(&'a str),
     Denied(&'a str),
     Limited(&'a str),
+    /// Of a firewall's rule or default, by its number.
+    Hits(u64),
     To(SocketAddr),
     From(SocketAddr),
     Flows(SocketAddr),
@@ -34,6 +36,7 @@ impl<'a> Counts<'a> {
             "begun" => Self::Begun(of),
             "denied" => Self::Denied(of),
             "limited" => Self::Limited(of),
+            "hits" => Self::Hits(of.parse().ok()?),
             "to" => Self::To(of.parse().ok()?),
             "from" => Self::From(of.parse().ok()?),
             "flows" => Self::Flows(of.parse().ok()?),
@@ -44,6 +47,10 @@ impl<'a> Counts<'a> {
 
 pub(super) fn begun_by(listener: &str) -> String {
     format!("begun.{listener}")
+}
+
+pub(super) fn hits_of(id: u64) -> String {
+    format!("hits.{id}")
 }
 
 /// What comes from clients counts whatever becomes of it, and so does a member that is the first to be heard of a

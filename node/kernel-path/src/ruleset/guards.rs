@@ -1,4 +1,4 @@
-//! Who may come to a listener, and how much of it: chains of its own that a flow's first packets pass.
+//! Who may come to a listener, and how much of it: chains of its own that a flow's first packet passes.
 //!
 //! | chain | what it does |
 //! | --- | --- |
@@ -10,6 +10,9 @@
 //!
 //! A flow that is picked up in its middle is judged by the firewall and counts as open, but is never too much: it was
 //! let in where it began.
+//!
+//! Each rule of a firewall, and its default, has a counter by a number that is its own as long as it stays the
+//! same; so a change of chains and sets leaves the counter as it is.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +21,7 @@ use trestle_config::model::Action;
 use trestle_dataplane::{KernelGuard, KernelListener, KernelNetworks, KernelRate};
 use trestle_netlink::nft::{DataType, Meter, Object, ObjectKind};
 
-use super::{Base, Chain, Content, Family, Making, Set, Transport, Value, is_of, key, key_type};
+use super::{Base, Chain, Content, Family, Making, Set, Transport, Value, counts, is_of, key, key_type};
 use crate::rule::{Client, Does, Ports, Rule, Then, When};
 
 /// Most clients that a limit or a rate knows at once, in each family; those that come behind are not limited.
@@ -182,15 +185,16 @@ impl Making<'_> {
     /// `next`: where who is let in goes on.
     fn firewall(&mut self, listener: &KernelListener, family: Family, next: Option<&str>) -> Vec<Rule> {
         let guard = &listener.guard;
-        if guard.rules.is_empty() && guard.default == Action::Allow {
+        if guard.rules.is_empty() && guard.default == Action::Allow && guard.default_hits.is_none() {
             return Vec::new();
         }
         let denied = format!("denied.{}", listener.name);
         self.made.objects.insert(denied.clone(), Object::Counter);
-        let decides = |when: Vec<When>, action: Action| {
+        let decides = |when: Vec<When>, action: Action, hits: Option<&String>| {
             let with = |more: &[When], does: &[Does]| {
                 let when = when.iter().chain(more).cloned().collect();
-                Rule::Guard(when, does.to_vec())
+                let counts = hits.map(|hits| Does::Count(hits.clone()));
+                Rule::Guard(when, counts.into_iter().chain(does.iter().cloned()).collect())
             };
             let count = Does::Count(denied.clone());
             match action {
@@ -207,6 +211,7 @@ impl Making<'_> {
         };
         let mut rules = Vec::new();
         for (index, rule) in guard.rules.iter().enumerate() {
+            let hits = self.hits(rule.hits);
             // No port: any.
             let ports = rule.ports.iter().map(|ports| vec![When::ToPort(ports.first, ports.last)]);
             let ports = if rule.ports.is_empty() { vec![Vec::new()] } else { ports.collect() };
@@ -220,13 +225,25 @@ impl Making<'_> {
             };
             for ports in &ports {
                 let all = from.iter().map(|from| [ports.as_slice(), from].concat());
-                rules.extend(all.flat_map(|when| decides(when, rule.action)));
+                rules.extend(all.flat_map(|when| decides(when, rule.action, Some(&hits))));
             }
         }
-        if guard.default != Action::Allow {
-            rules.extend(decides(Vec::new(), guard.default));
+        let others = guard.default_hits.map(|id| self.hits(id));
+        match guard.default {
+            // Whoever is left goes on.
+            Action::Allow => {
+                rules.extend(others.map(|hits| Rule::Guard(Vec::new(), vec![Does::Count(hits)])))
+            }
+            refuses => rules.extend(decides(Vec::new(), refuses, others.as_ref())),
         }
         rules
+    }
+
+    /// The counter of a rule's or a default's hits.
+    fn hits(&mut self, id: u64) -> String {
+        let name = counts::hits_of(id);
+        self.made.objects.insert(name.clone(), Object::Counter);
+        name
     }
 
     /// The set that has them; `None`: nobody of this family.

@@ -1,10 +1,11 @@
 use proptest::prelude::*;
-use trestle_config::model::{KernelHash, KernelSettings, Protocol};
-use trestle_dataplane::{KernelGuard, KnownMember};
+use trestle_config::model::{Action, KernelHash, KernelSettings, Ports as PortRange, Protocol};
+use trestle_dataplane::{KernelGuard, KernelNetworks, KernelRule, KnownMember};
 use trestle_netlink::nft::{Family as TableFamily, Table};
 
 use super::*;
 use crate::change::Change;
+use crate::rule::Does;
 
 const TABLE: Table<'static> = Table { family: TableFamily::Inet, name: "some" };
 
@@ -134,6 +135,82 @@ fn neighbouring_bans_are_one_interval_and_the_last_address_ends_none() {
     let ruleset = Ruleset::new(&view, None);
     let banned: Vec<_> = ruleset.sets["banned4"].content.ranges().collect();
     assert_eq!(banned, [(0xcb00_7100, 0xcb00_71ff), (0xffff_ffff, 0xffff_ffff)]);
+}
+
+/// A rule of a firewall: its counter, its networks, its ports and what it does.
+type Written<'a> = (u64, &'a [&'a str], &'a [u16], Action);
+
+/// A listener `web` behind these rules, and a default whose counter is 9.
+fn guarded(rules: &[Written<'_>], default: Action) -> KernelListener {
+    let mut listener = listener("web", &["198.18.1.100:80", "[fd00::100]:80"], "app");
+    let rule = |(hits, networks, ports, action): &Written<'_>| {
+        let ranges = Arc::new(networks.iter().map(|network| network.parse().unwrap()).collect());
+        KernelRule {
+            from: (!networks.is_empty()).then(|| vec![KernelNetworks { name: None, ranges }]),
+            ports: ports.iter().map(|port| PortRange { first: *port, last: *port }).collect(),
+            action: *action,
+            hits: *hits,
+        }
+    };
+    listener.guard.rules = rules.iter().map(rule).collect();
+    (listener.guard.default, listener.guard.default_hits) = (default, Some(9));
+    listener
+}
+
+/// By rule of a chain, the counters of hits that it applies, and whether it decides.
+fn hits(ruleset: &Ruleset, chain: &str) -> Vec<(Vec<String>, bool)> {
+    let of = |rule: &Rule| {
+        let Rule::Guard(_, does) = rule else { panic!("{rule:?}") };
+        let counters = does.iter().filter_map(|does| match does {
+            Does::Count(name) => name.starts_with("hits.").then(|| name.clone()),
+            _ => None,
+        });
+        (counters.collect(), !matches!(does.last(), Some(Does::Count(_))))
+    };
+    ruleset.chains[chain].rules.iter().map(of).collect()
+}
+
+#[test]
+fn each_rule_of_a_firewall_and_its_default_count_whom_they_decide_about() {
+    let deny: Written<'_> = (3, &["203.0.113.0/24"], &[80, 81], Action::Deny);
+    let reject: Written<'_> = (4, &[], &[82], Action::Reject);
+    let allow: Written<'_> = (5, &["198.18.0.0/16", "fd00::/16"], &[], Action::Allow);
+    let of = |default| Ruleset::new(&view(&[guarded(&[deny, reject, allow], default)], &[]), None);
+    let by = |ids: &[u64]| -> Vec<(Vec<String>, bool)> {
+        ids.iter().map(|id| (vec![format!("hits.{id}")], true)).collect()
+    };
+    // A port each; a reset and a message of ICMP.
+    assert_eq!(hits(&of(Action::Deny), "guard4.web"), by(&[3, 3, 4, 4, 5, 9]));
+    assert_eq!(hits(&of(Action::Deny), "guard6.web"), by(&[4, 4, 5, 9]), "of IPv4 alone");
+    // Who is let in by default is counted and goes on.
+    let mut expected = by(&[3, 3, 4, 4, 5]);
+    expected.push((vec!["hits.9".to_owned()], false));
+    assert_eq!(hits(&of(Action::Allow), "guard4.web"), expected);
+    // A firewall without rules decides by its default alone; where there is none, nothing counts.
+    let none = Ruleset::new(&view(&[guarded(&[], Action::Allow)], &[]), None);
+    assert_eq!(hits(&none, "guard6.web"), [(vec!["hits.9".to_owned()], false)]);
+    let open = Ruleset::new(&view(&[listener("web", &[":80"], "app")], &[]), None);
+    assert!(open.objects.keys().all(|name| !name.starts_with("hits.")), "{:?}", open.objects);
+}
+
+#[test]
+fn a_counter_of_hits_stays_as_it_is_when_pools_sets_and_other_rules_change() {
+    let counters = |ruleset: &Ruleset| -> Vec<String> {
+        ruleset.objects.keys().filter(|name| name.starts_with("hits.")).cloned().collect()
+    };
+    let deny: Written<'_> = (3, &["203.0.113.0/24"], &[], Action::Deny);
+    let first = Ruleset::new(&view(&[guarded(&[deny], Action::Reject)], &[("198.18.2.10:80", 1)]), None);
+    assert_eq!(counters(&first), ["hits.3", "hits.9"]);
+    let changed: Written<'_> = (3, &["203.0.113.0/25", "192.0.2.0/24"], &[], Action::Deny);
+    let members = [("198.18.2.10:80", 5), ("198.18.2.11:80", 1)];
+    let second = Ruleset::new(&view(&[guarded(&[changed], Action::Reject)], &members), Some(&first));
+    assert_eq!(second.chains["guard4.web"], first.chains["guard4.web"], "no rule is touched");
+    assert_eq!(counters(&second), counters(&first));
+    // Another comes before it: the chain is another, the counter is the same.
+    let new: Written<'_> = (7, &["198.51.100.0/24"], &[], Action::Allow);
+    let third = Ruleset::new(&view(&[guarded(&[new, changed], Action::Reject)], &members), Some(&second));
+    assert_eq!(counters(&third), ["hits.3", "hits.7", "hits.9"]);
+    assert_ne!(third.chains["guard4.web"], second.chains["guard4.web"]);
 }
 
 proptest! {

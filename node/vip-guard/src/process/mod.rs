@@ -100,7 +100,9 @@ fn run(link: NodeLink, options: Options, node: Option<&mut init::Node>) -> u8 {
         Err(errno) => return refuse(&link, EXIT_KERNEL, format!("no timer: {errno}")),
     };
     let incapable = protect::incapable();
-    let mut core = Core::new(options.settings, rand::random(), protect::protect(), incapable);
+    let weak = protect::protect();
+    protect::forbid_dumps();
+    let mut core = Core::new(options.settings, rand::random(), weak, incapable);
     let mut outbox = Outbox::default();
     if let Some(text) = claim.problem() {
         outbox.put(problem(text));

@@ -39,6 +39,12 @@ pub(super) fn protect() -> Vec<String> {
     weak
 }
 
+/// No core dump, and no debugger of the same user: the node's variables are in its memory, too, and who stops it
+/// takes addresses down. After [`protect`]: from here on files of its own under /proc are root's.
+pub(super) fn forbid_dumps() {
+    let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+}
+
 /// What is in memory stays there, and so do all code and data of the program: nothing is read from a disk on
 /// the way out. What the allocator has set aside and never touched stays untouched (it may be a gigabyte).
 fn lock_memory() -> io::Result<()> {

@@ -5,6 +5,9 @@
 //! its body is small enough to have been kept: after a reused connection closed without a byte of an answer
 //! (RFC 9112, section 9.3.1), and after what else the rule takes for a failure. It is built anew from the
 //! head that the gate has kept.
+//!
+//! What was lost with a kept connection goes to a new one, once, and does not count for the retry budget (but for one of 0): a
+//! member that is reloaded closes all that it had at rest at once.
 
 use std::rc::Rc;
 
@@ -38,9 +41,9 @@ impl Exchange<'_> {
         if !wanted || record.attempts > retry.attempts {
             return Err(reason);
         }
-        let unprocessed = failed.unprocessed;
+        let (unprocessed, stale) = (failed.unprocessed, failed.stale);
         let request = failed.request.or_else(|| self.replay(record, unprocessed)).ok_or(reason)?;
-        Ok(Again { reason, refused, unprocessed, pause: !at_once, answer: None, request })
+        Ok(Again { reason, refused, unprocessed, stale, pause: !at_once, answer: None, request })
     }
 
     /// The same for an answer that the rule takes for a failure.
@@ -56,6 +59,7 @@ impl Exchange<'_> {
                     reason: Reason::UpstreamClosed,
                     refused: false,
                     unprocessed: false,
+                    stale: false,
                     pause: true,
                     answer,
                     request,
@@ -122,6 +126,8 @@ pub(super) struct Again {
     pub(super) refused: bool,
     /// It did nothing with the request, so asking again is no load upon it.
     pub(super) unprocessed: bool,
+    /// It was lost with a kept connection.
+    pub(super) stale: bool,
     /// It was asked, and should not be asked again at once.
     pub(super) pause: bool,
     /// What it answered, in case nobody can be asked again.

@@ -35,17 +35,20 @@ pub(super) struct Failed {
     pub(super) reused: bool,
     /// The member says that it has done nothing with it.
     pub(super) unprocessed: bool,
+    /// It was lost with a kept connection that the member closed meanwhile. That is nobody's fault, and others
+    /// that were kept as long may be closed, too.
+    pub(super) stale: bool,
     /// What is wrong with the answer.
     pub(super) flaw: Option<Flaw>,
 }
 
 impl Failed {
     fn before_sending(reason: Reason, request: Request<Upload>) -> Self {
-        Self { reason, request: Some(request), reused: false, unprocessed: false, flaw: None }
+        Self { reason, request: Some(request), reused: false, unprocessed: false, stale: false, flaw: None }
     }
 
     fn sent(reason: Reason, reused: bool) -> Self {
-        Self { reason, request: None, reused, unprocessed: false, flaw: None }
+        Self { reason, request: None, reused, unprocessed: false, stale: false, flaw: None }
     }
 }
 
@@ -58,6 +61,7 @@ impl Exchange<'_> {
         upload: Option<&UploadState>,
         mut now: Instant,
         total: Option<Deadline>,
+        fresh: bool,
     ) -> Result<Reply, Failed> {
         let overall = earlier(total, after(now, self.rule.timeout.attempt, Reason::AttemptTimeout));
         if request.uri().authority().is_none() && !request.headers().contains_key(http::header::HOST) {
@@ -73,7 +77,8 @@ impl Exchange<'_> {
             return Err(Failed::sent(Reason::Unsupported, false));
         }
         loop {
-            let (mut upstream, reused) = match self.idle(target).await {
+            let kept = if fresh { None } else { self.idle(target).await };
+            let (mut upstream, reused) = match kept {
                 Some(upstream) => (upstream, true),
                 None => match self.connect(pool, picked, target, overall).await {
                     Ok(upstream) => {
@@ -124,8 +129,10 @@ impl Exchange<'_> {
                             Some(_) => Reason::UpstreamMalformed,
                             None => self.why(&error, upload),
                         };
-                        let unprocessed = reason == Reason::UpstreamClosed && is_unprocessed(&error);
-                        return Err(Failed { flaw, unprocessed, ..Failed::sent(reason, reused) });
+                        let closed = reason == Reason::UpstreamClosed;
+                        let unprocessed = closed && is_unprocessed(&error);
+                        let stale = closed && reused && !is_refused_stream(&error);
+                        return Err(Failed { flaw, unprocessed, stale, ..Failed::sent(reason, reused) });
                     }
                 },
                 Err(reason) => {
@@ -275,10 +282,18 @@ impl Exchange<'_> {
 
 /// A stream above the last one that a GOAWAY names, or one that was refused (RFC 9113, sections 6.8 and 8.7).
 fn is_unprocessed(error: &hyper::Error) -> bool {
-    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
-    source.is_some_and(|error| {
-        error.is_remote() && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM))
-    })
+    let is_gone = of_http2(error).is_some_and(|error| error.is_remote() && error.is_go_away());
+    is_gone || is_refused_stream(error)
+}
+
+/// The connection goes on.
+fn is_refused_stream(error: &hyper::Error) -> bool {
+    let refused = Some(h2::Reason::REFUSED_STREAM);
+    of_http2(error).is_some_and(|error| error.is_remote() && error.is_reset() && error.reason() == refused)
+}
+
+fn of_http2(error: &hyper::Error) -> Option<&h2::Error> {
+    std::error::Error::source(error).and_then(|source| source.downcast_ref())
 }
 
 /// When the last of a request left that began to be sent then; `None`: it has not.

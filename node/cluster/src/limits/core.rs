@@ -327,7 +327,7 @@ impl Core {
             (self.young, self.rounds) = (true, 0);
             meter.set_nodes(self.nodes, true);
         }
-        let keys: Vec<u64> = self.own.keys().copied().collect();
+        let keys = self.own_keys();
         for key in keys {
             let Some(own) = self.own.get(&key) else { continue };
             let mut claim = own.claim;
@@ -390,6 +390,13 @@ impl Core {
         may
     }
 
+    /// In one order, so that a simulation repeats itself.
+    fn own_keys(&self) -> Vec<u64> {
+        let mut keys: Vec<u64> = self.own.keys().copied().collect();
+        keys.sort_unstable();
+        keys
+    }
+
     pub(super) fn is_full(&self, key: u64) -> bool {
         self.kinds[kind(key)] >= MAX_KEYS
     }
@@ -409,7 +416,7 @@ impl Core {
         let live = self.peers.values().filter(|peer| peer.live);
         let settled = live.map(Peer::acked).min().unwrap_or(u64::MAX);
         self.log.settled(settled);
-        let keys: Vec<u64> = self.own.keys().copied().collect();
+        let keys = self.own_keys();
         for key in keys {
             self.review(key, meter);
         }
@@ -736,7 +743,8 @@ impl Core {
         }
         let known: Vec<(NodeId, Vec<u64>)> =
             self.peers.iter().map(|(node, peer)| (*node, peer.keys().collect())).collect();
-        for (node, keys) in known {
+        for (node, mut keys) in known {
+            keys.sort_unstable();
             keys.into_iter().for_each(|key| self.heard_of(node, key, meter));
         }
         self.young = false;

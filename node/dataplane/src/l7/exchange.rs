@@ -40,7 +40,7 @@ use crate::pool::{Picked, Pool, Refusal, learned};
 use crate::snapshot::Rule;
 use again::may_be_repeated;
 pub(super) use attempt::after;
-use attempt::{earlier, report};
+use attempt::{Try, earlier, report};
 use reply::Reply;
 
 /// Answers a request that hyper has parsed.
@@ -382,7 +382,7 @@ impl Exchange<'_> {
             let Some(picked) = &record.picked else { return Err(Reason::Internal) };
             record.attempts += 1;
             let upload = record.upload.as_deref();
-            let again = match self.attempt(pool, picked, outgoing, upload, now, total, fresh).await {
+            let again = match self.attempt(pool, picked, outgoing, upload, Try { now, total, fresh }).await {
                 Ok(reply) => {
                     record.flaw = None;
                     match self.again_for(record, reply) {

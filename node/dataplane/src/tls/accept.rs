@@ -16,6 +16,9 @@ use super::server::Terminator;
 use super::session::Tls;
 use crate::snapshot::Listener;
 
+/// Of what came with a handshake that failed, 64 KiB are dropped at most.
+const DROPPED_READS: usize = 16;
+
 /// `None`: it failed, or was not done in time (of zero: there is time for ever), which was counted.
 pub(crate) async fn shake_hands(
     worker: usize,
@@ -56,7 +59,11 @@ async fn accept(
     let why = |error: std::io::Error| (HandshakeFailure::of(&error), explained(&error));
     let config = Arc::clone(&terminator.config);
     if !terminator.rejects_names() {
-        return TlsAcceptor::from(config).accept(stream).await.map_err(why);
+        let accepted = TlsAcceptor::from(config).accept(stream).into_fallible().await;
+        return accepted.map_err(|(error, stream)| {
+            drop_unread(&stream);
+            why(error)
+        });
     }
     // A resolver that finds no certificate makes rustls say access_denied.
     let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await.map_err(why)?;
@@ -66,7 +73,11 @@ async fn accept(
         let asked = name.map_or_else(|| "the client names none".to_owned(), |name| format!("{name:?}"));
         return Err((HandshakeFailure::UnknownName, format!("no certificate has the name: {asked}")));
     }
-    start.into_stream(config).await.map_err(why)
+    let accepted = start.into_stream(config).into_fallible().await;
+    accepted.map_err(|(error, stream)| {
+        drop_unread(&stream);
+        why(error)
+    })
 }
 
 /// A fatal alert `unrecognized_name` (RFC 6066, section 3), so that the client hears why. Nothing waits for it: a
@@ -74,9 +85,18 @@ async fn accept(
 pub(crate) fn say_unknown(stream: &TcpStream) {
     const ALERT: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
     let _ = stream.try_write(&ALERT);
-    // What was not read would make a reset of the close, which may overtake the alert.
+    drop_unread(stream);
+}
+
+/// What was not read would make a reset of the close, which may overtake the alert: a client of TLS 1.3 whose
+/// certificate is refused has sent its request by then.
+fn drop_unread(stream: &TcpStream) {
     let mut space = [0; 4096];
-    while matches!(stream.try_read(&mut space), Ok(1..)) {}
+    for _ in 0..DROPPED_READS {
+        if !matches!(stream.try_read(&mut space), Ok(1..)) {
+            break;
+        }
+    }
 }
 
 /// Counts and tells of a handshake that failed.

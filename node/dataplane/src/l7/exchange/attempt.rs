@@ -27,6 +27,16 @@ use crate::upstream::{ConnectError, Target, Upstream};
 /// that takes longer is no use.
 const READY_WITHIN: Duration = Duration::from_millis(100);
 
+/// How an attempt is made.
+#[derive(Clone, Copy)]
+pub(super) struct Try {
+    pub(super) now: Instant,
+    /// Of the whole request.
+    pub(super) total: Option<Deadline>,
+    /// On a connection that was not kept.
+    pub(super) fresh: bool,
+}
+
 /// An attempt that brought no answer.
 pub(super) struct Failed {
     pub(super) reason: Reason,
@@ -59,9 +69,7 @@ impl Exchange<'_> {
         picked: &Picked,
         mut request: Request<Upload>,
         upload: Option<&UploadState>,
-        mut now: Instant,
-        total: Option<Deadline>,
-        fresh: bool,
+        Try { mut now, total, fresh }: Try,
     ) -> Result<Reply, Failed> {
         let overall = earlier(total, after(now, self.rule.timeout.attempt, Reason::AttemptTimeout));
         if request.uri().authority().is_none() && !request.headers().contains_key(http::header::HOST) {

@@ -248,7 +248,7 @@ pub(crate) fn clients(args: &ClientsArgs) -> Outcome {
 fn render_status(status: &Status, paint: Paint) -> String {
     let ready = match (status.ready, &status.reason) {
         (true, _) => paint.good("ready"),
-        (false, Some(why)) => paint.bad(why),
+        (false, Some(why)) => paint.bad(&format!("not ready ({why})")),
         (false, None) => paint.bad("not ready"),
     };
     let mut out = format!(

@@ -102,7 +102,7 @@ fn readiness(
         None => Err("starting: not part of a cluster yet"),
         Some(agreed) if agreed > 0 && served == 0 => Err("starting: no config in force yet"),
         Some(_) if !listeners.is_empty() && listeners.iter().all(|l| l.state.is_err()) => {
-            Err("no listener is open: `trestle status` says why")
+            Err("no listener is open, and each says why in `trestle status`")
         }
         Some(_) => Ok(()),
     }

@@ -27,6 +27,7 @@ mod accept;
 mod ask;
 #[cfg_attr(feature = "sim", allow(dead_code))]
 mod dial;
+pub(crate) mod fuzzing;
 mod local;
 mod member;
 mod network;

@@ -63,8 +63,8 @@ impl Meter for Arc<Limits> {
         if cut > 0 {
             tracing::warn!(
                 cut,
-                "this node's seat was not renewed in time: the newest of what exact limits count were cut, down to its \
-                 reserves"
+                "this node has no seat any more (given up, or not renewed in time): the newest of what exact limits \
+                 count were cut, down to its reserves"
             );
         }
     }

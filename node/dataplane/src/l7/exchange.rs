@@ -52,10 +52,8 @@ pub(crate) async fn serve(
     let expects = request.headers().contains_key(EXPECT);
     let mut record = Record::begin(&conn, &request);
     let request = request.map(|body| lend(&conn, body));
-    let outcome = match exchange(&conn, &mut record, request).await {
-        Ok(outcome) => outcome.without_false_grant(&conn),
-        Err(reason) => Err(reason),
-    };
+    let outcome = exchange(&conn, &mut record, request).await;
+    let outcome = outcome.and_then(|outcome| outcome.without_false_grant(&conn));
     conn.gate.answered();
     if !conn.is_http2() {
         let unread = conn.unread.take();

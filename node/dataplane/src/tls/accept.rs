@@ -57,13 +57,13 @@ async fn accept(
     stream: TcpStream,
 ) -> Result<TlsStream<TcpStream>, (HandshakeFailure, String)> {
     let why = |error: std::io::Error| (HandshakeFailure::of(&error), explained(&error));
+    let given_up = |(error, stream): (std::io::Error, TcpStream)| {
+        drop_unread(&stream);
+        why(error)
+    };
     let config = Arc::clone(&terminator.config);
     if !terminator.rejects_names() {
-        let accepted = TlsAcceptor::from(config).accept(stream).into_fallible().await;
-        return accepted.map_err(|(error, stream)| {
-            drop_unread(&stream);
-            why(error)
-        });
+        return TlsAcceptor::from(config).accept(stream).into_fallible().await.map_err(given_up);
     }
     // A resolver that finds no certificate makes rustls say access_denied.
     let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await.map_err(why)?;
@@ -73,11 +73,7 @@ async fn accept(
         let asked = name.map_or_else(|| "the client names none".to_owned(), |name| format!("{name:?}"));
         return Err((HandshakeFailure::UnknownName, format!("no certificate has the name: {asked}")));
     }
-    let accepted = start.into_stream(config).into_fallible().await;
-    accepted.map_err(|(error, stream)| {
-        drop_unread(&stream);
-        why(error)
-    })
+    start.into_stream(config).into_fallible().await.map_err(given_up)
 }
 
 /// A fatal alert `unrecognized_name` (RFC 6066, section 3), so that the client hears why. Nothing waits for it: a

@@ -141,6 +141,12 @@ impl Node {
         self.json(&["apply", "-f", file.to_str().context("path")?])
     }
 
+    /// What the heaviest client uses of its first limit, by `trestle clients`; 0: of none.
+    pub fn used_of_limit(&self) -> anyhow::Result<u64> {
+        let listed = self.json(&["clients"])?;
+        Ok(listed["clients"][0]["limits"][0]["used"].as_u64().unwrap_or(0))
+    }
+
     /// What it tells Prometheus.
     pub fn metrics(&self) -> anyhow::Result<String> {
         Ok(http::get(self.admin()?, "localhost", "/metrics")?.text())

@@ -50,9 +50,8 @@ fn asked_alike_or_one_alone_nodes_admit_nearly_the_limit_and_never_more() {
     assert!(after[1] >= 95, "{after:?}");
     eventually(Duration::from_secs(5), "it is listed, wherever it is asked for", || {
         for node in &cluster.nodes {
-            let listed = node.json(&["clients"])?;
-            let used = listed["clients"][0]["limits"][0]["used"].as_u64();
-            ensure!(used.is_some_and(|used| (95..=100).contains(&used)), "{listed}");
+            let used = node.used_of_limit()?;
+            ensure!((95..=100).contains(&used), "{used}");
         }
         Ok(())
     });

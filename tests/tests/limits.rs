@@ -27,9 +27,8 @@ fn cluster(greeter: &Greeter, limits: &str) -> (Cluster, Vec<SocketAddr>) {
 fn lists(cluster: &Cluster, open: u64) {
     for node in &cluster.nodes {
         eventually(Duration::from_secs(5), "`clients` shows what is open", || {
-            let listed = node.json(&["clients"])?;
-            let used = listed["clients"][0]["limits"][0]["used"].as_u64();
-            ensure!(used.unwrap_or(0) == open, "{open} are open: {listed}");
+            let used = node.used_of_limit()?;
+            ensure!(used == open, "{open} are open, {used} listed");
             Ok(())
         });
     }

@@ -465,7 +465,8 @@ async fn own(
         let can = VipReport { usable: true, fenced: host.fenced, chance_ready: true, ..VipReport::default() };
         let vips = rules.borrow_and_update().1.keys().map(|vip| (vip.clone(), can.clone())).collect();
         let disk = std::time::Duration::ZERO;
-        let report = NodeReport { guard: Some(guard), ready: !leaving, leaving, disk, vips };
+        let report =
+            NodeReport { guard: Some(guard), ready: !leaving, leaving, disk, vips, ..NodeReport::default() };
         // The guard lets go before anybody is told that it has.
         life.lock().hold = hold.clone();
         let next = VipWishes { report, hold, gone };

@@ -18,8 +18,8 @@ use trestle_config::model::Content;
 use trestle_config::{Config, Contents, Document, Source};
 use trestle_dataplane::{Install, MemberOrders, Plane};
 use trestle_raft_store::bans::Bans;
-use trestle_raft_store::contents::ContentDigest;
-use trestle_raft_store::types::{LeaseTimes, NodeId, Revision, State};
+use trestle_raft_store::contents::{ContentDigest, Contents as SealedContents};
+use trestle_raft_store::types::{LeaseTimes, NodeId, Revision, State, TicketKey};
 
 use crate::bans;
 use crate::dns::{self, Answers, Names};
@@ -92,8 +92,10 @@ pub(crate) struct Feeder {
     plane: Plane,
     vault: Vault,
     names: Names,
-    /// Epochs of the ticket keys that the plane has, the newest first.
-    ticket_keys: Mutex<Vec<u64>>,
+    /// The ticket keys that the plane has, or as many of them as could be opened.
+    ticket_keys: Mutex<Vec<TicketKey>>,
+    /// All contents as they were when some of the newest revision did not open.
+    unopened: Mutex<Option<SealedContents>>,
     /// What the plane was told of members.
     orders: Mutex<Arc<MemberOrders>>,
     /// And of bans.
@@ -128,6 +130,7 @@ impl Feeder {
             vault,
             names,
             ticket_keys: Mutex::default(),
+            unopened: Mutex::default(),
             orders: Mutex::default(),
             bans: Mutex::default(),
             in_force,
@@ -201,6 +204,7 @@ impl Feeder {
         self.hand_bans(state);
         let unseen = self.unseen(state);
         if unseen.is_empty() {
+            self.open_again(state).await;
             return;
         }
         let mut read = read(unseen).await;
@@ -213,16 +217,34 @@ impl Feeder {
             self.rules.send_replace(Arc::new((*revision, rules(document.config()))));
         }
         match read.pop() {
-            Some((revision, Ok(document))) => match open(state, document, self.vault.clone()).await {
-                Ok((document, contents)) => self.install(state, revision, document, contents).await,
-                Err(error) => self.not_served(revision, &error),
-            },
+            Some((revision, Ok(document))) => self.serve(state, revision, document).await,
             Some((revision, Err(error))) => {
                 self.not_served(revision, &format!("this release can't read it: {error}"));
             }
             None => {}
         }
         self.ttl.send_modify(|history| *history = history.caught_up(longest_leases(state), ttls));
+    }
+
+    async fn serve(&self, state: &Arc<State>, revision: u64, document: Document) {
+        *self.unopened.lock() = None;
+        match open(state, document, self.vault.clone()).await {
+            Ok((document, contents)) => self.install(state, revision, document, contents).await,
+            Err(error) => {
+                *self.unopened.lock() = Some(state.contents.clone());
+                self.not_served(revision, &error);
+            }
+        }
+    }
+
+    /// What did not open may have been sealed anew since: a node that was away while keys were exchanged reads
+    /// in the log of both.
+    async fn open_again(&self, state: &Arc<State>) {
+        let anew = self.unopened.lock().as_ref().is_some_and(|then| *then != state.contents);
+        let Some(revision) = state.revision().filter(|_| anew) else { return };
+        if let Some((revision, Ok(document))) = read(vec![revision.clone()]).await.pop() {
+            self.serve(state, revision, document).await;
+        }
     }
 
     fn not_served(&self, revision: u64, error: &str) {
@@ -233,15 +255,14 @@ impl Feeder {
     }
 
     fn hand_ticket_keys(&self, state: &State) {
-        let epochs: Vec<_> = state.ticket_keys.iter().map(|key| key.epoch).collect();
         let mut known = self.ticket_keys.lock();
-        if *known == epochs {
+        if *known == state.ticket_keys {
             return;
         }
         if let Some(keys) = tickets::opened(&state.ticket_keys, &self.vault) {
             self.plane.set_ticket_keys(keys);
         }
-        *known = epochs;
+        known.clone_from(&state.ticket_keys);
     }
 
     fn hand_bans(&self, state: &State) {

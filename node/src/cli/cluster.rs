@@ -125,7 +125,7 @@ pub(crate) fn status(args: &StatusArgs) -> Outcome {
     Err(Failure::Told)
 }
 
-async fn fetch(client: &Client) -> Result<(Status, serde_json::Value), ClientError> {
+pub(super) async fn fetch(client: &Client) -> Result<(Status, serde_json::Value), ClientError> {
     let answer = client.send(&Call::get("/v1/status")).await?;
     Ok((answer.json()?, answer.json()?))
 }

@@ -31,7 +31,7 @@ struct Site {
 
 impl Site {
     fn start() -> Site {
-        let mut cluster = Cluster::start(NODES - 1, "pools: {}\n");
+        let cluster = Cluster::start(NODES - 1, "pools: {}\n");
         let key = cluster.key().to_owned();
         let outside = cluster.node("n3", &["--join", &cluster.seed(), "--admin", "0.0.0.0:0"]);
         cluster.wait_voters(NODES);

@@ -499,4 +499,39 @@ mod tests {
         let error = opened(&State::default(), &document, &ours).err().unwrap();
         assert!(error.contains("is missing"), "{error}");
     }
+
+    #[tokio::test]
+    async fn what_did_not_open_is_served_once_it_is_sealed_anew() {
+        let old = ClusterKey::generate().unwrap();
+        let used = old.stepped().unwrap().1.stepped().unwrap().1;
+        let new = used.stepped().unwrap().1;
+        let plane = Plane::start(trestle_dataplane::Options {
+            workers: std::num::NonZeroUsize::MIN,
+            node: "a".into(),
+            zone: String::new(),
+            secret: [0; 32],
+            cookies: [0; 32].into(),
+            pinned: Default::default(),
+            spans: None,
+            give_back: || {},
+            kernel_check: |_| Err("not in tests".to_owned()),
+        })
+        .unwrap();
+        let (names, _) = Names::new(None, CancellationToken::new());
+        let (mut state, _) = agreed(&Vault::new(&old));
+        let (feeder, feed) =
+            Feeder::new(plane.clone(), Vault::new(&new), names, &Arc::new(state.clone())).await;
+        assert_eq!(feed.in_force.borrow().revision, 0);
+        assert!(feed.problem.borrow().as_ref().is_some_and(|why| why.contains("another cluster key")));
+
+        let vault = Vault::new(&used);
+        let (digest, sealed) = state.contents.iter().next().unwrap();
+        let anew = vault.reseal_content(&trestle_config::model::Digest(digest.0), sealed).unwrap().unwrap();
+        let command = Command::Reseal { contents: vec![(*digest, anew)], ticket_keys: Vec::new() };
+        trestle_raft_store::apply::apply(&mut state, 9, &command);
+        feeder.take(&Arc::new(state)).await;
+        assert_eq!(feed.in_force.borrow().revision, 1);
+        assert_eq!(*feed.problem.borrow(), None);
+        plane.shutdown();
+    }
 }

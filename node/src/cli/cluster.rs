@@ -362,8 +362,14 @@ fn render_cluster(status: &Status, paint: Paint) -> String {
     };
     let drain = if status.draining { ", draining" } else { "" };
     let addresses = format!("cluster {}, admin {}", status.cluster.as_deref().unwrap_or("-"), status.admin);
+    let own = status.nodes.iter().find(|node| node.id == status.node).and_then(|node| node.key.as_ref());
+    let key = match own.map(|key| (&key.current, &key.other)) {
+        None => String::new(),
+        Some((current, None)) => format!(", key {current}"),
+        Some((current, Some(other))) => format!(", keys {current} (in use) and {other}"),
+    };
     format!(
-        "cluster {}: leader {leader}, term {}, {quorum}, {seat}{drain}\n{addresses}\n",
+        "cluster {}: leader {leader}, term {}, {quorum}, {seat}{drain}\n{addresses}{key}\n",
         status.cluster_id, status.term
     )
 }

@@ -166,7 +166,7 @@ def silences(node):
 
 def heartbeats(a, dir, backend, nodes):
     text = config(backend, 0).replace("pools: [p] }", 'pools: [p] }, { match: [{ path: { exact: /fixed } }], '
-                                      'respond: { status: 200, body: ok } }')
+                                      'respond: { code: 200, body: ok } }')
     put(nodes[0], text)
     ports = [until("web", n.web) for n in nodes]
     until("the rule", lambda: all(served(port, "/fixed") for port in ports))

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! format 2 | key 6 | nonce 24 | sealed bytes | tag 16        XChaCha20-Poly1305, nonces are random
-//! format 1 |         nonce 24 | sealed bytes | tag 16        not written any more
+//! format 1 |         nonce 24 | sealed bytes | tag 16        as long as there was never another key
 //! ```
 //!
 //! `key` is the id of the cluster's key that it was sealed under: while two are exchanged the current one
@@ -33,7 +33,7 @@ const FORMAT: u8 = 2;
 /// Without the key's id.
 const FORMAT_BEFORE: u8 = 1;
 const NONCE: usize = 24;
-/// Bytes that sealing adds.
+/// Bytes that sealing adds, at most.
 pub(crate) const OVERHEAD: usize = 1 + KeyId::BYTES + NONCE + 16;
 /// What a ticket key is bound to; contents have their digest here.
 const TICKET: &[u8] = b"ticket key";
@@ -45,8 +45,10 @@ pub(crate) struct Vault(Arc<Keys>);
 struct Keys {
     digest: hmac::Key,
     ciphers: Both<(KeyId, XChaCha20Poly1305)>,
-    /// What is sealed without its key's id may be under the key that goes.
-    doubts_old_format: bool,
+    /// Seals with the key's id. A cluster that never exchanged its key writes what earlier releases read.
+    names_key: bool,
+    /// What is sealed without an id may be under a key that goes, or has gone.
+    doubts_nameless: bool,
 }
 
 /// There are no random numbers.
@@ -59,8 +61,10 @@ impl Vault {
         let digest = hmac::Key::new(HMAC_SHA256, key.digest_key().as_slice());
         let cipher = |key: &[u8; 32]| XChaCha20Poly1305::new(Key::from_slice(key));
         let ciphers = key.seal_keys().map(|(id, key)| (id, cipher(&key)));
-        let doubts_old_format = key.stage() == Stage::Used;
-        Self(Arc::new(Keys { digest, ciphers, doubts_old_format }))
+        let names_key = key.was_exchanged();
+        // Beside a new key that is not in use yet it is under the one that is.
+        let doubts_nameless = names_key && key.stage() != Stage::Added;
+        Self(Arc::new(Keys { digest, ciphers, names_key, doubts_nameless }))
     }
 
     /// Whether it is not known to be sealed under the current key, and so would not open once that is the only
@@ -68,7 +72,7 @@ impl Vault {
     pub(crate) fn is_stale(&self, sealed: &Sealed) -> bool {
         match sealed.0.split_first() {
             Some((&FORMAT, rest)) => !rest.starts_with(&self.0.ciphers.current.0.bytes()),
-            _ => self.0.doubts_old_format,
+            _ => self.0.doubts_nameless,
         }
     }
 
@@ -119,7 +123,9 @@ impl Vault {
         let sealed = cipher
             .encrypt(XNonce::from_slice(&nonce), payload)
             .expect("a content is far below the cipher's limit of 256 GiB");
-        Ok(Sealed([&[FORMAT][..], &id.bytes(), &nonce, &sealed].concat().into()))
+        let named = [&[FORMAT][..], &id.bytes()].concat();
+        let head = if self.0.names_key { &named[..] } else { &[FORMAT_BEFORE] };
+        Ok(Sealed([head, &nonce, &sealed].concat().into()))
     }
 
     fn open(&self, what: &[u8], sealed: &Sealed) -> Option<Zeroizing<Vec<u8>>> {
@@ -179,13 +185,9 @@ mod tests {
         let seal = || vault.seal_content(&digest, plain).unwrap();
         assert!(!seal().0.windows(8).any(|bytes| bytes == &plain[..8]));
         assert_ne!(seal(), seal());
-        assert_eq!(seal().len(), plain.len() + OVERHEAD);
-    }
-
-    /// As releases before wrote it.
-    fn before(vault: &Vault, digest: &Digest, content: &[u8]) -> Sealed {
-        let sealed = vault.seal_content(digest, content).unwrap().0;
-        Sealed([&[FORMAT_BEFORE][..], &sealed[1 + KeyId::BYTES..]].concat().into())
+        assert_eq!(seal().len(), plain.len() + OVERHEAD - KeyId::BYTES);
+        let exchanged = Vault::new(&ClusterKey::generate().unwrap().stepped().unwrap().1);
+        assert_eq!(exchanged.seal_content(&digest, plain).unwrap().len(), plain.len() + OVERHEAD);
     }
 
     #[test]
@@ -197,7 +199,9 @@ mod tests {
         let [one, added, used, dropped] = [0, 1, 2, 3].map(|step| Vault::new(&keys[step]));
         let digest = one.digest(b"a key");
         let ticket = one.make_ticket_key().unwrap();
-        for sealed in [one.seal_content(&digest, b"a key").unwrap(), before(&one, &digest, b"a key")] {
+        // Of each format.
+        for writer in [&one, &added] {
+            let sealed = writer.seal_content(&digest, b"a key").unwrap();
             for vault in [&one, &added, &used] {
                 assert_eq!(vault.open_content(&digest, &sealed).as_deref(), Some(&b"a key"[..]));
             }
@@ -205,6 +209,7 @@ mod tests {
             assert!(!one.is_stale(&sealed) && !added.is_stale(&sealed) && used.is_stale(&sealed));
             assert_eq!(dropped.reseal_content(&digest, &sealed).unwrap(), None);
             let anew = used.reseal_content(&digest, &sealed).unwrap().unwrap();
+            assert!(dropped.is_stale(&sealed));
             assert!(!used.is_stale(&anew) && !dropped.is_stale(&anew) && one.is_stale(&anew));
             for vault in [&added, &used, &dropped] {
                 assert_eq!(vault.digest(b"a key"), digest, "equal content keeps its name");

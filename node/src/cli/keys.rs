@@ -270,7 +270,8 @@ mod tests {
     #[test]
     fn a_node_that_nothing_is_known_of_forbids_a_step() {
         let added = ClusterKey::generate().unwrap().stepped().unwrap().1;
-        let cases: [(&str, fn(&mut Status)); 5] = [
+        type Change = fn(&mut Status);
+        let cases: [(&str, Change); 5] = [
             ("not part of a cluster", |status| status.cluster_id.clear()),
             ("no quorum", |status| status.quorum = false),
             ("node b is not heard", |status| status.nodes[1].alive = false),
@@ -288,7 +289,7 @@ mod tests {
     #[test]
     fn what_is_shown_of_a_file_has_no_secret_and_says_what_comes_next() {
         let mut key = ClusterKey::generate().unwrap();
-        for expected in ["to exchange it", "puts the new key in use", "drops the old key", "to exchange it"] {
+        for expected in ["to exchange it", "puts the new key in use", "drops the old key"] {
             let shown = serde_json::to_string(&shown(Path::new("f"), &key, None)).unwrap();
             assert!(shown.contains(expected) && shown.contains(&key.id().to_string()), "{shown}");
             assert!(!shown.contains("BEGIN"), "{shown}");

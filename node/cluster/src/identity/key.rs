@@ -135,6 +135,11 @@ impl ClusterKey {
         }
     }
 
+    /// Whether there was ever another key than this one, or is.
+    pub(crate) fn was_exchanged(&self) -> bool {
+        self.seeds.is_some()
+    }
+
     /// The secret after the next step of its rotation.
     ///
     /// # Errors

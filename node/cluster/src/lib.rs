@@ -17,6 +17,7 @@ mod firewall;
 mod folder;
 #[doc(hidden)]
 pub mod fuzzing;
+mod kept;
 mod leb128;
 mod orders;
 mod rt;

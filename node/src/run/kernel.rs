@@ -140,8 +140,9 @@ impl Kernel {
     }
 
     fn count_once(&self, view: &KernelView) -> Duration {
-        let began = Instant::now();
         let tables = self.programmer.lock().as_ref().and_then(Programmer::tables);
+        // A large change that was waited for is not what a count takes.
+        let began = Instant::now();
         let mut census = self.census.lock();
         let taken = match &mut *census {
             Some(census) => census.take_by(view, tables.as_ref()),

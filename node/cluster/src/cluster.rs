@@ -29,6 +29,7 @@ use crate::folder::{self, FolderError};
 use crate::gossip::{Gossip, GossipSettings, NodeNews};
 use crate::health::{Health, HealthSettings};
 use crate::identity::ClusterKey;
+use crate::kept;
 use crate::lease::clock::SystemClock;
 use crate::lease::{SeatSettings, Seats};
 use crate::limits::{ClaimSettings, Claims, Meters};
@@ -220,6 +221,7 @@ impl Cluster {
             counts: automatic.clone(),
         };
         tasks.spawn(bans::run(banning, stop.clone()));
+        tasks.spawn(kept::run(raft.clone(), plane.clone(), stop.clone()));
         raft.set_lease_handler(Arc::new(seats.clone()));
         raft.set_teller(Box::new(Telling(plane.clone())));
         let health = Health::start(HealthSettings {

@@ -17,6 +17,7 @@ mod firewall;
 mod folder;
 #[doc(hidden)]
 pub mod fuzzing;
+mod kept;
 mod key_status;
 mod leb128;
 mod orders;

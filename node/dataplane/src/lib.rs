@@ -77,8 +77,8 @@ use zeroize::Zeroizing;
 pub use balance::maglev;
 pub use beat::Beat;
 pub use kernel::{
-    KernelCheck, KernelGuard, KernelListener, KernelMember, KernelNetworks, KernelRate, KernelRule,
-    KernelView, KnownMember,
+    KEPT_MAX, KeptFlow, KeptHere, KernelCheck, KernelGuard, KernelListener, KernelMember, KernelNetworks,
+    KernelRate, KernelRule, KernelView, KnownMember,
 };
 pub use listener::BACKLOG;
 pub use networks::Ranges;

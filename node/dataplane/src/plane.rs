@@ -393,7 +393,8 @@ impl Inner {
         snapshot
             .map(|snapshot| {
                 let banned = self.kernel.banned();
-                KernelView::new(&snapshot, &self.site.secret, banned, self.limits.nodes())
+                let view = KernelView::new(&snapshot, &self.site.secret, banned, self.limits.nodes());
+                KernelView { kept: self.kernel.kept_elsewhere(), ..view }
             })
             .unwrap_or_default()
     }

@@ -11,6 +11,7 @@ use trestle_netlink::nft::{self, Batch, ListedElement, Nft, Table, TableFlags};
 use trestle_netlink::socket;
 
 use crate::change::Change;
+use crate::chooser::Tables;
 use crate::machine;
 use crate::ruleset::Ruleset;
 use crate::traffic::{Tally, Traffic};
@@ -160,6 +161,12 @@ impl Programmer {
     pub fn remarks(&self) -> Vec<String> {
         let held = self.held.iter().flat_map(|held| held.remarks.iter().cloned());
         self.findings.iter().cloned().chain(held).collect()
+    }
+
+    /// By which members are chosen; `None`: nothing is in force, as far as is known.
+    pub fn tables(&self) -> Option<Tables> {
+        let held = self.held.as_ref()?;
+        Some(held.tables().map(|(name, table)| (name.to_owned(), Arc::clone(table))).collect())
     }
 
     /// What the kernel has, by its own word; `None`: no table of this node.

@@ -16,7 +16,7 @@ const MARK: &str = "# trestle: gathered rule files, 1\n";
 const PIECE: char = '\x1e';
 
 /// Files that one file may bring with it, and how deep they may include each other.
-pub const FILES_MAX: usize = 256;
+const FILES_MAX: usize = 256;
 const DEPTH_MAX: usize = 8;
 
 /// Lines of a rule file that belong together.
@@ -24,7 +24,7 @@ const DEPTH_MAX: usize = 8;
 pub(crate) struct Piece<'a> {
     pub(crate) file: &'a str,
     /// Number of its first line.
-    pub(crate) first: u32,
+    pub(crate) first: usize,
     pub(crate) text: &'a str,
 }
 
@@ -122,7 +122,7 @@ impl Gathering {
         Ok(())
     }
 
-    fn begin(&mut self, file: &str, first: u32) {
+    fn begin(&mut self, file: &str, first: usize) {
         self.out.push_str(&format!("{PIECE}{first} {file}\n"));
     }
 

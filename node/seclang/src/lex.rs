@@ -5,14 +5,14 @@ use crate::Fault;
 /// A directive: its words, and where it begins.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Line {
-    pub(crate) number: u32,
+    pub(crate) number: usize,
     pub(crate) words: Vec<String>,
 }
 
 /// Reads `text`, whose first line has number `first`.
-pub(crate) fn lines(text: &str, first: u32) -> Result<Vec<Line>, Fault> {
+pub(crate) fn lines(text: &str, first: usize) -> Result<Vec<Line>, Fault> {
     let mut found = Vec::new();
-    let mut open: Option<(u32, String)> = None;
+    let mut open: Option<(usize, String)> = None;
     for (number, line) in (first..).zip(text.lines()) {
         let (begun, mut whole) = open.take().unwrap_or_else(|| (number, String::new()));
         match line.strip_suffix('\\') {
@@ -32,7 +32,7 @@ pub(crate) fn lines(text: &str, first: u32) -> Result<Vec<Line>, Fault> {
     Ok(found)
 }
 
-fn line_of(number: u32, text: &str) -> Result<Option<Line>, Fault> {
+fn line_of(number: usize, text: &str) -> Result<Option<Line>, Fault> {
     let text = text.trim();
     if text.is_empty() || text.starts_with('#') {
         return Ok(None);

@@ -7,7 +7,7 @@ use crate::variable::Collection;
 /// What a request is made of, taken apart by whoever received it.
 #[derive(Debug, Default)]
 pub struct Request<'a> {
-    pub client: &'a str,
+    pub client: Cow<'a, str>,
     pub method: &'a str,
     /// As it is forwarded.
     pub path: &'a str,

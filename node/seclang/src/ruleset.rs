@@ -30,7 +30,8 @@ pub(crate) struct Rule {
     /// In the order of all rules: where to go on.
     pub(crate) skip_to: Option<usize>,
     phase: u8,
-    at: (Box<str>, u32),
+    at: (Box<str>, usize),
+    input: usize,
     skip_after: Option<Box<str>>,
 }
 
@@ -75,19 +76,21 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// Compiles what [`crate::gather`] read, or one file as it is.
+    /// Compiles what [`crate::gather`] read, or files as they are; together they are one set, in their order.
     ///
     /// # Errors
-    /// The first fault: file, line and reason.
-    pub fn compile(files: &[&[u8]]) -> Result<Self, Fault> {
+    /// The first fault: in which of `files`, and file, line and reason.
+    pub fn compile(files: &[&[u8]]) -> Result<Self, (usize, Fault)> {
         let mut reading = Reading::default();
-        for bytes in files {
-            let files = Files::open(bytes)?;
+        for (at, bytes) in files.iter().enumerate() {
+            reading.input = at;
+            let files = Files::open(bytes).map_err(|fault| (at, fault))?;
             for piece in &files.pieces {
-                for line in lines(piece.text, piece.first).map_err(|fault| fault.of(piece.file))? {
+                let of_piece = |fault: Fault| (at, fault.of(piece.file));
+                for line in lines(piece.text, piece.first).map_err(of_piece)? {
                     reading
                         .directive(&line.words, (piece.file, line.number), &files.lists)
-                        .map_err(|why| Fault::at(line.number, why).of(piece.file))?;
+                        .map_err(|why| of_piece(Fault::at(line.number, why)))?;
                 }
             }
         }
@@ -102,6 +105,8 @@ impl Rules {
 
 #[derive(Default)]
 struct Reading {
+    /// The number of the file that is read.
+    input: usize,
     rules: Vec<Rule>,
     known: BTreeSet<u32>,
     defaults: BTreeMap<u8, Actions>,
@@ -115,7 +120,7 @@ impl Reading {
     fn directive(
         &mut self,
         words: &[String],
-        at: (&str, u32),
+        at: (&str, usize),
         lists: &BTreeMap<&str, &str>,
     ) -> Result<(), String> {
         let Some((name, arguments)) = words.split_first() else { return Ok(()) };
@@ -185,7 +190,7 @@ impl Reading {
         &mut self,
         looks: Option<(&String, &String)>,
         text: &str,
-        at: (&str, u32),
+        at: (&str, usize),
         lists: &BTreeMap<&str, &str>,
     ) -> Result<(), String> {
         let own = actions(text)?;
@@ -258,6 +263,7 @@ impl Reading {
             skip_to: None,
             phase,
             at: (at.0.into(), at.1),
+            input: self.input,
             skip_after: own.skip_after,
         });
         Ok(())
@@ -306,7 +312,7 @@ impl Reading {
         Ok(())
     }
 
-    fn finish(mut self) -> Result<Rules, Fault> {
+    fn finish(mut self) -> Result<Rules, (usize, Fault)> {
         if self.chain
             && let Some(rule) = self.rules.last()
         {
@@ -373,7 +379,7 @@ impl Reading {
 
 impl Rules {
     /// Gives each test that needs words a bit, and makes one search of all words.
-    fn index(&mut self) -> Result<(), Fault> {
+    fn index(&mut self) -> Result<(), (usize, Fault)> {
         let mut words: BTreeMap<Vec<u8>, Vec<u32>> = BTreeMap::new();
         let mut count = 0u32;
         for rule in self.rules.iter_mut().filter(|rule| matches!(rule.phase, 1 | 2)) {
@@ -397,16 +403,17 @@ impl Rules {
             .ascii_case_insensitive(true)
             .kind(Some(AhoCorasickKind::ContiguousNFA))
             .build(words.keys());
-        self.words =
-            Some(built.map_err(|why| Fault::at(1, format!("their words can't be searched for: {why}")))?);
+        self.words = Some(
+            built.map_err(|why| (0, Fault::at(1, format!("their words can't be searched for: {why}"))))?,
+        );
         self.bits = words.into_values().map(Vec::into_boxed_slice).collect();
         Ok(())
     }
 }
 
 impl Rule {
-    fn fault(&self, why: impl Into<String>) -> Fault {
-        Fault::at(self.at.1, why).of(&self.at.0)
+    fn fault(&self, why: impl Into<String>) -> (usize, Fault) {
+        (self.input, Fault::at(self.at.1, why).of(&self.at.0))
     }
 }
 

@@ -6,7 +6,7 @@ use super::*;
 use crate::{Arg, Processor};
 
 fn engine(text: &str) -> Engine {
-    let rules = Rules::compile(&[text.as_bytes()]).unwrap_or_else(|fault| panic!("{fault}"));
+    let rules = Rules::compile(&[text.as_bytes()]).unwrap_or_else(|(_, fault)| panic!("{fault}"));
     Engine::new(&Arc::new(rules), Limits::default())
 }
 
@@ -16,7 +16,7 @@ fn arg(source: Source, name: &'static str, value: &'static str) -> Arg<'static> 
 
 fn request(args: Vec<Arg<'static>>) -> Request<'static> {
     Request {
-        client: "192.0.2.1",
+        client: "192.0.2.1".into(),
         method: "GET",
         path: "/a/b%20c.php",
         query: Some("x=1"),
@@ -138,7 +138,7 @@ fn faults_say_where_and_what() {
         ("SecRule ARGS \"@pmFromFile a.data\" id:1", "`a.data` did not come along"),
         ("SecRuleRemoveById x", "`x` is no id"),
     ] {
-        let fault = Rules::compile(&[text.as_bytes()]).unwrap_err().to_string();
+        let fault = Rules::compile(&[text.as_bytes()]).unwrap_err().1.to_string();
         assert!(fault.contains(told), "{text}: {fault}");
     }
     assert!(Rules::compile(&[b"\xff"]).is_err());

@@ -4,6 +4,8 @@
     cargo build --release
     bench/cluster.py apply    [--changes 200]   # acknowledged apply -> served by the new rule on every node
     bench/cluster.py election [--runs 20]       # kill -9 of the leader -> a write succeeds again
+    bench/cluster.py heartbeats [--seconds 30]  # how long followers hear nothing of the leader, idle and with all
+                                                # workers and cores busy (takes wrk)
 
 Prints one JSON line. Everything listens on loopback and ends with the script.
 """
@@ -151,11 +153,51 @@ def election(a, dir, backend, nodes):
     return {"runs": a.runs, "write_again_ms": {"median": round(statistics.median(took)), "worst": round(max(took))}}
 
 
+NAME = "trestle_raft_leader_silence_seconds_bucket"
+
+
+def silences(node):
+    text = node.ask("GET", "/metrics")[1].decode()
+    rows = [line.split() for line in text.splitlines() if line.startswith(NAME)]
+    buckets = [(row[0].split('"')[1], int(row[1])) for row in rows]
+    term = next(int(float(line.split()[1])) for line in text.splitlines() if line.startswith("trestle_raft_term "))
+    return buckets, term
+
+
+def heartbeats(a, dir, backend, nodes):
+    text = config(backend, 0).replace("pools: [p] }", 'pools: [p] }, { match: [{ path: { exact: /fixed } }], '
+                                      'respond: { code: 200, body: ok } }')
+    put(nodes[0], text)
+    ports = [until("web", n.web) for n in nodes]
+    until("the rule", lambda: all(served(port, "/fixed") for port in ports))
+    told = {}
+    for phase in ("idle", "busy"):
+        load = []
+        if phase == "busy":
+            load = [subprocess.Popen(["wrk", "-t1", "-c64", f"-d{a.seconds}s", f"http://127.0.0.1:{port}/fixed"],
+                                     stdout=subprocess.PIPE, text=True) for port in ports]
+            time.sleep(1)
+        before = [silences(n) for n in nodes]
+        time.sleep(a.seconds - 2)
+        after = [silences(n) for n in nodes]
+        requests = sum(float(line.split()[1]) for p in load for line in p.communicate()[0].splitlines()
+                       if line.startswith("Requests/sec"))
+        grown = [(bound, sum(x[0][i][1] - y[0][i][1] for x, y in zip(after, before)))
+                 for i, (bound, _) in enumerate(after[0][0])]
+        count = grown[-1][1]
+        worst = next((bound for bound, n in grown if n == count), "+Inf")
+        told[phase] = {"messages": count, "worst_at_most_s": worst, "elections": after[0][1] - before[0][1],
+                       "later_than": {bound: count - n for bound, n in grown if 0 < count - n < count},
+                       "requests_per_s": round(requests)}
+    return told
+
+
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("what", choices=["apply", "election"])
+    ap.add_argument("what", choices=["apply", "election", "heartbeats"])
     ap.add_argument("--changes", type=int, default=200)
     ap.add_argument("--runs", type=int, default=20)
+    ap.add_argument("--seconds", type=int, default=30)
     ap.add_argument("--trestle", default=str(ROOT / "target/release/trestle"))
     a = ap.parse_args()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Backend)
@@ -164,7 +206,7 @@ def main():
     with tempfile.TemporaryDirectory() as tmp:
         try:
             nodes = start(a, pathlib.Path(tmp), server.server_port)
-            print(json.dumps({"apply": apply, "election": election}[a.what](a, pathlib.Path(tmp), server.server_port, nodes)))
+            print(json.dumps({"apply": apply, "election": election, "heartbeats": heartbeats}[a.what](a, pathlib.Path(tmp), server.server_port, nodes)))
         finally:
             for node in nodes:
                 node.p.kill()

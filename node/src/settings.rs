@@ -40,6 +40,11 @@ pub(crate) const KEYS: &[Key] = &[
         help: "The cluster's secret, made by `trestle keygen` [default with --bootstrap: one is made in the data folder]",
     },
     Key {
+        name: "user",
+        value: "USER[:GROUP]",
+        help: "Whom a node that root starts becomes, by name or number, once it has read what only root may; it keeps the capabilities for low ports and VIPs [default: nobody else]",
+    },
+    Key {
         name: "bootstrap",
         value: "",
         help: "Found a cluster (ignored when the data folder knows one; with --join: only if none of those is in one)",
@@ -118,6 +123,8 @@ pub(crate) struct NodeSettings {
     pub(crate) cluster: SocketAddr,
     pub(crate) admin: SocketAddr,
     pub(crate) key_file: Option<PathBuf>,
+    /// Whom to become.
+    pub(crate) user: Option<String>,
     pub(crate) bootstrap: bool,
     pub(crate) config: Option<PathBuf>,
     pub(crate) join: Vec<String>,
@@ -234,6 +241,7 @@ pub(crate) fn resolve(layers: Layers<'_>, host: &Host) -> Result<NodeSettings, M
         cluster: reader.value("cluster", address).unwrap_or(SocketAddr::from(([127, 0, 0, 1], 7400))),
         admin: reader.value("admin", address).unwrap_or(SocketAddr::from(([127, 0, 0, 1], 7480))),
         key_file: reader.value("key-file", path),
+        user: reader.value("user", user),
         bootstrap: reader.value("bootstrap", switch).unwrap_or(false),
         config: reader.value("config", path),
         join: reader.value("join", peers).unwrap_or_default(),
@@ -313,6 +321,16 @@ fn node_name(text: &str) -> Result<String, String> {
 
 fn path(text: &str) -> Result<PathBuf, String> {
     if text.is_empty() { Err("a path is missing".to_owned()) } else { Ok(Path::new(text).to_owned()) }
+}
+
+fn user(text: &str) -> Result<String, String> {
+    let parts: Vec<_> = text.split(':').collect();
+    let plain = |part: &&str| !part.is_empty() && part.chars().all(|c| c.is_ascii_graphic());
+    if parts.len() <= 2 && parts.iter().all(plain) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("{text:?} is no user; write it as USER or USER:GROUP, names or numbers"))
+    }
 }
 
 fn address(text: &str) -> Result<SocketAddr, String> {

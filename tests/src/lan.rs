@@ -3,6 +3,7 @@
 //! Names are unique to the process and the segment; everything is deleted by name when it is dropped,
 //! and what runs in a namespace is killed by its id before that.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Mutex;
@@ -40,7 +41,10 @@ pub struct LanNode {
     pub namespace: String,
     pub address: String,
     dir: PathBuf,
+    /// At each start.
     args: Vec<String>,
+    /// At the first one.
+    first: Vec<String>,
     child: Option<Child>,
     tracer: Mutex<Option<Tracer>>,
 }
@@ -91,9 +95,16 @@ impl Lan {
     }
 
     pub fn with_config(size: usize, config: &str) -> Lan {
+        Self::with_options(size, config, &[])
+    }
+
+    /// As that, with more options for each node.
+    pub fn with_options(size: usize, config: &str, options: &[&str]) -> Lan {
         let number = SEGMENTS.fetch_add(1, Ordering::Relaxed);
         let prefix = format!("tt{}x{number}", std::process::id() % 1_000_000);
         let dir = tempfile::tempdir().expect("a temporary folder can be made");
+        // Nodes may be another user than the test is, with folders of their own in it.
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711)).expect("it is ours");
         let mut lan = Lan {
             prefix,
             namespaces: Vec::new(),
@@ -119,28 +130,28 @@ impl Lan {
         let file = lan.dir.path().join("first.yaml");
         std::fs::write(&file, config).expect("the test's folder is writable");
         for n in 1..=size {
-            let how = if n == 1 {
-                vec!["--bootstrap", "--config", path(&file)]
+            let how: &[&str] = if n == 1 {
+                &["--bootstrap", "--config", path(&file)]
             } else {
-                vec!["--join", "198.18.0.11:7400"]
+                &["--join", "198.18.0.11:7400"]
             };
-            lan.add_node(n, &how, &key);
+            lan.add_node(n, how, &[&["--key-file", path(&key)], options].concat());
         }
         lan.wait_formed(size);
         lan
     }
 
-    fn add_node(&mut self, n: usize, how: &[&str], key: &Path) {
+    fn add_node(&mut self, n: usize, how: &[&str], options: &[&str]) {
         let (name, address) = (format!("n{n}"), format!("198.18.0.{}", 10 + n));
         let namespace = self.host(&name, &address);
-        let mut args: Vec<String> = ["--key-file", path(key)].map(str::to_owned).to_vec();
-        args.extend(how.iter().map(|arg| (*arg).to_owned()));
+        let owned = |args: &[&str]| args.iter().map(|arg| (*arg).to_owned()).collect();
         let mut node = LanNode {
             name,
             namespace,
             address,
             dir: self.dir.path().to_owned(),
-            args,
+            args: owned(options),
+            first: owned(how),
             child: None,
             tracer: Mutex::default(),
         };
@@ -357,6 +368,7 @@ impl LanNode {
             .args(["run", "--name", &self.name, "--cluster", &cluster, "--admin", "127.0.0.1:7480"])
             .args(["--workers", "1", "--data-dir", path(&data_dir)])
             .args(&self.args)
+            .args(&self.first)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log.expect("the log can be written"))
@@ -415,7 +427,7 @@ impl LanNode {
             .with_context(|| format!("status of {}: {}", self.name, String::from_utf8_lossy(&output.stderr)))
     }
 
-    fn pid(&self) -> Pid {
+    pub fn pid(&self) -> Pid {
         let child = self.child.as_ref().expect("the node runs");
         Pid::from_raw(i32::try_from(child.id()).expect("a pid fits")).expect("a pid is not 0")
     }
@@ -520,7 +532,7 @@ impl LanNode {
     /// Starts it again in the same folder.
     pub fn restart(&mut self) {
         assert!(self.child.is_none(), "stop or kill {} first", self.name);
-        self.args.truncate(2);
+        self.first.clear();
         self.spawn();
     }
 }

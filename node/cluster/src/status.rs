@@ -307,6 +307,7 @@ impl Cluster {
         for (name, help, value) in counters {
             let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} counter\n{name} {value}");
         }
+        self.inner.raft.render_silences(out);
         self.inner.gossip.render_metrics(out);
         self.inner.counts.render_metrics(out);
         self.inner.loads.render_metrics(out);

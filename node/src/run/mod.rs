@@ -1,6 +1,7 @@
 //! A node's life: start, serve, drain, end.
 //!
-//! Order of the start: settings and key, the admin socket (so that `/readyz` answers from the first
+//! Order of the start: settings, key and whatever else only root may read, another user ([`privileges`]), the
+//! admin socket (so that `/readyz` answers from the first
 //! moment), the plane, the cluster, which feeds the plane. Nothing is written to the data folder
 //! but the key before the store behind [`Cluster`] has locked it. The end is [`shutdown`].
 
@@ -10,11 +11,11 @@ mod node;
 mod notify;
 mod parent;
 mod ports;
+mod privileges;
 mod shutdown;
 pub(crate) mod strain;
 
 use std::net::SocketAddr;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,6 +41,7 @@ pub(crate) use parent::Companion;
 pub(crate) use ports::Ports;
 
 use ports::{Use, Wanted};
+use privileges::User;
 
 /// Threads for everything but traffic: Raft, gossip, probes, admin.
 const CONTROL_THREADS: usize = 2;
@@ -55,11 +57,18 @@ pub(crate) fn run(
 ) -> anyhow::Result<()> {
     // Before there are threads: it is a descriptor by number.
     let guard = InheritedGuard::from_env().context("the VIPs' guard that started this node")?;
-    // The cluster's key is in memory: it goes into no core dump, and no debugger of the same user gets at it.
-    if let Err(error) = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable) {
-        tracing::warn!(%error, "core dumps stay on");
-    }
+    forbid_dumps();
     strain::raise_descriptors();
+    tracing::info!(
+        name = settings.name,
+        version = crate::VERSION,
+        data_dir = %settings.data_dir.display(),
+        workers = settings.workers.get(),
+        "node starts"
+    );
+    let prepared = Prepared::new(&settings)?;
+    // Who became another user may be dumped again.
+    forbid_dumps();
     // In pages of 2 MiB a node at rest takes twice the memory.
     if let Err(error) = rustix::thread::disable_transparent_huge_pages(true) {
         tracing::debug!(%error, "huge pages stay on");
@@ -70,25 +79,25 @@ pub(crate) fn run(
         .enable_all()
         .build()
         .context("no runtime")?
-        .block_on(life(settings, telemetry, companion, guard))
+        .block_on(life(settings, prepared, telemetry, companion, guard))
+}
+
+/// The cluster's key is in memory: it goes into no core dump, and no debugger of the same user gets at it.
+fn forbid_dumps() {
+    if let Err(error) = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        tracing::warn!(%error, "core dumps stay on");
+    }
 }
 
 async fn life(
     settings: NodeSettings,
+    prepared: Prepared,
     telemetry: &Telemetry,
     companion: Option<u32>,
     guard: InheritedGuard,
 ) -> anyhow::Result<()> {
     let mut signals = Signals::listen()?;
     let companion = companion.map_or_else(|| Ok(Companion::none()), Companion::watch)?;
-    tracing::info!(
-        name = settings.name,
-        version = crate::VERSION,
-        data_dir = %settings.data_dir.display(),
-        workers = settings.workers.get(),
-        "node starts"
-    );
-    let prepared = Prepared::new(&settings)?;
     let Opened { node, admin, exporter } = prepared.open(&settings)?;
     let exporting = exporter.map(|exporter| tokio::spawn(exporter.run()));
     let until = CancellationToken::new();
@@ -142,43 +151,52 @@ async fn life(
     }
 }
 
-/// What is known before anything is started.
+/// What is known before anything is started, and what only root may have been able to read.
 struct Prepared {
     key: ClusterKey,
+    token: Option<Token>,
+    read_token: Option<Token>,
+    /// Of a cluster that may be founded.
+    config: Option<Draft>,
     earlier: Option<Ports>,
     cluster: Wanted,
     admin: Wanted,
 }
 
 impl Prepared {
+    /// Afterwards the process is the user that was asked for.
     fn new(settings: &NodeSettings) -> anyhow::Result<Prepared> {
         let dir = &settings.data_dir;
-        // The log holds the config, with whatever is secret in it.
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)
-            .with_context(|| format!("can't make the data folder {}", dir.display()))?;
-        trestle_raft_store::Store::check_free(dir)?;
+        let user = settings.user.as_deref().map(User::find).transpose()?;
+        match &user {
+            Some(user) => user.take(dir)?,
+            None => privileges::make_private(dir)?,
+        }
         let earlier = Ports::load(dir)?;
-        let cluster = Wanted::new(Use::Cluster, settings.cluster, earlier.as_ref().and_then(|e| e.cluster));
-        let admin = Wanted::new(Use::Admin, settings.admin, earlier.as_ref().and_then(|e| e.admin));
-        cluster.probe(dir)?;
-        let key = load_key(settings)?;
-        Ok(Prepared { key, earlier, cluster, admin })
-    }
-
-    /// The admin socket and the plane. Listeners open with the first revision.
-    fn open(&self, settings: &NodeSettings) -> anyhow::Result<Opened> {
         let read =
             |file: &Option<_>, setting| file.as_deref().map(|file| Token::read(file, setting)).transpose();
         let token = read(&settings.admin_token_file, "admin-token-file")?;
         let read_token = read(&settings.admin_read_token_file, "admin-read-token-file")?;
+        let key = read_key(settings)?;
+        let config = first_config(settings, earlier.is_some())?;
+        if let Some(user) = user {
+            user.become_it()?;
+        }
+        trestle_raft_store::Store::check_free(dir)?;
+        let cluster = Wanted::new(Use::Cluster, settings.cluster, earlier.as_ref().and_then(|e| e.cluster));
+        let admin = Wanted::new(Use::Admin, settings.admin, earlier.as_ref().and_then(|e| e.admin));
+        cluster.probe(dir)?;
+        let key = key.map_or_else(|| make_key(dir), Ok)?;
+        Ok(Prepared { key, token, read_token, config, earlier, cluster, admin })
+    }
+
+    /// The admin socket and the plane. Listeners open with the first revision.
+    fn open(&self, settings: &NodeSettings) -> anyhow::Result<Opened> {
         let listener = self.admin.bind(&settings.data_dir)?;
         listener.set_nonblocking(true).context("admin socket")?;
         let listener = TcpListener::from_std(listener).context("admin socket")?;
         let bind = listener.local_addr().context("admin socket")?;
-        let access = Access { bind, token, read_token };
+        let access = Access { bind, token: self.token.clone(), read_token: self.read_token.clone() };
         let tls = if access.plain() {
             None
         } else {
@@ -220,7 +238,7 @@ impl Prepared {
         node: &Node,
         guard: InheritedGuard,
     ) -> anyhow::Result<(Cluster, Ports)> {
-        let start = self.start(settings).await?;
+        let start = self.start(settings);
         let cluster = Cluster::start(
             trestle_cluster::Settings {
                 name: settings.name.clone(),
@@ -253,20 +271,12 @@ impl Prepared {
         Ok((cluster, ports))
     }
 
-    async fn start(&self, settings: &NodeSettings) -> anyhow::Result<Start> {
+    fn start(&self, settings: &NodeSettings) -> Start {
         let join = settings.join.clone();
-        if !settings.bootstrap {
-            return Ok(if join.is_empty() { Start::Resume } else { Start::Join { join } });
+        if settings.bootstrap {
+            return Start::Bootstrap { draft: self.config.clone(), join };
         }
-        let draft = match &settings.config {
-            None => None,
-            Some(path) if self.earlier.is_some() => {
-                tracing::info!(config = %path.display(), "--config is ignored: this node is part of a cluster already");
-                None
-            }
-            Some(path) => Some(first_config(path).await?),
-        };
-        Ok(Start::Bootstrap { draft, join })
+        if join.is_empty() { Start::Resume } else { Start::Join { join } }
     }
 }
 
@@ -288,8 +298,8 @@ impl AdminTask {
     }
 }
 
-/// The key that was named; else the one in the data folder, which a founding node makes.
-fn load_key(settings: &NodeSettings) -> anyhow::Result<ClusterKey> {
+/// The key that was named; else the one in the data folder. `None`: a founding node is to make it there.
+fn read_key(settings: &NodeSettings) -> anyhow::Result<Option<ClusterKey>> {
     let own = settings.data_dir.join(key::FILE);
     let path = settings.key_file.as_ref().unwrap_or(&own);
     if settings.key_file.is_none() && !path.exists() {
@@ -299,28 +309,36 @@ fn load_key(settings: &NodeSettings) -> anyhow::Result<ClusterKey> {
              node may have it in its data folder as {}); to found a cluster of one node give --bootstrap",
             key::FILE
         );
-        let made = key::create(path)?;
-        tracing::info!(key_file = %path.display(), key = %made.id(), "made a key; further nodes need this file");
-        return Ok(made);
+        return Ok(None);
     }
     let loaded = key::read(path)?;
     if key::readable_by_others(path) {
         tracing::warn!(key_file = %path.display(), "key file is readable by others: chmod 600 it");
     }
-    Ok(loaded)
+    Ok(Some(loaded))
 }
 
-async fn first_config(path: &Path) -> anyhow::Result<Draft> {
-    let path = path.to_owned();
-    let read = move || {
-        let name = path.display().to_string();
-        let text = std::fs::read_to_string(&path).with_context(|| format!("can't read --config {name}"))?;
-        documents::read(&name, &text, &documents::folder_of(&path)).map_err(|problems| {
-            let problems: Vec<_> = problems.iter().map(ToString::to_string).collect();
-            anyhow::anyhow!(problems.join("\n"))
-        })
-    };
-    tokio::task::spawn_blocking(read).await?
+fn make_key(dir: &Path) -> anyhow::Result<ClusterKey> {
+    let path = dir.join(key::FILE);
+    let made = key::create(&path)?;
+    tracing::info!(key_file = %path.display(), key = %made.id(), "made a key; further nodes need this file");
+    Ok(made)
+}
+
+/// With the files that it names, as `trestle apply` reads them.
+fn first_config(settings: &NodeSettings, member: bool) -> anyhow::Result<Option<Draft>> {
+    let Some(path) = settings.config.as_ref().filter(|_| settings.bootstrap) else { return Ok(None) };
+    let name = path.display().to_string();
+    if member {
+        tracing::info!(config = name, "--config is ignored: this node is part of a cluster already");
+        return Ok(None);
+    }
+    let text = std::fs::read_to_string(path).with_context(|| format!("can't read --config {name}"))?;
+    let draft = documents::read(&name, &text, &documents::folder_of(path)).map_err(|problems| {
+        let problems: Vec<_> = problems.iter().map(ToString::to_string).collect();
+        anyhow::anyhow!(problems.join("\n"))
+    })?;
+    Ok(Some(draft))
 }
 
 /// Names and addresses under which the admin API's certificate is good.
@@ -517,16 +535,15 @@ mod tests {
         for flags in
             [vec![("data-dir", data)], vec![("data-dir", data), ("bootstrap", "true"), ("join", "a:1")]]
         {
-            let error = load_key(&settings(&flags)).err().unwrap().to_string();
+            let error = read_key(&settings(&flags)).err().unwrap().to_string();
             assert!(error.contains("--key-file"), "{error}");
         }
         let founder = settings(&[("data-dir", data), ("bootstrap", "true")]);
-        let made = load_key(&founder).unwrap();
-        assert_eq!(load_key(&founder).unwrap().id(), made.id(), "a second start takes the same key");
-        assert_eq!(
-            load_key(&settings(&[("data-dir", data)])).unwrap().id(),
-            made.id(),
-            "a restart needs no flag"
-        );
+        assert!(read_key(&founder).unwrap().is_none(), "it is made as the node's user");
+        let made = make_key(dir.path()).unwrap();
+        for again in [&founder, &settings(&[("data-dir", data)])] {
+            let read = read_key(again).unwrap().expect("the one that was made, with or without flags");
+            assert_eq!(read.id(), made.id());
+        }
     }
 }

@@ -4,13 +4,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, Fatal, ForwardReason, LinearizableReadError, RaftError};
 use openraft::impls::ProgressResponder;
 use openraft::{ChangeMembers, Instant as _, LinearizerOption, Raft, RaftMetrics, ServerState};
+use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -21,6 +22,7 @@ use uuid::Uuid;
 use super::ask::Attempt;
 use super::peers::Peers;
 use super::settings::Timers;
+use super::silence::Silences;
 use crate::membership::successor;
 use crate::now_ms;
 use crate::rt::{Instant, timeout_at};
@@ -36,8 +38,8 @@ pub(crate) struct Member {
     pub(crate) peers: Peers,
     pub(crate) timers: Timers,
     started: Instant,
-    /// Milliseconds after `started` at which a leader was heard last; 0: never.
-    heard_ms: AtomicU64,
+    /// By times since `started`.
+    silences: Mutex<Silences>,
     skew_ms: AtomicI64,
 }
 
@@ -95,8 +97,8 @@ impl Member {
         peers: Peers,
         timers: Timers,
     ) -> Self {
-        let (started, heard_ms, skew_ms) = (Instant::now(), AtomicU64::new(0), AtomicI64::new(0));
-        Self { id, cluster_id, raft, machine, peers, timers, started, heard_ms, skew_ms }
+        let (started, silences, skew_ms) = (Instant::now(), Mutex::default(), AtomicI64::new(0));
+        Self { id, cluster_id, raft, machine, peers, timers, started, silences, skew_ms }
     }
 
     pub(crate) fn state(&self) -> Arc<State> {
@@ -125,9 +127,13 @@ impl Member {
     }
 
     /// The leader has spoken: noted on each append that Raft has accepted.
-    pub(crate) fn heard_leader(&self) {
-        let ms = self.started.elapsed().as_millis() as u64;
-        self.heard_ms.store(ms.max(1), Ordering::Relaxed);
+    pub(crate) fn heard_leader(&self, term: u64) {
+        self.silences.lock().end(self.started.elapsed(), term);
+    }
+
+    /// Of the leader, as metrics.
+    pub(super) fn render_silences(&self, out: &mut String) {
+        self.silences.lock().render(self.started.elapsed(), out);
     }
 
     /// A copy: the watched value must never be borrowed across an await (openraft#1238).
@@ -149,10 +155,7 @@ impl Member {
     }
 
     fn since_leader(&self) -> Option<Duration> {
-        match self.heard_ms.load(Ordering::Relaxed) {
-            0 => None,
-            ms => Some(self.started.elapsed().saturating_sub(Duration::from_millis(ms))),
-        }
+        self.silences.lock().lasts(self.started.elapsed())
     }
 
     pub(crate) fn metrics(&self) -> Metrics {

@@ -36,6 +36,7 @@ mod peers;
 mod refusal;
 mod service;
 mod settings;
+mod silence;
 
 #[cfg(feature = "sim")]
 pub(crate) use accept::Caller;

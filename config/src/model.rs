@@ -34,7 +34,7 @@ pub use tls::{
     Alpn, Certificate, ClientAuth, ClientTls, Content, Digest, ListenerTls, PoolProtocol, PoolTls,
     TlsVersion, UnknownName,
 };
-pub use waf::{WAF_EXCEPTIONS_MAX, WAF_RULES, Waf, WafException, WafField, WafMode};
+pub use waf::{WAF_EXCEPTIONS_MAX, WAF_FILES_MAX, WAF_RULES, Waf, WafException, WafField, WafMode, WafRule};
 
 /// A whole document. Maps are keyed by resource name.
 #[derive(Clone, Debug, PartialEq, Default)]

@@ -11,6 +11,12 @@ pub fn have(programs: &[&str]) -> bool {
     missing.is_empty() || skip(&format!("no {missing:?} on the PATH"))
 }
 
+/// Whether a file of a package is there.
+#[track_caller]
+pub fn have_file(path: &str, package: &str) -> bool {
+    std::path::Path::new(path).exists() || skip(&format!("the package {package} is not installed"))
+}
+
 /// Whether a docker daemon answers.
 #[track_caller]
 pub fn have_docker() -> bool {

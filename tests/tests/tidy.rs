@@ -12,9 +12,10 @@ const MAY_DEPEND: &[(&str, &[&str])] = &[
     ("trestle-config", &[]),
     ("trestle-proto", &[]),
     ("trestle-netlink", &[]),
+    ("trestle-seclang", &[]),
     ("trestle-vip-guard", &["trestle-netlink"]),
     ("trestle-raft-store", &["trestle-config"]),
-    ("trestle-dataplane", &["trestle-config"]),
+    ("trestle-dataplane", &["trestle-config", "trestle-seclang"]),
     ("trestle-kernel-path", &["trestle-config", "trestle-dataplane", "trestle-netlink"]),
     (
         "trestle-cluster",

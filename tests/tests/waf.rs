@@ -1,12 +1,15 @@
-//! `examples/waf.yaml` with its addresses mapped: curl in front, nginx behind, which notes every request that it sees.
+//! `examples/waf.yaml` and `examples/waf-rules.yaml` with their addresses mapped: curl in front, nginx behind, which notes every request that it sees.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use serde_json::Value;
 use trestle_tests::{Cluster, Nginx, eventually, example, free_port, http, peers};
+
+/// Of Debian's package `modsecurity-crs`.
+const CRS: &str = "/usr/share/modsecurity-crs/owasp-crs.load";
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -141,4 +144,71 @@ fn the_waf_example_keeps_attacks_from_nginx_and_lets_all_else_through() {
     assert!(ended.ends_with(&format!(" {}", attacks.len() + 1)), "{ended}");
     assert!(counts("trestle_waf_findings_total{rule=\"body-over\",action=\"block\"}").is_some(), "{metrics}");
     assert!(metrics.contains("action=\"detect\""), "the paste is told of");
+}
+
+#[test]
+fn the_core_rule_set_holds_beside_the_built_in_rules() {
+    if !peers::have(&["curl", "nginx"]) || !peers::have_file(CRS, "modsecurity-crs") {
+        return;
+    }
+    let (_nginx, port, seen) = nginx();
+    let rules = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/waf-rules.conf");
+    let config = example(
+        "waf-rules.yaml",
+        &[
+            ("0.0.0.0:8080", "127.0.0.1:0".to_owned()),
+            ("192.0.2.11:8080", format!("127.0.0.1:{port}")),
+            ("waf-rules.conf", format!("\"{}\"", rules.display())),
+        ],
+    );
+    let access = seen.with_file_name("access.log");
+    let config = format!("{config}\naccess_log: {{ to: \"file:{}\" }}\n", access.display());
+    let cluster = Cluster::start(1, &config);
+    let node = &cluster.nodes[0];
+    let web = node.listener("web").expect("bound");
+    let url = |path: &str| format!("http://{web}{path}");
+    eventually(SOON, "nginx is reached", || {
+        let response = http::get(web, "x", "/")?;
+        ensure!(response.status == 200, "{}", response.status);
+        Ok(())
+    });
+    // What only the set knows: a path of the system, a command, a scanner; and the shop's own rule.
+    let attacks: &[(&str, &[&str], &str)] = &[
+        ("/blocked?file=../../../../etc/passwd", &[], "930100"),
+        ("/blocked?x=%3Bcat%20/etc/passwd", &[], "932"),
+        ("/blocked", &["-A", "Nikto/2.1"], "913100"),
+        ("/blocked", &["-d", "a=${jndi:ldap://192.0.2.1/x}"], "944"),
+        ("/blocked", &["-X", "TRACK"], "911100"),
+        ("/admin/blocked", &[], "2"),
+        ("/blocked?id=1%27%20or%20%271%27=%271", &[], "sqli-tautology"),
+    ];
+    for (path, args, rule) in attacks {
+        let (status, body) = curl(&url(path), args);
+        assert_eq!(status, "403", "{path} {args:?}: {body}");
+        let id = body.lines().find_map(|line| line.strip_prefix("request ")).expect("an id").to_owned();
+        let line: Value = eventually(SOON, "the refusal is logged", || {
+            let log = std::fs::read_to_string(&access)?;
+            let line = log.lines().find(|line| line.contains(&id)).context("no line yet")?;
+            Ok(serde_json::from_str(line)?)
+        });
+        let told = line["waf_rule"].as_str().unwrap_or_default();
+        assert!(told.split(',').any(|told| told.starts_with(rule)), "{path} {args:?}: {line}");
+        assert_eq!((&line["reason"], &line["status"]), (&"waf".into(), &403.into()), "{line}");
+    }
+    let innocent: &[(&str, &[&str])] = &[
+        ("/passed/1?name=O%27Brien&city=Cork", &[]),
+        ("/passed/2", &["-d", "comment=I would like two of these, please."]),
+        ("/passed/3", &["-H", "Content-Type: application/json", "-d", r#"{"a":{"b":"it is 5 o'clock"}}"#]),
+        ("/passed/4", &["-F", "name=Ann O'Neill", "-F", "f=x;filename=a.pdf"]),
+        ("/cms/passed", &["--data-urlencode", "body=<b onclick=go(1)>hi</b>"]),
+    ];
+    for (path, args) in innocent {
+        assert_eq!(curl(&url(path), args), ("200".to_owned(), "served".to_owned()), "{path} {args:?}");
+    }
+    let seen = std::fs::read_to_string(seen).expect("nginx's log");
+    assert!(!seen.contains("blocked"), "{seen}");
+    let metrics = node.metrics().expect("metrics");
+    for sample in ["{rule=\"949110\",action=\"block\"}", "{rule=\"2\",action=\"block\"}"] {
+        assert!(metrics.contains(&format!("trestle_waf_findings_total{sample}")), "{sample}: {metrics}");
+    }
 }

@@ -1,10 +1,10 @@
 //! The web application firewall, as it stands at a listener, a route or a rule.
 
 use crate::check::Sink;
-use crate::model::{WAF_EXCEPTIONS_MAX, Waf, WafException, WafField, WafMode};
+use crate::model::{WAF_EXCEPTIONS_MAX, WAF_FILES_MAX, Waf, WafException, WafField, WafMode, WafRule};
 use crate::problem::Fault;
 use crate::tree::Place;
-use crate::value::{Fields, Value};
+use crate::value::{Fields, Kind, Value};
 
 pub(super) fn waf(fields: &Fields, sink: &mut Sink) -> Waf {
     let mode = match fields.word("mode") {
@@ -18,6 +18,20 @@ pub(super) fn waf(fields: &Fields, sink: &mut Sink) -> Waf {
         &mut waf.inspect_body,
         fields.size("inspect_body").and_then(|size| usize::try_from(size).ok()),
     );
+    if let Some(rules) = fields.list("rules") {
+        waf.builtin = rules.iter().any(|rule| matches!(rule.kind, Kind::Word(_)));
+        let file = |rule: &Value| match &rule.kind {
+            Kind::Content(content) => Some(content.clone()),
+            _ => None,
+        };
+        waf.files = rules.iter().filter_map(file).collect();
+        if waf.files.len() > WAF_FILES_MAX
+            && let Some(value) = fields.at("rules")
+        {
+            let fault = Fault::new(format!("more than {WAF_FILES_MAX} files"));
+            sink.report(Place::Value(value.node), fault.help("one file may `Include` others"));
+        }
+    }
     waf.refuses_longer = fields.word("over") == Some("block");
     let except = fields.list("except").unwrap_or_default();
     waf.except = except.iter().filter_map(|value| exception(value, sink)).collect();
@@ -45,7 +59,11 @@ fn exception(value: &Value, sink: &mut Sink) -> Option<WafException> {
         let field = field(value.as_text()?);
         field.map_err(|fault| sink.report(Place::Value(value.node), fault)).ok()
     });
-    Some(WafException { rule: fields.word("rule").map(str::to_owned), path: text("path"), field })
+    let rule = text("rule").map(|rule| match rule.parse() {
+        Ok(id) => WafRule::Id(id),
+        Err(_) => WafRule::Builtin(rule),
+    });
+    Some(WafException { rule, path: text("path"), field })
 }
 
 fn field(text: &str) -> Result<WafField, Fault> {

@@ -1,6 +1,8 @@
 //! The web application firewall, as a document has it.
 
-/// What an exception may name: each rule, and the classes `sqli`, `xss` and `body`.
+use super::Content;
+
+/// What an exception may name: each built-in rule, and the classes `sqli`, `xss` and `body`.
 pub const WAF_RULES: &[&str] = &[
     "sqli",
     "sqli-tokens",
@@ -30,7 +32,11 @@ pub const WAF_RULES: &[&str] = &[
     "body-charset",
     "body-encoding",
     "body-over",
+    "files-work",
 ];
+
+/// Rule files of one policy, at most.
+pub const WAF_FILES_MAX: usize = 16;
 
 /// Exceptions of a policy, at most.
 pub const WAF_EXCEPTIONS_MAX: usize = 64;
@@ -41,6 +47,10 @@ pub struct Waf {
     pub mode: WafMode,
     /// Rules up to this level hold, 1 to 4. Default 1.
     pub paranoia: u8,
+    /// The built-in rules hold. Default.
+    pub builtin: bool,
+    /// Those of an operator, in ModSecurity's language, which make one set in their order.
+    pub files: Vec<Content>,
     /// Bytes of a body that are held back and looked at; 0: bodies are not. Default 128 KiB.
     pub inspect_body: usize,
     /// A longer one is refused. Default: it passes, and its beginning is looked at.
@@ -53,6 +63,8 @@ impl Default for Waf {
         Self {
             mode: WafMode::Off,
             paranoia: 1,
+            builtin: true,
+            files: Vec::new(),
             inspect_body: 128 << 10,
             refuses_longer: false,
             except: Vec::new(),
@@ -72,11 +84,19 @@ pub enum WafMode {
 /// Where rules don't hold; what it does not say is any.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WafException {
-    /// One of [`WAF_RULES`].
-    pub rule: Option<String>,
+    pub rule: Option<WafRule>,
     /// With all below it.
     pub path: Option<String>,
     pub field: Option<WafField>,
+}
+
+/// Rules by a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WafRule {
+    /// One of [`WAF_RULES`].
+    Builtin(String),
+    /// By its id, of a file.
+    Id(u32),
 }
 
 /// A part of a request that has a name.

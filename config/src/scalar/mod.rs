@@ -10,6 +10,7 @@ mod member;
 mod password;
 mod rate;
 mod vip;
+mod waf;
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
@@ -29,6 +30,7 @@ pub(crate) use member::{MemberAddress, member_address};
 pub(crate) use password::{password_hash, user_name};
 pub(crate) use rate::{limit_by, rate};
 pub(crate) use vip::{interface, program, vip_address};
+pub(crate) use waf::waf_rule;
 
 /// A year. Far from any sum of two durations overflowing.
 pub(crate) const DURATION_MAX: Duration = Duration::from_secs(366 * 24 * 3600);

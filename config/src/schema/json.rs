@@ -171,6 +171,10 @@ fn text(format: Format) -> Json {
         }
         Format::UserName => json!({ "type": "string", "pattern": "^[^:]{1,255}$" }),
         Format::PasswordHash => json!({ "type": "string", "pattern": "^\\$(argon2(id|i|d)|2[aby])\\$" }),
+        Format::RuleFile => json!({ "type": "string" }),
+        Format::WafRule => {
+            json!({ "type": ["string", "integer"], "pattern": "^([a-z-]+|[0-9]+)$", "minimum": 1 })
+        }
         Format::MediaType => json!({ "type": "string", "pattern": "^(\\*|[^/;* ]+/[^/;* ]+)$" }),
         Format::ErrorStatus => json!({ "type": "string", "pattern": "^[45](xx|[0-9][0-9])$" }),
         Format::RetryOn => {

@@ -347,14 +347,14 @@ static CORS: Object = Object::new("policy.cors", &[
 static WAF: Object = Object::new("policy.waf", &[
     key("mode", one_of(&["off", "detect", "block"], &[]), Yaml("off"), "What happens on a finding: `detect` tells of it in the log and in metrics, `block` also answers 403"),
     key("paranoia", Type::Int { min: 1, max: 4 }, Yaml("1"), "Level of the rules; those of a higher one also find more that is innocent"),
-    key("rules", Type::Open, Yaml("builtin"), "`builtin` or files").later(),
+    key("rules", Type::OneOrList(&Type::Text(Format::RuleFile)), Yaml("builtin"), "`builtin`, or files in ModSecurity's language (read by whoever applies, with what they include), or a list of them, at most 16 files"),
     key("inspect_body", Type::Size { min: 0, max: 1 << 20 }, Yaml("128KiB"), "Bytes of a body that are held back and looked at; 0: bodies are not"),
     key("over", one_of(&["pass", "block"], &[]), Yaml("pass"), "What happens to a longer body: `pass`, it goes on after its beginning was looked at; `block`, it is a finding of rule `body-over`"),
     key("except", Type::List { of: &Type::Object(&WAF_EXCEPTION), min: 0 }, Yaml("[]"), "Where rules don't hold; at most 64"),
 ]);
 
 static WAF_EXCEPTION: Object = Object::new("policy.waf.except", &[
-    key("rule", one_of(crate::model::WAF_RULES, &[]), Words("any"), "A rule by its id, or a class of them: `sqli`, `xss`, `body`"),
+    key("rule", Type::Text(Format::WafRule), Words("any"), "A rule by its id (of a file: a number), or a class of them: `sqli`, `xss`, `body`"),
     key("path", Type::Text(Format::Path), Words("any"), "Requests for this path and what is below it"),
     key("field", TEXT, Words("any"), "`NAME`, a parameter of the query or the body; `header:NAME`; `cookie:NAME`"),
 ]);

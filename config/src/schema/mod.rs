@@ -186,6 +186,8 @@ pub(crate) enum Format {
     ErrorStatus,
     /// `text/html`, or `*`.
     MediaType,
+    RuleFile,
+    WafRule,
     /// A failure after which a request is sent again.
     RetryOn,
     /// A file of whoever applies, or what was stored of one.

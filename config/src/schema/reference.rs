@@ -170,6 +170,8 @@ fn text(format: Format) -> String {
         Format::Rate => "rate",
         Format::ErrorStatus => "status or class",
         Format::MediaType => "media type",
+        Format::RuleFile => "`builtin` or path of a file",
+        Format::WafRule => "id or class of rules",
         Format::RetryOn => "word or status",
         Format::File => "path of a file",
         Format::Pem => "PEM",

@@ -110,6 +110,11 @@ impl Draft {
         let document = stored.map_err(Vec::from_iter)?;
         let beside: usize = plain.values().map(|content| content.len() + OVERHEAD).sum();
         let bytes = document.canonical().len() + beside;
+        let bytes_of = |named: &NamedContent| plain.get(digests.get(&named.path)?).cloned();
+        let problems = bad_rules(self.document.contents(), bytes_of);
+        if !problems.is_empty() {
+            return Err(problems);
+        }
         let contents = Contents::from_iter(plain);
         let is_seen = |path: &str| {
             let named = document.contents().iter().find(|named| named.path == path);
@@ -225,6 +230,10 @@ fn with_faults(
             plain.insert(Offline.digest(path.as_os_str().as_encoded_bytes()), Arc::clone(bytes));
         }
     }
+    problems.extend(bad_rules(contents, |named| match &named.content {
+        Content::File(path) => files.0.0.get(path).cloned(),
+        _ => None,
+    }));
     // By the digest of its path: what is not there is only not found.
     let mut config = config.clone();
     config.each_tls_content(|content| {
@@ -277,6 +286,26 @@ fn bad_lines(named: &NamedContent, bytes: &[u8]) -> Vec<Problem> {
         Some(Err(lines)) => named.bad_lines(&lines),
         _ => Vec::new(),
     }
+}
+
+/// What is wrong with rule files of the web application firewall: those of one list are one set.
+fn bad_rules(
+    contents: &[NamedContent],
+    bytes_of: impl Fn(&NamedContent) -> Option<Arc<[u8]>>,
+) -> Vec<Problem> {
+    let mut sets: BTreeMap<&[String], Vec<&NamedContent>> = BTreeMap::new();
+    for named in contents {
+        if let Some(list) = named.rule_set() {
+            sets.entry(list).or_default().push(named);
+        }
+    }
+    let problem = |set: Vec<&NamedContent>| {
+        let files: Vec<_> = set.iter().map(|named| bytes_of(named)).collect::<Option<_>>()?;
+        let files: Vec<&[u8]> = files.iter().map(|bytes| &**bytes).collect();
+        let (at, fault) = trestle_dataplane::check_rule_files(&files).err()?;
+        Some(set.get(at)?.problem_in(&fault.file, fault.line, &fault.reason))
+    };
+    sets.into_values().filter_map(problem).collect()
 }
 
 /// A document of which only sets of networks are read, relative to `dir`: for whoever asks where requests
@@ -341,6 +370,17 @@ impl Files {
             if files.contains_key(path) {
                 continue;
             }
+            if named.rule_set().is_some() {
+                // With all that it includes.
+                match trestle_dataplane::gather_rule_file(&dir.join(path), MAX_CONTENT) {
+                    Ok(bytes) => {
+                        total += bytes.len();
+                        files.insert(path.clone(), bytes.into());
+                    }
+                    Err(fault) => problems.push(named.problem_in(&fault.file, fault.line, &fault.reason)),
+                }
+                continue;
+            }
             match read_file(&dir.join(path)) {
                 Ok(bytes) => {
                     total += bytes.len();
@@ -402,6 +442,51 @@ mod tests {
     use trestle_config::Source;
 
     use super::*;
+
+    #[test]
+    fn rule_files_come_with_what_they_include_and_are_refused_with_their_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        write("main.conf", "Include more.conf\n");
+        write("more.conf", "SecRule ARGS \"@pmFromFile words.data\" \\\n    \"id:1,deny\"\n");
+        write("words.data", "attack\n");
+        let text = "listeners:\n  web:\n    bind: \":80\"\n    protocol: http\n    pool: app\n    \
+                    waf: { mode: block, rules: [builtin, main.conf] }\npools: { app: { members: [] } }\n";
+        let draft = Draft::read(document(text), dir.path()).unwrap();
+        let proposal = draft.resolve(&Offline).unwrap();
+        let stored = proposal.document().canonical().to_owned();
+        assert!(stored.contains("stored:") && !stored.contains("main.conf"), "{stored}");
+        // As it is stored it is applied again, and checked where it can be.
+        let again = Draft::plain(document(&stored));
+        assert!(again.resolve(&Offline).is_ok());
+
+        let told = |text: &str| -> Vec<String> {
+            let problems = match Draft::read(document(text), dir.path()) {
+                Ok(draft) => draft.resolve(&Offline).unwrap_err(),
+                Err(problems) => problems,
+            };
+            problems.iter().map(ToString::to_string).collect()
+        };
+        write("more.conf", "\nSecRule ARGS \"@rx (\" id:1\n");
+        let problems = told(text);
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(
+            problems[0].contains("more.conf:2:1: listeners.web.waf.rules[1]: unclosed group"),
+            "{problems:?}"
+        );
+        write("more.conf", "SecRule ARGS \"@pmFromFile gone.data\" id:1\n");
+        let problems = told(text);
+        assert!(
+            problems[0].contains("more.conf:1:1: ") && problems[0].contains("`gone.data`"),
+            "{problems:?}"
+        );
+        let problems = told(&text.replace("main.conf", "gone.conf"));
+        assert!(problems[0].contains("gone.conf") && problems[0].contains("can't read"), "{problems:?}");
+        // Two files are one set.
+        write("main.conf", "SecAction \"id:1\"\n");
+        let problems = told(&text.replace("builtin, main.conf", "main.conf, main.conf"));
+        assert!(problems[0].contains("two rules with id 1"), "{problems:?}");
+    }
 
     /// Knows digests of what it was given, by their first byte.
     struct Shelf(BTreeMap<Digest, Arc<[u8]>>);

@@ -18,8 +18,10 @@ mod folder;
 #[doc(hidden)]
 pub mod fuzzing;
 mod kept;
+mod key_status;
 mod leb128;
 mod orders;
+mod reseal;
 mod rt;
 mod settings;
 mod status;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,9 +17,8 @@ use crate::bans::{self, Ban};
 use crate::firewall::Firewall;
 use crate::l7::router::Subject;
 use crate::metrics::Metrics;
-use crate::pool::Site;
 use crate::snapshot::{Around, Listener, Snapshot};
-use crate::waf::Waf;
+use crate::waf::{Asked, Waf};
 
 /// A revision as workers have it.
 pub struct Compiled(Snapshot);
@@ -31,7 +31,7 @@ impl Compiled {
             contents: &Contents::default(),
             previous: None,
             metrics: &Metrics::new(NonZeroUsize::MIN.get()),
-            site: &Arc::new(Site { zone: "".into(), secret: [0; 32], cuts: Arc::default() }),
+            site: &Arc::default(),
             tickets: &Arc::default(),
         };
         Self(Snapshot::compile(1, config, &around))
@@ -63,14 +63,40 @@ pub struct Inspected(Waf);
 impl Inspected {
     pub fn new(paranoia: u8) -> Self {
         let policy = model::Waf { mode: model::WafMode::Block, paranoia, ..model::Waf::default() };
-        Self(Waf::compile(&policy, &Arc::default()).expect("it is on"))
+        Self(Waf::compile(&policy, &Arc::default(), &Contents::default()).expect("it is on"))
+    }
+
+    /// With an operator's rule file and all that it includes, and without the built-in rules.
+    pub fn with_rules(paranoia: u8, file: &Path) -> Self {
+        let gathered = crate::gather_rule_file(file, 4 << 20).expect("readable");
+        let digest = model::Digest([1; 32]);
+        let contents = [(digest, Arc::from(gathered))].into_iter().collect();
+        let policy = model::Waf {
+            mode: model::WafMode::Block,
+            paranoia,
+            builtin: false,
+            files: vec![model::Content::Stored(digest)],
+            ..model::Waf::default()
+        };
+        Self(Waf::compile(&policy, &Arc::default(), &contents).expect("it is on"))
     }
 
     /// Whether a request would pass.
     pub fn passes(&self, path: &str, query: Option<&str>, headers: &HeaderMap, body: &[u8]) -> bool {
         let form = self.0.form(headers).filter(|_| !body.is_empty());
+        let asked = Asked {
+            client: IpAddr::from([198, 51, 100, 7]),
+            method: if body.is_empty() { "GET" } else { "POST" },
+            path,
+            query,
+            version: http::Version::HTTP_2,
+            host: b"shop.example.com",
+            id: "",
+        };
+        let read = form.as_ref().map(|form| (form, body));
         self.0.header(path, query, headers).is_empty()
-            && form.is_none_or(|form| self.0.body(path, &form, body, None).is_empty())
+            && form.as_ref().is_none_or(|form| self.0.body(path, form, body, None).is_empty())
+            && self.0.by_files(&asked, headers, read).is_empty()
     }
 }
 

@@ -55,6 +55,11 @@ pub fn ftp(data: &[u8]) {
     crate::l4::ftp::fuzz::any_bytes(data);
 }
 
+/// A rule file, and behind a NUL the values of a request, one a line.
+pub fn rules(data: &[u8]) {
+    trestle_seclang::any_bytes(data);
+}
+
 /// A head of HTTP/1 and the chunked body behind it, however they are cut.
 pub fn http1(data: &[u8]) {
     crate::l7::head::any_bytes(data);

@@ -82,11 +82,14 @@ pub use kernel::{
 };
 pub use listener::BACKLOG;
 pub use networks::Ranges;
+pub use pool::CookieKeys;
 pub use proxy_protocol::local as local_proxy_header;
 pub use spans::{Batch as SpanBatch, Span, SpanQueue, SpanTap, spans};
 pub use strain::{Step, Strain};
 pub use tls::check;
 pub use tls::upstream::MemberTls;
+pub use trestle_seclang::{Fault as RuleFault, gather as gather_rule_file};
+pub use waf::check_rule_files;
 
 /// How a node wants its plane.
 pub struct Options {
@@ -96,8 +99,10 @@ pub struct Options {
     pub node: String,
     /// Where the node stands, for pools that are `zone_aware`; empty: nowhere in particular.
     pub zone: String,
-    /// The same on all nodes of the cluster: cookies that keep clients at their member are made with it.
+    /// The same on all nodes of the cluster for as long as it lives: clients are placed by it.
     pub secret: [u8; 32],
+    /// What cookies that keep clients at their member are made with.
+    pub cookies: CookieKeys,
     /// Ports that were chosen for `port 0` binds in an earlier life of this node.
     pub pinned: PinnedPorts,
     /// Where spans of requests go; `None`: nobody wants any.

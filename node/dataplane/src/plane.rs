@@ -133,7 +133,12 @@ impl Inner {
             shed,
             tickets: Arc::default(),
             kernel: Kernel::new(options.kernel_check),
-            site: Arc::new(Site { zone: options.zone.into(), secret: options.secret, cuts }),
+            site: Arc::new(Site {
+                zone: options.zone.into(),
+                secret: options.secret,
+                cookies: options.cookies,
+                cuts,
+            }),
             locals,
             turns,
             snapshot: ArcSwapOption::empty(),

@@ -536,7 +536,11 @@ impl Rule {
         self.cors = policies.cors.as_ref().and_then(Cors::compile);
         self.body_edits = policies.substitute.as_deref().and_then(BodyEdits::compile);
         self.error_pages = error_pages(policies, around.contents);
-        self.waf = policies.waf.as_ref().and_then(|waf| Waf::compile(waf, &around.metrics.waf)).map(Box::new);
+        self.waf = policies
+            .waf
+            .as_ref()
+            .and_then(|waf| Waf::compile(waf, &around.metrics.waf, around.contents))
+            .map(Box::new);
         self.ban = policies.ban.clone();
         let mut all =
             self.response_edits.iter().chain(self.split.edits.iter().filter_map(|e| e.response.as_ref()));

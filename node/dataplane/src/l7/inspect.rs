@@ -12,7 +12,7 @@ use super::record::Record;
 use crate::alarm::Elapsed;
 use crate::metrics::Reason;
 use crate::snapshot::Rule;
-use crate::waf::{Form, Hit, Waf};
+use crate::waf::{Asked, Form, Hit, Waf};
 
 pub(super) fn header(record: &mut Record, waf: &Waf, headers: &HeaderMap) -> Result<(), Reason> {
     let hits = waf.header(record.target.path(), record.target.query(), headers);
@@ -52,6 +52,27 @@ pub(super) async fn body(
     let looked_at = &bytes[..bytes.len().min(waf.body_max)];
     let mut hits: Vec<Hit> = over.into_iter().collect();
     hits.extend(waf.body(record.target.path(), form, looked_at, trailers));
+    judge(record, waf, hits)?;
+    by_files(record, waf, headers, Some((form, looked_at)))
+}
+
+/// Before rules of files, when all that is looked at of the request is here.
+pub(super) fn by_files(
+    record: &mut Record,
+    waf: &Waf,
+    headers: &HeaderMap,
+    body: Option<(&Form, &[u8])>,
+) -> Result<(), Reason> {
+    let asked = Asked {
+        client: record.client().ip(),
+        method: record.method.as_str(),
+        path: record.target.path(),
+        query: record.target.query(),
+        version: record.version,
+        host: record.host.as_ref().map_or(b"", |host| host.as_bytes()),
+        id: record.id.as_str(),
+    };
+    let hits = waf.by_files(&asked, headers, body);
     judge(record, waf, hits)
 }
 

@@ -81,10 +81,10 @@ fn json(record: &Record, reason: Reason, took: Duration, out: &mut Vec<u8>) {
 
 /// Each rule that found something, once.
 fn rules(hits: &[Hit]) -> Vec<u8> {
-    let mut ids: Vec<&str> = Vec::new();
-    for hit in hits {
-        if !ids.contains(&hit.rule.id()) {
-            ids.push(hit.rule.id());
+    let mut ids: Vec<String> = Vec::new();
+    for id in hits.iter().map(|hit| hit.rule.to_string()) {
+        if !ids.contains(&id) {
+            ids.push(id);
         }
     }
     ids.join(",").into_bytes()

@@ -59,9 +59,7 @@ const MEMBER_TOTALS: [(&str, &str, MemberValue); 2] = [
 pub(super) fn waf(counters: &WafCounters, out: &mut String) {
     let help = "What rules of the web application firewall found in requests.";
     let mut findings = Family::new(out, "trestle_waf_findings_total", "counter", help);
-    for (rule, action, total) in counters.each() {
-        findings.sample(&[("rule", rule), ("action", action)], total);
-    }
+    counters.each(|rule, action, total| findings.sample(&[("rule", rule), ("action", action)], total));
 }
 
 pub(super) fn listeners(all: &BTreeMap<String, Arc<ListenerCounters>>, out: &mut String) {

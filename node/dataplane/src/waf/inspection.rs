@@ -10,7 +10,7 @@ use trestle_config::model::{WafField, WafMode};
 use super::body::{self, Form, Part};
 use super::engine::{Kind, Scratch};
 use super::rules::Rules;
-use super::{Exception, FINDINGS_MAX, Hit, Place, Waf};
+use super::{Exception, FINDINGS_MAX, Hit, Place, RuleName, Waf};
 
 #[derive(Debug)]
 pub(super) struct Inspection<'a> {
@@ -130,10 +130,12 @@ impl<'a> Inspection<'a> {
 
     fn part(&mut self, place: Place, part: Part<'_>) -> bool {
         match part {
-            Part::Field { name, value } => self.field(place, name, value),
+            Part::Field { name, value } | Part::File { name, file: value } => self.field(place, name, value),
+            // Its names stand in it by themselves.
+            Part::Head { .. } => true,
             Part::Broken(rule) => {
                 if self.rules(place, b"").has(rule) {
-                    self.hits.push(Hit::new(rule, (place, b""), b""));
+                    self.hits.push(Hit::new(RuleName::Builtin(rule), (place, b""), b""));
                 }
                 !self.is_full()
             }
@@ -154,11 +156,11 @@ impl<'a> Inspection<'a> {
             return;
         }
         let rules = if self.exceptions.is_empty() { self.rules } else { self.rules(place, name) };
-        if rules.is_empty() {
+        if rules.without(Rules::OF_FORM).is_empty() {
             return;
         }
         if let Some(found) = self.waf.engine.examine(value, kind, rules, &mut self.scratch) {
-            self.hits.push(Hit::new(found.rule, (place, name), &found.matched));
+            self.hits.push(Hit::new(RuleName::Builtin(found.rule), (place, name), &found.matched));
         }
     }
 
@@ -168,7 +170,7 @@ impl<'a> Inspection<'a> {
 }
 
 /// Without `+`, which is a plus in a path.
-fn percent(text: &[u8]) -> Cow<'_, [u8]> {
+pub(super) fn percent(text: &[u8]) -> Cow<'_, [u8]> {
     match memchr::memchr(b'%', text) {
         Some(_) => percent_encoding::percent_decode(text).into(),
         None => Cow::Borrowed(text),
@@ -176,11 +178,11 @@ fn percent(text: &[u8]) -> Cow<'_, [u8]> {
 }
 
 /// By whole segments.
-fn is_below(path: &str, prefix: &str) -> bool {
+pub(super) fn is_below(path: &str, prefix: &str) -> bool {
     path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-fn is_it(field: &WafField, place: Place, name: &[u8]) -> bool {
+pub(super) fn is_it(field: &WafField, place: Place, name: &[u8]) -> bool {
     match (field, place) {
         (WafField::Parameter(wanted), Place::Query | Place::Body) => {
             let wanted = wanted.as_bytes();

@@ -14,6 +14,7 @@ mod body;
 mod corpus;
 mod decode;
 mod engine;
+mod files;
 mod inspection;
 mod normal;
 mod rules;
@@ -21,11 +22,15 @@ mod rules;
 use std::sync::Arc;
 
 use http::HeaderMap;
-use trestle_config::model::{self, WafField, WafMode};
+use trestle_config::Contents;
+use trestle_config::model::{self, WafField, WafMode, WafRule};
 
 use crate::metrics::Counter;
 pub(crate) use body::Form;
 use engine::Engine;
+pub(crate) use files::Asked;
+pub use files::check as check_rule_files;
+use files::{FileRules, Known, OfFiles};
 use inspection::Inspection;
 use rules::{Rule, Rules};
 
@@ -39,7 +44,9 @@ const NAME_SHOWN: usize = 64;
 #[derive(Debug)]
 pub(crate) struct Waf {
     mode: WafMode,
+    /// Of the built-in ones.
     rules: Rules,
+    files: Option<FileRules>,
     /// Bytes of a body that are held back and looked at; 0: bodies are not.
     pub(crate) body_max: usize,
     /// A longer one is refused.
@@ -52,7 +59,9 @@ pub(crate) struct Waf {
 /// Where some rules don't hold.
 #[derive(Debug)]
 struct Exception {
+    /// Built-in ones.
     rules: Rules,
+    of_files: OfFiles,
     /// With all below it; `None`: every path.
     path: Option<Box<str>>,
     /// `None`: everywhere in the request.
@@ -67,6 +76,8 @@ pub(crate) enum Place {
     Header,
     Cookie,
     Body,
+    /// No part of it by itself.
+    Request,
 }
 
 impl Place {
@@ -77,6 +88,24 @@ impl Place {
             Place::Header => "header",
             Place::Cookie => "cookie",
             Place::Body => "body",
+            Place::Request => "request",
+        }
+    }
+}
+
+/// A rule, as log and metrics call it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RuleName {
+    Builtin(Rule),
+    /// Of a file, by its id.
+    File(u32),
+}
+
+impl std::fmt::Display for RuleName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Builtin(rule) => rule.fmt(f),
+            Self::File(id) => id.fmt(f),
         }
     }
 }
@@ -84,7 +113,7 @@ impl Place {
 /// What was found in a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Hit {
-    pub(crate) rule: Rule,
+    pub(crate) rule: RuleName,
     place: Place,
     /// Empty for the path.
     name: Box<[u8]>,
@@ -93,7 +122,7 @@ pub(crate) struct Hit {
 }
 
 impl Hit {
-    fn new(rule: Rule, (place, name): (Place, &[u8]), matched: &[u8]) -> Self {
+    fn new(rule: RuleName, (place, name): (Place, &[u8]), matched: &[u8]) -> Self {
         Self { rule, place, name: name[..name.len().min(NAME_SHOWN)].into(), matched: matched.into() }
     }
 
@@ -109,30 +138,46 @@ impl Hit {
 pub(crate) struct WafCounters {
     blocked: [Counter; Rule::COUNT],
     detected: [Counter; Rule::COUNT],
+    /// Of rules of files, with the sets that were compiled.
+    files: Known,
 }
 
 impl WafCounters {
     /// Rule, action and count of those that were found.
-    pub(crate) fn each(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> {
-        let of = |action, counters| {
-            Rule::ALL
-                .iter()
-                .zip(counters)
-                .map(move |(rule, count): (&Rule, &Counter)| (rule.id(), action, count.value()))
+    pub(crate) fn each(&self, mut see: impl FnMut(&str, &'static str, u64)) {
+        let mut some = |rule: &str, action, count: &Counter| {
+            let count = count.value();
+            if count > 0 {
+                see(rule, action, count);
+            }
         };
-        of("block", &self.blocked).chain(of("detect", &self.detected)).filter(|(.., count)| *count > 0)
+        for (action, counters) in [("block", &self.blocked), ("detect", &self.detected)] {
+            Rule::ALL.iter().zip(counters).for_each(|(rule, count)| some(rule.id(), action, count));
+        }
+        for (id, counters) in &*self.files.counters.lock() {
+            let id = id.to_string();
+            some(&id, "block", &counters.blocked);
+            some(&id, "detect", &counters.detected);
+            some(&id, "pass", &counters.passed);
+        }
     }
 }
 
 impl Waf {
     /// `None`: it is off.
-    pub(crate) fn compile(policy: &model::Waf, counters: &Arc<WafCounters>) -> Option<Self> {
+    pub(crate) fn compile(
+        policy: &model::Waf,
+        counters: &Arc<WafCounters>,
+        contents: &Contents,
+    ) -> Option<Self> {
         let exception = |except: &model::WafException| Exception {
             // Names were checked.
-            rules: except
-                .rule
-                .as_deref()
-                .map_or(Rules::up_to(u8::MAX), |name| Rules::named(name).unwrap_or_default()),
+            rules: match &except.rule {
+                None => Rules::up_to(u8::MAX),
+                Some(WafRule::Builtin(name)) => Rules::named(name).unwrap_or_default(),
+                Some(WafRule::Id(_)) => Rules::NONE,
+            },
+            of_files: OfFiles::of(except.rule.as_ref()),
             path: except.path.as_deref().map(|path| path.trim_end_matches('/').into()),
             field: except.field.clone(),
         };
@@ -141,9 +186,24 @@ impl Waf {
         }
         let engine = Engine::Builtin;
         engine.prepare();
+        let files = match policy.files.as_slice() {
+            [] => None,
+            files => match FileRules::compile(files, policy.paranoia, contents, &counters.files) {
+                Ok(files) => Some(files),
+                Err(why) => {
+                    tracing::error!(
+                        why,
+                        "rule files of the web application firewall can't be used: the built-in rules hold instead"
+                    );
+                    None
+                }
+            },
+        };
+        let builtin = policy.builtin || files.is_none();
         Some(Self {
             mode: policy.mode,
-            rules: Rules::up_to(policy.paranoia),
+            rules: if builtin { Rules::up_to(policy.paranoia) } else { Rules::OF_FORM },
+            files,
             body_max: policy.inspect_body,
             refuses_longer: policy.refuses_longer,
             exceptions: policy.except.iter().map(exception).collect(),
@@ -156,8 +216,38 @@ impl Waf {
     pub(crate) fn refuses(&self, hits: &[Hit]) -> bool {
         let blocks = self.mode == WafMode::Block;
         let of = if blocks { &self.counters.blocked } else { &self.counters.detected };
-        hits.iter().for_each(|hit| of[hit.rule as usize].inc());
+        for hit in hits {
+            if let RuleName::Builtin(rule) = hit.rule {
+                of[rule as usize].inc();
+            }
+        }
         blocks && !hits.is_empty()
+    }
+
+    /// What rules of files say of a request, when all that is looked at of it is here. Each is counted; told are those of
+    /// a request that they refuse.
+    pub(crate) fn by_files(
+        &self,
+        asked: &Asked<'_>,
+        headers: &HeaderMap,
+        body: Option<(&Form, &[u8])>,
+    ) -> Vec<Hit> {
+        let Some(files) = &self.files else { return Vec::new() };
+        let mut verdict = files.judge(asked, headers, body, &self.exceptions);
+        verdict.exhausted &= self.broken(asked.path, Rule::FilesWork).is_some();
+        if verdict.denied.is_none() && !verdict.exhausted {
+            files.count(&verdict, |counters| &counters.passed);
+            return Vec::new();
+        }
+        match self.mode {
+            WafMode::Block => files.count(&verdict, |counters| &counters.blocked),
+            _ => files.count(&verdict, |counters| &counters.detected),
+        }
+        let mut hits = files::hits(&verdict);
+        if verdict.exhausted {
+            hits.push(files::exhausted());
+        }
+        hits
     }
 
     /// Looks at path, query and header.
@@ -203,7 +293,7 @@ impl Waf {
     fn broken(&self, path: &str, rule: Rule) -> Option<Hit> {
         let inspection = Inspection::new(self, path);
         let at = (Place::Body, [].as_slice());
-        inspection.rules(at.0, at.1).has(rule).then(|| Hit::new(rule, at, b""))
+        inspection.rules(at.0, at.1).has(rule).then(|| Hit::new(RuleName::Builtin(rule), at, b""))
     }
 }
 
@@ -219,7 +309,7 @@ pub(crate) fn any_bytes(data: &[u8]) {
         Form::Unknown,
     ];
     let policy = model::Waf { mode: WafMode::Detect, paranoia: 4, ..model::Waf::default() };
-    let Some(waf) = Waf::compile(&policy, &Arc::default()) else { return };
+    let Some(waf) = Waf::compile(&policy, &Arc::default(), &Contents::default()) else { return };
     let hits = waf.body("/", &forms[usize::from(*kind) % forms.len()], body, None);
     assert!(hits.len() <= FINDINGS_MAX + 1, "{}", hits.len());
     assert!(hits.iter().all(|hit| hit.at().len() <= NAME_SHOWN + 8));

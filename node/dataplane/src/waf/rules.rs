@@ -41,6 +41,7 @@ enum Class {
     Sqli,
     Xss,
     Body,
+    Files,
 }
 
 rules! {
@@ -94,6 +95,8 @@ rules! {
     BodyEncoding => ("body-encoding", Body, 1);
     /// The body is longer than what is looked at, and `over` says that this is refused.
     BodyOver => ("body-over", Body, 1);
+    /// The request takes more work than rules of files may take.
+    FilesWork => ("files-work", Files, 1);
 }
 
 /// A set of rules.
@@ -102,6 +105,15 @@ pub(crate) struct Rules(u64);
 
 impl Rules {
     pub(crate) const NONE: Rules = Rules(0);
+
+    /// Those about how a request comes, whoever judges what is in it.
+    pub(crate) const OF_FORM: Rules = Rules(
+        1 << Rule::BodyDepth as u64
+            | 1 << Rule::BodyCharset as u64
+            | 1 << Rule::BodyEncoding as u64
+            | 1 << Rule::BodyOver as u64
+            | 1 << Rule::FilesWork as u64,
+    );
 
     /// Those that hold at this level.
     pub(crate) fn up_to(level: u8) -> Self {

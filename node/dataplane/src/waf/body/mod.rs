@@ -32,8 +32,21 @@ pub(crate) enum Form {
 
 /// What one reader tells: a field, or a rule that the body breaks by its form.
 pub(super) enum Part<'a> {
-    Field { name: &'a [u8], value: &'a [u8] },
+    Field {
+        name: &'a [u8],
+        value: &'a [u8],
+    },
     Broken(Rule),
+    /// A file in a form: the field's name, and the file's.
+    File {
+        name: &'a [u8],
+        file: &'a [u8],
+    },
+    /// A line of the header of a part of a form.
+    Head {
+        name: &'a [u8],
+        line: &'a [u8],
+    },
 }
 
 impl Form {
@@ -81,6 +94,14 @@ impl Form {
                 || charset.starts_with(b"windows-125")
         };
         (!odd.into_iter().all(known)).then_some(Rule::BodyCharset)
+    }
+
+    /// What an unknown one looks like.
+    pub(super) fn guessed(&self, body: &[u8]) -> Self {
+        match self {
+            Form::Unknown => guessed(body),
+            known => known.clone(),
+        }
     }
 
     /// Hands on what is in the body, until `see` wants no more.
@@ -184,6 +205,8 @@ mod tests {
                 Part::Field { name, value } => {
                     format!("{}={}", String::from_utf8_lossy(name), String::from_utf8_lossy(value))
                 }
+                Part::File { name, file } => format!("{}={}", name.escape_ascii(), file.escape_ascii()),
+                Part::Head { .. } => return true,
                 Part::Broken(rule) => rule.id().to_owned(),
             });
             true

@@ -57,9 +57,14 @@ fn part(bytes: &[u8], see: &mut dyn FnMut(Part<'_>) -> bool) -> bool {
     });
     let of = |name: &[u8]| disposition.and_then(|disposition| parameter(disposition, name));
     let name = of(b"name").unwrap_or_else(|| WHOLE.to_vec());
+    for line in head.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii).filter(|line| !line.is_empty()) {
+        if !see(Part::Head { name: &name, line }) {
+            return false;
+        }
+    }
     match of(b"filename").or_else(|| of(b"filename*")) {
         // One without a name is no file to everybody.
-        Some(file) if !file.is_empty() => see(Part::Field { name: &name, value: &file }),
+        Some(file) if !file.is_empty() => see(Part::File { name: &name, file: &file }),
         _ => see(Part::Field { name: &name, value }),
     }
 }
@@ -73,14 +78,20 @@ mod tests {
         let body = "--x\r\nContent-Disposition: form-data; name=\"a\"\r\n\r\nb 'c'\r\n\
                     --x\r\ncontent-disposition: form-data; name=f; filename=\"it's.png\"\r\nContent-Type: image/png\r\n\r\n\u{1}<x>\r\n\
                     --x\r\nContent-Disposition: form-data; name=\"e\"; filename=\"\"\r\n\r\ng\r\n--x--\r\n";
-        let mut found = Vec::new();
+        let (mut found, mut heads) = (Vec::new(), Vec::new());
         read(body.as_bytes(), b"x", &mut |part| {
-            if let Part::Field { name, value } = part {
-                found.push(format!("{}={}", String::from_utf8_lossy(name), String::from_utf8_lossy(value)));
+            let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+            match part {
+                Part::Field { name, value } => found.push(format!("{}={}", text(name), text(value))),
+                Part::File { name, file } => found.push(format!("{}: {}", text(name), text(file))),
+                Part::Head { line, .. } => heads.push(text(line)),
+                Part::Broken(_) => {}
             }
             true
         });
-        assert_eq!(found, ["a=b 'c'", "f=it's.png", "e=g", "body="]);
+        assert_eq!(found, ["a=b 'c'", "f: it's.png", "e=g", "body="]);
+        assert_eq!(heads.len(), 4);
+        assert_eq!(heads[2], "Content-Type: image/png");
     }
 
     #[test]

@@ -1,0 +1,289 @@
+//! Rules of an operator's files, beside the built-in ones: [`FileRules`].
+//!
+//! They see a request once, when all that is looked at of it is here. Each worker has an engine of its own, made when
+//! the first request needs it; a set of rules is compiled once for all revisions that have it.
+
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Weak};
+
+use http::{HeaderMap, Version};
+use parking_lot::Mutex;
+use trestle_config::Contents;
+use trestle_config::model::{Content, WafRule};
+use trestle_seclang::{Arg, Engine, Fault, Limits, Processor, Request, Rules, Skips, Source, Verdict};
+
+use super::body::{self, Form, Part};
+use super::inspection::{is_below, is_it, percent};
+use super::rules::Rule;
+use super::{Exception, FINDINGS_MAX, Hit, Place, RuleName};
+use crate::metrics::Counter;
+
+/// What a request is, beside its fields and its body.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked<'a> {
+    pub(crate) client: IpAddr,
+    pub(crate) method: &'a str,
+    pub(crate) path: &'a str,
+    pub(crate) query: Option<&'a str>,
+    pub(crate) version: Version,
+    pub(crate) host: &'a [u8],
+    pub(crate) id: &'a str,
+}
+
+#[derive(Debug)]
+pub(super) struct FileRules {
+    rules: Arc<Rules>,
+    paranoia: u8,
+    /// By id.
+    counters: BTreeMap<u32, Arc<FileCounters>>,
+}
+
+/// How often a rule of a file fitted.
+#[derive(Debug, Default)]
+pub(super) struct FileCounters {
+    pub(super) blocked: Counter,
+    pub(super) detected: Counter,
+    /// In requests that were let through, since it is not enough by itself.
+    pub(super) passed: Counter,
+}
+
+/// Sets that were compiled, and counters of their rules, for all revisions.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    sets: Mutex<Vec<(Box<[Content]>, Weak<Rules>)>>,
+    pub(super) counters: Mutex<BTreeMap<u32, Arc<FileCounters>>>,
+}
+
+thread_local! {
+    /// Of this worker, for as long as somebody has the rules.
+    static ENGINES: RefCell<Vec<(Weak<Rules>, Engine)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Says what is wrong with rule files that make one set: the number of the file, and what.
+pub fn check(files: &[&[u8]]) -> Result<(), (usize, Fault)> {
+    Rules::compile(files).map(drop)
+}
+
+impl FileRules {
+    /// # Errors
+    /// What is wrong with them, though they were checked when they were applied.
+    pub(super) fn compile(
+        files: &[Content],
+        paranoia: u8,
+        contents: &Contents,
+        known: &Known,
+    ) -> Result<Self, String> {
+        let rules = known.set(files, contents)?;
+        let mut all = known.counters.lock();
+        let counters = rules.ids().map(|id| (id, Arc::clone(all.entry(id).or_default()))).collect();
+        Ok(Self { rules, paranoia, counters })
+    }
+
+    /// What they say of a request, and of its body if that is looked at.
+    pub(super) fn judge(
+        &self,
+        asked: &Asked<'_>,
+        headers: &HeaderMap,
+        body: Option<(&Form, &[u8])>,
+        exceptions: &[Exception],
+    ) -> Verdict {
+        let about = |exception: &&Exception| exception.is_about(asked.path);
+        let exceptions: Vec<&Exception> = exceptions.iter().filter(about).collect();
+        if exceptions.iter().any(|exception| exception.field.is_none() && exception.of_files == OfFiles::All)
+        {
+            return Verdict::default();
+        }
+        let request = request(asked, headers, body);
+        let skips = Excepted(&exceptions);
+        let skips: Option<&dyn Skips> = if exceptions.is_empty() { None } else { Some(&skips) };
+        ENGINES.with_borrow_mut(|engines| {
+            let mine = |(rules, _): &(Weak<Rules>, Engine)| Weak::as_ptr(rules) == Arc::as_ptr(&self.rules);
+            let at = engines.iter().position(mine).unwrap_or_else(|| {
+                engines.retain(|(rules, _)| rules.strong_count() > 0);
+                engines.push((Arc::downgrade(&self.rules), Engine::new(&self.rules, Limits::default())));
+                engines.len() - 1
+            });
+            match engines.get_mut(at) {
+                Some((_, engine)) => engine.judge(&request, self.paranoia, skips),
+                None => Verdict::default(),
+            }
+        })
+    }
+
+    /// Counts each rule that fitted, by what came of it.
+    pub(super) fn count(&self, verdict: &Verdict, of: fn(&FileCounters) -> &Counter) {
+        for found in &verdict.matches {
+            if let Some(counters) = self.counters.get(&found.rule) {
+                of(counters).inc();
+            }
+        }
+    }
+}
+
+impl Known {
+    fn set(&self, files: &[Content], contents: &Contents) -> Result<Arc<Rules>, String> {
+        let mut sets = self.sets.lock();
+        sets.retain(|(_, rules)| rules.strong_count() > 0);
+        let known = sets.iter().find(|(known, _)| **known == *files);
+        if let Some(rules) = known.and_then(|(_, rules)| rules.upgrade()) {
+            return Ok(rules);
+        }
+        let bytes: Option<Vec<Cow<'_, [u8]>>> = files.iter().map(|file| contents.get(file)).collect();
+        let bytes = bytes.ok_or("a rule file is not here")?;
+        let bytes: Vec<&[u8]> = bytes.iter().map(|bytes| &**bytes).collect();
+        let rules = Arc::new(Rules::compile(&bytes).map_err(|(_, fault)| fault.to_string())?);
+        sets.push((files.into(), Arc::downgrade(&rules)));
+        Ok(rules)
+    }
+}
+
+/// Which rules of files an exception is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum OfFiles {
+    All,
+    Id(u32),
+    /// Those with this tag.
+    Tag(&'static str),
+    None,
+}
+
+impl OfFiles {
+    pub(super) fn of(rule: Option<&WafRule>) -> Self {
+        match rule {
+            None => Self::All,
+            Some(WafRule::Id(id)) => Self::Id(*id),
+            Some(WafRule::Builtin(name)) => match name.as_str() {
+                "sqli" => Self::Tag("attack-sqli"),
+                "xss" => Self::Tag("attack-xss"),
+                _ => Self::None,
+            },
+        }
+    }
+
+    fn has(self, rule: u32, tags: &[Box<str>]) -> bool {
+        match self {
+            Self::All => true,
+            Self::Id(id) => id == rule,
+            Self::Tag(tag) => tags.iter().any(|known| **known == *tag),
+            Self::None => false,
+        }
+    }
+}
+
+/// Those that are about a path.
+struct Excepted<'a>(&'a [&'a Exception]);
+
+impl Skips for Excepted<'_> {
+    fn skips(&self, rule: u32, tags: &[Box<str>], source: Source, name: &[u8]) -> bool {
+        self.0.iter().any(|exception| {
+            let here = match (&exception.field, place(source)) {
+                (None, _) => true,
+                (Some(field), Some(place)) => is_it(field, place, name),
+                (Some(_), None) => false,
+            };
+            here && exception.of_files.has(rule, tags)
+        })
+    }
+}
+
+/// `None`: it is of no part of the request that has a name.
+fn place(source: Source) -> Option<Place> {
+    match source {
+        Source::Query => Some(Place::Query),
+        Source::Header => Some(Place::Header),
+        Source::Cookie => Some(Place::Cookie),
+        Source::Body | Source::File | Source::PartHeader | Source::Xml => Some(Place::Body),
+        Source::Line | Source::Computed => None,
+    }
+}
+
+/// What a verdict tells, for the log.
+pub(super) fn hits(verdict: &Verdict) -> Vec<Hit> {
+    let told = verdict.matches.iter().take(FINDINGS_MAX).map(|found| {
+        let place = place(found.source).unwrap_or(Place::Request);
+        Hit::new(RuleName::File(found.rule), (place, &found.name), &found.matched)
+    });
+    told.collect()
+}
+
+/// Of a request that took too much work.
+pub(super) fn exhausted() -> Hit {
+    Hit::new(RuleName::Builtin(Rule::FilesWork), (Place::Request, b""), b"")
+}
+
+fn request<'a>(asked: &Asked<'a>, headers: &'a HeaderMap, body: Option<(&'a Form, &'a [u8])>) -> Request<'a> {
+    let mut args = Vec::with_capacity(16);
+    let mut add = |source, name: &[u8], value: &[u8]| {
+        args.push(Arg { source, name: name.to_vec().into(), value: value.to_vec().into() });
+        // More than the engine takes: it need not all be here for that.
+        args.len() <= Limits::default().values
+    };
+    let mut fields = Vec::with_capacity(headers.len() + 1);
+    if !headers.contains_key(http::header::HOST) {
+        fields.push(("host", asked.host));
+    }
+    for (name, value) in headers {
+        fields.push((name.as_str(), value.as_bytes()));
+        if *name == http::header::COOKIE {
+            for pair in value.as_bytes().split(|byte| *byte == b';').map(<[u8]>::trim_ascii) {
+                let at = memchr::memchr(b'=', pair).unwrap_or(pair.len());
+                let value = pair.get(at + 1..).unwrap_or_default();
+                if !pair.is_empty() && !add(Source::Cookie, &pair[..at], &percent(value)) {
+                    break;
+                }
+            }
+        }
+    }
+    if let Some(query) = asked.query {
+        body::pairs(query.as_bytes(), &mut |part| match part {
+            Part::Field { name, value } => add(Source::Query, name, value),
+            _ => true,
+        });
+    }
+    let mut processor = Processor::None;
+    if let Some((form, bytes)) = body {
+        let form = form.guessed(bytes);
+        let source = if matches!(form, Form::Xml) { Source::Xml } else { Source::Body };
+        let is_json = matches!(form, Form::Json);
+        processor = match form {
+            Form::Urlencoded => Processor::Urlencoded,
+            Form::Json => Processor::Json,
+            Form::Multipart { .. } => Processor::Multipart,
+            Form::Xml => Processor::Xml,
+            Form::Text | Form::Unknown => Processor::None,
+        };
+        form.read(bytes, &mut |part| match part {
+            // As ModSecurity calls them.
+            Part::Field { name, value } if is_json => add(source, &[b"json.", name].concat(), value),
+            Part::Field { name, value } => add(source, name, value),
+            Part::File { name, file } => add(Source::File, name, file),
+            Part::Head { name, line } => add(Source::PartHeader, name, line),
+            Part::Broken(_) => true,
+        });
+    }
+    Request {
+        client: Cow::Owned(asked.client.to_canonical().to_string()),
+        method: asked.method,
+        path: asked.path,
+        query: asked.query,
+        protocol: match asked.version {
+            Version::HTTP_10 => "HTTP/1.0",
+            Version::HTTP_2 => "HTTP/2.0",
+            _ => "HTTP/1.1",
+        },
+        id: asked.id,
+        headers: fields,
+        args,
+        body: body.map_or(&[], |(_, bytes)| bytes),
+        processor,
+    }
+}
+
+impl Exception {
+    fn is_about(&self, path: &str) -> bool {
+        self.path.as_deref().is_none_or(|prefix| is_below(path, prefix))
+    }
+}

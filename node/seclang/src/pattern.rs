@@ -1,0 +1,491 @@
+//! Regular expressions, written for PCRE and run by automata.
+//!
+//! A pattern is rewritten to the syntax of `regex` ([`translated`]), byte by byte and without Unicode, as ModSecurity
+//! has PCRE do it. What automata can't do (looking around, possessive and atomic groups, references back) is left to
+//! `fancy-regex`, whose steps are bounded. Of what a pattern needs at least one of some words is told
+//! ([`required`]), so that most patterns need not run at all.
+
+use std::ops::Range;
+
+use regex::bytes::{Regex, RegexBuilder};
+use regex_syntax::hir::{Class, Hir, HirKind};
+
+/// Memory of a compiled pattern, and of its automaton while it runs, for each worker.
+const SIZE_MAX: usize = 8 << 20;
+const AUTOMATON_MAX: usize = 256 << 10;
+
+/// Steps of a pattern that is no automaton, for one value.
+const STEPS_MAX: usize = 200_000;
+
+/// A pattern that needs more words than that, or shorter ones, runs always.
+const WORDS_MAX: usize = 400;
+const WORD_MIN: usize = 2;
+const WORD_MAX: usize = 24;
+
+/// Cheap to clone; each clone has memory of its own to run in.
+#[derive(Clone, Debug)]
+pub(crate) enum Pattern {
+    Automaton(Regex),
+    Steps(fancy_regex::Regex),
+}
+
+/// A pattern took too many steps.
+#[derive(Debug)]
+pub(crate) struct Exhausted;
+
+impl Pattern {
+    pub(crate) fn new(pattern: &str) -> Result<Self, String> {
+        let translated = translated(pattern);
+        let built = RegexBuilder::new(&translated)
+            .unicode(false)
+            .dot_matches_new_line(true)
+            .size_limit(SIZE_MAX)
+            .dfa_size_limit(AUTOMATON_MAX)
+            .build();
+        match built {
+            Ok(regex) => Ok(Self::Automaton(regex)),
+            Err(why) => Self::steps(&translated)
+                .map_err(|other| if needs_steps(pattern) { other } else { reason(&why) }),
+        }
+    }
+
+    fn steps(translated: &str) -> Result<Self, String> {
+        fancy_regex::RegexBuilder::new(translated)
+            .unicode_mode(false)
+            .dot_matches_new_line(true)
+            .bytes_mode(fancy_regex::BytesMode::Ascii)
+            .backtrack_limit(STEPS_MAX)
+            .delegate_size_limit(SIZE_MAX)
+            .delegate_dfa_size_limit(AUTOMATON_MAX)
+            .build()
+            .map(Self::Steps)
+            .map_err(|why| why.to_string())
+    }
+
+    /// Where it fits first.
+    pub(crate) fn find(&self, text: &[u8]) -> Result<Option<Range<usize>>, Exhausted> {
+        match self {
+            Self::Automaton(regex) => Ok(regex.find(text).map(|found| found.range())),
+            Self::Steps(regex) => match regex.find(text) {
+                Ok(found) => Ok(found.map(|found| found.start()..found.end())),
+                Err(_) => Err(Exhausted),
+            },
+        }
+    }
+
+    /// Its groups, the whole first, at most ten.
+    pub(crate) fn groups(&self, text: &[u8]) -> Vec<Range<usize>> {
+        match self {
+            Self::Automaton(regex) => {
+                let groups = regex.captures(text);
+                let groups = groups.iter().flat_map(|groups| groups.iter());
+                groups.take(10).map(|group| group.map_or(0..0, |group| group.range())).collect()
+            }
+            Self::Steps(regex) => match regex.captures(text) {
+                Ok(Some(groups)) => {
+                    let range = |at| groups.get(at).map_or(0..0, |group| group.start()..group.end());
+                    (0..groups.len().min(10)).map(range).collect()
+                }
+                _ => Vec::new(),
+            },
+        }
+    }
+}
+
+fn reason(why: &regex::Error) -> String {
+    match why {
+        regex::Error::CompiledTooBig(_) => format!("the pattern takes more than {SIZE_MAX} bytes of memory"),
+        // The message shows the pattern over several lines; its last one says what is wrong.
+        why => why.to_string().lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned(),
+    }
+}
+
+/// Looks around, or back, or holds on.
+fn needs_steps(pattern: &str) -> bool {
+    ["(?<!", "(?<=", "(?!", "(?=", "(?>", "++", "*+", "?+", "}+", "\\1", "\\2", "\\3", "\\g", "\\k"]
+        .iter()
+        .any(|sign| pattern.contains(sign))
+}
+
+/// What PCRE writes otherwise than `regex`.
+fn translated(pattern: &str) -> String {
+    let mut out = String::with_capacity(pattern.len() + 16);
+    let mut rest = pattern;
+    let mut class = Bracket::Out;
+    while let Some(c) = rest.chars().next() {
+        let after = &rest[c.len_utf8()..];
+        match c {
+            '\\' => {
+                rest = escape(after, class != Bracket::Out, &mut out);
+                class = class.inside();
+                continue;
+            }
+            '[' if class == Bracket::Out => {
+                out.push('[');
+                class = Bracket::Begun;
+                rest = after;
+                if let Some(after) = rest.strip_prefix('^') {
+                    out.push('^');
+                    rest = after;
+                }
+                continue;
+            }
+            '[' => match posix(rest) {
+                Some((name, after)) => {
+                    out.push_str(name);
+                    rest = after;
+                    class = class.inside();
+                    continue;
+                }
+                None => out.push_str("\\["),
+            },
+            // One that stands first is itself.
+            ']' if class == Bracket::Begun => out.push_str("\\]"),
+            ']' if class == Bracket::In => {
+                out.push(']');
+                class = Bracket::Out;
+                rest = after;
+                continue;
+            }
+            '&' | '~' if class != Bracket::Out => out.extend(['\\', c]),
+            '-' if class != Bracket::Out && (after.starts_with('-') || out.ends_with('-')) => {
+                out.push_str("\\-")
+            }
+            '{' if class == Bracket::Out && !is_count(after) => out.push_str("\\{"),
+            c if !c.is_ascii() => {
+                for byte in c.encode_utf8(&mut [0; 4]).bytes() {
+                    out.push_str(&format!("\\x{byte:02x}"));
+                }
+            }
+            c => out.push(c),
+        }
+        class = class.inside();
+        rest = after;
+    }
+    out
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Bracket {
+    Out,
+    Begun,
+    In,
+}
+
+impl Bracket {
+    fn inside(self) -> Self {
+        if self == Bracket::Out { Bracket::Out } else { Bracket::In }
+    }
+}
+
+/// What is behind a backslash; returns what is behind that.
+fn escape<'a>(text: &'a str, in_class: bool, out: &mut String) -> &'a str {
+    let Some(c) = text.chars().next() else {
+        out.push_str("\\\\");
+        return text;
+    };
+    let after = &text[c.len_utf8()..];
+    let bytes = text.as_bytes();
+    let hex = |range: Range<usize>| {
+        let digits = text.get(range)?;
+        u8::from_str_radix(digits, 16).ok().filter(|_| digits.bytes().all(|b| b.is_ascii_hexdigit()))
+    };
+    let octal = || {
+        let count = bytes.iter().take(3).take_while(|b| matches!(b, b'0'..=b'7')).count();
+        let value = text.get(..count).and_then(|digits| u32::from_str_radix(digits, 8).ok())?;
+        Some((value & 0xff, count))
+    };
+    match c {
+        'x' if bytes.get(1) == Some(&b'{') => {
+            out.push_str("\\x");
+            after
+        }
+        'x' => {
+            let (value, used) = match (hex(1..3), hex(1..2)) {
+                (Some(value), _) => (value, 3),
+                (None, Some(value)) => (value, 2),
+                (None, None) => (0, 1),
+            };
+            out.push_str(&format!("\\x{value:02x}"));
+            text.get(used..).unwrap_or_default()
+        }
+        '0' => {
+            let (value, count) = octal().unwrap_or((0, 1));
+            out.push_str(&format!("\\x{value:02x}"));
+            text.get(count..).unwrap_or_default()
+        }
+        '1'..='9' if in_class => {
+            let (value, count) = octal().filter(|(_, count)| *count > 0).unwrap_or((u32::from(c), 1));
+            out.push_str(&format!("\\x{value:02x}"));
+            text.get(count..).unwrap_or_default()
+        }
+        'h' => {
+            out.push_str(if in_class { " \\t" } else { "[ \\t]" });
+            after
+        }
+        'R' if !in_class => {
+            out.push_str("(?:\\r\\n|[\\n-\\r])");
+            after
+        }
+        'Z' if !in_class => {
+            out.push_str("\\z");
+            after
+        }
+        'e' => {
+            out.push_str("\\x1b");
+            after
+        }
+        'b' if in_class => {
+            out.push_str("\\x08");
+            after
+        }
+        // Letters that mean something to both.
+        'a'
+        | 'f'
+        | 'n'
+        | 'r'
+        | 't'
+        | 'v'
+        | 'd'
+        | 'D'
+        | 's'
+        | 'S'
+        | 'w'
+        | 'W'
+        | 'b'
+        | 'B'
+        | 'A'
+        | 'z'
+        | 'p'
+        | 'P'
+        | '1'..='9'
+        | 'g'
+        | 'k'
+        | 'G'
+        | 'K'
+        | 'Q'
+        | 'E'
+        | 'c'
+        | 'u'
+        | 'U' => {
+            out.extend(['\\', c]);
+            after
+        }
+        // A boundary to `regex`, themselves to PCRE; and letters without a meaning.
+        '<' | '>' | ' ' | '\n' | '\t' => {
+            out.push(c);
+            after
+        }
+        c if c.is_ascii_alphanumeric() => {
+            out.push(c);
+            after
+        }
+        c if c.is_ascii() => {
+            out.extend(['\\', c]);
+            after
+        }
+        _ => text,
+    }
+}
+
+/// A class by name, as `[:alpha:]`.
+fn posix(text: &str) -> Option<(&str, &str)> {
+    let end = text.strip_prefix("[:")?.find(":]")? + 4;
+    let (name, after) = text.split_at_checked(end)?;
+    name[2..end - 2].bytes().all(|b| b.is_ascii_alphabetic() || b == b'^').then_some((name, after))
+}
+
+fn is_count(text: &str) -> bool {
+    let Some(end) = text.find('}') else { return false };
+    let (least, most) = text[..end].split_once(',').unwrap_or((&text[..end], ""));
+    !least.is_empty() && least.bytes().chain(most.bytes()).all(|b| b.is_ascii_digit())
+}
+
+// === what a pattern can't do without ===
+
+/// Words in lower case of which a text has at least one, in whichever case, if the pattern fits; `None`: it can't be
+/// told, or by too many.
+pub(crate) fn required(pattern: &str) -> Option<Vec<Vec<u8>>> {
+    let translated = translated(pattern);
+    let mut parser = regex_syntax::ParserBuilder::new();
+    let parser = parser.unicode(false).utf8(false).dot_matches_new_line(true);
+    let hir = parser.build().parse(&translated).ok()?;
+    let words = needs(&hir)?;
+    (!words.is_empty() && words.len() <= WORDS_MAX && words.iter().all(|word| word.len() >= WORD_MIN))
+        .then_some(words)
+}
+
+/// How good a set of words is: the shortest of them tells.
+fn worth(words: &[Vec<u8>]) -> usize {
+    let shortest = words.iter().map(Vec::len).min().unwrap_or(0);
+    shortest.min(6) * 1_000 / (words.len() + 20)
+}
+
+fn needs(hir: &Hir) -> Option<Vec<Vec<u8>>> {
+    match hir.kind() {
+        HirKind::Capture(capture) => needs(&capture.sub),
+        HirKind::Repetition(repetition) if repetition.min > 0 => needs(&repetition.sub),
+        HirKind::Literal(_) | HirKind::Class(_) => exact(hir),
+        HirKind::Concat(parts) => {
+            let mut best: Option<Vec<Vec<u8>>> = None;
+            let mut consider = |words: Option<Vec<Vec<u8>>>| {
+                let better = |words: &Vec<Vec<u8>>| {
+                    words.len() <= WORDS_MAX && best.as_ref().is_none_or(|best| worth(words) > worth(best))
+                };
+                if let Some(words) = words.filter(better) {
+                    best = Some(words);
+                }
+            };
+            // Parts that are known by themselves, in a row.
+            let mut run: Option<Vec<Vec<u8>>> = None;
+            for part in parts {
+                let of_part = exact(part);
+                run = match (run.take(), &of_part) {
+                    (Some(run), Some(words)) => match joined(&run, words) {
+                        Some(longer) => Some(longer),
+                        None => {
+                            consider(Some(run));
+                            of_part.clone()
+                        }
+                    },
+                    (run, _) => {
+                        consider(run);
+                        of_part.clone()
+                    }
+                };
+                if of_part.is_none() {
+                    consider(needs(part));
+                }
+            }
+            consider(run);
+            best
+        }
+        HirKind::Alternation(parts) => {
+            let mut all = Vec::new();
+            for part in parts {
+                all.extend(needs(part)?);
+                if all.len() > WORDS_MAX {
+                    return None;
+                }
+            }
+            all.sort_unstable();
+            all.dedup();
+            Some(all)
+        }
+        _ => None,
+    }
+}
+
+/// Everything that it may be, in lower case and cut short, if that is little.
+fn exact(hir: &Hir) -> Option<Vec<Vec<u8>>> {
+    match hir.kind() {
+        HirKind::Literal(literal) => Some(vec![literal.0.to_ascii_lowercase()]),
+        HirKind::Class(class) => {
+            let mut bytes: Vec<u8> = Vec::new();
+            let mut add = |from: u32, to: u32| -> Option<()> {
+                if to > 0xff || to - from > 8 {
+                    return None;
+                }
+                bytes
+                    .extend((from..=to).filter_map(|b| u8::try_from(b).ok()).map(|b| b.to_ascii_lowercase()));
+                Some(())
+            };
+            match class {
+                Class::Bytes(class) => {
+                    class.ranges().iter().try_for_each(|r| add(u32::from(r.start()), u32::from(r.end())))?;
+                }
+                Class::Unicode(class) => {
+                    class.ranges().iter().try_for_each(|r| add(u32::from(r.start()), u32::from(r.end())))?;
+                }
+            }
+            bytes.sort_unstable();
+            bytes.dedup();
+            (!bytes.is_empty() && bytes.len() <= 4).then(|| bytes.iter().map(|b| vec![*b]).collect())
+        }
+        HirKind::Capture(capture) => exact(&capture.sub),
+        HirKind::Alternation(parts) => {
+            let mut all = Vec::new();
+            for part in parts {
+                all.extend(exact(part)?);
+                if all.len() > 64 {
+                    return None;
+                }
+            }
+            Some(all)
+        }
+        HirKind::Concat(parts) => {
+            let mut all = vec![Vec::new()];
+            for part in parts {
+                all = joined(&all, &exact(part)?)?;
+            }
+            Some(all)
+        }
+        _ => None,
+    }
+}
+
+fn joined(first: &[Vec<u8>], second: &[Vec<u8>]) -> Option<Vec<Vec<u8>>> {
+    if first.len() * second.len() > 64 || first.iter().any(|word| word.len() > WORD_MAX) {
+        return None;
+    }
+    Some(first.iter().flat_map(|a| second.iter().map(|b| [a.as_slice(), b].concat())).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fits(pattern: &str, text: &str) -> bool {
+        Pattern::new(pattern).unwrap().find(text.as_bytes()).unwrap().is_some()
+    }
+
+    #[test]
+    fn patterns_of_pcre_mean_the_same() {
+        for (pattern, yes, no) in [
+            (r"[^[\x5c\]]+a[[b]", "xa[", "xac"),
+            (r"[]a]b", "]b", "cb"),
+            (r"a{b", "a{b", "ab"),
+            (r"{foo}", "{foo}", "foo"),
+            (r"a{2}", "aa", "a"),
+            (r"\<b\>", "<b>", "b"),
+            (r"[a&&b]", "&", "c"),
+            (r"[+--/]", "-", "a"),
+            (r"\x5ca", "\\a", "a"),
+            (r"a\hb", "a b", "a-b"),
+            (r"[[:alpha:]]1", "a1", "11"),
+            (r"[\0-\10]", "\x05", "a"),
+            ("[´’]", "’", "a"),
+            (r"a.b", "a\nb", "ab"),
+            (r"(?<!a)b", "cb", "ab"),
+            (r"a++b", "aab", "b"),
+            (r"(a|b)\1", "aa", "ab"),
+            (r"^(?i)ab$", "AB", "AB\n"),
+            (r"[\b]", "\x08", "b"),
+            (r"\_\-\/\:\'\%u", "_-/:'%u", "u"),
+        ] {
+            assert!(fits(pattern, yes) && !fits(pattern, no), "{pattern}: {}", translated(pattern));
+        }
+        assert!(Pattern::new("(").unwrap_err().contains("unclosed group"));
+        assert!(Pattern::new("(?:a{1000}){1000}").unwrap_err().contains("memory"));
+    }
+
+    #[test]
+    fn what_is_no_automaton_gives_up() {
+        let pattern = Pattern::new(r"^(?:(?=a)a+)+(?=b)").unwrap();
+        assert!(pattern.find(format!("{}!!", "a".repeat(200)).as_bytes()).is_err());
+    }
+
+    #[test]
+    fn required_words_are_in_whatever_fits() {
+        let of = |pattern: &str| {
+            let words = required(pattern)?;
+            Some(words.iter().map(|word| String::from_utf8_lossy(word).into_owned()).collect::<Vec<_>>())
+        };
+        assert_eq!(of(r"(?i)union\s+(?:all\s+)?select"), Some(vec!["select".into()]));
+        assert_eq!(of(r"(?i:sleep\(\s*\d|benchmark\()"), Some(vec!["benchmark(".into(), "sleep(".into()]));
+        assert_eq!(of(r"\bfo[ox]bar"), Some(vec!["foobar".into(), "foxbar".into()]));
+        assert_eq!(of(r"\d+"), None);
+        assert_eq!(of(r"abc|\d"), None);
+        assert_eq!(of(r"(?:abc)?x"), None);
+    }
+}

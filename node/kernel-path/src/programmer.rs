@@ -116,10 +116,15 @@ impl Programmer {
         if !ending.is_empty() {
             self.count_last(&self.name.clone());
         }
+        // Handles stay as they are where no rule changes, as when a member goes or comes: reading them all takes longer
+        // than the change.
+        let shape_changes = self.held.as_ref().is_none_or(|held| held.chains != to.chains);
         self.commit(change)?;
         self.tally.end(|name| ending.contains(name));
         self.held = Some(to);
-        self.shape = Some(self.read_shape()?);
+        if shape_changes {
+            self.shape = Some(self.read_shape()?);
+        }
         Ok(true)
     }
 

@@ -50,10 +50,13 @@ pub(super) struct FileCounters {
     pub(super) passed: Counter,
 }
 
+/// Files, and what they were compiled to for as long as somebody has it.
+type Compiled = (Box<[Content]>, Weak<Rules>);
+
 /// Sets that were compiled, and counters of their rules, for all revisions.
 #[derive(Debug, Default)]
 pub(super) struct Known {
-    sets: Mutex<Vec<(Box<[Content]>, Weak<Rules>)>>,
+    sets: Mutex<Vec<Compiled>>,
     pub(super) counters: Mutex<BTreeMap<u32, Arc<FileCounters>>>,
 }
 

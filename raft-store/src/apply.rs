@@ -98,6 +98,15 @@ fn decide(state: &mut State, index: u64, command: &Command) -> Result<Outcome, R
             state.bans.lift(network, *at_ms);
             Ok(Outcome::Done)
         }
+        Command::Reseal { contents, ticket_keys } => {
+            state.contents.replace(contents);
+            for (epoch, sealed) in ticket_keys {
+                if let Some(key) = state.ticket_keys.iter_mut().find(|key| key.epoch == *epoch) {
+                    key.key = sealed.clone();
+                }
+            }
+            Ok(Outcome::Done)
+        }
     }
 }
 

@@ -79,6 +79,29 @@ impl Contents {
         all.filter(move |(digest, _)| other.as_ref().is_none_or(|other| !other.contains_key(digest)))
     }
 
+    /// Those that `other` has not, or has sealed otherwise.
+    pub(crate) fn unlike<'a>(
+        &'a self,
+        other: &Contents,
+    ) -> impl Iterator<Item = (&'a ContentDigest, &'a Sealed)> {
+        let other = (!Arc::ptr_eq(&self.0, &other.0)).then(|| other.0.clone());
+        let all = other.is_some().then(|| self.0.iter()).into_iter().flatten();
+        let same = |a: &Sealed, b: &Sealed| Arc::ptr_eq(&a.0, &b.0) || a == b;
+        all.filter(move |(digest, sealed)| {
+            let there = other.as_ref().and_then(|other| other.get(digest));
+            there.is_none_or(|there| !same(there, sealed))
+        })
+    }
+
+    /// Puts these in the place of those with their digests.
+    pub(crate) fn replace(&mut self, sealed_anew: &[(ContentDigest, Sealed)]) {
+        for (digest, sealed) in sealed_anew {
+            if self.get(digest).is_some() {
+                self.insert(*digest, sealed.clone());
+            }
+        }
+    }
+
     pub(crate) fn insert(&mut self, digest: ContentDigest, sealed: Sealed) {
         Arc::make_mut(&mut self.0).insert(digest, sealed);
     }

@@ -202,7 +202,7 @@ pub(crate) struct Applied {
     pub(crate) revisions: Vec<(u64, Vec<u8>)>,
     /// The oldest that is kept.
     pub(crate) oldest: u64,
-    /// Contents that are new.
+    /// Contents that are new, or sealed anew.
     pub(crate) contents: Vec<(ContentDigest, Vec<u8>)>,
     /// Those that no kept revision uses any more.
     pub(crate) unused: Vec<ContentDigest>,

@@ -284,7 +284,7 @@ fn encode_state(
     let new = revisions.iter().filter(|r| r.number > known);
     let revision_rows = new.map(|r| Ok((r.number, disk::encode_at(REVISION, r.number, r.as_ref())?)));
     let revision_rows = revision_rows.collect::<io::Result<Vec<_>>>()?;
-    let new = contents.beyond(&on_disk.contents);
+    let new = contents.unlike(&on_disk.contents);
     let content_rows = new.map(|(digest, sealed)| {
         Ok((*digest, disk::encode_at(CONTENT, place_of(digest), &(digest, sealed))?))
     });

@@ -72,6 +72,15 @@ pub(crate) fn add_ticket_key(after: u64) -> Command {
     Command::AddTicketKey { after, key: content(7).1, at_ms: 1_767_225_603_000 }
 }
 
+/// Of contents and ticket keys by number.
+pub(crate) fn reseal(contents: &[u8], epochs: &[u64]) -> Command {
+    let anew = Sealed(Arc::from(&b"sealed anew"[..]));
+    Command::Reseal {
+        contents: contents.iter().map(|number| (content(*number).0, anew.clone())).collect(),
+        ticket_keys: epochs.iter().map(|epoch| (*epoch, anew.clone())).collect(),
+    }
+}
+
 pub(crate) fn found() -> Command {
     Command::Found { cluster_id: CLUSTER, node: profile("a", 1), at_ms: 1_767_225_600_000 }
 }
@@ -113,6 +122,7 @@ pub(crate) fn commands() -> Vec<Command> {
             at_ms: AT_MS,
         },
         Command::Unban { network: ban([198, 18, 0, 0].into(), 16, 0).network, at_ms: AT_MS + 1 },
+        reseal(&[2, 9], &[18, 17]),
     ]
 }
 

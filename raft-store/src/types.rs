@@ -93,6 +93,9 @@ pub enum Command {
     Ban { bans: Vec<Ban>, at_ms: u64 },
     /// Lifts the ban of this network, if there is one.
     Unban { network: Network, at_ms: u64 },
+    /// The same contents and keys of session tickets (by epoch), sealed under another key of the cluster. What
+    /// the state has not any more is left out, so that it is safe to repeat.
+    Reseal { contents: Vec<(ContentDigest, Sealed)>, ticket_keys: Vec<(u64, Sealed)> },
 }
 
 /// One thing that an operator says of a member.
@@ -446,6 +449,9 @@ impl fmt::Display for Command {
                 bans => write!(f, "ban({} networks)", bans.len()),
             },
             Command::Unban { network, .. } => write!(f, "unban({network})"),
+            Command::Reseal { contents, ticket_keys } => {
+                write!(f, "reseal({} contents, {} ticket keys)", contents.len(), ticket_keys.len())
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The kernel path: nodes in network namespaces, members on a network behind them, a client whose
 //! connections have every byte checked.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use serde_json::Value;
@@ -9,6 +9,9 @@ use trestle_tests::lan::{Prober, SETTLE, VIP};
 use trestle_tests::{Lan, eventually, peers, series};
 
 const VIP6: &str = "2001:db8:18::100";
+/// Nothing may be lost in a planned move: a segment that is costs its connection 200 ms at least, the shortest time
+/// after which it is sent again.
+const LOST_MS: u64 = 200;
 /// Lease times: one that a take-over waits for, and one that a busy machine does not miss.
 const SHORT: &str = "2s";
 const LONG: &str = "8s";
@@ -64,6 +67,26 @@ fn wait_carried(lan: &Lan, members: &[usize]) {
     }
 }
 
+/// Waits until all nodes know of the owner's flows that the hash alone would not find.
+fn wait_told(lan: &Lan, owner: usize) {
+    eventually(SETTLE, "flows that began under an older table are told", || {
+        let of = |node: usize, name: &str| series(&lan.nodes[node].metrics()?, name).context("it is counted");
+        let kept = of(owner, "trestle_kernel_kept_flows")?;
+        ensure!(kept > 0.0, "none at the owner");
+        for node in (0..lan.nodes.len()).filter(|node| *node != owner) {
+            let told = of(node, "trestle_kernel_kept_elsewhere_flows")?;
+            ensure!(told == kept, "{told} of {kept} at node {node}");
+        }
+        Ok(())
+    });
+}
+
+/// How long a record was under way at most, but for what client and members were held up by the machine.
+fn late_ms(seen: &Value) -> u64 {
+    let number = |key: &str| seen[key].as_u64().unwrap_or_else(|| panic!("{key} of {seen}"));
+    number("late_ms").saturating_sub(number("lag_ms"))
+}
+
 fn start(ttl: &str, members: usize) -> Lan {
     let mut lan = Lan::with_config(3, &config(ttl, "", ""));
     lan.behind_nodes(members);
@@ -76,32 +99,47 @@ fn established_connections_outlive_their_node() {
         return;
     }
     let mut lan = start(SHORT, 3);
-    lan.apply(0, &config(SHORT, KERNEL, &pool("flows", &[1, 2, 3]))).expect("it is taken");
-    wait_carried(&lan, &[1, 2, 3]);
+    lan.apply(0, &config(SHORT, KERNEL, &pool("flows", &[1, 2]))).expect("it is taken");
+    wait_carried(&lan, &[1, 2]);
     let tables: Vec<Value> =
         (0..3).map(|node| shown(&lan, node).expect("it is shown")["pools"].clone()).collect();
     assert!(tables.iter().all(|table| *table == tables[0]), "{tables:?}");
 
     let owner = lan.owner(None);
     let client = Prober::hold(&lan, 120, &[(VIP, 90), (VIP6, 90)]);
-    std::thread::sleep(Duration::from_millis(500));
+    // Those that began before another member came go on as well: all nodes are told of them.
+    lan.apply(0, &config(SHORT, KERNEL, &pool("flows", &[1, 2, 3]))).expect("it is taken");
+    wait_carried(&lan, &[1, 2, 3]);
+    wait_told(&lan, owner);
+    let killed = Instant::now();
     lan.nodes[owner].kill_all();
     let next = lan.owner(Some(owner));
     lan.wait_served();
+    let outage = killed.elapsed().as_millis() as u64;
     std::thread::sleep(Duration::from_secs(1));
     let seen = client.stop();
-    println!("node and guard of the owner killed: {seen}");
+    println!("node and guard of the owner killed, served again after {outage} ms: {seen}");
     assert_eq!((&seen["open"], &seen["broken"]), (&120.into(), &0.into()), "{seen}");
-    assert_eq!(seen["members"].as_object().map(serde_json::Map::len), Some(3), "{seen}");
+    assert_eq!(seen["members"].as_object().map(serde_json::Map::len), Some(2), "{seen}");
+    // What was lost is sent again after 200 ms, and each time after twice as long.
+    assert!(late_ms(&seen) <= 2 * outage + LOST_MS, "{seen}");
 
-    // On a planned move, too.
+    // On a planned move, too, and nothing is lost in it; by what a busy machine does in the meantime, not every time.
     let other = (0..3).find(|n| *n != owner && *n != next).expect("a third");
-    let client = Prober::hold(&lan, 60, &[(VIP, 90), (VIP6, 90)]);
-    lan.nodes[next].cli(&["vip", "move", "front", &lan.nodes[other].name]).expect("it moves");
-    std::thread::sleep(Duration::from_secs(1));
-    let seen = client.stop();
-    println!("planned move: {seen}");
-    assert_eq!((&seen["open"], &seen["broken"]), (&60.into(), &0.into()), "{seen}");
+    let mut late = Vec::new();
+    for to in [other, next, other] {
+        let client = Prober::hold(&lan, 60, &[(VIP, 90), (VIP6, 90)]);
+        lan.nodes[to].cli(&["vip", "move", "front", &lan.nodes[to].name]).expect("it moves");
+        std::thread::sleep(Duration::from_secs(1));
+        let seen = client.stop();
+        println!("planned move: {seen}");
+        assert_eq!((&seen["open"], &seen["broken"]), (&60.into(), &0.into()), "{seen}");
+        late.push(late_ms(&seen));
+        if late.last() < Some(&LOST_MS) {
+            break;
+        }
+    }
+    assert!(late.last() < Some(&LOST_MS), "{late:?}");
 
     // The node that was killed comes back, and replaces what it left.
     lan.nodes[owner].restart();

@@ -29,12 +29,14 @@ use crate::folder::{self, FolderError};
 use crate::gossip::{Gossip, GossipSettings, NodeNews};
 use crate::health::{Health, HealthSettings};
 use crate::identity::ClusterKey;
+use crate::kept;
 use crate::lease::clock::SystemClock;
 use crate::lease::{SeatSettings, Seats};
 use crate::limits::{ClaimSettings, Claims, Meters};
 use crate::loads::Loads;
 use crate::membership::Act;
 use crate::raft::{self, Enter, Entered, RaftNode, Timers};
+use crate::reseal::{self, ResealSettings};
 use crate::settings::{Settings, Start};
 use crate::telling::Telling;
 use crate::tickets::{self, TicketSettings};
@@ -109,6 +111,7 @@ pub(crate) struct Inner {
     pub(crate) vips: Vips,
     pub(crate) feed: Feed,
     pub(crate) vault: Vault,
+    pub(crate) key: ClusterKey,
     /// What Raft runs on until the next start.
     pub(crate) timers: Timers,
     pub(crate) draining: watch::Sender<bool>,
@@ -168,7 +171,7 @@ impl Cluster {
         let gossip = Gossip::start(GossipSettings {
             node: raft.id(),
             cluster_id: raft.cluster_id(),
-            key: key.gossip_key(),
+            keys: key.gossip_keys(),
             socket,
             advertise: resolve(&advertise).await?,
             seeds: feed.seeds.clone(),
@@ -206,6 +209,9 @@ impl Cluster {
             config: feed.config.clone(),
         };
         tasks.spawn(tickets::run(rotation, stop.clone()));
+        let resealing =
+            ResealSettings { consensus: Arc::new(raft.clone()), vault: vault.clone(), stage: key.stage() };
+        tasks.spawn(reseal::run(resealing, stop.clone()));
         let automatic = Arc::new(Automatic::default());
         let banning = AutomaticSettings {
             raft: raft.clone(),
@@ -215,6 +221,7 @@ impl Cluster {
             counts: automatic.clone(),
         };
         tasks.spawn(bans::run(banning, stop.clone()));
+        tasks.spawn(kept::run(raft.clone(), plane.clone(), stop.clone()));
         raft.set_lease_handler(Arc::new(seats.clone()));
         raft.set_teller(Box::new(Telling(plane.clone())));
         let health = Health::start(HealthSettings {
@@ -255,6 +262,7 @@ impl Cluster {
                 vips,
                 feed,
                 vault,
+                key,
                 timers,
                 draining,
                 stop: stop.clone(),
@@ -520,7 +528,9 @@ async fn news(cluster: Cluster, admin: String, stop: CancellationToken) {
     let mut in_force = cluster.inner.feed.in_force.clone();
     let mut draining = cluster.inner.draining.subscribe();
     let mut strain = cluster.inner.plane.watch_strain();
+    let mut state = cluster.watch_state();
     loop {
+        let now = state.borrow_and_update().clone();
         let told = NodeNews {
             revision: in_force.borrow_and_update().revision,
             version: cluster.inner.version.clone(),
@@ -528,6 +538,7 @@ async fn news(cluster: Cluster, admin: String, stop: CancellationToken) {
             admin: admin.clone(),
             feature_level: trestle_raft_store::apply::FEATURE_LEVEL,
             strain: strain.borrow_and_update().why.clone(),
+            keys: cluster.key_news(&now),
         };
         if let Err(error) = cluster.inner.gossip.set_news(&told) {
             tracing::warn!(%error, "news of this node are not shared");
@@ -537,6 +548,8 @@ async fn news(cluster: Cluster, admin: String, stop: CancellationToken) {
             changed = in_force.changed() => if changed.is_err() { return },
             changed = draining.changed() => if changed.is_err() { return },
             changed = strain.changed() => if changed.is_err() { return },
+            // Of it, how much is not under the current key yet.
+            changed = state.changed() => if changed.is_err() { return },
         }
     }
 }

@@ -18,8 +18,8 @@ use trestle_config::model::Content;
 use trestle_config::{Config, Contents, Document, Source};
 use trestle_dataplane::{Install, MemberOrders, Plane};
 use trestle_raft_store::bans::Bans;
-use trestle_raft_store::contents::ContentDigest;
-use trestle_raft_store::types::{LeaseTimes, NodeId, Revision, State};
+use trestle_raft_store::contents::{ContentDigest, Contents as SealedContents};
+use trestle_raft_store::types::{LeaseTimes, NodeId, Revision, State, TicketKey};
 
 use crate::bans;
 use crate::dns::{self, Answers, Names};
@@ -92,8 +92,10 @@ pub(crate) struct Feeder {
     plane: Plane,
     vault: Vault,
     names: Names,
-    /// Epochs of the ticket keys that the plane has, the newest first.
-    ticket_keys: Mutex<Vec<u64>>,
+    /// The ticket keys that the plane has, or as many of them as could be opened.
+    ticket_keys: Mutex<Vec<TicketKey>>,
+    /// All contents as they were when some of the newest revision did not open.
+    unopened: Mutex<Option<SealedContents>>,
     /// What the plane was told of members.
     orders: Mutex<Arc<MemberOrders>>,
     /// And of bans.
@@ -128,6 +130,7 @@ impl Feeder {
             vault,
             names,
             ticket_keys: Mutex::default(),
+            unopened: Mutex::default(),
             orders: Mutex::default(),
             bans: Mutex::default(),
             in_force,
@@ -201,6 +204,7 @@ impl Feeder {
         self.hand_bans(state);
         let unseen = self.unseen(state);
         if unseen.is_empty() {
+            self.open_again(state).await;
             return;
         }
         let mut read = read(unseen).await;
@@ -213,16 +217,34 @@ impl Feeder {
             self.rules.send_replace(Arc::new((*revision, rules(document.config()))));
         }
         match read.pop() {
-            Some((revision, Ok(document))) => match open(state, document, self.vault.clone()).await {
-                Ok((document, contents)) => self.install(state, revision, document, contents).await,
-                Err(error) => self.not_served(revision, &error),
-            },
+            Some((revision, Ok(document))) => self.serve(state, revision, document).await,
             Some((revision, Err(error))) => {
                 self.not_served(revision, &format!("this release can't read it: {error}"));
             }
             None => {}
         }
         self.ttl.send_modify(|history| *history = history.caught_up(longest_leases(state), ttls));
+    }
+
+    async fn serve(&self, state: &Arc<State>, revision: u64, document: Document) {
+        *self.unopened.lock() = None;
+        match open(state, document, self.vault.clone()).await {
+            Ok((document, contents)) => self.install(state, revision, document, contents).await,
+            Err(error) => {
+                *self.unopened.lock() = Some(state.contents.clone());
+                self.not_served(revision, &error);
+            }
+        }
+    }
+
+    /// What did not open may have been sealed anew since: a node that was away while keys were exchanged reads
+    /// in the log of both.
+    async fn open_again(&self, state: &Arc<State>) {
+        let anew = self.unopened.lock().as_ref().is_some_and(|then| *then != state.contents);
+        let Some(revision) = state.revision().filter(|_| anew) else { return };
+        if let Some((revision, Ok(document))) = read(vec![revision.clone()]).await.pop() {
+            self.serve(state, revision, document).await;
+        }
     }
 
     fn not_served(&self, revision: u64, error: &str) {
@@ -233,15 +255,14 @@ impl Feeder {
     }
 
     fn hand_ticket_keys(&self, state: &State) {
-        let epochs: Vec<_> = state.ticket_keys.iter().map(|key| key.epoch).collect();
         let mut known = self.ticket_keys.lock();
-        if *known == epochs {
+        if *known == state.ticket_keys {
             return;
         }
         if let Some(keys) = tickets::opened(&state.ticket_keys, &self.vault) {
             self.plane.set_ticket_keys(keys);
         }
-        *known = epochs;
+        known.clone_from(&state.ticket_keys);
     }
 
     fn hand_bans(&self, state: &State) {
@@ -477,5 +498,40 @@ mod tests {
         );
         let error = opened(&State::default(), &document, &ours).err().unwrap();
         assert!(error.contains("is missing"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn what_did_not_open_is_served_once_it_is_sealed_anew() {
+        let old = ClusterKey::generate().unwrap();
+        let used = old.stepped().unwrap().1.stepped().unwrap().1;
+        let new = used.stepped().unwrap().1;
+        let plane = Plane::start(trestle_dataplane::Options {
+            workers: std::num::NonZeroUsize::MIN,
+            node: "a".into(),
+            zone: String::new(),
+            secret: [0; 32],
+            cookies: [0; 32].into(),
+            pinned: Default::default(),
+            spans: None,
+            give_back: || {},
+            kernel_check: |_| Err("not in tests".to_owned()),
+        })
+        .unwrap();
+        let (names, _) = Names::new(None, CancellationToken::new());
+        let (mut state, _) = agreed(&Vault::new(&old));
+        let (feeder, feed) =
+            Feeder::new(plane.clone(), Vault::new(&new), names, &Arc::new(state.clone())).await;
+        assert_eq!(feed.in_force.borrow().revision, 0);
+        assert!(feed.problem.borrow().as_ref().is_some_and(|why| why.contains("another cluster key")));
+
+        let vault = Vault::new(&used);
+        let (digest, sealed) = state.contents.iter().next().unwrap();
+        let anew = vault.reseal_content(&trestle_config::model::Digest(digest.0), sealed).unwrap().unwrap();
+        let command = Command::Reseal { contents: vec![(*digest, anew)], ticket_keys: Vec::new() };
+        trestle_raft_store::apply::apply(&mut state, 9, &command);
+        feeder.take(&Arc::new(state)).await;
+        assert_eq!(feed.in_force.borrow().revision, 1);
+        assert_eq!(*feed.problem.borrow(), None);
+        plane.shutdown();
     }
 }

@@ -8,7 +8,7 @@ use trestle_raft_store::types::NodeId;
 use crate::identity::ClusterKey;
 use crate::settings::Settings;
 
-/// Fingerprint of the key under which the folder came into its cluster.
+/// Fingerprint of the key in use when the node last came into its cluster.
 const KEY_ID: &str = "key-id";
 
 #[derive(Debug, thiserror::Error)]
@@ -24,7 +24,7 @@ pub enum FolderError {
     )]
     OtherName { dir: PathBuf, name: String, given: String },
     #[error(
-        "the data folder {} belongs to a cluster with key {known}, the key given is {given}: give that cluster's --key-file, or another --data-dir",
+        "the data folder {} belongs to a cluster with key {known}, the key given is {given}: give that cluster's --key-file, or another --data-dir; if that key was exchanged while the node was away, start it once with the --key-file that has both",
         dir.display()
     )]
     OtherKey { dir: PathBuf, known: String, given: String },
@@ -49,8 +49,8 @@ pub(crate) fn check(
     }
     // A folder without the note is from a start that was cut short: the peers' refusal tells, then.
     match std::fs::read_to_string(dir.join(KEY_ID)) {
-        Ok(known) if known.trim() != key.id() => {
-            Err(FolderError::OtherKey { dir, known: known.trim().to_owned(), given: key.id().to_owned() })
+        Ok(known) if !key.ids().iter().any(|id| id.to_string() == known.trim()) => {
+            Err(FolderError::OtherKey { dir, known: known.trim().to_owned(), given: key.id().to_string() })
         }
         _ => Ok(()),
     }
@@ -58,10 +58,66 @@ pub(crate) fn check(
 
 /// Notes the key once the node is in its cluster. A disk that is full must not stop it from serving.
 pub(crate) fn note_key(dir: &Path, key: &ClusterKey) {
-    let path = dir.join(KEY_ID);
-    if !path.exists()
-        && let Err(error) = std::fs::write(&path, format!("{}\n", key.id()))
-    {
+    let (path, unfinished) = (dir.join(KEY_ID), dir.join(KEY_ID).with_extension("new"));
+    let now = format!("{}\n", key.id());
+    if std::fs::read_to_string(&path).is_ok_and(|known| known == now) {
+        return;
+    }
+    // As a whole or not at all: half a fingerprint would be another key's.
+    let noted = std::fs::write(&unfinished, now).and_then(|()| std::fs::rename(&unfinished, &path));
+    if let Err(error) = noted {
         tracing::warn!(path = %path.display(), %error, "fingerprint of the key was not noted");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use uuid::Uuid;
+    use zeroize::Zeroizing;
+
+    use super::*;
+    use crate::settings::Start;
+    use crate::vip::InheritedGuard;
+
+    #[test]
+    fn a_folder_goes_with_its_key_through_a_rotation() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = Settings {
+            name: "n".into(),
+            data_dir: dir.path().to_owned(),
+            cluster: (Ipv4Addr::LOCALHOST, 0).into(),
+            advertise: None,
+            admin: String::new(),
+            key: Zeroizing::default(),
+            start: Start::Resume,
+            replace: false,
+            version: String::new(),
+            resolver: None,
+            guard: InheritedGuard::default(),
+        };
+        let identity = LocalIdentity {
+            name: "n".into(),
+            node_id: Some(1),
+            join_token: Uuid::nil(),
+            cluster_id: None,
+            ports: Default::default(),
+            removed: false,
+        };
+        let check = |key: &ClusterKey| check(&identity, &settings, key);
+        let mut key = ClusterKey::generate().unwrap();
+        for _ in 0..6 {
+            note_key(dir.path(), &key);
+            let next = key.stepped().unwrap().1;
+            assert!(check(&key).is_ok() && check(&next).is_ok());
+            let stranger = check(&ClusterKey::generate().unwrap()).unwrap_err().to_string();
+            assert!(stranger.contains(&key.id().to_string()), "{stranger}");
+            key = next;
+        }
+        let (_, two_further) = key.stepped().unwrap().1.stepped().unwrap();
+        let (_, three_further) = two_further.stepped().unwrap();
+        assert!(check(&two_further).is_ok());
+        assert!(check(&three_further).unwrap_err().to_string().contains("has both"));
     }
 }

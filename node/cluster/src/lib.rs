@@ -17,8 +17,11 @@ mod firewall;
 mod folder;
 #[doc(hidden)]
 pub mod fuzzing;
+mod kept;
+mod key_status;
 mod leb128;
 mod orders;
+mod reseal;
 mod rt;
 mod settings;
 mod status;

@@ -12,6 +12,7 @@ use trestle_raft_store::types::State;
 use crate::cluster::{Cluster, Ended};
 use crate::dns::NameView;
 use crate::health::PoolHealth;
+use crate::key_status::{self, key_status};
 use crate::lease::SeatView;
 use crate::orders::{PoolOrders, drain_of_plane};
 use crate::raft::{CLOCK_TOLERANCE_MS, Metrics, Timers};
@@ -80,6 +81,11 @@ impl Cluster {
                 Some(self.in_force().revision)
             } else {
                 news.get(id).map(|n| n.revision)
+            },
+            key: if *id == raft.id {
+                key_status(self.key_news(state))
+            } else {
+                news.get(id).and_then(|news| key_status(news.keys.clone()))
             },
         };
         state.nodes.iter().map(of).collect()
@@ -216,6 +222,7 @@ impl Cluster {
                 .map(|why| format!("the data plane does not work: {why}; VIPs are left to others")),
         );
         warnings.extend(self.overloaded(state));
+        warnings.extend(key_status::warnings(&self.nodes(raft, state, seat)));
         warnings.extend(self.vips().iter().flat_map(vip::status::warnings));
         warnings.extend(unknown_nodes(in_force.config(), state));
         warnings.extend(small_limits(in_force.config(), state.nodes.len()));

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use trestle_dataplane::Plane;
-use trestle_proto::v1::{FirewallHitsReply, LimitUseReply};
+use trestle_proto::v1::{FirewallHitsReply, KeptFlowsReply, LimitUseReply};
 
 use crate::firewall;
+use crate::kept;
 use crate::raft::Teller;
 
 /// A node that takes longer is left out.
@@ -21,5 +22,9 @@ impl Teller for Telling {
     fn limit_use(&self, keys: &[u64]) -> LimitUseReply {
         let limits = self.0.limits();
         LimitUseReply { open: keys.iter().map(|key| limits.open(*key)).collect() }
+    }
+
+    fn kept_flows(&self, known: &[u64]) -> KeptFlowsReply {
+        kept::told(&self.0.kernel_kept(), known)
     }
 }

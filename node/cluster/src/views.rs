@@ -58,6 +58,21 @@ pub struct NodeStatus {
     pub seated: bool,
     /// Revision that it serves, as it says itself.
     pub revision: Option<u64>,
+    /// What it says of its cluster key; none: nothing was heard of it.
+    pub key: Option<KeyStatus>,
+}
+
+/// The keys of a node's key file, by fingerprint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct KeyStatus {
+    /// In use.
+    pub current: String,
+    /// Accepted too, while keys are exchanged.
+    pub other: Option<String>,
+    /// Of what stays when keys are exchanged: equal on all nodes.
+    pub seeds: String,
+    /// Stored contents and ticket keys that it does not know to be sealed under the current one.
+    pub stale: usize,
 }
 
 /// A VIP as it is agreed on, and as this node has it.

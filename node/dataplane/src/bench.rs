@@ -17,7 +17,6 @@ use crate::bans::{self, Ban};
 use crate::firewall::Firewall;
 use crate::l7::router::Subject;
 use crate::metrics::Metrics;
-use crate::pool::Site;
 use crate::snapshot::{Around, Listener, Snapshot};
 use crate::waf::{Asked, Waf};
 
@@ -32,7 +31,7 @@ impl Compiled {
             contents: &Contents::default(),
             previous: None,
             metrics: &Metrics::new(NonZeroUsize::MIN.get()),
-            site: &Arc::new(Site { zone: "".into(), secret: [0; 32], cuts: Arc::default() }),
+            site: &Arc::default(),
             tickets: &Arc::default(),
         };
         Self(Snapshot::compile(1, config, &around))

@@ -7,11 +7,12 @@
 //! node has found out by itself, so that every node's kernel chooses alike.
 
 mod guard;
+mod kept;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwapOption;
 use ipnet::IpNet;
@@ -21,6 +22,7 @@ use trestle_config::Config;
 use trestle_config::model::{Bind, KernelSettings, Listener, Protocol, Via};
 
 pub use guard::{KernelGuard, KernelNetworks, KernelRate, KernelRule};
+pub use kept::{KEPT_MAX, KeptFlow, KeptHere};
 
 use crate::balance::hashed;
 use crate::bans::Ban;
@@ -47,6 +49,8 @@ pub struct KernelView {
     pub banned: Vec<IpNet>,
     /// Of VIPs' addresses.
     pub networks: Vec<(IpAddr, IpNet)>,
+    /// Flows that other nodes carry, and that would not be found by the present tables.
+    pub kept: Arc<Vec<KeptFlow>>,
 }
 
 impl KernelView {
@@ -93,6 +97,7 @@ pub(crate) struct Kernel {
     problem: ArcSwapOption<String>,
     bans: Mutex<Vec<Ban>>,
     changes: watch::Sender<u64>,
+    kept: kept::Kept,
     /// The node drains: nothing new any more.
     shut: AtomicBool,
 }
@@ -122,6 +127,7 @@ impl Kernel {
             problem: ArcSwapOption::empty(),
             bans: Mutex::default(),
             changes: watch::Sender::new(0),
+            kept: kept::Kept::new(),
             shut: AtomicBool::new(false),
         }
     }
@@ -188,6 +194,26 @@ impl Kernel {
     /// Something of which views are made may be another now.
     pub(crate) fn changed(&self) {
         self.changes.send_modify(|count| *count += 1);
+    }
+
+    /// Flows of this node that the present tables would not give the member that they have.
+    pub(crate) fn set_kept(&self, flows: Vec<KeptFlow>, addresses: Vec<IpAddr>) {
+        self.kept.set_here(flows, addresses);
+    }
+
+    pub(crate) fn kept(&self) -> Arc<KeptHere> {
+        self.kept.here()
+    }
+
+    /// The same of all other nodes.
+    pub(crate) fn set_kept_elsewhere(&self, flows: Vec<KeptFlow>) {
+        if self.kept.set_elsewhere(flows) {
+            self.changed();
+        }
+    }
+
+    pub(crate) fn kept_elsewhere(&self) -> Arc<Vec<KeptFlow>> {
+        self.kept.elsewhere()
     }
 
     pub(crate) fn shut(&self) {

@@ -77,11 +77,12 @@ use zeroize::Zeroizing;
 pub use balance::maglev;
 pub use beat::Beat;
 pub use kernel::{
-    KernelCheck, KernelGuard, KernelListener, KernelMember, KernelNetworks, KernelRate, KernelRule,
-    KernelView, KnownMember,
+    KEPT_MAX, KeptFlow, KeptHere, KernelCheck, KernelGuard, KernelListener, KernelMember, KernelNetworks,
+    KernelRate, KernelRule, KernelView, KnownMember,
 };
 pub use listener::BACKLOG;
 pub use networks::Ranges;
+pub use pool::CookieKeys;
 pub use proxy_protocol::local as local_proxy_header;
 pub use spans::{Batch as SpanBatch, Span, SpanQueue, SpanTap, spans};
 pub use strain::{Step, Strain};
@@ -98,8 +99,10 @@ pub struct Options {
     pub node: String,
     /// Where the node stands, for pools that are `zone_aware`; empty: nowhere in particular.
     pub zone: String,
-    /// The same on all nodes of the cluster: cookies that keep clients at their member are made with it.
+    /// The same on all nodes of the cluster for as long as it lives: clients are placed by it.
     pub secret: [u8; 32],
+    /// What cookies that keep clients at their member are made with.
+    pub cookies: CookieKeys,
     /// Ports that were chosen for `port 0` binds in an earlier life of this node.
     pub pinned: PinnedPorts,
     /// Where spans of requests go; `None`: nobody wants any.

@@ -133,7 +133,12 @@ impl Inner {
             shed,
             tickets: Arc::default(),
             kernel: Kernel::new(options.kernel_check),
-            site: Arc::new(Site { zone: options.zone.into(), secret: options.secret, cuts }),
+            site: Arc::new(Site {
+                zone: options.zone.into(),
+                secret: options.secret,
+                cookies: options.cookies,
+                cuts,
+            }),
             locals,
             turns,
             snapshot: ArcSwapOption::empty(),
@@ -388,7 +393,8 @@ impl Inner {
         snapshot
             .map(|snapshot| {
                 let banned = self.kernel.banned();
-                KernelView::new(&snapshot, &self.site.secret, banned, self.limits.nodes())
+                let view = KernelView::new(&snapshot, &self.site.secret, banned, self.limits.nodes());
+                KernelView { kept: self.kernel.kept_elsewhere(), ..view }
             })
             .unwrap_or_default()
     }

@@ -55,6 +55,7 @@ fn without_descriptors_accepting_pauses_and_goes_on_when_there_are_some() {
         node: "n1".into(),
         zone: String::new(),
         secret: [7; 32],
+        cookies: [7; 32].into(),
         pinned: BTreeMap::new(),
         spans: None,
         give_back: || {},

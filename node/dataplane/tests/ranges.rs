@@ -188,6 +188,7 @@ fn a_thousand_ports_are_one_listener() {
         node: "n1".into(),
         zone: String::new(),
         secret: [7; 32],
+        cookies: [7; 32].into(),
         pinned: BTreeMap::new(),
         spans: None,
         give_back: || {},

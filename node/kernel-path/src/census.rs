@@ -7,13 +7,15 @@ use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use trestle_dataplane::KernelView;
+use trestle_dataplane::{KEPT_MAX, KeptFlow, KernelView};
 use trestle_netlink::conntrack::{Conntrack, TrackedFlow};
 use trestle_netlink::nudge::nudge;
 use trestle_netlink::route::Route;
 
+use crate::chooser::{Choosers, Tables};
+use crate::places::Places;
 use crate::programmer::Error;
-use crate::ruleset::{Family, transports};
+use crate::ruleset::{Family, Keepers};
 
 /// Most flows that one walk ends: what it takes to remember them is some 10 MiB.
 const ENDS_MAX: usize = 131_072;
@@ -36,6 +38,12 @@ pub struct Open {
     pub flows: u64,
     /// Flows that were cut, since their member is not to have any.
     pub cut: u64,
+    /// Flows that another node would not find by the tables in force, but for what it is told of them.
+    pub kept: Vec<KeptFlow>,
+    /// More of them, for which there was no room.
+    pub left_out: u64,
+    /// Addresses of listeners that are here.
+    pub addresses: Vec<IpAddr>,
     pub took: Duration,
 }
 
@@ -74,10 +82,24 @@ impl Census {
     /// # Errors
     /// The kernel does not answer.
     pub fn take(&mut self, view: &KernelView) -> Result<Open, Error> {
+        self.take_by(view, None)
+    }
+
+    /// As [`Self::take`], and finds those that these tables, which are in force, would not give their member.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub fn take_by(&mut self, view: &KernelView, tables: Option<&Tables>) -> Result<Open, Error> {
         let began = Instant::now();
         let here: HashSet<IpAddr> = self.route.addresses()?.into_iter().map(|a| a.address).collect();
         let places = Places::new(view);
         let over = over(view);
+        // Flows that came with an address of another node and are silent since: still of use to the next one.
+        let mut unseen: HashMap<(u8, SocketAddr, SocketAddr), SocketAddr> = (view.kept.iter())
+            .filter(|flow| here.contains(&flow.listener.ip()))
+            .map(|flow| ((flow.protocol, flow.client, flow.listener), flow.member))
+            .collect();
+        let finding = tables.map(|tables| (Choosers::new(view, tables), Keepers::new(view)));
         let mut counts: Vec<u64> = vec![0; view.listeners.len()];
         let mut clients: HashMap<IpAddr, u32> = HashMap::new();
         let (mut ends, mut left) = (Vec::new(), Vec::new());
@@ -109,7 +131,28 @@ impl Census {
                 open.flows += 1;
                 *open.members.entry(ends_of.member).or_default() += 1;
                 *clients.entry(ends_of.client.ip()).or_default() += 1;
+                let Some((choosers, keepers)) = &finding else { return };
+                let Ends { client, listener: at, member } = ends_of;
+                unseen.remove(&(flow.protocol, client, at));
+                if choosers.finds(listener, client, member) || !keepers.may_have(listener, member) {
+                    return;
+                }
+                if open.kept.len() == KEPT_MAX {
+                    open.left_out += 1;
+                    return;
+                }
+                open.kept.push(KeptFlow { protocol: flow.protocol, client, listener: at, member });
             })?;
+        }
+        if finding.is_some() {
+            open.addresses = own_addresses(view, &here);
+            let unseen = unseen.into_iter().take(KEPT_MAX.saturating_sub(open.kept.len()));
+            open.kept.extend(unseen.map(|((protocol, client, listener), member)| KeptFlow {
+                protocol,
+                client,
+                listener,
+                member,
+            }));
         }
         open.listeners =
             view.listeners.iter().zip(counts).map(|(l, count)| (l.name.clone(), count)).collect();
@@ -142,6 +185,17 @@ pub fn over(view: &KernelView) -> HashSet<SocketAddr> {
     known().filter(|m| m.is_over).map(|m| m.address).filter(|address| !goes_on.contains(address)).collect()
 }
 
+/// Of listeners; all of the machine where one listens at all.
+fn own_addresses(view: &KernelView, here: &HashSet<IpAddr>) -> Vec<IpAddr> {
+    let binds = || view.listeners.iter().flat_map(|listener| &listener.binds);
+    let given: Option<HashSet<IpAddr>> =
+        binds().map(|bind| bind.ip.filter(|ip| !ip.is_unspecified())).collect();
+    match given {
+        Some(given) => given.intersection(here).copied().collect(),
+        None => here.iter().copied().collect(),
+    }
+}
+
 fn heaviest(clients: HashMap<IpAddr, u32>) -> Vec<(IpAddr, u32)> {
     let mut clients: Vec<(IpAddr, u32)> = clients.into_iter().collect();
     let order = |(ip, count): &(IpAddr, u32)| (std::cmp::Reverse(*count), *ip);
@@ -172,51 +226,5 @@ impl Ends {
             listener: flow.reply.destination,
             member: flow.original.source,
         })
-    }
-}
-
-/// Listeners by where clients come to them.
-struct Places {
-    by_address: HashMap<(u8, SocketAddr), usize>,
-    by_port: HashMap<(u8, u16), usize>,
-    ranges: Vec<(u8, Option<IpAddr>, u16, u16, usize)>,
-}
-
-impl Places {
-    fn new(view: &KernelView) -> Self {
-        let mut places = Self { by_address: HashMap::new(), by_port: HashMap::new(), ranges: Vec::new() };
-        for (at, listener) in view.listeners.iter().enumerate() {
-            for bind in &listener.binds {
-                let address = bind.ip.filter(|ip| !ip.is_unspecified());
-                for transport in transports(listener) {
-                    let protocol = transport.number()[0];
-                    match address {
-                        _ if bind.more > 0 => {
-                            places.ranges.push((protocol, address, bind.port, *bind.ports().end(), at));
-                        }
-                        Some(ip) => {
-                            places.by_address.insert((protocol, SocketAddr::new(ip, bind.port)), at);
-                        }
-                        None => _ = places.by_port.insert((protocol, bind.port), at),
-                    }
-                }
-            }
-        }
-        // One at an address beats one at all.
-        places.ranges.sort_by_key(|(_, address, ..)| address.is_none());
-        places
-    }
-
-    fn find(&self, protocol: u8, to: SocketAddr) -> Option<usize> {
-        let in_range = || {
-            let fits = |(of, address, first, last, _): &&(u8, Option<IpAddr>, u16, u16, usize)| {
-                *of == protocol
-                    && (*first..=*last).contains(&to.port())
-                    && address.is_none_or(|address| address == to.ip())
-            };
-            self.ranges.iter().find(fits).map(|(.., at)| *at)
-        };
-        let at_address = self.by_address.get(&(protocol, to)).copied();
-        at_address.or_else(in_range).or_else(|| self.by_port.get(&(protocol, to.port())).copied())
     }
 }

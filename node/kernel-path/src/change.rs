@@ -1,7 +1,7 @@
 //! From one ruleset to another: what makes the kernel follow, no larger than what differs.
 //!
 //! The kernel carries out one transaction of a network namespace at a time, and a VIP's guard has to get its
-//! renewals in between. So slots of large tables and ranges of addresses, which are right one by one, go ahead in
+//! renewals in between. So slots of large tables, ranges of addresses and flows, which are right one by one, go ahead in
 //! pieces; all else,
 //! which has to fit together, is one transaction behind them.
 
@@ -151,7 +151,7 @@ impl Difference {
         match (old.map(|set| &set.content), &new.content) {
             (Some(Content::Elements(old)), Content::Elements(new)) => Self::of_elements(old, new),
             (_, Content::Elements(new)) => Self::of_elements(&BTreeMap::new(), new),
-            (_, Content::Slots(_) | Content::Ranges(..)) => Self::default(),
+            (_, Content::Slots(_) | Content::Ranges(..) | Content::Kept(_)) => Self::default(),
         }
     }
 
@@ -174,6 +174,19 @@ impl Difference {
             (old, Content::Ranges(_, family)) => {
                 let old = old.into_iter().flat_map(Content::ranges);
                 Self::of_ranges(old, new.ranges(), *family)
+            }
+            (old, Content::Kept(new)) => {
+                let none = BTreeMap::new();
+                let old = match old {
+                    Some(Content::Kept(old)) => old,
+                    _ => &none,
+                };
+                let Self { gone, new } = Self::of_elements(old, new);
+                // What changed is gone before it is new.
+                let gone =
+                    gone.chunks(SLOTS_A_PIECE).map(|gone| Self { gone: gone.to_vec(), new: Vec::new() });
+                let new = new.chunks(SLOTS_A_PIECE).map(|new| Self { gone: Vec::new(), new: new.to_vec() });
+                gone.chain(new).collect()
             }
             (_, Content::Elements(_)) => Vec::new(),
         }

@@ -24,7 +24,9 @@ pub mod ruleset;
 
 mod census;
 pub mod change;
+mod chooser;
 pub mod machine;
+mod places;
 mod programmer;
 mod rule;
 pub mod support;
@@ -32,6 +34,7 @@ pub mod surroundings;
 mod traffic;
 
 pub use census::{Census, Open, over};
+pub use chooser::Tables;
 pub use programmer::{Error, InForce, Programmer, Share, TableInForce};
 pub use ruleset::families;
 pub use traffic::{Carried, Traffic};

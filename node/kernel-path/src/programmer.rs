@@ -11,6 +11,7 @@ use trestle_netlink::nft::{self, Batch, ListedElement, Nft, Table, TableFlags};
 use trestle_netlink::socket;
 
 use crate::change::Change;
+use crate::chooser::Tables;
 use crate::machine;
 use crate::ruleset::Ruleset;
 use crate::traffic::{Tally, Traffic};
@@ -115,10 +116,15 @@ impl Programmer {
         if !ending.is_empty() {
             self.count_last(&self.name.clone());
         }
+        // Handles stay as they are where no rule changes, as when a member goes or comes: reading them all takes longer
+        // than the change.
+        let shape_changes = self.held.as_ref().is_none_or(|held| held.chains != to.chains);
         self.commit(change)?;
         self.tally.end(|name| ending.contains(name));
         self.held = Some(to);
-        self.shape = Some(self.read_shape()?);
+        if shape_changes {
+            self.shape = Some(self.read_shape()?);
+        }
         Ok(true)
     }
 
@@ -160,6 +166,12 @@ impl Programmer {
     pub fn remarks(&self) -> Vec<String> {
         let held = self.held.iter().flat_map(|held| held.remarks.iter().cloned());
         self.findings.iter().cloned().chain(held).collect()
+    }
+
+    /// By which members are chosen; `None`: nothing is in force, as far as is known.
+    pub fn tables(&self) -> Option<Tables> {
+        let held = self.held.as_ref()?;
+        Some(held.tables().map(|(name, table)| (name.to_owned(), Arc::clone(table))).collect())
     }
 
     /// What the kernel has, by its own word; `None`: no table of this node.

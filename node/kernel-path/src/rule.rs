@@ -20,6 +20,8 @@ pub enum Rule {
     ToPorts { to: Ports, then: Then },
     /// The flow goes to the member whose slot the client's hash gives.
     Choose { family: Family, table: String, slots: u32, seed: u32, hash: KernelHash, keeps_port: bool },
+    /// A flow in `flows` goes to the member there: one of TCP that has begun before, or any of UDP.
+    Resume { family: Family, transport: Transport, flows: &'static str },
     /// No member was found, although there are some: the client tries again.
     Drop,
     /// An answer of a member whose question went through another node: it comes from the listener's address.
@@ -205,6 +207,23 @@ impl Rule {
                 steps.push(X::Map { map: table, key: R[8], value: R[9] });
                 let port = (!keeps_port).then_some(R[9 + family.length() / 4]);
                 steps.push(nat(End::Destination, *family, R[9], port));
+            }
+            Rule::Resume { family, transport, flows } => {
+                steps.extend([X::LoadProtocol(R[0]), X::Equal(R[0], transport.number())]);
+                if *transport == Transport::Tcp {
+                    // A client that begins anew from the same port has nothing to go on with.
+                    steps.extend([X::Load(Field::TCP_FLAGS, R[0]), X::Mask(R[0], &SYN_AND_ACK)]);
+                    steps.push(X::NotEqual(R[0], &SYN));
+                }
+                let words = family.length() / 4;
+                steps.extend([X::Load(family.source(), R[0]), X::Load(Field::SOURCE_PORT, R[words])]);
+                steps.push(X::Load(family.destination(), R[words + 1]));
+                steps.push(X::LoadProtocol(R[2 * words + 1]));
+                steps.push(X::Load(Field::DESTINATION_PORT, R[2 * words + 2]));
+                // For IPv6 key and member fill all registers.
+                let to = 2 * words + 3;
+                steps.push(X::Map { map: flows, key: R[0], value: R[to] });
+                steps.push(nat(End::Destination, *family, R[to], Some(R[to + words])));
             }
             Rule::Drop => steps.push(X::Decide(Verdict::Drop)),
             Rule::Answer { family, transport, sources } => {

@@ -5,7 +5,7 @@
 //! | chain | hook | what it does |
 //! | --- | --- | --- |
 //! | `arrive` | prerouting, NAT | finds the listener by address, protocol and port, and goes to its chain |
-//! | `to4.NAME`, `to6.NAME` | | picks a slot by the client's hash, and rewrites the destination |
+//! | `to4.NAME`, `to6.NAME` | | a flow that another node has told of goes to its member; else picks a slot by the client's hash, and rewrites the destination |
 //! | `to4r.NAME`, `to6r.NAME` | | the same for ranges: the port stays |
 //! | `first` | prerouting, before NAT | drops what banned clients send to listeners; counts what comes from clients and from members; a flow's first packet goes to its listener's guard |
 //! | `leave` | postrouting, NAT | full-nat: rewrites the source; answers of flows that another node carried: from the listener's address |
@@ -16,8 +16,10 @@
 
 mod counts;
 mod guards;
+mod kept;
 
 pub(crate) use counts::Counts;
+pub(crate) use kept::Keepers;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -73,6 +75,8 @@ pub enum Content {
     Ranges(Arc<Ranges>, Family),
     /// From 0 on: the member of each slot.
     Slots(Arc<SlotTable>),
+    /// Flows, each with its member.
+    Kept(BTreeMap<Vec<u8>, Value>),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -131,7 +135,7 @@ impl Content {
                 Box::new(ranges.v4().map(|(first, last)| (first.into(), last.into())))
             }
             Self::Ranges(ranges, Family::V6) => Box::new(ranges.v6()),
-            Self::Elements(_) | Self::Slots(_) => Box::new(std::iter::empty()),
+            Self::Elements(_) | Self::Slots(_) | Self::Kept(_) => Box::new(std::iter::empty()),
         }
     }
 }
@@ -170,6 +174,7 @@ impl Ruleset {
         for family in Family::ALL {
             making.add_banned(family);
             making.add_family(family);
+            making.add_kept(family);
         }
         making.add_hooks();
         making.add_counts();
@@ -180,7 +185,7 @@ impl Ruleset {
     pub fn tables(&self) -> impl Iterator<Item = (&str, &Arc<SlotTable>)> {
         self.sets.iter().filter_map(|(name, set)| match &set.content {
             Content::Slots(table) => Some((name.as_str(), table)),
-            Content::Elements(_) | Content::Ranges(..) => None,
+            Content::Elements(_) | Content::Ranges(..) | Content::Kept(_) => None,
         })
     }
 }
@@ -203,6 +208,7 @@ struct Names {
     masked_ports: &'static str,
     answers: &'static str,
     banned: &'static str,
+    kept: &'static str,
 }
 
 impl Family {
@@ -219,6 +225,7 @@ impl Family {
                 masked_ports: "masked_ports4",
                 answers: "answers4",
                 banned: "banned4",
+                kept: "kept4",
             },
             Self::V6 => Names {
                 by_address: "by_address6",
@@ -229,6 +236,7 @@ impl Family {
                 masked_ports: "masked_ports6",
                 answers: "answers6",
                 banned: "banned6",
+                kept: "kept6",
             },
         }
     }
@@ -258,6 +266,11 @@ impl Family {
             IpAddr::V6(_) => Self::V6,
         }
     }
+}
+
+/// The name of the map that has a listener's table.
+pub(crate) fn table_of(listener: &KernelListener, family: Family) -> String {
+    format!("slots{}.{}.{}", family.digit(), listener.settings.slots, listener.pool)
 }
 
 struct Making<'a> {
@@ -303,7 +316,7 @@ impl Making<'_> {
     /// The name of its map; `None`: there is nobody to go to.
     fn add_table(&mut self, listener: &KernelListener, family: Family) -> Option<String> {
         let slots = listener.settings.slots;
-        let name = format!("slots{}.{slots}.{}", family.digit(), listener.pool);
+        let name = table_of(listener, family);
         if self.made.sets.contains_key(&name) {
             return Some(name);
         }
@@ -335,21 +348,20 @@ impl Making<'_> {
     ) -> String {
         let ranged = if keeps_port { "r" } else { "" };
         let name = format!("to{}{ranged}.{}", family.digit(), listener.name);
-        let rules = match table {
-            // Where nobody is to go to, this machine's own stack refuses.
-            None => Vec::new(),
-            Some(table) => {
-                let choose = Rule::Choose {
-                    family,
-                    table: table.clone(),
-                    slots: listener.settings.slots,
-                    seed: self.view.seed,
-                    hash: listener.settings.hash,
-                    keeps_port,
-                };
-                vec![Rule::Count(counts::begun_by(&listener.name)), choose, Rule::Drop]
-            }
-        };
+        let mut rules = self.resume(listener, family);
+        // Where nobody is to go to, this machine's own stack refuses.
+        if let Some(table) = table {
+            let choose = Rule::Choose {
+                family,
+                table: table.clone(),
+                slots: listener.settings.slots,
+                seed: self.view.seed,
+                hash: listener.settings.hash,
+                keeps_port,
+            };
+            rules.insert(0, Rule::Count(counts::begun_by(&listener.name)));
+            rules.extend([choose, Rule::Drop]);
+        }
         self.made.chains.insert(name.clone(), Chain { hook: None, rules });
         name
     }
@@ -387,23 +399,23 @@ impl Making<'_> {
         }
     }
 
-    /// From where answers of each member come, as clients know it. An address in a network of the
-    /// member's own is not what clients from elsewhere came to.
+    /// From where answers of each member come, as clients know it; also of one that gets nothing new, since what it
+    /// has goes on. An address in a network of the member's own is not what clients from elsewhere came to.
     fn add_answers(&mut self, listener: &KernelListener, family: Family, binds: &[Bind]) {
         let given: Vec<(IpAddr, &Bind)> = binds
             .iter()
             .filter_map(|bind| Some((bind.ip.filter(|ip| !ip.is_unspecified())?, bind)))
             .collect();
-        let members = self.view.pools.get(&listener.pool).map(Vec::as_slice).unwrap_or_default();
+        let members = kept::goes_on(self.view, listener);
         let names = family.names();
         let value = Some(family.endpoint_type());
         let mut count = 0usize;
-        for member in members.iter().filter(|member| Family::of(member.address.ip()) == family) {
-            let is_near = |ip: IpAddr| self.view.is_beside(ip, member.address.ip());
+        for member in members.into_iter().filter(|member| Family::of(member.ip()) == family) {
+            let is_near = |ip: IpAddr| self.view.is_beside(ip, member.ip());
             let (near, far): (Vec<_>, Vec<_>) = given.iter().partition(|(ip, _)| is_near(*ip));
             for (ip, bind) in if far.is_empty() { near } else { far } {
                 for port in bind.ports() {
-                    let from = if bind.more > 0 { port } else { member.address.port() };
+                    let from = if bind.more > 0 { port } else { member.port() };
                     for transport in transports(listener) {
                         count += 1;
                         if count > ANSWERS_MAX {
@@ -414,7 +426,7 @@ impl Making<'_> {
                             ));
                             return;
                         }
-                        let key = key(Some(member.address.ip()), transport, from);
+                        let key = key(Some(member.ip()), transport, from);
                         let value_of = Value::Bytes(endpoint(SocketAddr::new(ip, port)));
                         self.add_answer(listener, names.answers, (family, value), key, value_of, member);
                     }
@@ -430,16 +442,16 @@ impl Making<'_> {
         (family, value): (Family, Option<DataType>),
         key: Vec<u8>,
         of: Value,
-        member: &KernelMember,
+        member: SocketAddr,
     ) {
         let set = self.set(name, key_type(Some(family)), value);
         let Content::Elements(elements) = &mut set.content else { return };
         match elements.get(&key) {
             Some(there) if *there != of => {
                 let remark = format!(
-                    "listener {}: member {} is reached by another address and port too: flows by one of them do \
+                    "listener {}: member {member} is reached by another address and port too: flows by one of them do \
                      not outlive the node that carries them",
-                    listener.name, member.address
+                    listener.name
                 );
                 if !self.made.remarks.contains(&remark) {
                     self.made.remarks.push(remark);

@@ -89,6 +89,12 @@ fn parts(family: Family) -> Vec<(&'static str, Ruleset)> {
         ("maps of chains", dispatch(Rule::ByAddress { family, chains: "chains" }, false)),
         ("look-ups of an address's kind (fib)", dispatch(Rule::ByPort { family, chains: "chains" }, true)),
         ("jhash, or NAT to what a map holds", choose(KernelHash::ClientPort)),
+        ("maps by five parts, or NAT to what one holds", {
+            let rule = Rule::Resume { family, transport: Transport::Tcp, flows: "flows" };
+            let mut ruleset = of(Base::Arrive, vec![rule]);
+            ruleset.sets.insert("flows".to_owned(), Set::of_flows(family, std::collections::BTreeMap::new()));
+            ruleset
+        }),
         ("sets of intervals", {
             let mut ruleset = of(Base::First, Vec::new());
             ruleset

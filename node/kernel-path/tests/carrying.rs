@@ -6,6 +6,7 @@ mod lan;
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lan::{Lan, Member, VIP4, VIP6, view};
@@ -239,6 +240,72 @@ fn established_connections_go_on_at_another_balancer() {
     }
     assert!(began.elapsed() < 10 * SECOND, "{:?}", began.elapsed());
     drop(programmers);
+}
+
+#[test]
+fn flows_that_began_under_an_older_table_go_on_where_they_are_told_of() {
+    if !available(&[]) {
+        return;
+    }
+    let lan = Lan::new(2, &["a", "b", "c"]);
+    let (before, after) = (view(&[("a", 1), ("b", 1)]), view(&[("a", 1), ("b", 1), ("c", 2)]));
+    let (mut first, mut census) = lan.balancers[0].enter(|| {
+        let mut programmer = Programmer::open("some").unwrap();
+        programmer.follow(&before).unwrap();
+        (programmer, Census::open().unwrap())
+    });
+    let mut open: Vec<(TcpStream, String)> = lan.client.enter(|| {
+        let open = (0..80).map(|n| {
+            let port = if n % 4 < 2 { 80 } else { 7001 };
+            let mut stream = connect(SocketAddr::new(if n % 2 == 0 { VIP4 } else { VIP6 }, port));
+            let (name, _) = ask(&mut stream);
+            (stream, name)
+        });
+        open.collect()
+    });
+    let kept = lan.balancers[0].enter(|| {
+        let seen = census.take_by(&before, first.tables().as_ref()).unwrap();
+        assert_eq!((seen.flows, seen.kept), (80, Vec::new()), "each is where its hash says");
+        first.follow(&after).unwrap();
+        let seen = census.take_by(&after, first.tables().as_ref()).unwrap();
+        assert!(seen.addresses.contains(&VIP4) && seen.addresses.contains(&VIP6), "{seen:?}");
+        seen.kept
+    });
+    // Half of the slots are another member's now.
+    assert!((20..60).contains(&kept.len()), "{}", kept.len());
+    let told = KernelView { kept: Arc::new(kept.clone()), ..after.clone() };
+    let (mut second, mut census) = lan.balancers[1].enter(|| {
+        let mut programmer = Programmer::open("some").unwrap();
+        programmer.follow(&told).unwrap();
+        (programmer, Census::open().unwrap())
+    });
+    // Members speak first to some.
+    for (stream, _) in open.iter_mut().step_by(3) {
+        stream.write_all(b"!").unwrap();
+    }
+    std::thread::sleep(lan::PAUSE / 2);
+    lan.move_addresses(0, 1);
+    for (stream, name) in open.iter_mut().step_by(3) {
+        let mut answer = [0; 64];
+        let length = stream.read(&mut answer).unwrap();
+        assert_eq!(said(&answer[..length]).0, *name);
+    }
+    for (stream, name) in open.iter_mut().take(40) {
+        assert_eq!(ask(stream).0, *name);
+    }
+    lan.balancers[1].enter(|| {
+        // The next one has to hear of them, too, also of those that were silent.
+        let mut seen = census.take_by(&told, second.tables().as_ref()).unwrap().kept;
+        seen.sort_unstable();
+        let mut kept = kept.clone();
+        kept.sort_unstable();
+        assert_eq!(seen, kept);
+        second.follow(&after).unwrap();
+        second.follow(&told).unwrap();
+    });
+    for (stream, name) in open.iter_mut() {
+        assert_eq!(ask(stream).0, *name);
+    }
 }
 
 #[test]

@@ -214,6 +214,18 @@ pub(super) async fn render_metrics(kernel: &Arc<crate::run::Kernel>, out: &mut S
     for (name, kind, help, value) in [
         ("trestle_kernel_cut_flows_total", "counter", "Flows cut with their member.", kernel.cut()),
         (
+            "trestle_kernel_kept_flows",
+            "gauge",
+            "Flows that began under an older table and go on, told to other nodes.",
+            open.kept.len() as u64,
+        ),
+        (
+            "trestle_kernel_kept_elsewhere_flows",
+            "gauge",
+            "Those that other nodes have told of, and that could go on here.",
+            kernel.told().view.kept.len() as u64,
+        ),
+        (
             "trestle_kernel_count_micros",
             "gauge",
             "How long the last count of flows took.",

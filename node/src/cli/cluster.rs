@@ -125,7 +125,7 @@ pub(crate) fn status(args: &StatusArgs) -> Outcome {
     Err(Failure::Told)
 }
 
-async fn fetch(client: &Client) -> Result<(Status, serde_json::Value), ClientError> {
+pub(super) async fn fetch(client: &Client) -> Result<(Status, serde_json::Value), ClientError> {
     let answer = client.send(&Call::get("/v1/status")).await?;
     Ok((answer.json()?, answer.json()?))
 }
@@ -362,8 +362,14 @@ fn render_cluster(status: &Status, paint: Paint) -> String {
     };
     let drain = if status.draining { ", draining" } else { "" };
     let addresses = format!("cluster {}, admin {}", status.cluster.as_deref().unwrap_or("-"), status.admin);
+    let own = status.nodes.iter().find(|node| node.id == status.node).and_then(|node| node.key.as_ref());
+    let key = match own.map(|key| (&key.current, &key.other)) {
+        None => String::new(),
+        Some((current, None)) => format!(", key {current}"),
+        Some((current, Some(other))) => format!(", keys {current} (in use) and {other}"),
+    };
     format!(
-        "cluster {}: leader {leader}, term {}, {quorum}, {seat}{drain}\n{addresses}\n",
+        "cluster {}: leader {leader}, term {}, {quorum}, {seat}{drain}\n{addresses}{key}\n",
         status.cluster_id, status.term
     )
 }

@@ -8,6 +8,7 @@ mod cluster;
 mod config;
 mod firewall;
 mod kernel;
+mod keys;
 mod member;
 mod output;
 mod route;
@@ -57,6 +58,9 @@ enum Command {
     /// Make the secret file of a new cluster
     #[command(after_help = "Example:\n  trestle keygen -o cluster.key")]
     Keygen(Keygen),
+    /// The cluster's secret file, and how it gets a new key
+    #[command(subcommand, after_help = "Example:\n  trestle key rotate --key-file cluster.key")]
+    Key(keys::KeyCommand),
     /// Check config documents without a cluster
     #[command(after_help = "Example:\n  trestle validate web.yaml")]
     Validate(config::Validate),
@@ -174,6 +178,10 @@ pub(crate) struct Target {
 }
 
 impl Target {
+    pub(crate) fn key_file(&self) -> Option<&Path> {
+        given(self.key_file.as_deref())
+    }
+
     pub(crate) fn client(&self) -> anyhow::Result<Client> {
         // An empty variable is a container's way to leave one out.
         let urls = if self.admin.is_empty() { URL_DEFAULT } else { &self.admin };
@@ -233,6 +241,7 @@ fn dispatch(command: &Command) -> Outcome {
         Command::Run(args) => run::run(args),
         Command::Demo(args) => demo::demo(args),
         Command::Keygen(args) => keygen(args),
+        Command::Key(command) => keys::run(command),
         Command::Validate(args) => config::validate(args),
         Command::Apply(args) => config::apply(args),
         Command::Get(args) => config::get(args),

@@ -126,6 +126,16 @@ pub(crate) struct Node {
     pub(crate) seated: bool,
     pub(crate) drained: bool,
     pub(crate) revision: Option<u64>,
+    pub(crate) key: Option<NodeKey>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct NodeKey {
+    pub(crate) current: String,
+    pub(crate) other: Option<String>,
+    pub(crate) seeds: String,
+    pub(crate) stale: usize,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

@@ -91,6 +91,7 @@ impl Traced {
             node: "n1".into(),
             zone: String::new(),
             secret: [0; 32],
+            cookies: [0; 32].into(),
             pinned: BTreeMap::new(),
             spans: Some(tap),
             give_back: || {},

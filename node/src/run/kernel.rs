@@ -140,15 +140,24 @@ impl Kernel {
     }
 
     fn count_once(&self, view: &KernelView) -> Duration {
+        let tables = self.programmer.lock().as_ref().and_then(Programmer::tables);
+        // A large change that was waited for is not what a count takes.
         let began = Instant::now();
         let mut census = self.census.lock();
         let taken = match &mut *census {
-            Some(census) => census.take(view),
-            none => Census::open().and_then(|census| none.insert(census).take(view)),
+            Some(census) => census.take_by(view, tables.as_ref()),
+            none => Census::open().and_then(|census| none.insert(census).take_by(view, tables.as_ref())),
         };
         match taken {
             Ok(open) => {
                 self.plane.set_kernel_clients(&open.clients);
+                self.plane.set_kernel_kept(open.kept.clone(), open.addresses.clone());
+                if open.left_out > 0 && self.open.load().left_out == 0 {
+                    tracing::warn!(
+                        flows = open.left_out,
+                        "kernel path: so many flows began under older tables that these do not outlive this node"
+                    );
+                }
                 self.cut.fetch_add(open.cut, Ordering::Relaxed);
                 if open.cut > 0 {
                     tracing::info!(
@@ -166,6 +175,7 @@ impl Kernel {
     fn forget_flows(&self) {
         if self.open.load().flows > 0 {
             self.plane.set_kernel_clients(&[]);
+            self.plane.set_kernel_kept(Vec::new(), Vec::new());
         }
         self.open.store(Arc::default());
     }

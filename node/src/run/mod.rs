@@ -27,7 +27,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use trestle_cluster::identity::ClusterKey;
 use trestle_cluster::{Cluster, Draft, Ended, InheritedGuard, Start};
-use trestle_dataplane::{Options, Plane};
+use trestle_dataplane::{CookieKeys, Options, Plane};
 
 use crate::admin::{Access, Api, Server, Token};
 use crate::otlp::Exporter;
@@ -213,11 +213,13 @@ impl Prepared {
             }
         };
         let pinned = self.earlier.as_ref().map(Ports::pinned).unwrap_or_default();
+        let cookies = self.key.cookie_keys();
         let options = Options {
             workers: settings.workers,
             node: settings.name.clone(),
             zone: settings.zone.clone(),
-            secret: *self.key.cookie_key(),
+            secret: *self.key.seed(),
+            cookies: CookieKeys { current: *cookies.current, other: cookies.other.as_deref().copied() },
             pinned,
             spans,
             give_back: crate::memory::give_back,

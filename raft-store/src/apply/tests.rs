@@ -318,6 +318,31 @@ fn the_newest_ticket_keys_are_kept_and_one_is_added_only_after_the_one_it_was_ma
 }
 
 #[test]
+fn what_is_sealed_anew_takes_the_place_of_what_is_there_and_brings_back_nothing() {
+    let before = [
+        found(),
+        put_using(b"a", &[1, 2], &[1, 2]),
+        put_using(b"b", &[2], &[]),
+        add_ticket_key(0),
+        add_ticket_key(4),
+    ];
+    let (mut state, _) = run(before);
+    let was = state.clone();
+    // 3 is not there, nor is a key of epoch 9.
+    let command = samples::reseal(&[2, 3], &[4, 9]);
+    for index in [6, 7] {
+        assert_eq!(apply(&mut state, index, &command), Outcome::Done);
+        assert_eq!(stored(&state), stored(&was));
+        let anew = Sealed(Arc::from(&b"sealed anew"[..]));
+        assert_eq!(state.contents.get(&content(2).0), Some(&anew));
+        assert_eq!(state.contents.get(&content(1).0), was.contents.get(&content(1).0));
+        let keys: Vec<_> = state.ticket_keys.iter().map(|key| (key.epoch, key.key == anew)).collect();
+        assert_eq!(keys, [(5, false), (4, true)]);
+        assert_eq!(state.revisions, was.revisions, "no new revision");
+    }
+}
+
+#[test]
 fn orders_add_up_outlive_a_change_and_go_with_their_member() {
     let orders = |commands: Vec<Command>| {
         let (state, outcomes) = run([found()].into_iter().chain(commands));

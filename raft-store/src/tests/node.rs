@@ -99,6 +99,13 @@ async fn a_node_restarts_from_its_snapshot_with_everything() {
     for revision in 1..=3 * SNAPSHOT_EVERY {
         assert_eq!(propose(&raft, command(revision)).await, Outcome::Revision(revision));
     }
+    // On disk by then, and none of its revisions changes: its bytes have to, all the same.
+    assert_eq!(propose(&raft, crate::samples::reseal(&[0], &[])).await, Outcome::Done);
+    let contents = &store.machine().state().contents;
+    assert_eq!(
+        contents.get(&crate::samples::content(0).0).map(|sealed| &*sealed.0),
+        Some(&b"sealed anew"[..])
+    );
     let purged = |m: &openraft::RaftMetrics<TypeConfig>| m.purged.is_some_and(|id| id.index > SNAPSHOT_EVERY);
     raft.wait(WAIT).metrics(purged, "the log was purged").await.unwrap();
     raft.shutdown().await.unwrap();

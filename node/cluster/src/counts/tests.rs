@@ -175,7 +175,7 @@ impl Node {
         let gossip = Gossip::start(GossipSettings {
             node,
             cluster_id: Uuid::from_u128(7),
-            key: [1; 32].into(),
+            keys: zeroize::Zeroizing::new([1; 32]).into(),
             socket,
             advertise: address,
             seeds: watch::channel(seeds.iter().map(SocketAddr::to_string).collect()).1,

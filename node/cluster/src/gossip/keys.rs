@@ -36,6 +36,22 @@ pub struct NodeNews {
     pub feature_level: u32,
     /// By what it is overloaded; empty: it is not.
     pub strain: String,
+    /// Which keys of the cluster it has.
+    pub keys: KeyNews,
+}
+
+/// Fingerprints: no secrets.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KeyNews {
+    /// The one that it uses; empty: a release that does not say.
+    pub current: String,
+    /// The one that it accepts too.
+    pub other: Option<String>,
+    /// Of what stays when keys are exchanged.
+    pub seeds: String,
+    /// Contents and ticket keys in its state that are not sealed under the current one.
+    pub stale: usize,
 }
 
 /// A VIP at a node, as that one says: for people, nothing is decided by it.

@@ -32,7 +32,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::metrics::Dropped;
-use super::seal::{Kind, Seal, Session, Window};
+use super::seal::{GossipKeys, Kind, Seal, Session, Window};
 
 /// Sessions whose counters are remembered; one more draws a new epoch.
 pub(crate) const MAX_SESSIONS: usize = 1_024;
@@ -81,15 +81,15 @@ struct Route {
 
 impl Link {
     /// `rng` must be seeded from the system's entropy: session and epoch come from it.
-    pub(crate) fn new(key: &[u8; 32], cluster: Uuid, mut rng: StdRng) -> Link {
+    pub(crate) fn new(keys: &GossipKeys, cluster: Uuid, mut rng: StdRng) -> Link {
         let mut session = Session::default();
         rng.fill_bytes(&mut session);
         let epoch = draw_epoch(&mut rng);
         let mut ahead = Session::default();
         rng.fill_bytes(&mut ahead);
         Link {
-            seal: Seal::new(key, cluster, session),
-            ahead: Seal::new(key, cluster, ahead),
+            seal: Seal::new(keys, cluster, session),
+            ahead: Seal::new(keys, cluster, ahead),
             rng,
             epoch,
             windows: HashMap::new(),
@@ -312,7 +312,7 @@ mod tests {
     }
 
     fn link(seed: u64) -> Link {
-        Link::new(&[1; 32], Uuid::from_u128(7), StdRng::seed_from_u64(seed))
+        Link::new(&zeroize::Zeroizing::new([1; 32]).into(), Uuid::from_u128(7), StdRng::seed_from_u64(seed))
     }
 
     /// Two links, a wire that loses nothing, and what an eavesdropper has recorded.

@@ -50,9 +50,11 @@ use trestle_raft_store::types::NodeId;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
+use crate::identity::Both;
+
 use self::keys::OwnKeys;
 pub use self::keys::{
-    HealthBits, MAX_MEMBERS, MAX_STATE, MAX_VALUE, NodeNews, Observation, TooLarge, VipNews,
+    HealthBits, KeyNews, MAX_MEMBERS, MAX_STATE, MAX_VALUE, NodeNews, Observation, TooLarge, VipNews,
 };
 use self::liveness::Incarnation;
 use self::metrics::{GossipMetrics, family, sample};
@@ -76,8 +78,8 @@ pub(crate) const MAX_NOTICE: usize = seal::MAX_PAYLOAD;
 pub struct GossipSettings {
     pub node: NodeId,
     pub cluster_id: Uuid,
-    /// The cluster's gossip key.
-    pub key: Zeroizing<[u8; 32]>,
+    /// The cluster's gossip key; two while they are exchanged.
+    pub keys: Both<Zeroizing<[u8; 32]>>,
     /// Bound to the cluster port (Raft has the TCP port of the same number).
     pub socket: UdpSocket,
     /// Where others reach that socket.
@@ -170,7 +172,7 @@ impl Shared {
 impl Gossip {
     /// Starts to listen and to gossip; must be called within a tokio runtime. Never waits.
     pub fn start(settings: GossipSettings) -> Result<Gossip, GossipError> {
-        let GossipSettings { node, cluster_id, key, socket, advertise, seeds, members, interval } = settings;
+        let GossipSettings { node, cluster_id, keys, socket, advertise, seeds, members, interval } = settings;
         if advertise.port() == 0 || advertise.ip().is_unspecified() {
             return Err(GossipError::Advertise(advertise));
         }
@@ -178,7 +180,7 @@ impl Gossip {
             return Err(GossipError::Interval(interval));
         }
         let metrics = Arc::new(GossipMetrics::default());
-        let (wire, inboxes) = Wire::new(socket, &key, cluster_id, Arc::clone(&metrics));
+        let (wire, inboxes) = Wire::new(socket, &keys, cluster_id, Arc::clone(&metrics));
         let alone = Arc::new(BTreeSet::from([node]));
         let shared = Arc::new(Shared {
             node,
@@ -426,6 +428,7 @@ pub mod fuzzing {
     use rand::rngs::StdRng;
     use tokio::time::Instant;
     use uuid::Uuid;
+    use zeroize::Zeroizing;
 
     use super::link::Link;
     use super::pieces::Reassembly;
@@ -433,12 +436,12 @@ pub mod fuzzing {
 
     /// Must return for any bytes, with every table within its bounds.
     pub fn datagram(data: &[u8]) {
-        let (key, cluster, now) = ([1; 32], Uuid::from_u128(7), Instant::now());
+        let (keys, cluster, now) = (Zeroizing::new([1; 32]).into(), Uuid::from_u128(7), Instant::now());
         let from = ([127, 0, 0, 1], 1).into();
-        let mut link = Link::new(&key, cluster, StdRng::seed_from_u64(1));
+        let mut link = Link::new(&keys, cluster, StdRng::seed_from_u64(1));
         let mut out = Vec::new();
         let _ = link.receive(from, data, now, &mut out);
-        let mut peer = Seal::new(&key, cluster, [9; 16]);
+        let mut peer = Seal::new(&keys, cluster, [9; 16]);
         let mut pieces = Reassembly::default();
         for chunk in data.chunks(MAX_PAYLOAD) {
             for kind in Kind::ALL {

@@ -1,4 +1,5 @@
-//! Seals datagrams: XChaCha20-Poly1305 under the cluster's gossip key.
+//! Seals datagrams: XChaCha20-Poly1305 under the cluster's gossip key. While two keys are exchanged, the current
+//! one seals and both open: a datagram that nobody of the cluster has sealed costs two looks instead of one.
 //!
 //! A sender's process has a random session of 16 bytes and counts its datagrams; together they are
 //! the nonce of 24 bytes. XChaCha derives a key of its own from the first 16 of them, so each
@@ -18,11 +19,13 @@
 //! use its counters again. Don't restore a running node from one.
 
 use chacha20poly1305::aead::{AeadInPlace, KeyInit};
-use chacha20poly1305::{Tag, XChaCha20Poly1305, XNonce};
+use chacha20poly1305::{Key, Tag, XChaCha20Poly1305, XNonce};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
+use zeroize::Zeroizing;
 
 use super::metrics::Dropped;
+use crate::identity::Both;
 
 /// Largest datagram that is sent: it fits every path's MTU without IP fragments.
 pub(crate) const MAX_DATAGRAM: usize = 1_200;
@@ -35,6 +38,8 @@ const INNER: usize = 1 + 8 + 8;
 const MAC: usize = 16;
 
 pub(crate) type Session = [u8; 16];
+/// What seals and opens.
+pub(crate) type GossipKeys = Both<Zeroizing<[u8; 32]>>;
 
 /// What a datagram carries. The numbers are the wire's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -107,7 +112,7 @@ pub(crate) struct Frame {
 }
 
 pub(crate) struct Seal {
-    cipher: XChaCha20Poly1305,
+    ciphers: Both<XChaCha20Poly1305>,
     cluster: Uuid,
     cluster_tag: [u8; 4],
     session: Session,
@@ -116,11 +121,13 @@ pub(crate) struct Seal {
 }
 
 impl Seal {
-    pub(crate) fn new(key: &[u8; 32], cluster: Uuid, session: Session) -> Seal {
+    pub(crate) fn new(keys: &GossipKeys, cluster: Uuid, session: Session) -> Seal {
         let digest = Sha256::digest(cluster.as_bytes());
         let mut cluster_tag = [0; 4];
         cluster_tag.copy_from_slice(&digest[..4]);
-        Seal { cipher: XChaCha20Poly1305::new(key.into()), cluster, cluster_tag, session, counter: 0 }
+        let cipher = |key: &Zeroizing<[u8; 32]>| XChaCha20Poly1305::new(Key::from_slice(key.as_slice()));
+        let ciphers = Both { current: cipher(&keys.current), other: keys.other.as_ref().map(cipher) };
+        Seal { ciphers, cluster, cluster_tag, session, counter: 0 }
     }
 
     pub(crate) fn session(&self) -> Session {
@@ -142,7 +149,8 @@ impl Seal {
         datagram.extend_from_slice(payload);
         let nonce = nonce(&self.session, self.counter);
         let mac = self
-            .cipher
+            .ciphers
+            .current
             .encrypt_in_place_detached(&nonce, &self.associated(), &mut datagram[CLEAR..])
             .expect("a datagram is far below the cipher's limit of 256 GiB");
         datagram.extend_from_slice(&mac);
@@ -169,14 +177,14 @@ impl Seal {
         }
         let (sealed, mac) = rest.split_at(rest.len() - MAC);
         let mut plain = sealed.to_vec();
-        self.cipher
-            .decrypt_in_place_detached(
-                &nonce(&session, counter),
-                &self.associated(),
-                &mut plain,
-                Tag::from_slice(mac),
-            )
-            .map_err(|_| Dropped::Key)?;
+        let (nonce, associated, mac) = (nonce(&session, counter), self.associated(), Tag::from_slice(mac));
+        // The code is looked at before a byte is changed: the second key finds what the first one found.
+        let opens = |cipher: &XChaCha20Poly1305| {
+            cipher.decrypt_in_place_detached(&nonce, &associated, &mut plain, mac).is_ok()
+        };
+        if !self.ciphers.iter().any(opens) {
+            return Err(Dropped::Key);
+        }
         Self::frame(session, counter, &plain)
     }
 
@@ -250,7 +258,33 @@ mod tests {
     use super::*;
 
     fn seal(key: u8, cluster: u128, session: u8) -> Seal {
-        Seal::new(&[key; 32], Uuid::from_u128(cluster), [session; 16])
+        sealing(key, None, cluster, session)
+    }
+
+    fn sealing(key: u8, other: Option<u8>, cluster: u128, session: u8) -> Seal {
+        let keys = Both { current: key, other }.map(|key| Zeroizing::new([key; 32]));
+        Seal::new(&keys, Uuid::from_u128(cluster), [session; 16])
+    }
+
+    #[test]
+    fn while_two_keys_are_there_either_opens_and_the_current_one_seals() {
+        let (old, new) = (1, 2);
+        let mut senders =
+            [seal(old, 7, 1), sealing(old, Some(new), 7, 1), sealing(new, Some(old), 7, 1), seal(new, 7, 1)];
+        let receivers =
+            [seal(old, 7, 2), sealing(old, Some(new), 7, 2), sealing(new, Some(old), 7, 2), seal(new, 7, 2)];
+        for (from, sender) in senders.iter_mut().enumerate() {
+            let datagram = sender.seal(Kind::Counts, 5, 6, b"payload");
+            for (at, receiver) in receivers.iter().enumerate() {
+                let opened = receiver.open(&datagram).map(|frame| frame.payload);
+                // One key is known to who has but the other.
+                if (from < 2 && at == 3) || (from >= 2 && at == 0) {
+                    assert_eq!(opened, Err(Dropped::Key), "{from} {at}");
+                } else {
+                    assert_eq!(opened.as_deref(), Ok(&b"payload"[..]), "{from} {at}");
+                }
+            }
+        }
     }
 
     #[test]

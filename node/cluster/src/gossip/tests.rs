@@ -51,7 +51,7 @@ impl Node {
         let gossip = Gossip::start(GossipSettings {
             node,
             cluster_id: Uuid::from_u128(world.cluster),
-            key: [world.key; 32].into(),
+            keys: Zeroizing::new([world.key; 32]).into(),
             socket,
             advertise: advertise.unwrap_or(address),
             seeds: seeds_seen,
@@ -330,7 +330,7 @@ async fn an_address_that_nobody_can_reach_is_refused() {
         Gossip::start(GossipSettings {
             node: 0,
             cluster_id: Uuid::nil(),
-            key: [0; 32].into(),
+            keys: Zeroizing::new([0; 32]).into(),
             socket: UdpSocket::bind("127.0.0.1:0").await.expect("binds"),
             advertise: advertise.parse().expect("an address"),
             seeds: watch::channel(Vec::new()).1,

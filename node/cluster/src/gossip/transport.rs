@@ -28,7 +28,7 @@ use uuid::Uuid;
 use super::link::{Link, Outbox, Throttle};
 use super::metrics::{Dropped, GossipMetrics};
 use super::pieces::{Reassembly, cut};
-use super::seal::{Kind, MAX_DATAGRAM};
+use super::seal::{GossipKeys, Kind, MAX_DATAGRAM};
 
 /// Whole chitchat messages that wait for its loop.
 const CHITCHAT_QUEUE: usize = 256;
@@ -80,7 +80,7 @@ pub(crate) struct Inboxes {
 impl Wire {
     pub(crate) fn new(
         socket: UdpSocket,
-        key: &[u8; 32],
+        keys: &GossipKeys,
         cluster: Uuid,
         metrics: Arc<GossipMetrics>,
     ) -> (Arc<Wire>, Inboxes) {
@@ -92,7 +92,7 @@ impl Wire {
         let (release, release_inbox) = mpsc::channel(RELEASE_QUEUE);
         let wire = Wire {
             socket,
-            link: Mutex::new(Link::new(key, cluster, StdRng::from_os_rng())),
+            link: Mutex::new(Link::new(keys, cluster, StdRng::from_os_rng())),
             metrics,
             next_message: AtomicU32::new(rand::random()),
             chitchat: Mutex::new(None),

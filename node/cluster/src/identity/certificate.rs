@@ -92,7 +92,7 @@ fn parse_uri(uri: &str) -> Option<(Option<Uuid>, Standing)> {
     Some((cluster, standing))
 }
 
-/// A fresh certificate and its private key, signed by the cluster's authority. `hosts` are names
+/// A fresh certificate and its private key, signed by the current key's authority. `hosts` are names
 /// and addresses under which a browser may meet it (the admin API).
 pub(super) fn mint(
     key: &ClusterKey,
@@ -108,9 +108,9 @@ pub(super) fn mint(
     params.extended_key_usages =
         vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     let own = KeyPair::generate()?;
-    let certificate = params.signed_by(&own, key.issuer())?;
+    let certificate = params.signed_by(&own, key.current().issuer())?;
     let private = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(own.serialize_der()));
-    Ok((vec![certificate.der().clone(), key.ca().clone()], private))
+    Ok((vec![certificate.der().clone(), key.current().ca().clone()], private))
 }
 
 #[cfg(test)]
@@ -155,6 +155,6 @@ mod tests {
     #[test]
     fn the_authority_itself_is_nobody() {
         let key = ClusterKey::generate().unwrap();
-        assert_eq!(PeerIdentity::of(key.ca()), None);
+        assert_eq!(PeerIdentity::of(key.current().ca()), None);
     }
 }

@@ -1,39 +1,97 @@
-//! The cluster's secret file: made, written and read.
+//! The cluster's secret file: made, written, read, and taken through a rotation.
+//!
+//! A file has one key, or two while they are exchanged. The *current* key mints, seals and signs; the *other*
+//! one is only accepted: what it has minted, sealed or signed still counts. A rotation takes three steps, each
+//! a new file that every node is restarted with before the next:
+//!
+//! ```text
+//! One [old]  --add-->  Added [old, new]  --use-->  Used [new, old]  --drop-->  One [new]
+//! ```
+//!
+//! Any two neighbours in this row understand each other: the current key of each is known to the other. The
+//! `rotation` block tells the two in the middle apart and is bound to both keys by a code, so that a file whose
+//! blocks were exchanged or joined by hand is refused. What nodes must agree on whatever key they use
+//! ([`ClusterKey::seed`], [`ClusterKey::digest_key`]) is carried along in a block of its own; without one it
+//! follows from the only key.
 
 use std::fmt;
 use std::sync::Arc;
 
-use aws_lc_rs::hmac::{self, HMAC_SHA256};
-use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    date_time_ymd,
-};
-use rustls_pki_types::pem::{PemObject, SectionKind};
-use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use rustls_pki_types::CertificateDer;
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-/// Label of the gossip key's block. The other two blocks are standard ones.
-const GOSSIP_LABEL: &str = "TRESTLE GOSSIP KEY";
-/// A key file is under 2 KiB; what is far larger is some other file.
+use super::pem::{Secret, block, blocks};
+use super::single::Single;
+
+const CERTIFICATE: &str = "CERTIFICATE";
+const PRIVATE_KEY: &str = "PRIVATE KEY";
+const GOSSIP: &str = "TRESTLE GOSSIP KEY";
+const SEEDS: &str = "TRESTLE SEEDS";
+const ROTATION: &str = "TRESTLE ROTATION";
+/// A key file is under 3 KiB; what is far larger is some other file.
 const MAX_FILE: usize = 64 << 10;
+/// Of the rotation block.
+const FORMAT: u8 = 1;
 /// First and last year of every certificate: they never end, see [`super::tls`].
 pub(super) const YEARS: (i32, i32) = (1970, 9999);
 
-/// The secret that makes machines one cluster: a certificate authority and a 32-byte gossip key.
-/// Cheap to clone. The last one wipes what it holds; `rcgen` and `aws-lc` keep the authority's key in forms of
-/// their own.
+const COOKIE_LABEL: &[u8] = b"trestle sticky cookie";
+const DIGEST_LABEL: &[u8] = b"trestle content digest";
+const SEAL_LABEL: &[u8] = b"trestle content seal";
+
+/// The secret that makes machines one cluster: one key, or two while they are exchanged. Cheap to clone. The
+/// last one wipes what it holds.
 #[derive(Clone)]
 pub struct ClusterKey {
-    inner: Arc<Inner>,
+    current: Arc<Single>,
+    /// With what it is to the current one.
+    other: Option<(Other, Arc<Single>)>,
+    /// `None`: it follows from the only key.
+    seeds: Option<Arc<Seeds>>,
 }
 
-struct Inner {
-    ca: CertificateDer<'static>,
-    ca_key_pem: Zeroizing<String>,
-    issuer: Issuer<'static, KeyPair>,
-    gossip: Zeroizing<[u8; 32]>,
-    id: String,
+/// Seed, then key of digests.
+type Seeds = Zeroizing<[u8; 64]>;
+
+/// What the second key in a file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Other {
+    /// It is to be the current one.
+    New = 1,
+    /// It was.
+    Old = 2,
+}
+
+/// How far a rotation is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// There is one key.
+    One,
+    /// A new key is accepted, the old one in use.
+    Added,
+    /// The new key is in use, the old one accepted.
+    Used,
+}
+
+/// What makes of a file the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    Add,
+    Use,
+    Drop,
+}
+
+/// Fingerprint of a key's authority: no secret.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KeyId([u8; KeyId::BYTES]);
+
+/// Something of the current key, and of the other while there is one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Both<T> {
+    pub current: T,
+    pub other: Option<T>,
 }
 
 /// Why a key file can't be used. Never says what is in it.
@@ -43,6 +101,14 @@ pub enum KeyError {
     Missing(&'static str),
     #[error("the key file has two {0} blocks")]
     Twice(&'static str),
+    #[error(
+        "the key file has two keys, but no {ROTATION} block says which is in use: only `trestle key rotate` puts two into one"
+    )]
+    Joined,
+    #[error(
+        "the {ROTATION} block of the key file is not of the keys in it, in this order: only `trestle key rotate` changes a file with two"
+    )]
+    Exchanged,
     #[error("the key file is not a key file: {0} bytes")]
     TooLarge(usize),
     #[error("the key file is damaged: {0}")]
@@ -58,272 +124,265 @@ pub enum KeyError {
 impl ClusterKey {
     /// A new secret from the system's random numbers.
     pub fn generate() -> Result<Self, KeyError> {
-        let key = KeyPair::generate()?;
-        let mut gossip = Zeroizing::new([0; 32]);
-        rand::TryRngCore::try_fill_bytes(&mut rand::rngs::OsRng, gossip.as_mut_slice())
-            .map_err(|e| KeyError::Damaged(format!("no random numbers: {e}")))?;
-        let ca = ca_params(&key).self_signed(&key)?;
-        Self::assemble(ca.der().clone(), key, gossip)
+        Ok(Self { current: Arc::new(Single::generate()?), other: None, seeds: None })
+    }
+
+    pub fn stage(&self) -> Stage {
+        match self.other {
+            None => Stage::One,
+            Some((Other::New, _)) => Stage::Added,
+            Some((Other::Old, _)) => Stage::Used,
+        }
+    }
+
+    /// Whether there was ever another key than this one, or is.
+    pub(crate) fn was_exchanged(&self) -> bool {
+        self.seeds.is_some()
+    }
+
+    /// The secret after the next step of its rotation.
+    ///
+    /// # Errors
+    /// There are no random numbers for a new key.
+    pub fn stepped(&self) -> Result<(Step, Self), KeyError> {
+        let seeds = Some(Arc::new(self.seeds()));
+        let current = self.current.clone();
+        Ok(match &self.other {
+            None => {
+                let other = Some((Other::New, Arc::new(Single::generate()?)));
+                (Step::Add, Self { current, other, seeds })
+            }
+            Some((Other::New, new)) => {
+                (Step::Use, Self { current: new.clone(), other: Some((Other::Old, current)), seeds })
+            }
+            Some((Other::Old, _)) => (Step::Drop, Self { current, other: None, seeds }),
+        })
     }
 
     /// The secret file's text: keep it readable by the node's user only.
     pub fn to_pem(&self) -> Zeroizing<String> {
         const HEAD: &str = "# A Trestle cluster's secret. Whoever holds this file can join the cluster and read its config.\n";
-        let ca = block("CERTIFICATE", &self.inner.ca);
-        let gossip = block(GOSSIP_LABEL, self.inner.gossip.as_slice());
         // Joined at once: a text that grows leaves pieces behind.
-        Zeroizing::new([HEAD, ca.as_str(), self.inner.ca_key_pem.as_str(), gossip.as_str()].concat())
+        let mut parts = vec![Zeroizing::new(HEAD.to_owned())];
+        if let Some((role, other)) = &self.other {
+            let (now, then) = match role {
+                Other::New => ("old", "new"),
+                Other::Old => ("new", "old"),
+            };
+            let (current, other) = (self.current.id(), other.id());
+            let told = format!(
+                "# Two keys: {current} ({now}) is in use, {other} ({then}) is accepted. `trestle key rotate` goes on.\n"
+            );
+            parts.push(Zeroizing::new(told));
+        }
+        for key in self.keys() {
+            parts.push(block(CERTIFICATE, key.ca()));
+            parts.push(Zeroizing::new(key.ca_key_pem().to_owned()));
+            parts.push(block(GOSSIP, key.gossip().as_slice()));
+        }
+        if let Some(seeds) = &self.seeds {
+            parts.push(block(SEEDS, seeds.as_slice()));
+        }
+        if let Some((role, _)) = &self.other {
+            let code = self.code(*role);
+            parts.push(block(ROTATION, &[&[FORMAT, *role as u8][..], code.as_slice()].concat()));
+        }
+        let parts: Vec<&str> = parts.iter().map(|part| part.as_str()).collect();
+        Zeroizing::new(parts.concat())
     }
 
     /// Reads what [`ClusterKey::to_pem`] wrote. Other blocks are refused, not skipped: a file with
-    /// two keys in it is a mistake that should not start a node.
+    /// two keys that nobody put in an order is a mistake that should not start a node.
     pub fn parse(text: &str) -> Result<Self, KeyError> {
         if text.len() > MAX_FILE {
             return Err(KeyError::TooLarge(text.len()));
         }
-        let gossip = gossip_block(text)?;
-        let mut ca = None;
-        let mut key = None;
-        for section in <(SectionKind, Vec<u8>)>::pem_slice_iter(text.as_bytes()) {
-            let (kind, der) = section.map_err(|e| KeyError::Damaged(e.to_string()))?;
-            let der = Zeroizing::new(der);
-            match kind {
-                SectionKind::Certificate => put(&mut ca, der, "CERTIFICATE")?,
-                SectionKind::PrivateKey => put(&mut key, der, "PRIVATE KEY")?,
-                other => return Err(KeyError::Damaged(format!("unexpected block {other:?}"))),
+        let mut found = blocks(text, &[CERTIFICATE, PRIVATE_KEY, GOSSIP, SEEDS, ROTATION])?;
+        let mut of = |label: &'static str| -> Vec<Secret> {
+            found.extract_if(.., |(is, _)| *is == label).map(|(_, bytes)| bytes).collect()
+        };
+        let (gossip, ca, private) = (of(GOSSIP), of(CERTIFICATE), of(PRIVATE_KEY));
+        let (seeds, rotation) = (at_most_one(of(SEEDS), SEEDS)?, at_most_one(of(ROTATION), ROTATION)?);
+        let parts = [(GOSSIP, &gossip), (CERTIFICATE, &ca), (PRIVATE_KEY, &private)];
+        for (label, blocks) in parts {
+            let fewest = parts.iter().map(|(_, blocks)| blocks.len()).min().unwrap_or(0);
+            match blocks.len() {
+                0 => return Err(KeyError::Missing(label)),
+                2 if fewest == 2 => {}
+                1 => {}
+                _ => return Err(KeyError::Twice(label)),
             }
         }
-        let ca = CertificateDer::from(ca.ok_or(KeyError::Missing("CERTIFICATE"))?.to_vec());
-        let key = key.ok_or(KeyError::Missing("PRIVATE KEY"))?;
-        let der = PrivatePkcs8KeyDer::from(key.as_slice());
-        let key = KeyPair::from_pkcs8_der_and_sign_algo(&der, &rcgen::PKCS_ECDSA_P256_SHA256)
-            .map_err(|e| KeyError::Damaged(format!("private key: {e}")))?;
-        if public_key_of(&ca)? != key.public_key_raw() {
-            return Err(KeyError::Mismatch);
+        let mut keys = Vec::with_capacity(2);
+        for ((ca, private), gossip) in ca.iter().zip(&private).zip(&gossip) {
+            keys.push(Arc::new(Single::of(ca, private, exact(GOSSIP, gossip)?)?));
         }
-        Self::assemble(ca, key, gossip)
+        let seeds = seeds.map(|seeds| exact(SEEDS, &seeds)).transpose()?.map(Arc::new);
+        let mut keys = keys.into_iter();
+        let current = keys.next().ok_or(KeyError::Missing(CERTIFICATE))?;
+        match (keys.next(), rotation) {
+            (None, None) => Ok(Self { current, other: None, seeds }),
+            (None, Some(_)) => Err(KeyError::Damaged(format!("it has a {ROTATION} block, but a single key"))),
+            (Some(_), None) => Err(KeyError::Joined),
+            (Some(other), Some(rotation)) => {
+                let seeds = Some(seeds.ok_or(KeyError::Missing(SEEDS))?);
+                let rotation: Zeroizing<[u8; 34]> = exact(ROTATION, &rotation)?;
+                let role = match rotation[..2] {
+                    [FORMAT, 1] => Other::New,
+                    [FORMAT, 2] => Other::Old,
+                    _ => return Err(KeyError::Damaged(format!("{ROTATION} is of a newer release"))),
+                };
+                let key = Self { current, other: Some((role, other)), seeds };
+                if key.code(role).as_slice() == &rotation[2..] { Ok(key) } else { Err(KeyError::Exchanged) }
+            }
+        }
     }
 
-    /// The key that seals gossip datagrams.
-    pub fn gossip_key(&self) -> Zeroizing<[u8; 32]> {
-        self.inner.gossip.clone()
+    /// Of all that a file with two keys says: that they are these, in this order.
+    fn code(&self, role: Other) -> Zeroizing<[u8; 32]> {
+        let seeds = self.seeds();
+        let mut said = Sha256::new_with_prefix([role as u8]).chain_update(seeds.as_slice());
+        for key in self.keys() {
+            // Of fixed length each: nothing can be moved from one into the next.
+            said.update(Sha256::digest(key.ca()));
+            said.update(Sha256::digest(key.gossip().as_slice()));
+        }
+        let said: [u8; 32] = said.finalize().into();
+        self.current.derived(&[&b"trestle rotation"[..], &said].concat())
+    }
+
+    /// The keys that seal gossip datagrams.
+    pub fn gossip_keys(&self) -> Both<Zeroizing<[u8; 32]>> {
+        self.both(|key| key.gossip().clone())
     }
 
     /// What cookies that keep clients at their member are made with.
-    pub fn cookie_key(&self) -> Zeroizing<[u8; 32]> {
-        self.derived(b"trestle sticky cookie")
+    pub fn cookie_keys(&self) -> Both<Zeroizing<[u8; 32]>> {
+        self.both(|key| key.derived(COOKIE_LABEL))
     }
 
-    /// HKDF-Expand (RFC 5869, section 2.3) of the gossip key, which is random already: its first block,
-    /// which is all that is needed.
-    pub(crate) fn derived(&self, label: &[u8]) -> Zeroizing<[u8; 32]> {
-        let secret = hmac::Key::new(HMAC_SHA256, self.inner.gossip.as_slice());
-        let block = hmac::sign(&secret, &[label, &[1]].concat());
-        Zeroizing::new(block.as_ref().try_into().expect("HMAC-SHA-256 has 32 bytes"))
+    /// What seals contents and keys of session tickets at rest, with the ids by which it is told.
+    pub(crate) fn seal_keys(&self) -> Both<(KeyId, Zeroizing<[u8; 32]>)> {
+        self.both(|key| (key.id(), key.derived(SEAL_LABEL)))
     }
 
-    /// A short fingerprint of the authority, for logs: equal on all nodes of a cluster.
-    pub fn id(&self) -> &str {
-        &self.inner.id
+    /// What nodes place clients by, equal on all of them: it stays through rotations.
+    pub fn seed(&self) -> Zeroizing<[u8; 32]> {
+        self.half_of_seeds(0)
     }
 
-    pub(super) fn ca(&self) -> &CertificateDer<'static> {
-        &self.inner.ca
+    /// What names contents: it stays too, so that equal content keeps its name.
+    pub(crate) fn digest_key(&self) -> Zeroizing<[u8; 32]> {
+        self.half_of_seeds(1)
     }
 
-    pub(super) fn issuer(&self) -> &Issuer<'static, KeyPair> {
-        &self.inner.issuer
+    /// Fingerprint of what stays, to tell whether nodes agree on it.
+    pub fn seeds_id(&self) -> KeyId {
+        let digest: [u8; 32] = Sha256::digest(self.seeds().as_slice()).into();
+        KeyId::first_of(&digest)
     }
 
-    fn assemble(
-        ca: CertificateDer<'static>,
-        key: KeyPair,
-        gossip: Zeroizing<[u8; 32]>,
-    ) -> Result<Self, KeyError> {
-        let id = fingerprint(key.public_key_raw());
-        let ca_key_pem = Zeroizing::new(key.serialize_pem());
-        let issuer = Issuer::from_ca_cert_der(&ca, key)?;
-        Ok(Self { inner: Arc::new(Inner { ca, ca_key_pem, issuer, gossip, id }) })
+    fn half_of_seeds(&self, half: usize) -> Zeroizing<[u8; 32]> {
+        let mut key = Zeroizing::new([0; 32]);
+        key.copy_from_slice(&self.seeds()[32 * half..][..32]);
+        key
+    }
+
+    fn seeds(&self) -> Seeds {
+        if let Some(seeds) = &self.seeds {
+            return Seeds::clone(seeds);
+        }
+        let mut seeds = Zeroizing::new([0; 64]);
+        seeds[..32].copy_from_slice(self.current.derived(COOKIE_LABEL).as_slice());
+        seeds[32..].copy_from_slice(self.current.derived(DIGEST_LABEL).as_slice());
+        seeds
+    }
+
+    /// Fingerprint of the current key, for logs: equal on all nodes of a cluster but while keys are exchanged.
+    pub fn id(&self) -> KeyId {
+        self.current.id()
+    }
+
+    pub fn ids(&self) -> Both<KeyId> {
+        self.both(Single::id)
+    }
+
+    /// The authorities whose certificates count.
+    pub(super) fn authorities(&self) -> Both<CertificateDer<'static>> {
+        self.both(|key| key.ca().clone())
+    }
+
+    pub(super) fn current(&self) -> &Single {
+        &self.current
+    }
+
+    fn keys(&self) -> impl Iterator<Item = &Single> {
+        std::iter::once(&self.current).chain(self.other.as_ref().map(|(_, other)| other)).map(AsRef::as_ref)
+    }
+
+    fn both<T>(&self, of: impl Fn(&Single) -> T) -> Both<T> {
+        Both { current: of(&self.current), other: self.other.as_ref().map(|(_, other)| of(other)) }
+    }
+}
+
+impl<T> Both<T> {
+    /// The current one first.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        std::iter::once(&self.current).chain(&self.other)
+    }
+
+    pub fn map<U>(self, mut to: impl FnMut(T) -> U) -> Both<U> {
+        Both { current: to(self.current), other: self.other.map(to) }
+    }
+}
+
+impl<T> From<T> for Both<T> {
+    fn from(current: T) -> Self {
+        Self { current, other: None }
+    }
+}
+
+impl KeyId {
+    pub(crate) const BYTES: usize = 6;
+
+    pub(super) fn first_of(digest: &[u8; 32]) -> Self {
+        let mut id = [0; Self::BYTES];
+        id.copy_from_slice(&digest[..Self::BYTES]);
+        Self(id)
+    }
+
+    pub(crate) fn bytes(self) -> [u8; Self::BYTES] {
+        self.0
+    }
+}
+
+impl fmt::Display for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 
 impl fmt::Debug for ClusterKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ClusterKey").field("id", &self.inner.id).finish_non_exhaustive()
+        let other = self.ids().other;
+        f.debug_struct("ClusterKey").field("id", &self.id()).field("other", &other).finish_non_exhaustive()
     }
 }
 
-/// The authority's name carries its fingerprint: with another key the *issuer* is unknown, which is
-/// what a person should read, rather than that some signature is bad.
-fn ca_params(key: &KeyPair) -> CertificateParams {
-    let mut params = CertificateParams::default();
-    params.not_before = date_time_ymd(YEARS.0, 1, 1);
-    params.not_after = date_time_ymd(YEARS.1, 12, 31);
-    params.distinguished_name = DistinguishedName::new();
-    params
-        .distinguished_name
-        .push(DnType::CommonName, format!("Trestle cluster key {}", fingerprint(key.public_key_raw())));
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-    params
+fn at_most_one(mut blocks: Vec<Secret>, label: &'static str) -> Result<Option<Secret>, KeyError> {
+    if blocks.len() > 1 { Err(KeyError::Twice(label)) } else { Ok(blocks.pop()) }
 }
 
-fn fingerprint(public_key: &[u8]) -> String {
-    Sha256::digest(public_key).iter().take(6).map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn public_key_of(ca: &CertificateDer<'_>) -> Result<Vec<u8>, KeyError> {
-    let (_, parsed) = x509_parser::parse_x509_certificate(ca)
-        .map_err(|e| KeyError::Damaged(format!("certificate: {e}")))?;
-    Ok(parsed.public_key().subject_public_key.data.to_vec())
-}
-
-type Secret = Zeroizing<Vec<u8>>;
-
-fn put(slot: &mut Option<Secret>, value: Secret, label: &'static str) -> Result<(), KeyError> {
-    if slot.replace(value).is_some() { Err(KeyError::Twice(label)) } else { Ok(()) }
-}
-
-// === the gossip key's block: a label of our own, which the PEM reader skips ===
-
-const LINE: usize = 64;
-const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-
-fn block(label: &str, data: &[u8]) -> Zeroizing<String> {
-    let encoded = encode(data);
-    // Room for all of it: a text that grows leaves pieces behind.
-    let room = encoded.len() + encoded.len() / LINE + 2 * label.len() + 64;
-    let mut text = Zeroizing::new(String::with_capacity(room));
-    text.push_str(&format!("-----BEGIN {label}-----\n"));
-    let mut rest = encoded.as_str();
-    while !rest.is_empty() {
-        let (line, tail) = rest.split_at(rest.len().min(LINE));
-        text.push_str(line);
-        text.push('\n');
-        rest = tail;
-    }
-    text.push_str(&format!("-----END {label}-----\n"));
-    text
-}
-
-fn gossip_block(text: &str) -> Result<Zeroizing<[u8; 32]>, KeyError> {
-    let begin = format!("-----BEGIN {GOSSIP_LABEL}-----");
-    let end = format!("-----END {GOSSIP_LABEL}-----");
-    let (_, after) = text.split_once(&begin).ok_or(KeyError::Missing(GOSSIP_LABEL))?;
-    let (body, tail) =
-        after.split_once(&end).ok_or_else(|| KeyError::Damaged(format!("{GOSSIP_LABEL} does not end")))?;
-    if tail.contains(&begin) {
-        return Err(KeyError::Twice(GOSSIP_LABEL));
-    }
-    let bytes = decode(body).ok_or_else(|| KeyError::Damaged(format!("{GOSSIP_LABEL} is not base64")))?;
-    let key = <[u8; 32]>::try_from(bytes.as_slice());
-    key.map(Zeroizing::new)
-        .map_err(|_| KeyError::Damaged(format!("{GOSSIP_LABEL} has {} bytes, 32 are right", bytes.len())))
-}
-
-fn encode(data: &[u8]) -> Zeroizing<String> {
-    let mut text = Zeroizing::new(String::with_capacity(data.len().div_ceil(3) * 4));
-    for chunk in data.chunks(3) {
-        let word =
-            chunk.iter().fold(0u32, |word, byte| word << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
-        for place in 0..4 {
-            let six = (word >> (18 - 6 * place)) as usize & 63;
-            text.push(if place <= chunk.len() { BASE64[six] as char } else { '=' });
-        }
-    }
-    text
-}
-
-fn decode(text: &str) -> Option<Secret> {
-    let mut symbols: Secret = Zeroizing::new(Vec::with_capacity(text.len()));
-    symbols.extend(text.bytes().filter(|b| !b.is_ascii_whitespace()));
-    if symbols.is_empty() || !symbols.len().is_multiple_of(4) {
-        return None;
-    }
-    let padding = symbols.iter().rev().take_while(|b| **b == b'=').count();
-    if padding > 2 {
-        return None;
-    }
-    let mut bytes = Zeroizing::new(Vec::with_capacity(symbols.len() / 4 * 3));
-    let digits = &symbols[..symbols.len() - padding];
-    for group in digits.chunks(4) {
-        let mut word = 0u32;
-        for symbol in group {
-            let six = BASE64.iter().position(|b| b == symbol)?;
-            word = word << 6 | six as u32;
-        }
-        word <<= 6 * (4 - group.len());
-        bytes.extend_from_slice(&word.to_be_bytes()[1..group.len()]);
-    }
-    Some(bytes)
+fn exact<const N: usize>(label: &'static str, bytes: &[u8]) -> Result<Zeroizing<[u8; N]>, KeyError> {
+    let right = <[u8; N]>::try_from(bytes).map(Zeroizing::new);
+    right.map_err(|_| KeyError::Damaged(format!("{label} has {} bytes, {N} are right", bytes.len())))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::NodeIdentity;
-    use super::*;
-
-    #[test]
-    fn a_key_file_reads_back_as_what_was_written() {
-        let key = ClusterKey::generate().unwrap();
-        let again = ClusterKey::parse(&key.to_pem()).unwrap();
-        assert_eq!(again.id(), key.id());
-        assert_eq!(again.gossip_key(), key.gossip_key());
-        assert_eq!(again.cookie_key(), key.cookie_key());
-        assert!(key.cookie_key() != key.gossip_key());
-        assert_eq!(again.ca(), key.ca());
-        assert_eq!(again.to_pem(), key.to_pem());
-    }
-
-    #[test]
-    fn debug_prints_no_secret() {
-        let key = ClusterKey::generate().unwrap();
-        let shown = format!("{key:?} {:?}", NodeIdentity::joining(&key, "n").unwrap());
-        assert!(shown.contains(key.id()));
-        assert!(!shown.contains("PRIVATE"), "{shown}");
-        // Neither as text nor as numbers.
-        let text = encode(key.gossip_key().as_slice());
-        let numbers = format!("{:?}", key.gossip_key());
-        assert!(!shown.contains(&text[..8]) && !shown.contains(&numbers[..16]), "{shown}");
-    }
-
-    #[test]
-    fn a_damaged_file_says_what_is_wrong() {
-        let good = ClusterKey::generate().unwrap().to_pem().to_string();
-        let other = ClusterKey::generate().unwrap().to_pem().to_string();
-        let part = |text: &str, label: &str| {
-            let from = text.find(&format!("-----BEGIN {label}")).unwrap();
-            let end = format!("-----END {label}-----\n");
-            text[from..text.find(&end).unwrap() + end.len()].to_owned()
-        };
-        let (cert, private, gossip) =
-            (part(&good, "CERTIFICATE"), part(&good, "PRIVATE KEY"), part(&good, GOSSIP_LABEL));
-        let cases = [
-            (String::new(), "no TRESTLE GOSSIP KEY block"),
-            (format!("{cert}{gossip}"), "no PRIVATE KEY block"),
-            (format!("{private}{gossip}"), "no CERTIFICATE block"),
-            (format!("{cert}{private}"), "no TRESTLE GOSSIP KEY block"),
-            (format!("{good}{cert}"), "two CERTIFICATE blocks"),
-            (format!("{good}{gossip}"), "two TRESTLE GOSSIP KEY blocks"),
-            (format!("{}{private}{gossip}", part(&other, "CERTIFICATE")), "does not belong"),
-            (good.replace(&gossip, &gossip.replace("\n-----END", "AAAA\n-----END")), "damaged"),
-            ("x".repeat(MAX_FILE + 1), "not a key file"),
-        ];
-        for (text, expected) in cases {
-            let error = ClusterKey::parse(&text).unwrap_err().to_string();
-            assert!(error.contains(expected), "{error} does not say {expected:?}");
-        }
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn any_bytes_survive_base64(data in proptest::collection::vec(proptest::num::u8::ANY, 1..200)) {
-            proptest::prop_assert_eq!(decode(&encode(&data)), Some(Zeroizing::new(data)));
-        }
-
-        #[test]
-        fn no_text_makes_the_parser_panic(text in "\\PC{0,200}") {
-            let _ = ClusterKey::parse(&text);
-        }
-    }
-}
+mod tests;

@@ -15,12 +15,15 @@
 //! - No secret reaches a log: `Debug` of everything here prints fingerprints only.
 //!
 //! Every holder of the file can mint any certificate. So removing a node is no revocation: only a
-//! new key locks out a machine that has read the old one.
+//! new key locks out a machine that has read the old one. It comes by a rotation, while the cluster
+//! runs: for its time the file holds two keys, of which one is in use and both are accepted.
 
 mod certificate;
 mod key;
+mod pem;
+mod single;
 mod tls;
 
 pub use certificate::{PeerIdentity, Standing};
-pub use key::{ClusterKey, KeyError};
+pub use key::{Both, ClusterKey, KeyError, KeyId, Stage, Step};
 pub use tls::{NodeIdentity, handshake_refusal};

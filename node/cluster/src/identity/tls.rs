@@ -70,7 +70,7 @@ impl NodeIdentity {
         &self.key
     }
 
-    /// For the cluster port: demands a certificate of the same key.
+    /// For the cluster port: demands a certificate of the same key, or of the other while there are two.
     pub fn server_config(&self) -> Result<Arc<ServerConfig>, KeyError> {
         let verifier = ClientVerifier::new(&self.key, true)?;
         let mut config = ServerConfig::builder_with_provider(provider())
@@ -97,9 +97,9 @@ impl NodeIdentity {
 }
 
 impl ClusterKey {
-    /// For the admin API: shows a certificate of this key that is also good for `hosts` (names and
+    /// For the admin API: shows a certificate of the current key that is also good for `hosts` (names and
     /// addresses), asks for a client certificate and takes it or leaves it. One that is shown must
-    /// be of this key.
+    /// be of a key that is accepted.
     pub fn admin_server_config(&self, name: &str, hosts: &[String]) -> Result<Arc<ServerConfig>, KeyError> {
         let identity = PeerIdentity { cluster_id: None, standing: Standing::Joining, name: name.to_owned() };
         let (chain, private) = mint(self, &identity, hosts)?;
@@ -114,8 +114,8 @@ impl ClusterKey {
         Ok(Arc::new(config))
     }
 
-    /// For the command line: pins this key's authority, whatever the host is called, and shows an
-    /// operator's certificate.
+    /// For the command line: pins this key's authority (or both, while there are two), whatever the host is
+    /// called, and shows an operator's certificate.
     pub fn admin_client_config(&self) -> Result<Arc<ClientConfig>, KeyError> {
         let identity =
             PeerIdentity { cluster_id: None, standing: Standing::Operator, name: "operator".to_owned() };
@@ -175,9 +175,12 @@ fn certified(
     Ok(Arc::new(CertifiedKey::new(chain, aws_lc_rs::sign::any_supported_type(&private)?)))
 }
 
+/// While two keys are exchanged, certificates of both count.
 fn roots(key: &ClusterKey) -> Result<RootCertStore, KeyError> {
     let mut roots = RootCertStore::empty();
-    roots.add(key.ca().clone())?;
+    for authority in key.authorities().iter() {
+        roots.add(authority.clone())?;
+    }
     Ok(roots)
 }
 
@@ -388,6 +391,30 @@ mod tests {
         for side in [at_a, at_b] {
             let reason = side.unwrap_err();
             assert!(reason.contains("another cluster key"), "{reason}");
+        }
+    }
+
+    #[tokio::test]
+    async fn neighbours_in_a_rotation_speak_with_each_other_and_its_ends_do_not() {
+        let mut files = vec![ClusterKey::generate().unwrap()];
+        for _ in 0..3 {
+            files.push(files.last().unwrap().stepped().unwrap().1);
+        }
+        for (i, one) in files.iter().enumerate() {
+            for (j, other) in files.iter().enumerate() {
+                let ((a, a_id), (b, b_id)) = (member(one, 1), member(other, 2));
+                let (at_a, at_b) = shake(a.server_config().unwrap(), b.client_config().unwrap()).await;
+                let operator =
+                    shake(one.admin_server_config("n1", &[]).unwrap(), other.admin_client_config().unwrap())
+                        .await;
+                if i.abs_diff(j) <= 1 {
+                    assert_eq!((at_a, at_b), (Ok(Some(b_id)), Ok(Some(a_id))), "{i} {j}");
+                    assert_eq!(operator.0.unwrap().unwrap().standing, Standing::Operator, "{i} {j}");
+                } else {
+                    assert!(at_a.is_err() && at_b.is_err(), "{i} {j}");
+                    assert!(operator.0.is_err() && operator.1.is_err(), "{i} {j}");
+                }
+            }
         }
     }
 

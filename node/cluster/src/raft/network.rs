@@ -285,6 +285,11 @@ fn command_weight(command: &Command) -> usize {
         }
         Command::TakeVip { vip, .. } | Command::MoveVip { vip, .. } => vip.len(),
         Command::AddTicketKey { key, .. } => key.len(),
+        // A digest, or an epoch, and a length.
+        Command::Reseal { contents, ticket_keys } => {
+            let contents = contents.iter().map(|(_, sealed)| 48 + sealed.len());
+            contents.chain(ticket_keys.iter().map(|(_, sealed)| 24 + sealed.len())).sum()
+        }
         Command::OrderMember { pool, member, .. } => pool.len() + member.len(),
         // An address, its length, two times and two texts with theirs.
         Command::Ban { bans, .. } => {

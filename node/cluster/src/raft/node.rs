@@ -17,7 +17,8 @@ use trestle_proto::MAX_MESSAGE;
 use trestle_proto::v1::cluster_server::ClusterServer;
 use trestle_proto::v1::raft_server::RaftServer;
 use trestle_proto::v1::{
-    FirewallHitsReply, FirewallHitsRequest, LimitUseReply, LimitUseRequest, RenewReply, RenewRequest,
+    FirewallHitsReply, FirewallHitsRequest, KeptFlowsReply, KeptFlowsRequest, LimitUseReply, LimitUseRequest,
+    RenewReply, RenewRequest,
 };
 use trestle_raft_store::apply::FEATURE_LEVEL;
 use trestle_raft_store::types::{Command, NodeId, NodeProfile, Outcome, State, TypeConfig};
@@ -247,6 +248,15 @@ impl RaftNode {
         self.ask_others(within, |mut client, cluster_id| {
             let request = LimitUseRequest { cluster_id, keys: keys.to_vec() };
             async move { client.limit_use(request).await }
+        })
+        .await
+    }
+
+    /// Flows of each other member that the hash alone would not find, unless its list is among those that are known.
+    pub(crate) async fn kept_flows(&self, known: &[u64], within: Duration) -> Answers<KeptFlowsReply> {
+        self.ask_others(within, |mut client, cluster_id| {
+            let request = KeptFlowsRequest { cluster_id, known: known.to_vec() };
+            async move { client.kept_flows(request).await }
         })
         .await
     }

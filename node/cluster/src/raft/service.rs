@@ -20,9 +20,9 @@ use tonic::{Request, Response, Status, Streaming};
 use trestle_proto::v1::cluster_server::Cluster;
 use trestle_proto::v1::raft_server::Raft;
 use trestle_proto::v1::{
-    FirewallHitsReply, FirewallHitsRequest, HelloReply, HelloRequest, JoinReply, JoinRequest, LimitUseReply,
-    LimitUseRequest, MemberRequest, ProposeReply, ProposeRequest, RaftMessage, ReadIndexReply,
-    ReadIndexRequest, RenewReply, RenewRequest, SnapshotPiece,
+    FirewallHitsReply, FirewallHitsRequest, HelloReply, HelloRequest, JoinReply, JoinRequest, KeptFlowsReply,
+    KeptFlowsRequest, LimitUseReply, LimitUseRequest, MemberRequest, ProposeReply, ProposeRequest,
+    RaftMessage, ReadIndexReply, ReadIndexRequest, RenewReply, RenewRequest, SnapshotPiece,
 };
 use trestle_raft_store::machine::check_snapshot;
 use trestle_raft_store::types::{Command, NodeId, NodeProfile, Outcome, TypeConfig};
@@ -57,10 +57,14 @@ pub(crate) trait Teller: Send + Sync {
     fn firewall_hits(&self) -> FirewallHitsReply;
     /// What is open of each of these keys of limits.
     fn limit_use(&self, keys: &[u64]) -> LimitUseReply;
+    /// Flows that the kernel carries here and that the others would not find, unless the version is known.
+    fn kept_flows(&self, known: &[u64]) -> KeptFlowsReply;
 }
 
 /// Keys of limits in a question; more are refused.
 pub(crate) const KEYS_MAX: usize = 65_536;
+/// Versions of lists of flows in a question; more are refused.
+const VERSIONS_MAX: usize = 4_096;
 
 const NO_LEASES: &str = "the leader is not ready to grant leases";
 
@@ -311,6 +315,18 @@ impl Cluster for Service {
             return Err(Refused::Invalid.status(format!("{} keys; at most {KEYS_MAX}", keys.len())));
         }
         Ok(Response::new(self.teller()?.limit_use(keys)))
+    }
+
+    async fn kept_flows(
+        &self,
+        request: Request<KeptFlowsRequest>,
+    ) -> Result<Response<KeptFlowsReply>, Status> {
+        self.checked(&request, &request.get_ref().cluster_id)?;
+        let known = &request.get_ref().known;
+        if known.len() > VERSIONS_MAX {
+            return Err(Refused::Invalid.status(format!("{} versions; at most {VERSIONS_MAX}", known.len())));
+        }
+        Ok(Response::new(self.teller()?.kept_flows(known)))
     }
 }
 

@@ -36,7 +36,7 @@ use super::{cors, forward, grpc, inspect, page, target, values};
 use crate::alarm::Elapsed;
 use crate::balance::hashed;
 use crate::metrics::Reason;
-use crate::pool::{Picked, Pool, Refusal, learned};
+use crate::pool::{CookieOf, Picked, Pool, Refusal, learned};
 use crate::snapshot::Rule;
 use again::may_be_repeated;
 pub(super) use attempt::after;
@@ -297,7 +297,7 @@ fn fallback(record: &Record, host: &str) -> Option<RuleAt> {
 }
 
 /// The pool and the member that the client's cookie names.
-fn stuck(rule: &Rule, headers: &HeaderMap) -> Option<(usize, usize)> {
+fn stuck(rule: &Rule, headers: &HeaderMap) -> Option<(usize, CookieOf)> {
     rule.split.pools().iter().enumerate().find_map(|(at, pool)| {
         let cookies = pool.cookies()?;
         let mut values = values::cookie(headers, cookies.name());
@@ -458,7 +458,7 @@ impl Exchange<'_> {
             let pool = self.rule.split.pool(at)?;
             let key = key(pool, record, headers);
             let picked = match stuck {
-                Some((of, index)) if of == at => pool.pick_sticky(index, key, record.started),
+                Some((of, cookie)) if of == at => pool.pick_sticky(cookie.index, key, record.started),
                 _ => pool.pick(&[], key, record.started),
             };
             (!matches!(picked, Err(Refusal::NoMember))).then_some((at, key, picked))

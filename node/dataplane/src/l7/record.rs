@@ -27,7 +27,7 @@ use super::trace::Trace;
 use crate::access_log::Kept;
 use crate::limits::{Excess, Held};
 use crate::metrics::Reason;
-use crate::pool::Picked;
+use crate::pool::{CookieOf, Picked};
 use crate::rates::{self, Asked, Told};
 use crate::request_id::RequestId;
 use crate::snapshot::Rule;
@@ -69,7 +69,7 @@ pub(crate) struct Record {
     pub(crate) pool: Option<usize>,
     pub(crate) picked: Option<Picked>,
     /// In the rule's split, and in that pool: the member that the client's cookie names.
-    pub(crate) stuck: Option<(usize, usize)>,
+    pub(crate) stuck: Option<(usize, CookieOf)>,
     /// It is a gRPC call.
     pub(crate) grpc: bool,
     pub(crate) attempts: u32,
@@ -330,7 +330,8 @@ impl Record {
         let Some(cookies) = pool.cookies() else { return };
         // One that names a member which was only busy stays.
         let stays = |index| index == picked.index() || self.attempts == 1 && pool.keeps(index, self.started);
-        let has_it = self.stuck.is_some_and(|(of, index)| of == at && stays(index));
+        let is_it = |(of, cookie): (usize, CookieOf)| of == at && cookie.is_current && stays(cookie.index);
+        let has_it = self.stuck.is_some_and(is_it);
         cookies.keep(picked.index(), has_it, self.scheme() == Scheme::Https, headers);
     }
 

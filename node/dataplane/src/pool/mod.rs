@@ -71,7 +71,8 @@ pub(crate) use member::{FailureKind, MemberState};
 pub(crate) use picked::{Picked, RetryPermit};
 pub(crate) use queue::Place;
 pub(crate) use shared::Shared;
-pub(crate) use sticky::Cookies;
+pub use sticky::CookieKeys;
+pub(crate) use sticky::{CookieOf, Cookies};
 
 /// Retries that are always allowed at once, however few requests are live: a budget of a share alone
 /// would forbid the only retry of the only request.
@@ -82,8 +83,9 @@ const RETRIES_MIN: u32 = 10;
 pub(crate) struct Site {
     /// Where it stands; empty: nowhere in particular.
     pub(crate) zone: Box<str>,
-    /// All nodes of the cluster have it.
+    /// All nodes of the cluster have it: clients are placed by it.
     pub(crate) secret: [u8; 32],
+    pub(crate) cookies: CookieKeys,
     pub(crate) cuts: Arc<Cuts>,
 }
 
@@ -171,7 +173,7 @@ impl Pool {
             members,
             picker,
             counts_others: counts_others(config),
-            cookies: Cookies::of(name, config, &site.secret),
+            cookies: Cookies::of(name, config, &site.cookies),
             tls: None,
             lineup: ArcSwap::from_pointee(lineup),
             remaking: Mutex::new(()),

@@ -2,7 +2,8 @@
 //!
 //! A member's cookie is an HMAC-SHA-256 of its pool's and its own name under a key that all nodes of the
 //! cluster have, so every node knows every member's, nobody else can make one, and it tells nothing about
-//! the member. What is in no member's place here is as good as none. It is a cookie of its own, or the mark
+//! the member. While that key is exchanged there are two: each member has a cookie of either, and who comes with
+//! one of the key that is not in use is given one that is. What is in no member's place here is as good as none. It is a cookie of its own, or the mark
 //! of one that members set ([`learned`]).
 
 use std::collections::HashMap;
@@ -20,6 +21,29 @@ use super::learned;
 /// Of the HMAC: as hard to guess as a key of AES.
 const BYTES: usize = 16;
 
+/// What cookies are made with.
+#[derive(Clone, Copy, Default)]
+pub struct CookieKeys {
+    pub current: [u8; 32],
+    /// With which other nodes may make them, while keys are exchanged.
+    pub other: Option<[u8; 32]>,
+}
+
+impl From<[u8; 32]> for CookieKeys {
+    fn from(current: [u8; 32]) -> Self {
+        Self { current, other: None }
+    }
+}
+
+/// Whose a client's cookie is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CookieOf {
+    /// The member's index.
+    pub(crate) index: usize,
+    /// It is made with the key in use.
+    pub(crate) is_current: bool,
+}
+
 /// Of one pool's members.
 #[derive(Debug)]
 pub(crate) struct Cookies {
@@ -27,7 +51,7 @@ pub(crate) struct Cookies {
     kind: Kind,
     /// Of each member, in the order of the config.
     values: Box<[Box<str>]>,
-    members: HashMap<Box<str>, usize, ahash::RandomState>,
+    members: HashMap<Box<str>, CookieOf, ahash::RandomState>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -37,16 +61,24 @@ enum Kind {
 }
 
 impl Cookies {
-    pub(super) fn of(pool: &str, settings: &model::Pool, secret: &[u8; 32]) -> Option<Cookies> {
+    pub(super) fn of(pool: &str, settings: &model::Pool, keys: &CookieKeys) -> Option<Cookies> {
         let (name, kind) = match settings.sticky.as_ref()? {
             Sticky::Cookie { name, ttl } => (name, Kind::Own { ttl: *ttl }),
             Sticky::Learned { name } => (name, Kind::Learned),
             Sticky::Client => return None,
         };
-        let key = hmac::Key::new(HMAC_SHA256, secret);
-        let values: Box<[Box<str>]> =
-            settings.members.iter().map(|member| value(&key, pool, &member.name)).collect();
-        let members = values.iter().cloned().zip(0..).collect();
+        let values = |key: &[u8; 32]| -> Box<[Box<str>]> {
+            let key = hmac::Key::new(HMAC_SHA256, key);
+            settings.members.iter().map(|member| value(&key, pool, &member.name)).collect()
+        };
+        let owned = |values: &[Box<str>], is_current| {
+            let of = (0..).map(move |index| CookieOf { index, is_current });
+            values.iter().cloned().zip(of).collect::<Vec<_>>()
+        };
+        let mut members: HashMap<_, _, _> =
+            keys.other.iter().flat_map(|key| owned(&values(key), false)).collect();
+        let values = values(&keys.current);
+        members.extend(owned(&values, true));
         Some(Cookies { name: name.as_str().into(), kind, values, members })
     }
 
@@ -59,8 +91,8 @@ impl Cookies {
         matches!(self.kind, Kind::Learned).then_some(&*self.name)
     }
 
-    /// The index of the member whose cookie this is.
-    pub(crate) fn member(&self, value: &[u8]) -> Option<usize> {
+    /// The member whose cookie this is.
+    pub(crate) fn member(&self, value: &[u8]) -> Option<CookieOf> {
         let value = match self.kind {
             Kind::Own { .. } => std::str::from_utf8(value).ok()?,
             Kind::Learned => learned::mark_of(value)?,
@@ -68,7 +100,8 @@ impl Cookies {
         self.members.get(value).copied()
     }
 
-    /// Makes an answer of the member with this index keep its client there. `has_it`: the client has our cookie.
+    /// Makes an answer of the member with this index keep its client there. `has_it`: the client has our cookie,
+    /// of the key in use.
     pub(crate) fn keep(&self, index: usize, has_it: bool, secure: bool, headers: &mut HeaderMap) {
         match (self.kind, self.values.get(index)) {
             (Kind::Own { ttl }, Some(value)) if !has_it => {
@@ -106,12 +139,16 @@ fn value(key: &hmac::Key, pool: &str, member: &str) -> Box<str> {
 mod tests {
     use super::*;
 
-    fn cookies(pool: &str, members: &[&str], ttl: u64, secret: u8) -> Cookies {
+    fn cookies(pool: &str, members: &[&str], ttl: u64, key: u8) -> Cookies {
+        with_keys(pool, members, ttl, [key; 32].into())
+    }
+
+    fn with_keys(pool: &str, members: &[&str], ttl: u64, keys: CookieKeys) -> Cookies {
         let member = |name: &&str| model::Member::new(name, ([192, 0, 2, 1], 80).into());
         let sticky = Some(Sticky::Cookie { name: "sid".into(), ttl: Duration::from_secs(ttl) });
         let members = members.iter().map(member).collect();
         let settings = model::Pool { members, sticky, ..model::Pool::default() };
-        Cookies::of(pool, &settings, &[secret; 32]).expect("it is sticky")
+        Cookies::of(pool, &settings, &keys).expect("it is sticky")
     }
 
     fn set(cookies: &Cookies, index: usize, secure: bool) -> String {
@@ -130,9 +167,28 @@ mod tests {
     #[test]
     fn all_nodes_know_a_members_cookie_whatever_the_order_of_the_config() {
         let (one, other) = (cookies("app", &["a", "b"], 0, 1), cookies("app", &["c", "b", "a"], 0, 1));
-        assert_eq!(other.member(value_of(&one, 0).as_bytes()), Some(2));
-        assert_eq!(other.member(value_of(&one, 1).as_bytes()), Some(1));
+        let of = |index| Some(CookieOf { index, is_current: true });
+        assert_eq!(other.member(value_of(&one, 0).as_bytes()), of(2));
+        assert_eq!(other.member(value_of(&one, 1).as_bytes()), of(1));
         assert_eq!(one.member(value_of(&other, 0).as_bytes()), None, "c is not there");
+    }
+
+    #[test]
+    fn while_keys_are_exchanged_cookies_of_both_count_and_that_in_use_is_given() {
+        let members = ["a", "b"];
+        let [old, new] = [1, 2].map(|key| cookies("app", &members, 0, key));
+        let both =
+            [(1, 2), (2, 1)].map(|(key, other)| CookieKeys { current: [key; 32], other: Some([other; 32]) });
+        for (keys, current, other) in [(both[0], &old, &new), (both[1], &new, &old)] {
+            let cookies = with_keys("app", &members, 0, keys);
+            for index in 0..2 {
+                let of = |is_current| Some(CookieOf { index, is_current });
+                assert_eq!(cookies.member(value_of(current, index).as_bytes()), of(true));
+                assert_eq!(cookies.member(value_of(other, index).as_bytes()), of(false));
+                assert_eq!(value_of(&cookies, index), value_of(current, index));
+            }
+        }
+        assert_eq!(new.member(value_of(&old, 0).as_bytes()), None, "once the old key is gone");
     }
 
     #[test]

@@ -58,6 +58,7 @@ impl Proxy {
             node: "n1".into(),
             zone: String::new(),
             secret: [7; 32],
+            cookies: [7; 32].into(),
             pinned: BTreeMap::new(),
             spans: None,
             give_back: || {},

@@ -148,7 +148,7 @@ async fn a_member_at_its_limit_lends_its_client_to_another() {
         held.push(client);
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    let site = crate::pool::Site { secret: [7; 32], ..crate::pool::Site::default() };
+    let site = crate::pool::Site { cookies: [7; 32].into(), ..crate::pool::Site::default() };
     let mut settings = pool(&[hanging.address]);
     by_cookie(&mut settings);
     let compiled = crate::pool::Pool::compile("app", &settings, &std::sync::Arc::new(site), None);

@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 use trestle_config::model::{Action, KernelHash, KernelSettings, Ports as PortRange, Protocol};
-use trestle_dataplane::{KernelGuard, KernelNetworks, KernelRule, KnownMember};
+use trestle_dataplane::{KeptFlow, KernelGuard, KernelNetworks, KernelRule, KnownMember};
 use trestle_netlink::nft::{Family as TableFamily, Table};
 
 use super::*;
@@ -48,6 +48,7 @@ fn view(listeners: &[KernelListener], members: &[(&str, u32)]) -> KernelView {
         pools: BTreeMap::from([("app".to_owned(), members.iter().map(member).collect())]),
         known: BTreeMap::from([("app".to_owned(), known)]),
         banned: Vec::new(),
+        kept: Arc::default(),
         networks: Vec::new(),
     }
 }
@@ -109,8 +110,42 @@ fn all_addresses_are_those_of_both_families_and_a_given_one_comes_first() {
 #[test]
 fn who_has_no_member_is_refused_by_the_machine_itself() {
     let ruleset = Ruleset::new(&view(&[listener("web", &[":80"], "app")], &[("198.18.2.10:8080", 1)]), None);
-    assert_eq!(ruleset.chains["to6.web"].rules, []);
-    assert_eq!(ruleset.chains["to4.web"].rules.len(), 3);
+    // What goes on from another node does so.
+    assert!(matches!(&ruleset.chains["to6.web"].rules[..], [Rule::Resume { family: Family::V6, .. }]));
+    assert_eq!(ruleset.chains["to4.web"].rules.len(), 4);
+}
+
+#[test]
+fn flows_that_other_nodes_told_of_are_taken_where_their_member_may_have_them() {
+    let flow = |client: &str, listener: &str, member: &str| KeptFlow {
+        protocol: 6,
+        client: client.parse().unwrap(),
+        listener: listener.parse().unwrap(),
+        member: member.parse().unwrap(),
+    };
+    let at = "198.18.1.100:80";
+    let mut view = view(&[listener("web", &[at], "app")], &[("198.18.2.10:8080", 1)]);
+    // It drains: nothing new, and what it has goes on.
+    let drains = "198.18.2.11:8080".parse().unwrap();
+    let known = view.known.get_mut("app").unwrap();
+    known.push(KnownMember { name: "drains".to_owned(), address: drains, is_over: false });
+    let over = "198.18.2.12:8080".parse().unwrap();
+    known.push(KnownMember { name: "over".to_owned(), address: over, is_over: true });
+    view.kept = Arc::new(vec![
+        flow("198.18.1.50:1", at, "198.18.2.10:8080"),
+        flow("198.18.1.50:2", at, "198.18.2.11:8080"),
+        flow("198.18.1.50:3", at, "198.18.2.12:8080"),
+        flow("198.18.1.50:4", at, "198.18.2.13:8080"),
+        flow("198.18.1.50:5", "198.18.1.100:81", "198.18.2.10:8080"),
+        flow("[fd00::50]:6", at, "198.18.2.10:8080"),
+    ]);
+    let ruleset = Ruleset::new(&view, None);
+    let Content::Kept(flows) = &ruleset.sets["kept4"].content else { panic!("{:?}", ruleset.sets["kept4"]) };
+    let members: Vec<&Value> = flows.values().collect();
+    let of = |member: &str| Value::Bytes(endpoint(member.parse().unwrap()));
+    assert_eq!(members, [&of("198.18.2.10:8080"), &of("198.18.2.11:8080")]);
+    let answers = elements(&ruleset, "answers4");
+    assert_eq!(answers.len(), 2, "who drains answers as well");
 }
 
 #[test]
@@ -119,7 +154,7 @@ fn a_range_keeps_its_ports() {
         &view(&[listener("calls", &["198.18.1.100:7000-7009"], "app")], &[("198.18.2.10:1", 1)]),
         None,
     );
-    assert!(matches!(ruleset.chains["to4r.calls"].rules[1], Rule::Choose { keeps_port: true, .. }));
+    assert!(matches!(ruleset.chains["to4r.calls"].rules[2], Rule::Choose { keeps_port: true, .. }));
     let answers = elements(&ruleset, "answers4");
     assert_eq!(answers.len(), 10);
     let from = key(Some("198.18.2.10".parse().unwrap()), Transport::Tcp, 7003);

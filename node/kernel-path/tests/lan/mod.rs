@@ -212,6 +212,7 @@ pub(crate) fn view(members: &[(&str, u32)]) -> KernelView {
         pools,
         networks: Vec::new(),
         banned: Vec::new(),
+        kept: Arc::default(),
     }
 }
 

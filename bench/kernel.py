@@ -1,0 +1,354 @@
+#!/usr/bin/env python3
+"""What becomes of established connections when their balancer goes: the kernel path (`via: kernel`) beside HAProxy
+behind keepalived.
+
+    cargo build --release
+    bench/kernel.py flows [--connections 1000] [--events move,kill,...] [--products trestle,haproxy] [--runs 1]
+
+Needs root, iproute2, and for their rows haproxy and keepalived. Everything is in network namespaces of its own, on
+198.18.0.0/15, and ends with the script. Prints one JSON line a row.
+
+`flows`: connections whose bytes are checked both ways (tests/src/flows.py), and in the middle of it
+    move         the VIP moves as planned
+    kill         kill -9 of the owner and its guard (of haproxy and keepalived, whose interface goes down as well:
+                 else the address stays)
+    add, remove  a member is added to the pool, or removed
+    add-kill, add-move, remove-kill, remove-move
+                 the same, and 3 s later the owner is killed, or the VIP moves
+`slow` is how many connections had a record that took more than 50 ms, `late_ms` the longest that one took,
+`lag_ms` how long the load itself was held up by a busy machine; `again` are segments that were sent again.
+"""
+import argparse, json, os, pathlib, resource, shutil, signal, subprocess, sys, tempfile, time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+FLOWS = str(ROOT / "tests/src/flows.py")
+VIP, GATEWAY = "198.18.0.100", "198.19.9.100"
+VIP6, GATEWAY6 = "2001:db8:18::100", "2001:db8:19::100"
+EVENTS = ["move", "kill", "add", "remove", "add-kill", "add-move", "remove-kill", "remove-move"]
+
+
+def run(*args, check=True, **kw):
+    done = subprocess.run(args, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kw)
+    if check and done.returncode:
+        raise OSError(f"{' '.join(args)}: {done.stdout.strip()}")
+    return done.stdout
+
+
+def ip(args):
+    return run("ip", *args.split())
+
+
+def until(what, ask, deadline=40):
+    end, last = time.time() + deadline, None
+    while time.time() < end:
+        try:
+            answer = ask()
+            if answer is not None and answer is not False:
+                return answer
+        except (OSError, ValueError, KeyError, TypeError, IndexError) as e:
+            last = e
+        time.sleep(0.05)
+    sys.exit(f"not within {deadline} s: {what} ({last})")
+
+
+class Net:
+    """A switch with hosts on it: clients' network 198.18.0.0/24, members' 198.19.9.0/24, and 2001:db8:18::/64 and
+    2001:db8:19::/64 beside them."""
+
+    def __init__(self):
+        self.prefix, self.names, self.running = f"tk{os.getpid() % 1_000_000}", [], []
+        self.switch = self.namespace("sw")
+        ip(f"-n {self.switch} link add br0 type bridge")
+        ip(f"-n {self.switch} link set br0 up")
+
+    def namespace(self, name):
+        full = self.prefix + name
+        ip(f"netns add {full}")
+        self.names.append(full)
+        ip(f"-n {full} link set lo up")
+        return full
+
+    def host(self, name, links):
+        """`links`: an address each."""
+        space = self.namespace(name)
+        for at, address in enumerate(links):
+            ip(f"-n {self.switch} link add {name}e{at} type veth peer name eth{at} netns {space}")
+            ip(f"-n {self.switch} link set {name}e{at} master br0 up")
+            _, network, _, last = address.split(".")
+            ip(f"-n {space} addr add {address}/24 dev eth{at}")
+            ip(f"-n {space} addr add 2001:db8:{network}::{last}/64 dev eth{at} nodad")
+            ip(f"-n {space} link set eth{at} up")
+            for of in ("all", f"eth{at}"):
+                self.sysctl(name, f"net/ipv4/conf/{of}/send_redirects", 0)
+                self.sysctl(name, f"net/ipv4/conf/{of}/accept_redirects", 0)
+                self.sysctl(name, f"net/ipv6/conf/{of}/accept_redirects", 0)
+        return space
+
+    def sysctl(self, name, key, value):
+        run("ip", "netns", "exec", self.prefix + name, "sh", "-c", f"echo {value} > /proc/sys/{key}")
+
+    def within(self, name, *args):
+        return ["ip", "netns", "exec", self.prefix + name, *map(str, args)]
+
+    def start(self, name, *args, **kw):
+        p = subprocess.Popen(self.within(name, *args), start_new_session=True, stderr=kw.pop("stderr", subprocess.DEVNULL),
+                             **{"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, **kw})
+        self.running.append(p)
+        return p
+
+    def sent_again(self, names):
+        total = 0
+        for name in names:
+            lines = [line.split() for line in run(*self.within(name, "cat", "/proc/net/snmp")).splitlines() if line.startswith("Tcp:")]
+            total += int(lines[1][lines[0].index("RetransSegs")])
+        return total
+
+    def end(self):
+        for p in self.running:
+            try:
+                os.killpg(p.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            p.wait()
+        for name in self.names:
+            run("ip", "netns", "del", name, check=False)
+
+
+class Members:
+    def __init__(self, net, count, every):
+        self.net, self.names = net, [f"m{n}" for n in range(1, count + 1)]
+        for n, name in enumerate(self.names, 1):
+            net.host(name, [f"198.19.9.{50 + n}"])
+            ip(f"-n {net.prefix}{name} route add default via {GATEWAY}")
+            ip(f"-n {net.prefix}{name} -6 route add default via {GATEWAY6}")
+            p = net.start(name, sys.executable, FLOWS, "serve", name, "", 9000, stdout=subprocess.PIPE,
+                          env={**os.environ, "FLOWS_EVERY": str(every)})
+            assert p.stdout.readline() == b"open\n"
+
+
+class Trestle:
+    """Three nodes."""
+
+    targets = [VIP, 90, VIP6, 90]
+
+    def __init__(self, net, dir, a, via="kernel"):
+        self.net, self.dir, self.trestle, self.via = net, dir, a.trestle, via
+        self.nodes = {}
+        run(a.trestle, "keygen", "-o", str(dir / "key"))
+        (dir / "first.yaml").write_text(self.config([1, 2, 3]))
+        for n in (1, 2, 3):
+            net.host(f"n{n}", [f"198.18.0.{10 + n}", f"198.19.9.{10 + n}"])
+            net.sysctl(f"n{n}", "net/ipv4/ip_forward", 1)
+            net.sysctl(f"n{n}", "net/ipv6/conf/all/forwarding", 1)
+            self.spawn(n, ["--bootstrap", "--config", str(dir / "first.yaml")] if n == 1 else ["--join", "198.18.0.11:7400"])
+        for n in self.nodes:
+            until(f"n{n} sees three voters", lambda: sum(
+                v["membership"] == "voter" and v["alive"] and v["seated"] for v in self.status(n)["nodes"]) == 3 and self.status(n)["ready"])
+        until("the VIP has an owner", self.owner)
+        if via == "kernel":
+            for n in self.nodes:
+                until(f"n{n} carries by the kernel", lambda: self.shares(n, 3))
+        # The first node hands VIPs on when the others have come.
+        time.sleep(6)
+
+    def spawn(self, n, how):
+        log = (self.dir / f"n{n}.log").open("a")
+        self.nodes[n] = self.net.start(
+            f"n{n}", self.trestle, "run", "--name", f"n{n}", "--cluster", f"198.18.0.{10 + n}:7400", "--admin", "127.0.0.1:7480",
+            "--workers", "1", "--data-dir", self.dir / f"n{n}", "--key-file", self.dir / "key", *how, stderr=log)
+
+    def config(self, members):
+        to = ", ".join(f'"198.19.9.{50 + n}:9000", "[2001:db8:19::{50 + n}]:9000"' for n in members)
+        kernel = ", kernel: { slots: 65537 }" if self.via == "kernel" else ""
+        return (f"vips: {{ front: {{ addresses: [{VIP}/24, {GATEWAY}/24, \"{VIP6}/64\", \"{GATEWAY6}/64\"], ttl: 1s }} }}\n"
+                f'listeners: {{ flows: {{ bind: "@front:90", protocol: tcp, via: {self.via}, pool: flows{kernel} }} }}\n'
+                f"pools: {{ flows: {{ members: [{to}], health: {{ interval: 1s }} }} }}\n")
+
+    def cli(self, n, *args):
+        return run(*self.net.within(f"n{n}", self.trestle, *args, "--admin", "http://127.0.0.1:7480"))
+
+    def status(self, n):
+        return json.loads(self.cli(n, "status", "-o", "json"))
+
+    def alive(self):
+        return [n for n, p in self.nodes.items() if p.poll() is None]
+
+    def owner(self, but=None):
+        for n in self.alive():
+            name = self.status(n)["vips"][0].get("owner")
+            if name and name != f"n{but}":
+                return int(name[1:])
+
+    def shares(self, n, count):
+        pools = json.loads(self.cli(n, "kernel", "show", "-o", "json"))["pools"]
+        return len([m for pool in pools for m in pool["members"] if m["slots"]]) == 2 * count
+
+    def members(self, members):
+        (self.dir / "next.yaml").write_text(self.config(members))
+        at = self.alive()[0]
+        self.cli(at, "apply", "-f", str(self.dir / "next.yaml"))
+        for n in self.alive():
+            until(f"n{n} follows", lambda: self.shares(n, len(members)))
+
+    def move(self):
+        owner = self.owner()
+        to = next(n for n in self.alive() if n != owner)
+        began = time.time()
+        self.cli(to, "vip", "move", "front", f"n{to}")
+        return {"move_ms": round(1000 * (time.time() - began))}
+
+    def kill(self):
+        owner = self.owner()
+        p = self.nodes[owner]
+        for pid in reversed(family(p.pid)):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        began = time.time()
+        p.wait()
+        until("another node takes the VIP", lambda: self.address_at(but=owner))
+        return {"failover_ms": round(1000 * (time.time() - began)), "killed": owner}
+
+    def address_at(self, but):
+        return next((n for n in self.alive() if n != but and VIP in ip(f"-n {self.net.prefix}n{n} -o -4 addr show dev eth0")), None)
+
+    def back(self, n):
+        self.spawn(n, [])
+        until(f"n{n} is back", lambda: self.status(n)["ready"] and self.status(n)["seat"]["seated"])
+        if self.via == "kernel":
+            until(f"n{n} carries by the kernel", lambda: self.shares(n, 3))
+
+
+class HaproxyKeepalived:
+    """Two machines with HAProxy, and keepalived that moves the addresses; IPv4 alone."""
+
+    targets = [VIP, 90]
+
+    def __init__(self, net, dir, a):
+        self.net, self.dir = net, dir
+        self.running = {}
+        for n in (1, 2):
+            net.host(f"n{n}", [f"198.18.0.{10 + n}", f"198.19.9.{10 + n}"])
+            net.sysctl(f"n{n}", "net/ipv4/ip_nonlocal_bind", 1)
+            net.sysctl(f"n{n}", "net/ipv4/ip_forward", 1)
+            self.members([1, 2, 3], [n])
+            (dir / f"vrrp{n}").write_text(
+                "global_defs { vrrp_garp_master_refresh 5\n }\n"
+                f"vrrp_instance front {{ state BACKUP\n interface eth0\n virtual_router_id 7\n priority {150 - 10 * n}\n advert_int 0.3\n"
+                f"  version 3\n virtual_ipaddress {{ {VIP}/24 dev eth0\n {GATEWAY}/24 dev eth1\n }} }}\n")
+            self.spawn(n)
+        until("the address is somewhere", self.owner)
+
+    def spawn(self, n):
+        d = self.dir
+        self.running[n] = [
+            self.net.start(f"n{n}", shutil.which("keepalived"), "-n", "-P", "-f", d / f"vrrp{n}", "-p", d / f"k{n}.pid", "-r", d / f"v{n}.pid"),
+            self.net.start(f"n{n}", shutil.which("haproxy"), "-W", "-db", "-f", d / f"haproxy{n}"),
+        ]
+
+    def owner(self):
+        return next((n for n in (1, 2) if VIP in ip(f"-n {self.net.prefix}n{n} -o -4 addr show dev eth0")), None)
+
+    def members(self, members, nodes=(1, 2)):
+        for n in nodes:
+            (self.dir / f"haproxy{n}").write_text(
+                "global\n maxconn 4000\ndefaults\n mode tcp\n timeout connect 5s\n timeout client 1h\n timeout server 1h\n"
+                f"frontend f\n bind {VIP}:90\n default_backend b\nbackend b\n balance roundrobin\n" +
+                "".join(f" server m{m} 198.19.9.{50 + m}:9000 check\n" for m in members))
+            if n in self.running:
+                # A master makes new workers; old ones go on with what they have.
+                os.kill(self.running[n][1].pid, signal.SIGUSR2)
+
+    def move(self):
+        """Stopped in order, it gives the address away."""
+        owner = self.owner()
+        self.running[owner][0].terminate()
+        until("the other machine has the address", lambda: self.owner() == 3 - owner)
+        return {"moved": owner}
+
+    def kill(self):
+        owner = self.owner()
+        for p in self.running[owner]:
+            os.killpg(p.pid, signal.SIGKILL)
+        for at in (0, 1):
+            ip(f"-n {self.net.prefix}n{owner} link set eth{at} down")
+        began = time.time()
+        other = f"{self.net.prefix}n{3 - owner}"
+        until("the other machine takes the address", lambda: VIP in ip(f"-n {other} -o -4 addr show dev eth0"))
+        return {"failover_ms": round(1000 * (time.time() - began))}
+
+
+def family(pid):
+    found = [pid]
+    for path in pathlib.Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            for child in path.read_text().split():
+                found += family(int(child))
+        except OSError:
+            pass
+    return found
+
+
+def flows_row(a, product, event):
+    net = Net()
+    with tempfile.TemporaryDirectory() as tmp:
+        try:
+            net.host("cl", ["198.18.0.200"])
+            members = Members(net, 4, a.every)
+            cluster = {"trestle": Trestle, "haproxy": HaproxyKeepalived}[product](net, pathlib.Path(tmp), a)
+            for number in range(a.runs):
+                client = net.start("cl", sys.executable, FLOWS, "hold", a.connections, *cluster.targets, stdin=subprocess.PIPE,
+                                   stdout=subprocess.PIPE, env={**os.environ, "FLOWS_EVERY": str(a.every)})
+                if client.stdout.readline() != b"open\n":
+                    sys.exit("the connections can not be opened")
+                time.sleep(a.seconds)
+                names = ["cl", *members.names]
+                before, extra = net.sent_again(names), {}
+                for part in event.split("-"):
+                    if part in ("add", "remove"):
+                        cluster.members([1, 2, 3, 4] if part == "add" else [1, 2])
+                        time.sleep(3)
+                    elif part != "none":
+                        extra.update(getattr(cluster, part)())
+                time.sleep(a.seconds)
+                again = net.sent_again(names) - before
+                said = json.loads(client.communicate()[0])
+                print(json.dumps({"row": "flows", "product": product, "event": event, **extra, "again": again, **said}), flush=True)
+                if number + 1 < a.runs:
+                    if "killed" in extra:
+                        cluster.back(extra["killed"])
+                    if "add" in event or "remove" in event:
+                        cluster.members([1, 2, 3])
+        except BaseException:
+            for log in pathlib.Path(tmp).glob("*.log"):
+                print(f"--- {log.name}", *log.read_text().splitlines()[-20:], sep="\n", file=sys.stderr)
+            raise
+        finally:
+            net.end()
+
+
+def flows(a):
+    for event in a.events.split(","):
+        for product in a.products.split(","):
+            flows_row(a, product, event)
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("what", choices=["flows"])
+    ap.add_argument("--connections", type=int, default=1000)
+    ap.add_argument("--every", type=float, default=0.5, help="seconds between a connection's records, each way")
+    ap.add_argument("--seconds", type=float, default=3, help="before and after what happens")
+    ap.add_argument("--events", default=",".join(EVENTS))
+    ap.add_argument("--products", default="trestle,haproxy")
+    ap.add_argument("--runs", type=int, default=1, help="with the same cluster")
+    ap.add_argument("--trestle", default=str(ROOT / "target/release/trestle"))
+    a = ap.parse_args()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (16384, max(16384, resource.getrlimit(resource.RLIMIT_NOFILE)[1])))
+    if os.geteuid():
+        sys.exit("namespaces need root")
+    {"flows": flows}[a.what](a)
+
+
+main()

@@ -298,13 +298,14 @@ impl<'a> Run<'a> {
 
     fn is_wanted(&self, place: usize, test: &Test, target: &Target, item: &Item<'_>) -> bool {
         let of_body = matches!(item.source, Source::Body | Source::File | Source::PartHeader | Source::Xml);
-        target.select.fits(&item.name)
-            && !(self.no_body && of_body)
-            && !test.without.iter().any(|other| other.has(item.collection, &item.name))
-            && !self
-                .removed_targets
-                .iter()
-                .any(|(places, other)| places.contains(&place) && other.has(item.collection, &item.name))
+        if self.no_body && of_body || !target.select.fits(&item.name) {
+            return false;
+        }
+        let is_removed = |(places, other): &(&[usize], &Target)| {
+            places.contains(&place) && other.has(item.collection, &item.name)
+        };
+        let is_excluded = |other: &Target| other.has(item.collection, &item.name);
+        !test.without.iter().any(is_excluded) && !self.removed_targets.iter().any(is_removed)
     }
 
     fn count(&self, test: &Test, target: &Target, place: usize) -> usize {

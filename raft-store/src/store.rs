@@ -13,6 +13,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use openraft::type_config::TypeConfigExt;
 use parking_lot::Mutex;
@@ -35,6 +36,9 @@ use crate::{LogEntry, codec};
 
 const DATABASE: &str = "raft.redb";
 const FLOOR: &str = "raft.floor";
+/// Looks at a folder that somebody has locked, and the time between them.
+const LOCK_LOOKS: u32 = 20;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 /// Memory for pages of the database. It is small and read rarely: replication and starts.
 const CACHE_BYTES: usize = 16 << 20;
 
@@ -208,13 +212,19 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> OpenError {
     move |source| OpenError::Io { path, source }
 }
 
-/// The folder, ours until the file is dropped.
+/// The folder, ours until the file is dropped. A process that the last owner was just starting has its lock, too,
+/// until it becomes another program: so one that is taken is looked at for a moment.
 fn lock(dir: &Path) -> Result<File, OpenError> {
     let folder = File::open(dir).map_err(io_error(dir))?;
-    match folder.try_lock() {
-        Ok(()) => Ok(folder),
-        Err(std::fs::TryLockError::WouldBlock) => Err(OpenError::InUse { dir: dir.to_owned() }),
-        Err(std::fs::TryLockError::Error(e)) => Err(io_error(dir)(e)),
+    let mut looks = LOCK_LOOKS;
+    loop {
+        looks -= 1;
+        match folder.try_lock() {
+            Ok(()) => return Ok(folder),
+            Err(std::fs::TryLockError::WouldBlock) if looks > 0 => std::thread::sleep(LOCK_PAUSE),
+            Err(std::fs::TryLockError::WouldBlock) => return Err(OpenError::InUse { dir: dir.to_owned() }),
+            Err(std::fs::TryLockError::Error(e)) => return Err(io_error(dir)(e)),
+        }
     }
 }
 

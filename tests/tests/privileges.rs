@@ -32,6 +32,7 @@ fn is_confined(pid: Pid) -> anyhow::Result<()> {
             ensure!(ids == ["65534"; 4], "{who} {ids:?}");
         }
         ensure!(stands(thread, "Groups:")?.is_empty(), "it is in groups of root");
+        ensure!(stands(thread, "NoNewPrivs:")? == ["1"], "it may start what is root");
         for set in ["CapPrm:", "CapEff:", "CapBnd:", "CapInh:", "CapAmb:"] {
             let has = capabilities(thread, set)?;
             ensure!(has == NEEDED, "{set} {has:x}");

@@ -65,7 +65,8 @@ pub(crate) fn warnings(nodes: &[NodeStatus]) -> Vec<String> {
             ));
         }
     }
-    if stale > 0 {
+    // Nodes with other keys count by those: what they say is told once all have the same.
+    if stale > 0 && holders.len() == 1 {
         warnings.push(format!(
             "{stale} stored contents and ticket keys are sealed under another cluster key than the one in use: a \
              node needs both to open them; once the new key is in use at the leader, it seals them anew"

@@ -40,6 +40,7 @@ mod access_log;
 mod alarm;
 mod batch;
 mod beat;
+mod lack;
 mod ledger;
 pub mod limits;
 mod locals;

@@ -162,6 +162,10 @@ impl Gathering {
             return Err(format!("more than {FILES_MAX} files"));
         }
         let mut bytes = Vec::new();
+        // One that has no end, or whose other side nobody opens, would be waited for.
+        if std::fs::metadata(path).is_ok_and(|file| !file.is_file()) {
+            return Err("it is no regular file".to_owned());
+        }
         let file = std::fs::File::open(path).map_err(|e| format!("can't read it: {e}"))?;
         file.take(self.most as u64 + 1).read_to_end(&mut bytes).map_err(|e| format!("can't read it: {e}"))?;
         if bytes.len() > self.most {

@@ -37,17 +37,16 @@ fn line_of(number: usize, text: &str) -> Result<Option<Line>, Fault> {
     if text.is_empty() || text.starts_with('#') {
         return Ok(None);
     }
-    let words = words(text).ok_or_else(|| Fault::at(number, "a quote is not closed"))?;
+    let words = words(text).map_err(|why| Fault::at(number, why))?;
     Ok(Some(Line { number, words }))
 }
 
-/// `None`: a quote is open.
-fn words(text: &str) -> Option<Vec<String>> {
+fn words(text: &str) -> Result<Vec<String>, &'static str> {
     let mut words = Vec::new();
     let mut rest = text.chars().peekable();
     loop {
         while rest.next_if(|c| c.is_whitespace()).is_some() {}
-        let Some(&first) = rest.peek() else { return Some(words) };
+        let Some(&first) = rest.peek() else { return Ok(words) };
         let quote = matches!(first, '"' | '\'').then_some(first);
         if quote.is_some() {
             rest.next();
@@ -55,7 +54,12 @@ fn words(text: &str) -> Option<Vec<String>> {
         let mut word = String::new();
         loop {
             match (rest.next(), quote) {
-                (Some(c), Some(quote)) if c == quote => break,
+                (Some(c), Some(quote)) if c == quote => {
+                    if rest.peek().is_some_and(|c| !c.is_whitespace()) {
+                        return Err("a word goes on behind its closing quote: is a quote missing before it?");
+                    }
+                    break;
+                }
                 (Some(c), None) if c.is_whitespace() => break,
                 // A backslash hides a quote and another backslash, and else is itself.
                 (Some('\\'), _) => match rest.next_if(|c| *c == '\\' || Some(*c) == quote) {
@@ -64,7 +68,7 @@ fn words(text: &str) -> Option<Vec<String>> {
                 },
                 (Some(c), _) => word.push(c),
                 (None, None) => break,
-                (None, Some(_)) => return None,
+                (None, Some(_)) => return Err("a quote is not closed"),
             }
         }
         words.push(word);
@@ -84,5 +88,7 @@ mod tests {
         assert_eq!(found[0].words, ["SecRule", "ARGS", "@rx \"a b\\x\\d", "id:1,  deny"]);
         assert_eq!(found[1], Line { number: 15, words: vec!["SecMarker".into(), "END".into()] });
         assert_eq!(lines("SecRule \"a", 1).unwrap_err().line, 1);
+        let merged = lines("SecRule ARGS \"@rx x \"id:1,phase:2,deny", 1).unwrap_err();
+        assert!(merged.to_string().contains("closing quote"), "{merged}");
     }
 }

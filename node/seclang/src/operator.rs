@@ -107,12 +107,12 @@ pub(crate) fn read(text: &str, lists: &BTreeMap<&str, &str>) -> Result<Read, Str
         "beginswith" => Operator::Holds(Relation::Begins, argument_of()?),
         "endswith" => Operator::Holds(Relation::Ends, argument_of()?),
         "within" => Operator::Holds(Relation::Within, argument_of()?),
-        "eq" => Operator::Compares(Order::Eq, argument_of()?),
-        "ne" => Operator::Compares(Order::Ne, argument_of()?),
-        "lt" => Operator::Compares(Order::Lt, argument_of()?),
-        "le" => Operator::Compares(Order::Le, argument_of()?),
-        "gt" => Operator::Compares(Order::Gt, argument_of()?),
-        "ge" => Operator::Compares(Order::Ge, argument_of()?),
+        "eq" => Operator::Compares(Order::Eq, numeric(argument)?),
+        "ne" => Operator::Compares(Order::Ne, numeric(argument)?),
+        "lt" => Operator::Compares(Order::Lt, numeric(argument)?),
+        "le" => Operator::Compares(Order::Le, numeric(argument)?),
+        "gt" => Operator::Compares(Order::Gt, numeric(argument)?),
+        "ge" => Operator::Compares(Order::Ge, numeric(argument)?),
         "ipmatch" => networks(argument)?,
         "ipmatchfromfile" | "ipmatchf" => {
             let list = list_of()?;
@@ -129,6 +129,16 @@ pub(crate) fn read(text: &str, lists: &BTreeMap<&str, &str>) -> Result<Read, Str
         _ => return Err(format!("there is no operator `@{name}` here")),
     };
     Ok(Read { operator, negated, words: words.filter(|_| !negated) })
+}
+
+/// A number, or what variables make one of.
+fn numeric(argument: &str) -> Result<Text, String> {
+    let is_number = argument.trim().parse::<i64>().is_ok();
+    if is_number || argument.contains("%{") {
+        Text::new(argument.trim())
+    } else {
+        Err(format!("{argument:?} is no number to compare with"))
+    }
 }
 
 fn pattern(text: &str, negated: bool) -> Result<Read, String> {

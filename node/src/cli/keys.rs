@@ -11,7 +11,7 @@ use trestle_cluster::identity::{ClusterKey, Stage, Step};
 use super::cluster::fetch;
 use super::output::{Failure, Outcome, Output, table};
 use super::views::{Node, NodeKey, Status};
-use super::{Target, complain, run_async};
+use super::{Target, run_async};
 use crate::key;
 
 #[derive(Debug, clap::Subcommand)]
@@ -99,7 +99,6 @@ fn refuse(step: Step, lagging: &[String]) -> Outcome {
     }
     let act =
         if step == Step::Use { "The new key is not used yet" } else { "The old key is not dropped yet" };
-    lagging.iter().for_each(|why| complain(why));
     let why = lagging.join("; ");
     Err(anyhow::anyhow!("{act}, the file is as it was: {why}").into())
 }

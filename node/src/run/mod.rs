@@ -16,7 +16,7 @@ mod shutdown;
 pub(crate) mod strain;
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -173,8 +173,16 @@ impl Prepared {
             None => privileges::make_private(dir)?,
         }
         let earlier = Ports::load(dir)?;
-        let read =
-            |file: &Option<_>, setting| file.as_deref().map(|file| Token::read(file, setting)).transpose();
+        if key::readable_by_others(dir) {
+            tracing::warn!(data_dir = %dir.display(), "data folder is open to others: chmod 700 it");
+        }
+        let read = |file: &Option<PathBuf>, setting| -> anyhow::Result<Option<Token>> {
+            let Some(file) = file.as_deref() else { return Ok(None) };
+            if key::readable_by_others(file) {
+                tracing::warn!(file = %file.display(), "{setting} is readable by others: chmod 600 it");
+            }
+            Token::read(file, setting).map(Some)
+        };
         let token = read(&settings.admin_token_file, "admin-token-file")?;
         let read_token = read(&settings.admin_read_token_file, "admin-read-token-file")?;
         let key = read_key(settings)?;

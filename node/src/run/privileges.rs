@@ -15,8 +15,8 @@ use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, geteuid, getrlimit, setrlimit};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, capabilities, configure_capability_in_ambient_set,
-    remove_capability_from_bounding_set, set_capabilities, set_keep_capabilities, set_thread_groups,
-    set_thread_res_gid, set_thread_res_uid,
+    remove_capability_from_bounding_set, set_capabilities, set_keep_capabilities, set_no_new_privs,
+    set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
 
 /// Low ports; addresses and nf_tables; ARP and neighbour discovery: see docs/security.md.
@@ -159,6 +159,8 @@ impl User {
             configure_capability_in_ambient_set(capability, true)
                 .context("the guard can't be given its capabilities")?;
         }
+        // Nor by a program that is root for whoever starts it.
+        set_no_new_privs(true).context("ways back to root can't be closed")?;
         ensure!(geteuid() == uid && set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).is_err(), said());
         tracing::info!(user = %self, capabilities = %names(kept), "no longer root");
         Ok(())

@@ -234,7 +234,9 @@ impl BodyFields {
             return Err(Flaw::TwoLengths);
         }
         // 18 digits can't overflow, and an exabyte is enough.
-        if !matches!(value.len(), 1..=18) || !value.iter().all(u8::is_ascii_digit) {
+        // A leading zero says nothing, and is eight to some.
+        let begins_with_zero = value.len() > 1 && value[0] == b'0';
+        if begins_with_zero || !matches!(value.len(), 1..=18) || !value.iter().all(u8::is_ascii_digit) {
             return Err(Flaw::Length);
         }
         self.length = Some(value.iter().fold(0, |n, digit| n * 10 + u64::from(digit - b'0')));

@@ -71,6 +71,9 @@ async fn an_attack_is_told_403_and_no_member_sees_it_wherever_it_stands() {
         ])
         .await;
     proxy.log.line(&["\"waf_rule\":\"sqli-union\"", "\"waf_at\":\"body:q\""]).await;
+    // What a cookie is stays out of the log.
+    let cookie = proxy.log.line(&["\"waf_at\":\"cookie:c\""]).await;
+    assert!(cookie.contains(" bytes, not shown)") && !cookie.contains("svg"), "{cookie}");
     proxy.log.line(&["\"waf_rule\":\"body-charset\""]).await;
     let ended = r#"trestle_route_ended_total{route="all",reason="waf"}"#;
     until("all are counted", || proxy.metric(ended) == Some(replies.len() as f64)).await;

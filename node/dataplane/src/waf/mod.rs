@@ -117,13 +117,18 @@ pub(crate) struct Hit {
     place: Place,
     /// Empty for the path.
     name: Box<[u8]>,
-    /// The bytes that the rule is about, decoded and shortened.
+    /// The bytes that the rule is about, decoded and shortened; of a secret how many there are.
     pub(crate) matched: Box<[u8]>,
 }
 
 impl Hit {
     fn new(rule: RuleName, (place, name): (Place, &[u8]), matched: &[u8]) -> Self {
-        Self { rule, place, name: name[..name.len().min(NAME_SHOWN)].into(), matched: matched.into() }
+        let matched = if is_secret(place, name) {
+            format!("({} bytes, not shown)", matched.len()).into_bytes().into()
+        } else {
+            matched.into()
+        };
+        Self { rule, place, name: name[..name.len().min(NAME_SHOWN)].into(), matched }
     }
 
     /// As `query:q`.
@@ -131,6 +136,28 @@ impl Hit {
         let label = self.place.label().as_bytes();
         if self.name.is_empty() { label.to_vec() } else { [label, b":", &self.name].concat() }
     }
+}
+
+/// Whether a log should not have it, though a rule found something there: cookies, credentials, and whatever is
+/// called like a secret.
+fn is_secret(place: Place, name: &[u8]) -> bool {
+    const NAMES: [&str; 12] = [
+        "pass",
+        "pwd",
+        "secret",
+        "token",
+        "session",
+        "credential",
+        "authorization",
+        "api_key",
+        "api-key",
+        "apikey",
+        "cookie",
+        "otp",
+    ];
+    let name = name.to_ascii_lowercase();
+    let called = |part: &&str| memchr::memmem::find(&name, part.as_bytes()).is_some();
+    place == Place::Cookie || NAMES.iter().any(|part| called(&part))
 }
 
 /// How often each rule found something.
@@ -323,6 +350,26 @@ mod tests {
     use trestle_config::model::WAF_RULES;
 
     use super::*;
+
+    #[test]
+    fn what_is_called_like_a_secret_is_not_shown() {
+        let shown = |place, name: &str| {
+            !Hit::new(RuleName::Builtin(Rule::FilesWork), (place, name.as_bytes()), b"' or 1=1")
+                .matched
+                .ends_with(b"shown)")
+        };
+        for (place, name) in [
+            (Place::Cookie, "a"),
+            (Place::Header, "Authorization"),
+            (Place::Body, "user.newPassword"),
+            (Place::Query, "access_token"),
+        ] {
+            assert!(!shown(place, name), "{name}");
+        }
+        for (place, name) in [(Place::Body, "author"), (Place::Query, "q"), (Place::Path, "")] {
+            assert!(shown(place, name), "{name}");
+        }
+    }
 
     #[test]
     fn the_config_knows_the_names_of_all_rules_and_classes() {

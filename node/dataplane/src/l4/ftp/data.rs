@@ -12,8 +12,9 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use trestle_config::model::TcpSettings;
 
-use super::super::tcp::{Open, Relay, Socket, is_ours, run, tune};
+use super::super::tcp::{Open, Relay, Socket, run, tune};
 use super::super::{ConnCx, Ended};
+use crate::lack::is_ours;
 use crate::metrics::Reason;
 use crate::pool::MemberState;
 

@@ -3,12 +3,12 @@
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
 
-use rustix::io::Errno;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::lack::is_ours;
 use crate::metrics::Reason;
 use crate::pool::{Call, FailureKind, MemberState, Picked, Pool};
 use crate::proxy_protocol::{Ends, Facts, wanted};
@@ -120,10 +120,4 @@ async fn connected(picked: &Picked, behalf: &Behalf) -> io::Result<TcpStream> {
         stream.write_all(header).await?;
     }
     Ok(stream)
-}
-
-/// Out of descriptors, ports or memory: no member's fault, and the next one would fail as well.
-pub(in crate::l4) fn is_ours(error: &io::Error) -> bool {
-    let ours = [Errno::MFILE, Errno::NFILE, Errno::ADDRNOTAVAIL, Errno::NOBUFS, Errno::NOMEM];
-    error.raw_os_error().is_some_and(|code| ours.iter().any(|errno| errno.raw_os_error() == code))
 }

@@ -31,7 +31,7 @@ use super::{ConnCx, Ended};
 use crate::metrics::{ListenerCounters, ListenerPart, Reason};
 use crate::pool::{FailureKind, Pool};
 use crate::proxy_protocol::{Ends, Facts};
-pub(super) use connect::{Behalf, connect, is_ours};
+pub(super) use connect::{Behalf, connect};
 pub(crate) use end::{End, Secured, Socket, is_drained, reset};
 pub(super) use relay::Relay;
 

@@ -45,8 +45,8 @@ use tokio_util::sync::CancellationToken;
 use trestle_config::model::UdpSettings;
 
 use super::Ended;
-use super::tcp::is_ours;
 use crate::bans;
+use crate::lack::is_ours;
 use crate::ledger::Ledger;
 use crate::limits::OfConnection;
 use crate::metrics::{ListenerCounters, ListenerPart, Reason};

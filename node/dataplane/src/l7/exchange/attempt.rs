@@ -18,6 +18,7 @@ use crate::l7::head::Framing;
 use crate::l7::interim::Interim;
 use crate::l7::refused::Flaw;
 use crate::l7::transfer::Deadline;
+use crate::lack::is_ours;
 use crate::metrics::Reason;
 use crate::pool::{FailureKind, Picked, Pool};
 use crate::tls::failure::explained;
@@ -222,6 +223,7 @@ impl Exchange<'_> {
                     tracing::debug!(pool, member, %error, "member can't be connected to");
                 }
                 Err(match error {
+                    ConnectError::Tcp(error) if is_ours(&error) => Reason::Overload,
                     ConnectError::Tcp(_) => Reason::ConnectFailed,
                     ConnectError::Tls(_) => Reason::TlsFailed,
                     ConnectError::Breaker => Reason::Breaker,

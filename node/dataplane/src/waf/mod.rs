@@ -156,8 +156,8 @@ fn is_secret(place: Place, name: &[u8]) -> bool {
         "otp",
     ];
     let name = name.to_ascii_lowercase();
-    let called = |part: &&str| memchr::memmem::find(&name, part.as_bytes()).is_some();
-    place == Place::Cookie || NAMES.iter().any(|part| called(&part))
+    let called = |part: &str| memchr::memmem::find(&name, part.as_bytes()).is_some();
+    place == Place::Cookie || NAMES.iter().any(|part| called(part))
 }
 
 /// How often each rule found something.

@@ -1,5 +1,6 @@
 //! `examples/waf.yaml` and `examples/waf-rules.yaml` with their addresses mapped: curl in front, nginx behind, which notes every request that it sees.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -27,6 +28,19 @@ fn nginx() -> (Nginx, u16, PathBuf) {
     (nginx, port, log)
 }
 
+/// A node with this config and its access log there, and where it listens, once nginx is reached through it.
+fn serving(config: &str, access: &Path) -> (Cluster, SocketAddr) {
+    let config = format!("{config}\naccess_log: {{ to: \"file:{}\" }}\n", access.display());
+    let cluster = Cluster::start(1, &config);
+    let web = cluster.nodes[0].listener("web").expect("bound");
+    eventually(SOON, "nginx is reached", || {
+        let response = http::get(web, "x", "/")?;
+        ensure!(response.status == 200, "{}", response.status);
+        Ok(())
+    });
+    (cluster, web)
+}
+
 /// Status and body.
 fn curl(url: &str, args: &[&str]) -> (String, String) {
     let output = Command::new("curl")
@@ -51,16 +65,9 @@ fn the_waf_example_keeps_attacks_from_nginx_and_lets_all_else_through() {
         &[("0.0.0.0:8080", "127.0.0.1:0".to_owned()), ("192.0.2.11:8080", format!("127.0.0.1:{port}"))],
     );
     let access = seen.with_file_name("access.log");
-    let config = format!("{config}\naccess_log: {{ to: \"file:{}\" }}\n", access.display());
-    let cluster = Cluster::start(1, &config);
+    let (cluster, web) = serving(&config, &access);
     let node = &cluster.nodes[0];
-    let web = node.listener("web").expect("bound");
     let url = |path: &str| format!("http://{web}{path}");
-    eventually(SOON, "nginx is reached", || {
-        let response = http::get(web, "x", "/")?;
-        ensure!(response.status == 200, "{}", response.status);
-        Ok(())
-    });
 
     let json = ["-H", "Content-Type: application/json", "-d"];
     // More than one argument of a program may have.
@@ -159,16 +166,9 @@ fn the_core_rule_set_holds_beside_the_built_in_rules() {
         ],
     );
     let access = seen.with_file_name("access.log");
-    let config = format!("{config}\naccess_log: {{ to: \"file:{}\" }}\n", access.display());
-    let cluster = Cluster::start(1, &config);
+    let (cluster, web) = serving(&config, &access);
     let node = &cluster.nodes[0];
-    let web = node.listener("web").expect("bound");
     let url = |path: &str| format!("http://{web}{path}");
-    eventually(SOON, "nginx is reached", || {
-        let response = http::get(web, "x", "/")?;
-        ensure!(response.status == 200, "{}", response.status);
-        Ok(())
-    });
     // What only the set knows: a path of the system, a command, a scanner; and the shop's own rule.
     let attacks: &[(&str, &[&str], &str)] = &[
         ("/blocked?file=../../../../etc/passwd", &[], "930100"),

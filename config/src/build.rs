@@ -3,6 +3,7 @@
 //! Runs also on a document with problems, so that [`crate::validate`] and the local rules here find
 //! theirs in the same run; the result is then thrown away.
 
+mod cache;
 mod checks;
 mod guard;
 mod limits;

@@ -4,6 +4,7 @@
 //! Only [`crate::parse`] makes a [`Config`], so the type is the proof that validation passed.
 
 mod access_log;
+mod cache;
 mod dns;
 mod ftp;
 mod guard;
@@ -24,6 +25,7 @@ use std::time::Duration;
 use crate::text::{Pattern, Replacement, Substitution, Template};
 
 pub use access_log::{AccessLog, AccessLogFormat, AccessLogTarget, SyslogAddress};
+pub use cache::{Cache, CacheKey, CacheQuery};
 pub use dns::{DnsName, NamedMember};
 pub use ftp::{FtpAuth, FtpSettings};
 pub use guard::{Action, BAN_MAX, BanPolicy, Firewall, FirewallRule, Ports};
@@ -595,6 +597,7 @@ pub struct Policies {
     pub error_pages: Option<Vec<ErrorPage>>,
     pub ban: Option<BanPolicy>,
     pub waf: Option<Waf>,
+    pub cache: Option<Cache>,
 }
 
 /// Who may send requests: those of basic authentication (RFC 7617).
@@ -651,6 +654,7 @@ impl Policies {
             error_pages: self.error_pages.clone().or_else(|| outer.error_pages.clone()),
             ban: self.ban.clone().or_else(|| outer.ban.clone()),
             waf: self.waf.clone().or_else(|| outer.waf.clone()),
+            cache: self.cache.clone().or_else(|| outer.cache.clone()),
         }
     }
 }

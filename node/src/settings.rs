@@ -78,6 +78,11 @@ pub(crate) const KEYS: &[Key] = &[
         value: "SIZE",
         help: "Memory that the node should not exceed, e.g. `2GiB`: near it, it refuses clients [default: the limit of its cgroup, or what the machine has]",
     },
+    Key {
+        name: "cache-memory",
+        value: "SIZE",
+        help: "Memory for cached responses, e.g. `256MiB`; `0`: nothing is cached [default: a sixteenth of the memory that there is, at most 1GiB]",
+    },
     Key { name: "workers", value: "N", help: "Threads that carry traffic [default: one a core]" },
     Key {
         name: "otlp",
@@ -136,6 +141,8 @@ pub(crate) struct NodeSettings {
     pub(crate) resolver: Option<SocketAddr>,
     /// Bytes that the process should not exceed.
     pub(crate) memory_max: Option<u64>,
+    /// Bytes that cached responses may take; `None`: by what there is.
+    pub(crate) cache_memory: Option<u64>,
     pub(crate) workers: NonZeroUsize,
     /// `None`: spans go nowhere.
     pub(crate) otlp: Option<Otlp>,
@@ -251,6 +258,7 @@ pub(crate) fn resolve(layers: Layers<'_>, host: &Host) -> Result<NodeSettings, M
         zone: reader.value("zone", zone).unwrap_or_default(),
         resolver: reader.value("resolver", resolver),
         memory_max: reader.value("memory-max", size),
+        cache_memory: reader.value("cache-memory", cache_memory),
         workers: reader.value("workers", workers).unwrap_or(host.cores),
         otlp: otlp::resolve(&mut reader),
         log_format: reader.value("log-format", log_format).unwrap_or(LogFormat::Text),
@@ -349,17 +357,26 @@ fn host_and_port(text: &str) -> Result<String, String> {
 }
 
 fn size(text: &str) -> Result<u64, String> {
+    let wrong = || format!("{text:?} is no size; write it as 512MiB or 2GiB, from 64MiB");
+    bytes(text).filter(|bytes| *bytes >= 64 << 20).ok_or_else(wrong)
+}
+
+fn cache_memory(text: &str) -> Result<u64, String> {
+    let wrong = || format!("{text:?} is no size; write it as 256MiB or 1GiB, from 1MiB, or `0`");
+    let bytes = if text == "0" { Some(0) } else { bytes(text) };
+    bytes.filter(|bytes| *bytes == 0 || *bytes >= 1 << 20).ok_or_else(wrong)
+}
+
+fn bytes(text: &str) -> Option<u64> {
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (digits, unit) = text.split_at(split);
-    let wrong = || format!("{text:?} is no size; write it as 512MiB or 2GiB, from 64MiB");
     let bytes_per_unit = match unit {
         "KiB" => 1 << 10,
         "MiB" => 1 << 20,
         "GiB" => 1 << 30,
-        _ => return Err(wrong()),
+        _ => return None,
     };
-    let bytes = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(bytes_per_unit));
-    bytes.filter(|bytes| *bytes >= 64 << 20).ok_or_else(wrong)
+    digits.parse::<u64>().ok()?.checked_mul(bytes_per_unit)
 }
 
 fn peers(text: &str) -> Result<Vec<String>, String> {

@@ -21,6 +21,10 @@ fn wrong_usage_says_what_and_ends_with_2() {
     for (args, what) in [
         (&["serve"][..], "serve"),
         (&["run", "--workers", "none"], "--workers"),
+        (
+            &["run", "--cache-memory", "5"],
+            "--cache-memory: \"5\" is no size; write it as 256MiB or 1GiB, from 1MiB, or `0`",
+        ),
         (&["run", "--memory-max", "2GB"], "--memory-max: \"2GB\" is no size; write it as 512MiB or 2GiB"),
     ] {
         let output = trestle(args);

@@ -267,7 +267,7 @@ static POLICY_KEYS: &[Key] = &[
     key("auth", Type::Object(&AUTH), Words("what stands further out"), "Who may send requests; `{}`: everybody"),
     key("cors", Type::Object(&CORS), Words("what stands further out"), "Requests of browsers from pages of other origins; preflights are answered here"),
     key("waf", Type::Object(&WAF), Words("what stands further out"), "Web application firewall: SQL injection and scripts in requests"),
-    key("cache", Type::Object(&CACHE), Yaml("{}"), "Keeps responses").later(),
+    key("cache", Type::Object(&CACHE), Words("what stands further out"), "Keeps members' responses and serves them again"),
     key("compression", Type::Object(&COMPRESSION), Yaml("{}"), "Compresses responses").later(),
     key("request_headers", Type::Object(&HEADER_EDITS), Words("what stands further out"), "Edits of the request's header"),
     key("response_headers", Type::Object(&RESPONSE_HEADER_EDITS), Words("what stands further out"), "Edits of the response's header, also of answers of our own"),
@@ -360,17 +360,17 @@ static WAF_EXCEPTION: Object = Object::new("policy.waf.except", &[
 ]);
 
 static CACHE: Object = Object::new("policy.cache", &[
-    key("mode", Type::OrOff(&TEXT), Yaml("off"), "Whether responses are kept"),
-    key("key", Type::Object(&CACHE_KEY), Yaml("{}"), "What tells two requests apart"),
-    key("max_object", SIZE, Yaml("16MiB"), "Longest response kept"),
-    key("stale_if_error", TIME, Yaml("0s"), "How long an old response stands in for an error"),
-    key("negative", TIME, Yaml("0s"), "How long errors are kept"),
+    key("mode", one_of(&["off", "on"], &[]), Yaml("off"), "Whether responses are kept"),
+    key("key", Type::Object(&CACHE_KEY), Yaml("{}"), "What tells two requests apart, beside scheme, host and path"),
+    key("max_object", Type::Size { min: 1, max: 1 << 30 }, Yaml("16MiB"), "Longest response kept, in memory"),
+    key("stale_if_error", TIME, Yaml("0s"), "How long an old response stands in for an error of its member, where the member says nothing of it"),
+    key("negative", TIME, Yaml("0s"), "How long 404, 405, 410, 414, 451 and 501 are kept that say nothing of it"),
 ]);
 
 static CACHE_KEY: Object = Object::new("policy.cache.key", &[
-    key("headers", TEXTS, Yaml("[]"), "Header fields"),
-    key("cookies", TEXTS, Yaml("[]"), "Cookies"),
-    key("query", Type::Open, Yaml("all"), "`all` or query parameters"),
+    key("headers", HEADER_NAMES, Yaml("[]"), "Header fields of the request"),
+    key("cookies", TEXTS, Yaml("[]"), "Cookies of the request"),
+    key("query", Type::OneOrList(&TEXT), Yaml("all"), "`all`, `none`, or the parameters that count"),
 ]);
 
 static COMPRESSION: Object = Object::new("policy.compression", &[

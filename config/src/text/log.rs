@@ -46,6 +46,8 @@ pub enum LogVariable {
     WafRule,
     WafAt,
     WafMatch,
+    /// What became of the request in the cache.
+    Cache,
     /// Of the W3C trace context.
     TraceId,
     Attempts,
@@ -56,7 +58,7 @@ pub enum LogVariable {
     User,
 }
 
-const PLAIN: [(&str, LogVariable); 21] = [
+const PLAIN: [(&str, LogVariable); 22] = [
     ("time", LogVariable::Time),
     ("time.common", LogVariable::TimeCommon),
     ("request", LogVariable::Request),
@@ -74,6 +76,7 @@ const PLAIN: [(&str, LogVariable); 21] = [
     ("waf.rule", LogVariable::WafRule),
     ("waf.at", LogVariable::WafAt),
     ("waf.match", LogVariable::WafMatch),
+    ("cache", LogVariable::Cache),
     ("attempts", LogVariable::Attempts),
     ("rule", LogVariable::Rule),
     ("user", LogVariable::User),

@@ -514,6 +514,7 @@ mod tests {
             pinned: Default::default(),
             spans: None,
             give_back: || {},
+            cache_memory: 0,
             kernel_check: |_| Err("not in tests".to_owned()),
         })
         .unwrap();

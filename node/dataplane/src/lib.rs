@@ -18,6 +18,7 @@ mod worker;
 
 mod listener;
 
+mod cache;
 mod l7;
 mod stream;
 mod upstream;
@@ -77,6 +78,8 @@ use zeroize::Zeroizing;
 
 pub use balance::maglev;
 pub use beat::Beat;
+pub use cache::CacheStats;
+pub use cache::purge::{Purge, PurgeError, PurgeWhat, purged_prefix, purged_url};
 pub use kernel::{
     KEPT_MAX, KeptFlow, KeptHere, KernelCheck, KernelGuard, KernelListener, KernelMember, KernelNetworks,
     KernelRate, KernelRule, KernelView, KnownMember,
@@ -111,6 +114,8 @@ pub struct Options {
     /// Called on a worker's thread when many of its connections have come to rest: gives memory back that they
     /// have freed, which allocators keep for threads.
     pub give_back: fn(),
+    /// Bytes of memory that cached responses may take.
+    pub cache_memory: u64,
     /// Whether the kernel can carry listeners that want it.
     pub kernel_check: KernelCheck,
 }
@@ -513,6 +518,33 @@ impl Plane {
     /// Who is banned, and who may deserve it: for whoever speaks for the cluster.
     pub fn bans(&self) -> &Arc<bans::Bans> {
         &self.inner.bans
+    }
+
+    /// Throws away what was cached before: further purges, in any order. From now on nothing that they are about is
+    /// served whose request went to a member earlier.
+    pub fn purge(&self, purges: impl IntoIterator<Item = Purge>) {
+        self.inner.cache.purges.add(purges);
+    }
+
+    /// The same for all purges that the cluster knows of: whatever is older than `floor`, the number of the newest of
+    /// those that it has forgotten, is thrown away.
+    pub fn set_purges(&self, floor: u64, purges: impl IntoIterator<Item = Purge>) {
+        self.inner.cache.purges.set(floor, purges);
+    }
+
+    /// The number of the newest purge that is known here.
+    pub fn latest_purge(&self) -> u64 {
+        self.inner.cache.purges.latest()
+    }
+
+    /// Whether this node knows what was purged. As long as it does not, nothing is served from the cache before its
+    /// member has said that it still holds. At first it does.
+    pub fn set_cache_trust(&self, trusted: bool) {
+        self.inner.cache.trust(trusted);
+    }
+
+    pub fn cache_stats(&self) -> CacheStats {
+        self.inner.cache.stats(self.inner.cache_memory)
     }
 
     /// A listener that believes, of a proxy within this network, whom it speaks for.

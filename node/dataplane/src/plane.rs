@@ -29,6 +29,7 @@ use trestle_config::Config;
 use crate::access_log::{self, Counts, Stdout, Tap};
 use crate::bans::Bans;
 use crate::beat::{Beat, Pulse};
+use crate::cache::Cache;
 use crate::kernel::{Kernel, KernelView};
 use crate::ledger::Ledger;
 use crate::limits::Limits;
@@ -60,6 +61,8 @@ pub(crate) struct Inner {
     pub(crate) limits: Arc<Limits>,
     pub(crate) bans: Arc<Bans>,
     pub(crate) rates: Arc<Rates>,
+    pub(crate) cache: Arc<Cache>,
+    pub(crate) cache_memory: u64,
     pub(crate) shed: Arc<Shed>,
     pub(crate) tickets: Arc<Ring>,
     pub(crate) kernel: Kernel,
@@ -94,6 +97,7 @@ impl Inner {
         let limits = Arc::new(Limits::default());
         let bans = Arc::new(Bans::default());
         let rates = Arc::new(Rates::default());
+        let cache = Arc::new(Cache::new(options.cache_memory, count));
         let shed = Arc::new(Shed::default());
         let locals = Arc::new(Locals::new(count));
         let turns = Arc::new(PerWorker::new(count));
@@ -106,6 +110,7 @@ impl Inner {
             passwords: Arc::default(),
             bans: Arc::clone(&bans),
             rates: Arc::clone(&rates),
+            cache: Arc::clone(&cache),
             shed: Arc::clone(&shed),
             cuts: Arc::clone(&cuts),
             locals: Arc::clone(&locals),
@@ -130,6 +135,8 @@ impl Inner {
             limits,
             bans,
             rates,
+            cache,
+            cache_memory: options.cache_memory,
             shed,
             tickets: Arc::default(),
             kernel: Kernel::new(options.kernel_check),
@@ -182,6 +189,7 @@ impl Inner {
         };
         crate::l4::ftp::warn_of_overlaps(&config, before);
         let snapshot = Arc::new(snapshot);
+        self.cache.set_in_use(snapshot.has_cache());
         if let (Some(log), Some(tap)) = (&snapshot.log, &*self.log.lock()) {
             tap.open(log);
         }
@@ -412,6 +420,7 @@ impl Inner {
         metrics::render_turns(&self.turns, out);
         let firewalls = snapshot.iter().flat_map(|snapshot| &snapshot.firewalls);
         metrics::render_firewalls(firewalls.map(|(place, firewall)| firewall.view(place)), out);
+        let cache = self.cache.stats(self.cache_memory);
         let (waited, in_vain) = self.limits.waited();
         let (offences, forgotten) = self.bans.counts();
         let revision = snapshot.as_ref().map_or(0, |snapshot| snapshot.revision);
@@ -490,6 +499,31 @@ impl Inner {
                 "counter",
                 "Of them, those that had to make room while they were in use.",
                 self.rates.evicted(),
+            ),
+            (
+                "trestle_cache_entries",
+                "gauge",
+                "What the cache has: responses, and what is known of keys without one.",
+                cache.entries,
+            ),
+            (
+                "trestle_cache_bytes",
+                "gauge",
+                "Memory of cached responses, of those being filled and those still being sent.",
+                cache.bytes,
+            ),
+            ("trestle_cache_max_bytes", "gauge", "What that may come to.", cache.bytes_max),
+            (
+                "trestle_cache_evicted_total",
+                "counter",
+                "Cached responses that had to make room for others.",
+                cache.evicted,
+            ),
+            (
+                "trestle_cache_trusted",
+                "gauge",
+                "0: the node can't know what was purged, so nothing is served without its member's word.",
+                cache.trusted.into(),
             ),
             (
                 "trestle_ledger_lost_total",

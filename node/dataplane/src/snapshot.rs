@@ -16,6 +16,7 @@ use trestle_config::model::{self, LimitBy, RateOf, WeightedPool};
 use trestle_config::{Config, Contents};
 
 use crate::access_log::Log;
+use crate::cache::Policy as CachePolicy;
 use crate::firewall::{self, Firewall, Firewalls};
 use crate::kernel::Carried;
 use crate::l4::sni::Names;
@@ -136,6 +137,8 @@ pub(crate) struct Rule {
     /// When a client whose requests it takes should be banned.
     pub(crate) ban: Option<model::BanPolicy>,
     pub(crate) rates: Box<[rates::Bound]>,
+    /// `None`: no response is kept.
+    pub(crate) cache: Option<Box<CachePolicy>>,
 }
 
 /// Pools that share a rule's requests by weight, exactly: of any `total` requests in a row, each pool
@@ -191,7 +194,8 @@ impl Snapshot {
         let turns = turns(config, previous.map(|snapshot| &snapshot.turns));
         let earlier = previous.map(|snapshot| &snapshot.firewalls);
         let firewalls = firewall::compile(config, &networks, around.metrics.workers(), earlier);
-        let parts = Parts { pools: &pools, turns: &turns, networks: &networks, firewalls: &firewalls };
+        let parts =
+            Parts { pools: &pools, turns: &turns, networks: &networks, firewalls: &firewalls, listener: "" };
         // Rules are shared by all listeners that say nothing of their own.
         let outer = model::Policies::default();
         let routes: BTreeMap<&str, Vec<Arc<Rule>>> = config
@@ -230,6 +234,14 @@ impl Snapshot {
 }
 
 impl Snapshot {
+    /// Whether some rule keeps responses.
+    pub(crate) fn has_cache(&self) -> bool {
+        let rules = |listener: &Arc<Listener>| {
+            listener.rules.iter().chain(&listener.fallback).any(|rule| rule.cache.is_some())
+        };
+        self.listeners.values().any(rules)
+    }
+
     /// Sets that have a name.
     pub(crate) fn networks(&self) -> &Sets {
         &self.networks
@@ -262,11 +274,14 @@ impl Snapshot {
 }
 
 /// What is compiled once for all listeners.
+#[derive(Clone, Copy)]
 struct Parts<'a> {
     pools: &'a Pools,
     turns: &'a Turns,
     networks: &'a Sets,
     firewalls: &'a Firewalls,
+    /// That the rules are compiled for; empty: for all that say nothing of their own.
+    listener: &'a str,
 }
 
 /// Of all rules that have something to split.
@@ -362,8 +377,10 @@ fn rules(
                 rates: request_rates(&route.rate_limits, Spot::Route(name), secret)
                     .chain(request_rates(&rule.rate_limits, Spot::Rule(name, &rule.name), secret))
                     .collect(),
+                cache: None,
             }
-            .with(&policies, around),
+            .with(&policies, around)
+            .cached(&policies, format!("{}\n{name}\n{}", parts.listener, rule.name)),
         )
     };
     route.rules.iter().map(rule).collect()
@@ -432,8 +449,10 @@ impl Listener {
         let http = settings.protocol.has_requests();
         let mut taken = Vec::new();
         for (route_name, route) in config.routes.iter().filter(|(_, route)| sees(route, name, settings)) {
-            let own = (settings.policies != model::Policies::default())
-                .then(|| rules(route_name, route, &settings.policies, parts, around));
+            let own = (settings.policies != model::Policies::default()).then(|| {
+                let parts = Parts { listener: name, ..*parts };
+                rules(route_name, route, &settings.policies, &parts, around)
+            });
             let compiled = own.as_ref().or_else(|| routes.get(route_name.as_str()));
             taken.extend(compiled.into_iter().flatten().map(Arc::clone));
         }
@@ -461,9 +480,10 @@ impl Listener {
             routed_rates: rates(RateOf::Requests, |by| *by == LimitBy::Route),
             router: Router::compile(entries, networks),
             rules: taken.into(),
-            fallback: pool
-                .filter(|_| http)
-                .map(|pool| Arc::new(Rule::of_pool(pool).with(&settings.policies, around))),
+            fallback: pool.filter(|_| http).map(|pool| {
+                let rule = Rule::of_pool(pool).with(&settings.policies, around);
+                Arc::new(rule.cached(&settings.policies, format!("{name}\n\n{}", pool.name())))
+            }),
         }
     }
 
@@ -526,7 +546,18 @@ impl Rule {
             waf: None,
             ban: None,
             rates: Box::default(),
+            cache: None,
         }
+    }
+
+    /// `place` names the rule among all of the node.
+    fn cached(mut self, policies: &model::Policies, place: String) -> Self {
+        let of_pools = self.split.edits.iter().filter_map(|edits| edits.request.as_deref());
+        let changed = self.request_edits.as_deref().into_iter().chain(of_pools).flat_map(Edits::names);
+        let changed = changed.cloned().collect();
+        let policy = policies.cache.as_ref().filter(|_| self.answer.is_none());
+        self.cache = policy.and_then(|cache| CachePolicy::compile(cache, place, changed)).map(Box::new);
+        self
     }
 
     fn with(mut self, policies: &model::Policies, around: &Around<'_>) -> Self {

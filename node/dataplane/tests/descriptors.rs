@@ -59,6 +59,7 @@ fn without_descriptors_accepting_pauses_and_goes_on_when_there_are_some() {
         pinned: BTreeMap::new(),
         spans: None,
         give_back: || {},
+        cache_memory: 0,
         kernel_check: |_| Err("not in tests".to_owned()),
     };
     let plane = Plane::start(options).expect("a plane");

@@ -95,6 +95,7 @@ impl Traced {
             pinned: BTreeMap::new(),
             spans: Some(tap),
             give_back: || {},
+            cache_memory: 0,
             kernel_check: |_| Err("not in tests".to_owned()),
         };
         let plane = Plane::start(options).unwrap();

@@ -231,6 +231,7 @@ impl Prepared {
             pinned,
             spans,
             give_back: crate::memory::give_back,
+            cache_memory: cache_memory(settings),
             kernel_check: trestle_kernel_path::support::check,
         };
         let plane = Plane::start(options).context("data plane")?;
@@ -513,6 +514,14 @@ impl Ending {
             _ = self.interrupt.recv() => "SIGINT",
         }
     }
+}
+
+/// For cached responses, where nobody has said how much: a sixteenth of what there is.
+fn cache_memory(settings: &NodeSettings) -> u64 {
+    const MOST: u64 = 1 << 30;
+    const UNKNOWN: u64 = 64 << 20;
+    let of_machine = || strain::memory_there(settings.memory_max).map_or(UNKNOWN, |there| there / 16);
+    settings.cache_memory.unwrap_or_else(|| of_machine().min(MOST))
 }
 
 #[cfg(test)]

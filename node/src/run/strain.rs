@@ -109,6 +109,11 @@ impl Watch {
     }
 }
 
+/// Bytes of memory that the process has to itself; `max`: at most, as the operator says.
+pub(crate) fn memory_there(max: Option<u64>) -> Option<u64> {
+    machine::memory(max).map(|memory| memory.of)
+}
+
 /// Whether the kernel drops connections that nobody accepts.
 #[derive(Debug, Default)]
 struct Queues {

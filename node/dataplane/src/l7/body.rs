@@ -17,6 +17,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::exchange::Stored;
 use super::record::Record;
 use super::transfer::Transfer;
 use super::unread::ClientBody;
@@ -424,6 +425,8 @@ pub(crate) enum Answer {
     Stream(Incoming, Box<Transfer>),
     Late(Box<Late>),
     Whole(Box<Whole>),
+    /// Of the cache.
+    Stored(Box<Stored>),
 }
 
 /// A stream whose beginning was read before it was passed on.
@@ -581,6 +584,7 @@ impl Body for Answer {
             }
             Answer::Late(late) => late.poll(cx),
             Answer::Whole(whole) => Poll::Ready(whole.next().map(Ok)),
+            Answer::Stored(stored) => stored.poll(cx),
         }
     }
 
@@ -591,6 +595,7 @@ impl Body for Answer {
             Answer::Stream(body, _) => body.is_end_stream(),
             Answer::Late(late) => late.ahead.is_over(&late.body),
             Answer::Whole(whole) => whole.is_over(),
+            Answer::Stored(stored) => stored.is_over(),
         }
     }
 
@@ -609,6 +614,7 @@ impl Body for Answer {
             // Over HTTP/1.1, trailers need chunks.
             Answer::Whole(whole) if whole.trailers.is_some() => SizeHint::new(),
             Answer::Whole(whole) => SizeHint::with_exact(whole.body.len() as u64),
+            Answer::Stored(stored) => stored.size_hint(),
         }
     }
 }

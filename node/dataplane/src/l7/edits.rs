@@ -46,6 +46,12 @@ impl Edits {
         self.set.iter().chain(&self.add).any(|(_, text)| text.reads_header())
     }
 
+    /// Fields that are not as they were afterwards.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &HeaderName> {
+        let put = self.set.iter().chain(&self.add).map(|(name, _)| name);
+        self.remove.iter().chain(put)
+    }
+
     /// The values of variables are those before any of the edits.
     pub(crate) fn apply(&self, headers: &mut HeaderMap, values: &Values) {
         self.remove(headers);

@@ -3,6 +3,7 @@
 
 mod again;
 mod attempt;
+mod cached;
 mod edited;
 mod reply;
 
@@ -13,6 +14,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use http::header::{EXPECT, ORIGIN};
+use http::request::Parts;
 use http::uri::Scheme as UriScheme;
 use http::{HeaderMap, HeaderName, Method, Request, Response, Uri, Version};
 use http_body::Body;
@@ -41,6 +43,7 @@ use crate::snapshot::Rule;
 use again::may_be_repeated;
 pub(super) use attempt::after;
 use attempt::{Try, earlier, report};
+pub(crate) use cached::{Served, Stored};
 use reply::Reply;
 
 /// Answers a request that hyper has parsed.
@@ -58,7 +61,7 @@ pub(crate) async fn serve(
     if !conn.is_http2() {
         let unread = conn.unread.take();
         conn.body_left.set(match &outcome {
-            Ok(Outcome::Reply(_)) => false,
+            Ok(Outcome::Reply(_) | Outcome::Stored(_)) => false,
             Err(reason) if page::closes(*reason) => true,
             Ok(Outcome::Local(_)) | Err(_) => leaves_body(unread, expects).await,
         });
@@ -68,6 +71,10 @@ pub(crate) async fn serve(
             Box::pin(edited::answer(reply, record)).await
         }
         Ok(Outcome::Reply(reply)) => reply.into_response(record).await,
+        Ok(Outcome::Stored(served)) if record.rule().is_some_and(|rule| rule.body_edits.is_some()) => {
+            Box::pin(edited::stored(*served, record)).await
+        }
+        Ok(Outcome::Stored(served)) => served.into_response(record),
         Ok(Outcome::Local(response)) => page::finish(record, response, Reason::Answered),
         Err(reason) => page::answer(record, reason),
     };
@@ -100,6 +107,8 @@ async fn leaves_body(unread: Option<Rc<Unread>>, expects: bool) -> bool {
 
 enum Outcome {
     Reply(Reply),
+    /// What is in the cache, or on its way there.
+    Stored(Box<Served>),
     /// The rule has answered by itself.
     Local(Response<Answer>),
 }
@@ -177,6 +186,21 @@ async fn exchange(conn: &Conn, record: &mut Record, request: Request<ClientBody>
     if let Some(answer) = &rule.answer {
         return answer.answer(record, &parts.headers, record.prefix).map(Outcome::Local);
     }
+    if let Some(policy) = rule.cache.as_deref() {
+        // Boxed: most have none.
+        return Box::pin(cached::serve(conn, record, (rule, policy), parts, body)).await;
+    }
+    ask(conn, record, rule, parts, Some(body)).await.map(Outcome::Reply)
+}
+
+/// Has a member answer. A body that nothing is sent of need not be there.
+async fn ask(
+    conn: &Conn,
+    record: &mut Record,
+    rule: &Rule,
+    mut parts: Parts,
+    body: Option<ClientBody>,
+) -> Result<Reply, Reason> {
     let framing = conn.gate.framing.get();
     let mut kept = None;
     let mut upload = match framing {
@@ -187,6 +211,7 @@ async fn exchange(conn: &Conn, record: &mut Record, request: Request<ClientBody>
         _ => {
             let state = Rc::new(UploadState::default());
             record.upload = Some(Rc::clone(&state));
+            let body = body.ok_or(Reason::Internal)?;
             let room = if may_be_repeated(rule, &record.method) { rule.retry.buffer } else { 0 };
             let room = if rule.mirrors.is_empty() { room } else { room.max(mirror::BODY_MAX) };
             if room > 0 {
@@ -228,16 +253,19 @@ async fn exchange(conn: &Conn, record: &mut Record, request: Request<ClientBody>
     let worker = &conn.client.worker;
     if framing == Framing::None {
         copy.into_iter().for_each(|copy| copy.send(worker, &[]));
-        return exchange.run(record, outgoing).await.map(Outcome::Reply);
+        let reply = exchange.run(record, outgoing).await?;
+        cached::invalidate(record, &reply);
+        return Ok(reply);
     }
     let reply = exchange.run(record, outgoing).await;
+    reply.iter().for_each(|reply| cached::invalidate(record, reply));
     if let Some(copy) = copy {
         match exchange.kept.as_ref().and_then(|kept| kept.all()) {
             Some(body) => copy.send(worker, &body),
             None => copy.without_body(),
         }
     }
-    reply.map(Outcome::Reply)
+    reply
 }
 
 /// RFC 9110, section 7.4: `https` is served over TLS only, unless somebody trusted has seen to that.
@@ -334,6 +362,9 @@ fn prepare(
         learned::unmark(headers, &rule.learned);
     }
     forward::prepare(headers, origin);
+    if let Some(question) = &record.question {
+        question.put(headers);
+    }
     if rule.body_edits.is_some() && !record.grpc {
         BodyEdits::ask(headers);
     }

@@ -67,6 +67,9 @@ fn json(record: &Record, reason: Reason, took: Duration, out: &mut Vec<u8>) {
     if let Some(picked) = &record.picked {
         line.text("member", picked.name().as_bytes());
     }
+    if let Some(cache) = &record.cache {
+        line.text("cache", cache.outcome.label().as_bytes());
+    }
     line.number("attempts", u64::from(record.attempts)).text("reason", reason.label().as_bytes());
     if let Some(flaw) = record.flaw {
         line.text("detail", flaw.label().as_bytes());
@@ -123,6 +126,9 @@ impl Facts for Ended<'_> {
             }
             LogVariable::WafAt => return field.some(record.hits.first().map(Hit::at).as_deref()),
             LogVariable::WafMatch => return field.some(record.hits.first().map(|hit| &*hit.matched)),
+            LogVariable::Cache => {
+                return field.some(record.cache.map(|cache| cache.outcome.label().as_bytes()));
+            }
             LogVariable::Detail => return field.some(record.flaw.map(|flaw| flaw.label().as_bytes())),
             LogVariable::Attempts => field.number(record.attempts.into()),
         }

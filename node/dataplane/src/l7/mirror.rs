@@ -16,8 +16,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Uri};
+use http::{HeaderMap, Method, Request, Response, Uri};
 use http_body::Body;
+use hyper::body::Incoming;
 use rand::Rng;
 use tokio::task::spawn_local;
 use tokio::time::{Instant, timeout};
@@ -27,7 +28,7 @@ use super::body::Upload;
 use super::forward;
 use crate::pool::{FailureKind, Picked, Pool, Refusal};
 use crate::proxy_protocol::{Ends, Facts};
-use crate::upstream::Target;
+use crate::upstream::{Target, Upstream};
 use crate::worker::Worker;
 
 const COPIES_MAX: usize = 256;
@@ -169,11 +170,37 @@ async fn ask(
     picked: &Picked,
     worker: &Worker,
     ends: Ends,
-    mut request: Request<Upload>,
+    request: Request<Upload>,
 ) -> Result<u16, FailureKind> {
-    let target = Target::of(pool, picked.member(), || worker.next_serial()).ok_or(FailureKind::Connect)?;
+    let (response, mut upstream, target) = begin(pool, picked, worker, ends, request).await?;
     let keep = pool.settings().timeout.pool_idle;
-    let own = target.is_for_one();
+    let status = response.status().as_u16();
+    let mut body = response.into_body();
+    while !body.is_end_stream() {
+        match poll_fn(|cx| upstream.poll(cx, |cx| Pin::new(&mut body).poll_frame(cx))).await {
+            Some(Ok(_)) => {}
+            Some(Err(_)) => return Err(FailureKind::Broken),
+            None => break,
+        }
+    }
+    if target.is_for_one() {
+        // Nobody else can use it.
+        worker.upstreams.forget(&target);
+    } else {
+        worker.upstreams.put(target, upstream, Instant::now(), keep);
+    }
+    Ok(status)
+}
+
+/// Sends a request for which nobody waits, and answers with the head of what comes.
+pub(super) async fn begin(
+    pool: &Pool,
+    picked: &Picked,
+    worker: &Worker,
+    ends: Ends,
+    mut request: Request<Upload>,
+) -> Result<(Response<Incoming>, Upstream, Target), FailureKind> {
+    let target = Target::of(pool, picked.member(), || worker.next_serial()).ok_or(FailureKind::Connect)?;
     let mut upstream = match worker.upstreams.take(target, false) {
         Some(upstream) => upstream,
         None => {
@@ -194,20 +221,5 @@ async fn ask(
     let response = poll_fn(|cx| upstream.poll(cx, |cx| sent.as_mut().poll(cx))).await;
     let response = response.map_err(|_| FailureKind::Broken)?;
     pool.heard(picked, Some(began).filter(|_| !response.status().is_server_error()));
-    let status = response.status().as_u16();
-    let mut body = response.into_body();
-    while !body.is_end_stream() {
-        match poll_fn(|cx| upstream.poll(cx, |cx| Pin::new(&mut body).poll_frame(cx))).await {
-            Some(Ok(_)) => {}
-            Some(Err(_)) => return Err(FailureKind::Broken),
-            None => break,
-        }
-    }
-    if own {
-        // Nobody else can use it.
-        worker.upstreams.forget(&target);
-    } else {
-        worker.upstreams.put(target, upstream, Instant::now(), keep);
-    }
-    Ok(status)
+    Ok((response, upstream, target))
 }

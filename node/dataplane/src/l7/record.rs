@@ -25,6 +25,8 @@ use super::span;
 use super::text::Scope;
 use super::trace::Trace;
 use crate::access_log::Kept;
+use crate::cache::conditional::Question;
+use crate::cache::status::Status as CacheStatus;
 use crate::limits::{Excess, Held};
 use crate::metrics::Reason;
 use crate::pool::{CookieOf, Picked};
@@ -73,6 +75,10 @@ pub(crate) struct Record {
     /// It is a gRPC call.
     pub(crate) grpc: bool,
     pub(crate) attempts: u32,
+    /// What became of it in the cache; `None`: its rule has none.
+    pub(crate) cache: Option<CacheStatus>,
+    /// What its member is asked in place of what the client asks, so that the answer can be kept.
+    pub(crate) question: Option<Box<Question>>,
     /// The rule that it breaks.
     pub(crate) flaw: Option<Flaw>,
     /// What the web application firewall found in it, passed or not.
@@ -153,6 +159,8 @@ impl Record {
             stuck: None,
             grpc: false,
             attempts: 0,
+            cache: None,
+            question: None,
             flaw: None,
             hits: Vec::new(),
             sent: None,
@@ -393,6 +401,9 @@ impl Record {
 
     fn count(&self, reason: Reason, took: Duration) {
         let worker = self.conn.client.worker.index;
+        if let Some(cache) = &self.cache {
+            self.conn.client.worker.cache.count(worker, cache.outcome);
+        }
         let listener = self.listener.counters.at(worker);
         listener.requests.inc(self.status);
         listener.bytes_in.add(self.bytes_in());
@@ -401,6 +412,7 @@ impl Record {
             Some(route) => {
                 let route = route.at(worker);
                 route.record(self.status, reason, took);
+                self.cache.iter().for_each(|cache| route.cache[cache.outcome as usize].inc());
                 route.bytes_in.add(self.bytes_in());
                 route.bytes_out.add(self.bytes_out);
             }

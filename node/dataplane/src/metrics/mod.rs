@@ -209,6 +209,8 @@ pub(crate) struct RoutePart {
     pub(crate) bytes_in: Counter,
     /// Response bodies.
     pub(crate) bytes_out: Counter,
+    /// By [`crate::cache::status::Outcome`].
+    pub(crate) cache: [Counter; crate::cache::status::Outcome::COUNT],
     /// From the request's header to the end of the answer.
     pub(crate) duration: Histogram,
 }

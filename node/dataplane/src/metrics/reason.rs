@@ -126,6 +126,9 @@ reasons! {
     /// More requests, connections or sessions came in a time than `rate_limits` let through.
     RateLimit => ("rate_limit", 429, No);
 
+    /// The client wants only what is in the cache, and that has nothing for it.
+    NotCached => ("not_cached", 504, No);
+
     /// No route fits, and the listener has no pool.
     NoRoute => ("no_route", 404, No);
     /// The pool has no usable member.

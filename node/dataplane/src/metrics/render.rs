@@ -11,6 +11,7 @@ use super::{
     CodeCounters, Counter, H2Code, Histogram, ListenerCounters, ListenerPart, PerWorker, Reason,
     RouteCounters, RoutePart, StatusCounters,
 };
+use crate::cache::status::Outcome;
 use crate::l7::mirror::Dropped;
 use crate::pool::{FailureKind, Limit, MemberState, Pool};
 use crate::tls::failure::HandshakeFailure;
@@ -124,6 +125,14 @@ pub(super) fn routes(all: &BTreeMap<String, Arc<RouteCounters>>, out: &mut Strin
         let mut family = Family::new(out, name, "counter", help);
         for (route, counters) in all {
             family.sample(&[("route", route)], counters.sum(field));
+        }
+    }
+    let help = "HTTP requests of routes with a cache, by what became of them there.";
+    let mut cache = Family::new(out, "trestle_route_cache_requests_total", "counter", help);
+    for (route, counters) in all {
+        for outcome in Outcome::ALL {
+            let total = counters.sum(|part| &part.cache[outcome as usize]);
+            cache.sample_if_any(&[("route", route), ("outcome", outcome.label())], total);
         }
     }
     let mut requests = Family::new(

@@ -21,7 +21,7 @@ use trestle_config::{Config, Contents};
 
 use crate::{BoundListener, Install, Options, Plane};
 
-pub(crate) use backend::Backend;
+pub(crate) use backend::{Backend, Seen};
 pub(crate) use client::{Client, Reply, connect_from, get, send};
 
 /// How long a test waits for what must come.
@@ -62,6 +62,7 @@ impl Proxy {
             pinned: BTreeMap::new(),
             spans: None,
             give_back: || {},
+            cache_memory: 64 << 20,
             kernel_check: |_| Err("not in tests".to_owned()),
         };
         change(&mut options);

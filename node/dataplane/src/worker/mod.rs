@@ -39,6 +39,7 @@ use tokio_util::sync::CancellationToken;
 use crate::access_log::{Lines, Tap};
 use crate::bans::{self, Bans};
 use crate::beat::{BEATS, Pulse};
+use crate::cache::Cache;
 use crate::l4;
 use crate::ledger::Ledger;
 use crate::limits::Limits;
@@ -122,6 +123,7 @@ pub(crate) struct Equipment {
     pub(crate) passwords: Arc<Passwords>,
     pub(crate) bans: Arc<Bans>,
     pub(crate) rates: Arc<Rates>,
+    pub(crate) cache: Arc<Cache>,
     pub(crate) shed: Arc<Shed>,
     pub(crate) cuts: Arc<Cuts>,
     pub(crate) locals: Arc<Locals>,
@@ -153,6 +155,9 @@ pub(crate) struct Worker {
     /// Who is banned, as this worker was told last: told on to what has to act by it.
     banned: watch::Sender<Arc<bans::Table>>,
     pub(crate) rates: Arc<Rates>,
+    pub(crate) cache: Arc<Cache>,
+    /// Stale responses that are being validated while they are served.
+    pub(crate) refreshes: Places,
     pub(crate) shed: Arc<Shed>,
     /// Connections above a limit that are being told so.
     turned_away: Cell<usize>,
@@ -238,6 +243,8 @@ impl Worker {
             banned: watch::Sender::new(Arc::clone(&equipment.bans.watch().borrow())),
             bans: equipment.bans,
             rates: equipment.rates,
+            cache: equipment.cache,
+            refreshes: Places::default(),
             shed: equipment.shed,
             turned_away: Cell::new(0),
             locals: equipment.locals,

@@ -1,18 +1,22 @@
 //! An answer whose body is edited: gathered within a bound, so that its header can tell what was done to it.
 //! One that turns out to be longer goes on from its beginning, as it came.
 
+use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
 use http::header::ACCEPT_RANGES;
 use http::{HeaderMap, Response};
-use http_body::Body;
+use http_body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
 use trestle_config::text::Variable;
 
 use super::attempt::{after, earlier};
+use super::cached::{Served, Source};
 use super::reply::{Reply, whole};
 use crate::alarm::Elapsed;
 use crate::l7::body::{Ahead, Answer};
@@ -62,6 +66,75 @@ pub(super) async fn answer(mut reply: Reply, record: Record) -> Response<Answer>
         alter(&mut parts.headers);
     }
     whole(record, parts, edited.unwrap_or(body), trailers)
+}
+
+/// The same for what the cache has, whose body is edited for each client.
+pub(super) async fn stored(served: Served, record: Record) -> Response<Answer> {
+    let listener = Rc::clone(&record.listener);
+    let rule = record.rule.and_then(|at| rule_at(&listener, at));
+    let Some(edits) = rule.and_then(|rule| rule.body_edits.as_deref()) else {
+        return served.into_response(record);
+    };
+    let Served { status, mut parts, mut source } = served;
+    parts.headers.remove(ACCEPT_RANGES);
+    let mut response = Response::from_parts(parts, Measured(&source));
+    let plan = edits.plan(&record.method, &response);
+    if matches!(plan, Plan::Header) {
+        alter(response.headers_mut());
+    }
+    let (mut parts, _) = response.into_parts();
+    let Plan::Body(room) = plan else {
+        return Served { status, parts, source }.into_response(record);
+    };
+    let (mut pieces, mut length, mut trailers) = (VecDeque::new(), 0, None);
+    while let Some(frame) = poll_fn(|cx| source.poll(cx)).await {
+        match frame.map(Frame::into_data) {
+            Ok(Ok(data)) => {
+                length += data.len();
+                pieces.push_back(data);
+                if length > room {
+                    return Served { status, parts, source }.pass(record, pieces);
+                }
+            }
+            Ok(Err(frame)) => trailers = frame.into_trailers().ok(),
+            Err(reason) => return page::answer(record, reason),
+        }
+    }
+    let body = match pieces.len() {
+        1 => pieces.pop_front().unwrap_or_default(),
+        _ => pieces.iter().flat_map(|piece| piece.iter().copied()).collect(),
+    };
+    let none = HeaderMap::new();
+    let scope = Scope { record: &record, headers: record.header.as_deref().unwrap_or(&none) };
+    let value = |variable: &Variable| scope.read(variable).into_owned();
+    let edited = edits.apply(&body, &parts.headers, value).await;
+    if edited.is_some() {
+        alter(&mut parts.headers);
+    }
+    whole(record, parts, edited.unwrap_or(body), trailers)
+}
+
+/// Of a body, how long it is.
+struct Measured<'a>(&'a Source);
+
+impl Body for Measured<'_> {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(None)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_over()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.length().map_or_else(SizeHint::new, SizeHint::with_exact)
+    }
 }
 
 enum Gathered {

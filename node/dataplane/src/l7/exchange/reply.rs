@@ -96,6 +96,14 @@ impl Reply {
         self.response.into_parts().0
     }
 
+    /// Its head alone, of one that has no body.
+    pub(super) fn head(self, record: &Record) -> Parts {
+        match self.response.body().is_end_stream() {
+            true => self.free(record),
+            false => self.response.into_parts().0,
+        }
+    }
+
     /// The upstream takes up another protocol: the connection becomes a tunnel.
     fn switch(mut self, record: Record) -> Response<Answer> {
         if !self.upgrade || !forward::is_websocket(self.response.headers()) {
@@ -165,7 +173,7 @@ pub(super) fn whole(
     Response::from_parts(parts, Answer::Whole(Box::new(Whole { record, body, trailers })))
 }
 
-fn judge(record: &mut Record, status: StatusCode) -> StatusCode {
+pub(super) fn judge(record: &mut Record, status: StatusCode) -> StatusCode {
     record.status = status.as_u16();
     if let Some(picked) = &record.picked {
         picked.answered(record.status);
@@ -174,8 +182,9 @@ fn judge(record: &mut Record, status: StatusCode) -> StatusCode {
 }
 
 /// Makes the header what the client gets.
-fn dress(record: &Record, parts: &mut Parts) {
+pub(super) fn dress(record: &Record, parts: &mut Parts) {
     forward::clean(&mut parts.headers);
+    record.cache.iter().for_each(|status| status.mark(&mut parts.headers));
     record.edit_response(&mut parts.headers);
     record.keep_client(&mut parts.headers);
     parts.version = Version::HTTP_11;

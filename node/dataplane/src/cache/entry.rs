@@ -1,0 +1,220 @@
+//! A response as it is kept.
+//!
+//! All of its memory is its own: what members send lies in the buffers of their connections, and a value of ten bytes
+//! would hold one of these for as long as it is kept. It is counted to the byte where that is known, and by a guess on the
+//! safe side where libraries allocate ([`FIELD`]); see [`super::budget`].
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use http::header::{AGE, CONTENT_LENGTH};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use tokio::time::Instant;
+
+use super::budget::Hold;
+use super::purge::{Mark, Named};
+use super::rules::{Terms, Why};
+
+const CACHE_TAG: HeaderName = HeaderName::from_static("cache-tag");
+const SURROGATE_KEY: HeaderName = HeaderName::from_static("surrogate-key");
+
+/// Of tags of a response. One that has more could not be purged by all of them, and is not kept.
+const TAGS_MAX: usize = 128;
+const TAG_BYTES_MAX: usize = 16 << 10;
+
+/// What a header map takes for a field beside name and value; what an entry takes beside its parts.
+const FIELD: usize = 128;
+const OVERHEAD: usize = 1024;
+/// And a piece of a body.
+pub(super) const PIECE: usize = 96;
+
+/// All of a response but its body.
+#[derive(Debug)]
+pub(crate) struct Stem {
+    pub(crate) status: StatusCode,
+    pub(crate) head: HeaderMap,
+    pub(crate) terms: Terms,
+    /// When it was as old as its terms say.
+    pub(crate) since: Instant,
+    pub(crate) url: Box<str>,
+    pub(crate) tags: Box<[Box<str>]>,
+    pub(crate) mark: Mark,
+    /// Of its URL's slot when its request was sent: see [`super::Invalidations`].
+    pub(crate) generation: u32,
+    /// Bytes of it in memory.
+    pub(crate) weight: usize,
+}
+
+/// What is known of a response when its request was sent.
+#[derive(Clone, Debug)]
+pub(crate) struct Origin {
+    pub(crate) url: Box<str>,
+    pub(crate) number: u64,
+    pub(crate) generation: u32,
+}
+
+/// A whole body.
+#[derive(Clone, Debug)]
+pub(crate) struct Body(Arc<Pieces>);
+
+#[derive(Debug)]
+struct Pieces {
+    pieces: Box<[Bytes]>,
+    length: u64,
+    trailers: Option<HeaderMap>,
+    /// Bytes of it in memory.
+    weight: usize,
+    _hold: Hold,
+}
+
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) stem: Arc<Stem>,
+    pub(crate) body: Body,
+    _hold: Hold,
+}
+
+impl Stem {
+    /// Of an answer that came at `since`.
+    pub(crate) fn new(
+        status: StatusCode,
+        head: &HeaderMap,
+        terms: Terms,
+        since: Instant,
+        origin: &Origin,
+    ) -> Result<Self, Why> {
+        let tags = tags(head)?;
+        let head = packed(head, |name| *name == AGE || terms.withheld.contains(name));
+        let fields: usize = head.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD).sum();
+        let tagged: usize = tags.iter().map(|tag| tag.len() + 32).sum();
+        Ok(Self {
+            weight: OVERHEAD + fields + tagged + origin.url.len(),
+            status,
+            head,
+            terms,
+            since,
+            url: origin.url.clone(),
+            tags,
+            mark: Mark::at(origin.number),
+            generation: origin.generation,
+        })
+    }
+
+    pub(crate) fn age(&self, now: Instant) -> std::time::Duration {
+        self.terms.age + now.saturating_duration_since(self.since)
+    }
+
+    pub(crate) fn named(&self) -> Named<'_> {
+        Named { url: &self.url, tags: &self.tags }
+    }
+
+    /// Its head as a client gets it.
+    pub(crate) fn head_at(&self, now: Instant) -> HeaderMap {
+        let mut head = self.head.clone();
+        head.insert(AGE, HeaderValue::from(self.age(now).as_secs()));
+        head
+    }
+}
+
+impl Body {
+    pub(crate) fn new(pieces: Box<[Bytes]>, trailers: Option<HeaderMap>, weight: usize, hold: Hold) -> Self {
+        let length = pieces.iter().map(|piece| piece.len() as u64).sum();
+        Self(Arc::new(Pieces { pieces, length, trailers, weight, _hold: hold }))
+    }
+
+    pub(crate) fn len(&self) -> u64 {
+        self.0.length
+    }
+
+    pub(crate) fn pieces(&self) -> &[Bytes] {
+        &self.0.pieces
+    }
+
+    pub(crate) fn trailers(&self) -> Option<&HeaderMap> {
+        self.0.trailers.as_ref()
+    }
+}
+
+impl Entry {
+    pub(crate) fn new(stem: Arc<Stem>, body: Body, hold: Hold) -> Self {
+        Self { stem, body, _hold: hold }
+    }
+
+    pub(super) fn weight(&self) -> u32 {
+        let all = self.stem.weight + self.body.0.weight;
+        u32::try_from(all).unwrap_or(u32::MAX)
+    }
+
+    /// Its head, with the length that is known by now.
+    pub(crate) fn head_at(&self, now: Instant) -> HeaderMap {
+        let mut head = self.stem.head_at(now);
+        let has_none = matches!(self.stem.status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT);
+        if !has_none && self.body.trailers().is_none() && !head.contains_key(CONTENT_LENGTH) {
+            head.insert(CONTENT_LENGTH, HeaderValue::from(self.body.len()));
+        }
+        head
+    }
+}
+
+/// Copied together into one buffer, without those that are not `wanted`.
+fn packed(head: &HeaderMap, unwanted: impl Fn(&HeaderName) -> bool) -> HeaderMap {
+    let fields = || head.iter().filter(|(name, _)| !unwanted(name));
+    let mut buffer = BytesMut::with_capacity(fields().map(|(_, value)| value.len()).sum());
+    let mut packed = HeaderMap::with_capacity(head.len() + 4);
+    for (name, value) in fields() {
+        buffer.extend_from_slice(value.as_bytes());
+        // A value it was already.
+        if let Ok(value) = HeaderValue::from_maybe_shared(buffer.split().freeze()) {
+            packed.append(name.clone(), value);
+        }
+    }
+    packed
+}
+
+fn tags(head: &HeaderMap) -> Result<Box<[Box<str>]>, Why> {
+    let mut tags: Vec<Box<str>> = Vec::new();
+    let mut bytes = 0;
+    for (field, separator) in [(CACHE_TAG, b','), (SURROGATE_KEY, b' ')] {
+        for line in head.get_all(field) {
+            for tag in line.as_bytes().split(|byte| *byte == separator).map(<[u8]>::trim_ascii) {
+                let Ok(tag) = std::str::from_utf8(tag) else { return Err(Why::Tags) };
+                bytes += tag.len();
+                if bytes > TAG_BYTES_MAX || tags.len() >= TAGS_MAX {
+                    return Err(Why::Tags);
+                }
+                if !tag.is_empty() && !tags.iter().any(|known| **known == *tag) {
+                    tags.push(tag.into());
+                }
+            }
+        }
+    }
+    Ok(tags.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_stand_in_two_fields() {
+        let mut head = HeaderMap::new();
+        head.append(CACHE_TAG, HeaderValue::from_static("a, b c ,"));
+        head.append(SURROGATE_KEY, HeaderValue::from_static("d  e a"));
+        let found = tags(&head).expect("tags");
+        assert_eq!(found.iter().map(AsRef::as_ref).collect::<Vec<&str>>(), ["a", "b c", "d", "e"]);
+        let many = (0..=TAGS_MAX).map(|n| n.to_string()).collect::<Vec<_>>().join(",");
+        head.insert(CACHE_TAG, HeaderValue::from_str(&many).expect("a value"));
+        assert_eq!(tags(&head), Err(Why::Tags));
+    }
+
+    #[test]
+    fn a_packed_head_is_the_same_head() {
+        let mut head = HeaderMap::new();
+        head.append("a", HeaderValue::from_static("1"));
+        head.append("a", HeaderValue::from_static(""));
+        head.append("b", HeaderValue::from_bytes(b"\xff").expect("a value"));
+        assert_eq!(packed(&head, |_| false), head);
+        head.append("age", HeaderValue::from_static("1"));
+        assert_eq!(packed(&head, |name| *name == AGE).len(), 3);
+    }
+}

@@ -1,0 +1,196 @@
+//! The cache of members' responses: a shared cache as RFC 9111 has it, in memory, one for all workers of a node.
+//!
+//! What is decided, and where: [`key`] says which requests are alike, [`vary`] which of the responses for a key fits,
+//! [`rules`] what may be kept and served again (they read [`directives`]), [`conditional`] and [`range`] what a client gets
+//! of it. An [`entry`] is a response that is kept, in the [`store`]; a [`fill`] is one on its way there, which [`flights`]
+//! let others wait for; the [`budget`] bounds the memory of all of them. [`purge`] knows what was thrown away, [`status`]
+//! tells what became of a request. How a request passes through all that is [`crate::l7`]'s.
+//!
+//! Invariants:
+//! - nothing is served that was purged, or that an unsafe request has changed, before its request was sent to a member;
+//! - while the node can't know what was purged ([`Cache::is_trusted`]), nothing is served without its member's word;
+//! - nothing is kept that did not come whole;
+//! - what all of it takes in memory stays within one bound.
+//!
+//! Everything is held in memory: a tier on disk would stand behind [`store`], and take [`entry::Entry`]s that it evicts.
+
+pub(crate) mod budget;
+pub(crate) mod conditional;
+pub(crate) mod directives;
+pub(crate) mod entry;
+pub(crate) mod fill;
+pub(crate) mod flights;
+pub(crate) mod key;
+pub(crate) mod purge;
+pub(crate) mod range;
+pub(crate) mod rules;
+pub(crate) mod status;
+pub(crate) mod store;
+pub(crate) mod vary;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
+
+use http::HeaderName;
+use trestle_config::model;
+
+use crate::metrics::{Counter, PerWorker};
+use budget::Budget;
+use flights::Flights;
+use key::{KeyRule, Secret};
+use purge::Purges;
+use rules::Leave;
+use status::Outcome;
+use store::Store;
+
+/// What an operator wants of a rule's responses.
+#[derive(Debug)]
+pub(crate) struct Policy {
+    pub(crate) key: KeyRule,
+    pub(crate) max_object: u64,
+    pub(crate) leave: Leave,
+    /// Request fields that the config changes on their way to a member.
+    pub(crate) changed: Box<[HeaderName]>,
+}
+
+impl Policy {
+    /// `place`: the rule's, by a name of its own.
+    pub(crate) fn compile(settings: &model::Cache, place: String, changed: Vec<HeaderName>) -> Option<Self> {
+        settings.on.then(|| Self {
+            key: KeyRule::compile(&settings.key, place),
+            max_object: settings.max_object,
+            leave: Leave { negative: settings.negative, stale_if_error: settings.stale_if_error },
+            changed: changed.into(),
+        })
+    }
+}
+
+pub(crate) struct Cache {
+    pub(crate) secret: Secret,
+    pub(crate) store: Store,
+    pub(crate) budget: Arc<Budget>,
+    pub(crate) flights: Arc<Flights>,
+    pub(crate) purges: Purges,
+    pub(crate) invalidations: Invalidations,
+    trusted: AtomicBool,
+    /// Some rule has a cache.
+    in_use: AtomicBool,
+    counters: PerWorker<Counters>,
+}
+
+/// One worker's part.
+#[derive(Debug, Default)]
+struct Counters([Counter; Outcome::COUNT]);
+
+/// What is kept, and what became of requests, since the node began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheStats {
+    /// About as many, variants and marks of what is not kept among them.
+    pub entries: u64,
+    /// Of memory, also of what is being filled or still being sent.
+    pub bytes: u64,
+    pub bytes_max: u64,
+    pub hits: u64,
+    pub misses: u64,
+    pub revalidated: u64,
+    pub stale: u64,
+    pub coalesced: u64,
+    /// Nothing was looked up for them.
+    pub passed: u64,
+    /// Entries that had to make room.
+    pub evicted: u64,
+    /// The node knows what was purged.
+    pub trusted: bool,
+}
+
+impl std::fmt::Debug for Cache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cache").field("budget", &self.budget).finish_non_exhaustive()
+    }
+}
+
+impl Cache {
+    /// `memory`: bytes that all of it may take.
+    pub(crate) fn new(memory: u64, workers: usize) -> Self {
+        let budget = Budget::new(memory);
+        Self {
+            secret: Secret::new(),
+            store: Store::new(budget.of_store()),
+            budget,
+            flights: Arc::default(),
+            purges: Purges::default(),
+            invalidations: Invalidations::default(),
+            trusted: AtomicBool::new(true),
+            in_use: AtomicBool::new(false),
+            counters: PerWorker::new(workers),
+        }
+    }
+
+    /// Whether the node knows of all that was purged.
+    pub(crate) fn is_trusted(&self) -> bool {
+        self.trusted.load(Acquire)
+    }
+
+    pub(crate) fn trust(&self, trusted: bool) {
+        self.trusted.store(trusted, Release);
+    }
+
+    pub(crate) fn is_in_use(&self) -> bool {
+        self.in_use.load(Relaxed)
+    }
+
+    pub(crate) fn set_in_use(&self, in_use: bool) {
+        self.in_use.store(in_use, Relaxed);
+    }
+
+    pub(crate) fn count(&self, worker: usize, outcome: Outcome) {
+        self.counters.at(worker).0[outcome as usize].inc();
+    }
+
+    fn total(&self, outcome: Outcome) -> u64 {
+        self.counters.iter().map(|part| part.0[outcome as usize].value()).sum()
+    }
+
+    pub(crate) fn stats(&self, memory: u64) -> CacheStats {
+        self.store.settle();
+        CacheStats {
+            entries: self.store.len(),
+            bytes: self.budget.used(),
+            bytes_max: memory,
+            hits: self.total(Outcome::Hit),
+            misses: self.total(Outcome::Miss),
+            revalidated: self.total(Outcome::Revalidated),
+            stale: self.total(Outcome::Stale),
+            coalesced: self.total(Outcome::Coalesced),
+            passed: self.total(Outcome::Pass),
+            evicted: self.store.evicted(),
+            trusted: self.is_trusted(),
+        }
+    }
+}
+
+/// Which URLs unsafe requests have changed (RFC 9111, section 4.4): a counter for each of 65,536 groups of URLs. What is
+/// kept carries its group's counter as it was when its request was sent; one that has moved since makes it be validated.
+/// URLs that share a group by chance are asked for once more than need be.
+#[derive(Debug)]
+pub(crate) struct Invalidations(Box<[AtomicU32]>);
+
+impl Default for Invalidations {
+    fn default() -> Self {
+        Self((0..=u16::MAX).map(|_| AtomicU32::new(0)).collect())
+    }
+}
+
+impl Invalidations {
+    pub(crate) fn generation(&self, slot: u16) -> u32 {
+        self.0[usize::from(slot)].load(Acquire)
+    }
+
+    /// With and without its query: see [`KeyRule`].
+    pub(crate) fn invalidate(&self, secret: &Secret, host: &[u8], path: &str, query: Option<&str>) {
+        for query in [query, None] {
+            let slot = key::slot(secret, host, path, query);
+            self.0[usize::from(slot)].fetch_add(1, Release);
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! What a member is asked on behalf of all, and what is made of its answer.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use http::header::DATE;
+use http::{HeaderMap, HeaderValue, Method, Response};
+use http_body::Body;
+use tokio::time::Instant;
+
+use super::lookup::Lookup;
+use super::served::Served;
+use crate::cache::budget::Hold;
+use crate::cache::conditional::{Question, confirms, refresh};
+use crate::cache::entry::{Entry, Origin, Stem};
+use crate::cache::fill::Variant;
+use crate::cache::flights::{Landing, Lead};
+use crate::cache::key::Key;
+use crate::cache::rules::{Asked, Came, Terms, Why, judge};
+use crate::cache::status::Status;
+use crate::cache::vary::Spec;
+use crate::cache::{Cache, Policy};
+use crate::l7::forward;
+use crate::l7::record::{Record, RuleAt, rule_at};
+use crate::metrics::Reason;
+use crate::worker::{ListenerRef, Worker};
+
+/// Everything about a request that outlives it.
+pub(super) struct Errand {
+    pub(super) worker: Rc<Worker>,
+    pub(super) listener: ListenerRef,
+    pub(super) rule: RuleAt,
+    pub(super) key: Key,
+    /// Where something is kept, or would be as far as is known.
+    pub(super) at: u128,
+    asked: Asked,
+    /// As the client sent them.
+    pub(super) headers: HeaderMap,
+    pub(super) origin: Origin,
+    sent: Instant,
+    /// `None`: nobody waits for it.
+    pub(super) lead: Option<Lead>,
+    /// What may still hold.
+    pub(super) entry: Option<Arc<Entry>>,
+    pub(super) edited: bool,
+}
+
+/// An answer that may be kept once its body has come.
+pub(super) struct Prospect {
+    pub(super) stem: Arc<Stem>,
+    /// Its memory.
+    pub(super) hold: Hold,
+    pub(super) variant: Variant,
+    pub(super) most: u64,
+    pub(super) length: Option<u64>,
+}
+
+impl Errand {
+    pub(super) fn new(
+        record: &Record,
+        lookup: &Lookup<'_>,
+        origin: Origin,
+        (at, entry): (u128, Option<Arc<Entry>>),
+    ) -> Self {
+        Self {
+            worker: Rc::clone(&record.conn.client.worker),
+            listener: Rc::clone(&record.listener),
+            rule: record.rule.unwrap_or(RuleAt::Fallback),
+            key: lookup.key,
+            at,
+            asked: lookup.asked,
+            headers: lookup.request.clone(),
+            origin,
+            sent: Instant::now(),
+            lead: None,
+            entry,
+            edited: lookup.edited,
+        }
+    }
+
+    pub(super) fn cache(&self) -> &Cache {
+        &self.worker.cache
+    }
+
+    fn policy(&self) -> Option<&Policy> {
+        rule_at(&self.listener, self.rule)?.cache.as_deref()
+    }
+
+    pub(super) fn question(&self) -> Question {
+        self.entry.as_ref().map_or(Question::Whole, |entry| Question::about(&entry.stem.head))
+    }
+
+    pub(super) fn land(&self, landing: Landing) {
+        self.lead.iter().for_each(|lead| lead.land(landing.clone()));
+    }
+
+    /// No answer came, or none that is worth anything.
+    pub(super) fn failed(&self, reason: Option<Reason>) {
+        match reason {
+            Some(reason) if !super::is_of_member(reason) => self.land(Landing::Again),
+            reason => self.land(Landing::Failed(reason)),
+        }
+    }
+
+    /// What may be served in place of an error.
+    pub(super) fn stands_in(&self, now: Instant) -> Option<Arc<Entry>> {
+        let entry = self.entry.as_ref()?;
+        let (stem, cache) = (&entry.stem, self.cache());
+        let holds = cache.is_trusted()
+            && stem.generation == cache.invalidations.generation(self.key.slot)
+            && !cache.purges.has(&stem.mark, stem.named());
+        (holds && stem.terms.may_stand_in(stem.age(now))).then(|| Arc::clone(entry))
+    }
+
+    pub(super) fn serve(&self, entry: Arc<Entry>, record: &Record, mut status: Status) -> Box<Served> {
+        let now = Instant::now();
+        status.ttl = Some(entry.stem.terms.ttl(entry.stem.age(now)));
+        let request = (!self.edited).then_some(&self.headers);
+        Served::kept(&entry, request, record.method == Method::GET, now, status)
+    }
+
+    fn came(&self, now: Instant) -> Came {
+        let wall = Duration::from_nanos(self.worker.unix_ns(now));
+        Came { wall, delay: now.saturating_duration_since(self.sent) }
+    }
+
+    /// Whether an answer may be kept. Those who wait hear what they need: that it is not for them, or, later, that it
+    /// comes.
+    pub(super) fn judge<B: Body>(
+        &mut self,
+        response: &mut Response<B>,
+        now: Instant,
+    ) -> Result<Prospect, Why> {
+        forward::clean(response.headers_mut());
+        let came = self.came(now);
+        date(response.headers_mut(), came.wall);
+        let verdict = self.prospect(response, came, now);
+        match &verdict {
+            Ok(prospect) => {
+                let Variant { spec, key } = &prospect.variant;
+                self.cache().store.announce(self.key.primary, spec);
+                let (at, origin) = (*key, self.origin.clone());
+                self.lead.iter_mut().for_each(|lead| lead.also(at, &origin));
+                self.at = at;
+            }
+            Err(why) => {
+                if why.is_of_response() {
+                    self.cache().store.set_apart(self.at, now);
+                }
+                self.land(Landing::Apart);
+            }
+        }
+        verdict
+    }
+
+    fn prospect<B: Body>(&self, response: &Response<B>, came: Came, now: Instant) -> Result<Prospect, Why> {
+        let policy = self.policy().ok_or(Why::NoRoom)?;
+        let (cache, head) = (self.cache(), response.headers());
+        let terms = judge(&self.asked, response.status(), head, &policy.leave, came)?;
+        let length = response.body().size_hint().exact();
+        if length.is_some_and(|length| length > policy.max_object) {
+            return Err(Why::TooLarge);
+        }
+        let own = Spec::of(head, |name| policy.changed.contains(name)).ok_or(Why::Vary)?;
+        let spec = cache.store.spec(self.key.primary, &own).ok_or(Why::Vary)?;
+        let key = match spec.is_empty() {
+            true => self.key.primary,
+            false => spec.variant(&cache.secret, self.key.primary, &self.headers),
+        };
+        let stem = Stem::new(response.status(), head, terms, now, &self.origin)?;
+        let hold = cache.budget.hold(stem.weight).ok_or(Why::NoRoom)?;
+        let variant = Variant { spec, key };
+        Ok(Prospect { stem: Arc::new(stem), hold, variant, most: policy.max_object, length })
+    }
+
+    /// What was kept, brought up to date by a member that says that it still holds. `None`: it says so of something else.
+    pub(super) fn freshen(&mut self, mut confirmed: HeaderMap, now: Instant) -> Option<Arc<Entry>> {
+        let entry = self.entry.take()?;
+        if !confirms(&confirmed, &entry.stem.head) {
+            self.cache().store.remove(self.at);
+            return None;
+        }
+        forward::clean(&mut confirmed);
+        let came = self.came(now);
+        date(&mut confirmed, came.wall);
+        let mut head = entry.stem.head.clone();
+        refresh(&mut head, &confirmed);
+        let leave = self.policy().map(|policy| policy.leave).unwrap_or_default();
+        let terms = judge(&self.asked, entry.stem.status, &head, &leave, came);
+        let kept = terms.is_ok();
+        let for_all = terms.as_ref().is_ok_and(Terms::is_for_all);
+        // What may be kept no longer goes out once more.
+        let terms = terms.unwrap_or_else(|_| Terms { validate: true, ..entry.stem.terms.clone() });
+        let stem = Stem::new(entry.stem.status, &head, terms, now, &self.origin).ok();
+        let stem = stem.map_or_else(|| Arc::clone(&entry.stem), Arc::new);
+        let hold = self.cache().budget.hold(stem.weight);
+        let room = hold.is_some();
+        let hold = hold.or_else(|| self.cache().budget.hold(0))?;
+        let fresh = Arc::new(Entry::new(stem, entry.body.clone(), hold));
+        let store = &self.cache().store;
+        if kept && room {
+            store.replace(self.at, Arc::clone(&fresh));
+        } else if !kept {
+            store.remove(self.at);
+        }
+        self.land(if for_all && room { Landing::Again } else { Landing::Apart });
+        Some(fresh)
+    }
+}
+
+/// Whoever keeps a response that does not say when it was made says so (RFC 9110, section 6.6.1).
+fn date(head: &mut HeaderMap, wall: Duration) {
+    if !head.contains_key(DATE)
+        && let Ok(value) =
+            HeaderValue::from_maybe_shared(httpdate::fmt_http_date(UNIX_EPOCH + wall).into_bytes())
+    {
+        head.insert(DATE, value);
+    }
+}

@@ -1,0 +1,174 @@
+//! What is kept for a request, and what that is worth: decided without waiting.
+
+use std::sync::Arc;
+
+use http::HeaderMap;
+use tokio::time::Instant;
+
+use super::is_of_member;
+use super::served::Served;
+use crate::cache::Cache;
+use crate::cache::entry::{Entry, Stem};
+use crate::cache::fill::Fill;
+use crate::cache::flights::Landing;
+use crate::cache::key::Key;
+use crate::cache::rules::{Asked, Reuse};
+use crate::cache::status::{Fwd, Outcome, Status};
+use crate::cache::store::{Found, Kept};
+use crate::metrics::Reason;
+
+pub(super) struct Lookup<'a> {
+    pub(super) cache: &'a Cache,
+    pub(super) key: Key,
+    pub(super) asked: Asked,
+    pub(super) request: &'a HeaderMap,
+    pub(super) is_get: bool,
+    /// The rule edits bodies: the client gets the whole of each.
+    pub(super) edited: bool,
+}
+
+pub(super) enum Decision {
+    Serve(Box<Served>),
+    /// And have it validated.
+    ServeMeanwhile(Box<Served>, At),
+    Ask(Miss),
+}
+
+/// An entry and where it is kept.
+pub(super) struct At {
+    pub(super) at: u128,
+    pub(super) entry: Arc<Entry>,
+}
+
+pub(super) struct Miss {
+    pub(super) at: u128,
+    pub(super) fwd: Fwd,
+    /// What may still hold.
+    pub(super) entry: Option<Arc<Entry>>,
+    /// Answers for this key are not for all.
+    apart: bool,
+}
+
+/// What follows from somebody else's answer.
+pub(super) enum After {
+    Serve(Box<Served>),
+    Fail(Reason),
+    Again,
+    Alone,
+}
+
+impl Lookup<'_> {
+    pub(super) fn decide(&self, now: Instant) -> Decision {
+        let Found { at, varied, what } = self.look(now);
+        let missed = if varied { Fwd::VaryMiss } else { Fwd::UriMiss };
+        let (entry, apart) = match what {
+            Kept::Entry(entry) => (Some(entry), false),
+            Kept::Apart => (None, true),
+            Kept::Nothing => (None, false),
+        };
+        let Some(entry) = entry else {
+            return Decision::Ask(Miss { at, fwd: missed, entry: None, apart });
+        };
+        let stem = &entry.stem;
+        if self.cache.purges.has(&stem.mark, stem.named()) {
+            self.cache.store.remove(at);
+            return Decision::Ask(Miss { at, fwd: missed, entry: None, apart: false });
+        }
+        let age = stem.age(now);
+        let reuse = match self.holds(stem) {
+            true => stem.terms.reuse(age, &self.asked.directives),
+            false => Reuse::Validate,
+        };
+        let serve = |outcome| {
+            let status = Status { ttl: Some(stem.terms.ttl(age)), ..Status::new(outcome, None) };
+            self.serve(&entry, now, status)
+        };
+        match reuse {
+            Reuse::Fresh => Decision::Serve(serve(Outcome::Hit)),
+            Reuse::Stale => Decision::Serve(serve(Outcome::Stale)),
+            Reuse::StaleMeanwhile => {
+                let served = serve(Outcome::Stale);
+                Decision::ServeMeanwhile(served, At { at, entry })
+            }
+            Reuse::Validate => {
+                let fresh = age < stem.terms.lifetime && !stem.terms.validate && self.holds(stem);
+                let fwd = if fresh { Fwd::Request } else { Fwd::Stale };
+                Decision::Ask(Miss { at, fwd, entry: Some(entry), apart: false })
+            }
+        }
+    }
+
+    fn look(&self, now: Instant) -> Found {
+        self.cache.store.look(&self.cache.secret, self.key.primary, self.request, now)
+    }
+
+    /// Whether nothing has happened to the resource since, as far as this node can know.
+    fn holds(&self, stem: &Stem) -> bool {
+        self.cache.is_trusted() && stem.generation == self.cache.invalidations.generation(self.key.slot)
+    }
+
+    pub(super) fn serve(&self, entry: &Entry, now: Instant, status: Status) -> Box<Served> {
+        let request = (!self.edited).then_some(self.request);
+        Served::kept(entry, request, self.is_get, now, status)
+    }
+
+    /// Whether another's answer could do.
+    pub(super) fn may_wait(&self, miss: &Miss) -> bool {
+        let for_all = miss.entry.as_ref().is_none_or(|entry| entry.stem.terms.is_for_all());
+        let own = self.asked.authorized || self.asked.directives.no_store;
+        self.cache.is_trusted() && for_all && !miss.apart && !own
+    }
+
+    /// Whether something else is kept by now.
+    pub(super) fn has_changed(&self, miss: &Miss) -> bool {
+        match (self.look(Instant::now()).what, &miss.entry) {
+            (Kept::Entry(now), Some(then)) => !Arc::ptr_eq(&now, then),
+            (Kept::Nothing, None) => false,
+            (Kept::Nothing, Some(_)) | (Kept::Entry(_) | Kept::Apart, _) => true,
+        }
+    }
+
+    /// `None`: it has taken too long.
+    pub(super) fn after(&self, landing: Option<Landing>, miss: &Miss, now: Instant) -> After {
+        match landing {
+            Some(Landing::Filling(fill)) => self.join(&fill, now),
+            Some(Landing::Again) => After::Again,
+            Some(Landing::Failed(reason)) => match (self.stands_in(miss, now), reason) {
+                (Some(served), _) => After::Serve(served),
+                (None, Some(reason)) if is_of_member(reason) => After::Fail(reason),
+                _ => After::Alone,
+            },
+            None | Some(Landing::Pending | Landing::Apart) => After::Alone,
+        }
+    }
+
+    fn join(&self, fill: &Arc<Fill>, now: Instant) -> After {
+        let (stem, variant) = (&fill.stem, &fill.variant);
+        let own = || variant.spec.variant(&self.cache.secret, self.key.primary, self.request);
+        if !variant.spec.is_empty() && own() != variant.key {
+            return After::Again;
+        }
+        if !self.holds(stem) || self.cache.purges.has(&stem.mark, stem.named()) {
+            return After::Again;
+        }
+        let reuse = stem.terms.reuse(stem.age(now), &self.asked.directives);
+        if !matches!(reuse, Reuse::Fresh | Reuse::StaleMeanwhile) {
+            return After::Alone;
+        }
+        match fill.follow() {
+            Some(follow) => {
+                let status = Status::new(Outcome::Coalesced, Some(Fwd::UriMiss));
+                let request = (!self.edited).then_some(self.request);
+                After::Serve(Served::joining(follow, stem, request, now, status))
+            }
+            None => After::Alone,
+        }
+    }
+
+    /// What a request gets whose member has failed another.
+    fn stands_in(&self, miss: &Miss, now: Instant) -> Option<Box<Served>> {
+        let entry = miss.entry.as_ref()?;
+        let may = self.holds(&entry.stem) && entry.stem.terms.may_stand_in(entry.stem.age(now));
+        may.then(|| self.serve(entry, now, Status::new(Outcome::Stale, Some(miss.fwd))))
+    }
+}

@@ -1,0 +1,337 @@
+//! A request of a rule that keeps responses: served from what is kept, from another's answer that is on its way, or by
+//! asking a member, whose answer is then kept if it may be ([`errand`]).
+//!
+//! GET and HEAD are looked up. A miss of GET is asked for without the client's conditions and ranges, so that the answer is
+//! good for all who wait ([`crate::cache::flights`]); its body then comes through a task of its own ([`filler`]), which the
+//! client that asked follows like everybody else. A HEAD, or a range, of which nothing is kept goes to a member as it is,
+//! and nothing of its answer is kept.
+
+mod errand;
+mod filler;
+mod lookup;
+mod refresh;
+mod served;
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::header::{CONTENT_LOCATION, LOCATION, RANGE};
+use http::request::Parts;
+use http::{HeaderValue, Method, StatusCode};
+use tokio::time::Instant;
+use trestle_config::path;
+
+use super::reply::{Reply, judge};
+use super::{Outcome, ask};
+use crate::cache::conditional::{Question, is_for_member};
+use crate::cache::entry::Origin;
+use crate::cache::flights::{Turn, landed};
+use crate::cache::key::Subject;
+use crate::cache::rules::Asked;
+use crate::cache::status::{Fwd, Outcome as Became, Status};
+use crate::cache::{Cache, Policy};
+use crate::l7::conn::Conn;
+use crate::l7::head::Framing;
+use crate::l7::record::Record;
+use crate::l7::unread::ClientBody;
+use crate::metrics::Reason;
+use crate::snapshot::Rule;
+use errand::Errand;
+use filler::{Filler, From};
+use lookup::{After, Decision, Lookup};
+pub(crate) use served::{Served, Source, Stored};
+
+/// How often one looks again, since what was waited for came to nothing, before one asks oneself.
+const ROUNDS_MAX: usize = 4;
+
+pub(super) async fn serve(
+    conn: &Conn,
+    record: &mut Record,
+    (rule, policy): (&Rule, &Policy),
+    parts: Parts,
+    body: ClientBody,
+) -> Result<Outcome, Reason> {
+    if record.grpc || conn.gate.upgrade.get() || conn.tunnel.borrow().is_some() {
+        return ask(conn, record, rule, parts, Some(body)).await.map(Outcome::Reply);
+    }
+    if let Some(status) = passes(conn, record, policy, &parts) {
+        record.cache = Some(status);
+        return ask(conn, record, rule, parts, Some(body)).await.map(Outcome::Reply);
+    }
+    let worker = Rc::clone(&conn.client.worker);
+    let cache = &worker.cache;
+    let port = port(conn, record);
+    let key = policy.key.key(&cache.secret, &subject(record, &port), &parts.headers);
+    let certified = conn.client.tls.as_ref().is_some_and(|tls| tls.certificate.is_some());
+    let lookup = Lookup {
+        cache,
+        key,
+        asked: Asked::of(&parts.headers, certified),
+        request: &parts.headers,
+        is_get: record.method == Method::GET,
+        edited: rule.body_edits.is_some(),
+    };
+    let mut now = record.started;
+    for round in 0..=ROUNDS_MAX {
+        let miss = match lookup.decide(now) {
+            Decision::Serve(served) => return Ok(stored(record, served)),
+            Decision::ServeMeanwhile(served, entry) => {
+                let origin = origin(cache, policy, &subject(record, &port), &lookup);
+                let errand = Errand::new(record, &lookup, origin, (entry.at, Some(entry.entry)));
+                refresh::begin(record, rule, &parts.uri, errand);
+                return Ok(stored(record, served));
+            }
+            Decision::Ask(miss) => miss,
+        };
+        record.cache = Some(Status::new(Became::Miss, Some(miss.fwd)));
+        if lookup.asked.directives.only_if_cached {
+            return Err(Reason::NotCached);
+        }
+        let wants_part = !lookup.edited && parts.headers.contains_key(RANGE);
+        if !lookup.is_get || miss.entry.is_none() && wants_part {
+            return ask(conn, record, rule, parts, None).await.map(Outcome::Reply);
+        }
+        let origin = origin(cache, policy, &subject(record, &port), &lookup);
+        let mut lead = None;
+        if round < ROUNDS_MAX && lookup.may_wait(&miss) {
+            match cache.flights.join(miss.at, &origin, &cache.purges) {
+                Turn::Lead(own) => {
+                    // Somebody may have brought it while nobody led.
+                    if lookup.has_changed(&miss) {
+                        continue;
+                    }
+                    lead = Some(own);
+                }
+                Turn::Wait(landing) => {
+                    let landing = Box::pin(landed(landing)).await;
+                    now = Instant::now();
+                    match lookup.after(landing, &miss, now) {
+                        After::Serve(served) => return Ok(stored(record, served)),
+                        After::Fail(reason) => return Err(reason),
+                        After::Again => continue,
+                        After::Alone => {}
+                    }
+                }
+            }
+        }
+        let mut errand = Errand::new(record, &lookup, origin, (miss.at, miss.entry));
+        errand.lead = lead;
+        return Box::pin(ask_for_all(conn, record, rule, parts, (errand, miss.fwd))).await;
+    }
+    Err(Reason::Internal)
+}
+
+fn stored(record: &mut Record, served: Box<Served>) -> Outcome {
+    record.cache = Some(served.status);
+    Outcome::Stored(served)
+}
+
+/// What is not looked up, and why.
+fn passes(conn: &Conn, record: &Record, policy: &Policy, parts: &Parts) -> Option<Status> {
+    let pass = |fwd, detail| Some(Status { detail, ..Status::new(Became::Pass, Some(fwd)) });
+    if !matches!(record.method, Method::GET | Method::HEAD) {
+        return pass(Fwd::Method, None);
+    }
+    if conn.gate.framing.get() != Framing::None {
+        return pass(Fwd::Bypass, Some("body"));
+    }
+    if is_for_member(&parts.headers) {
+        return pass(Fwd::Bypass, Some("precondition"));
+    }
+    if policy.key.is_poisoned(&parts.headers) {
+        return pass(Fwd::Bypass, Some("unkeyed-field"));
+    }
+    None
+}
+
+fn port(conn: &Conn, record: &Record) -> HeaderValue {
+    let told = record.told.as_ref().and_then(|told| told.port(record.asked_host()));
+    told.unwrap_or_else(|| conn.client.port.clone())
+}
+
+fn subject<'a>(record: &'a Record, port: &'a HeaderValue) -> Subject<'a> {
+    Subject {
+        scheme: record.scheme(),
+        asked_host: record.asked_host(),
+        host: record.host.as_ref(),
+        port,
+        path: record.target.path(),
+        query: record.target.query(),
+    }
+}
+
+/// Of a request that is sent now.
+fn origin(cache: &Cache, policy: &Policy, subject: &Subject<'_>, lookup: &Lookup<'_>) -> Origin {
+    Origin {
+        url: policy.key.url(subject).into(),
+        number: cache.purges.latest(),
+        generation: cache.invalidations.generation(lookup.key.slot),
+    }
+}
+
+/// Asks a member for what all may have, and keeps what comes if that may be kept.
+async fn ask_for_all(
+    conn: &Conn,
+    record: &mut Record,
+    rule: &Rule,
+    parts: Parts,
+    (mut errand, fwd): (Errand, Fwd),
+) -> Result<Outcome, Reason> {
+    let spare = errand.entry.is_some().then(|| parts.clone());
+    record.question = Some(Box::new(errand.question()));
+    let mut reply = match ask(conn, record, rule, parts, None).await {
+        Ok(reply) => reply,
+        Err(reason) => {
+            errand.failed(Some(reason));
+            return match errand.stands_in(Instant::now()) {
+                Some(entry) if is_of_member(reason) => {
+                    let became = Status::new(Became::Stale, Some(fwd));
+                    Ok(stored(record, errand.serve(entry, record, became)))
+                }
+                _ => Err(reason),
+            };
+        }
+    };
+    let status = reply.response.status();
+    if status == StatusCode::NOT_MODIFIED
+        && let Some(parts) = spare
+    {
+        judge(record, status);
+        let confirmed = reply.head(record);
+        if let Some(entry) = errand.freshen(confirmed.headers, Instant::now()) {
+            let fwd_status = Some(status.as_u16());
+            let became = Status { fwd_status, ..Status::new(Became::Revalidated, Some(fwd)) };
+            return Ok(stored(record, errand.serve(entry, record, became)));
+        }
+        // It is about something that is not here.
+        record.question = Some(Box::new(Question::Whole));
+        record.picked = None;
+        reply =
+            ask(conn, record, rule, parts, None).await.inspect_err(|reason| errand.failed(Some(*reason)))?;
+    }
+    let status = reply.response.status();
+    if matches!(status.as_u16(), 500 | 502..=504)
+        && let Some(entry) = errand.stands_in(Instant::now())
+    {
+        judge(record, status);
+        errand.failed(None);
+        let fwd_status = Some(status.as_u16());
+        let became = Status { fwd_status, ..Status::new(Became::Stale, Some(fwd)) };
+        return Ok(stored(record, errand.serve(entry, record, became)));
+    }
+    Ok(keep(record, reply, errand, fwd))
+}
+
+/// What goes on of an answer, kept or not.
+fn keep(record: &mut Record, mut reply: Reply, mut errand: Errand, fwd: Fwd) -> Outcome {
+    let now = Instant::now();
+    let mut became = Status::new(Became::Miss, Some(fwd));
+    let prospect = match errand.judge(&mut reply.response, now) {
+        Ok(prospect) => prospect,
+        Err(why) => {
+            became.detail = Some(why.label());
+            record.cache = Some(became);
+            return Outcome::Reply(reply);
+        }
+    };
+    became.stored = true;
+    became.ttl = Some(prospect.stem.terms.ttl(prospect.stem.terms.age));
+    judge(record, reply.response.status());
+    let member = record.picked.as_ref().map(|picked| Arc::clone(picked.member()));
+    let Reply { response, upstream, target, deadline, keep, idle, .. } = reply;
+    let (parts, body) = response.into_parts();
+    let edited = errand.edited;
+    let request = (!edited).then(|| errand.headers.clone());
+    let source = From { upstream, target, body, deadline, keep, idle, member };
+    let follow = Filler::start(errand, prospect, source, false);
+    stored(record, Served::following(follow, parts, request.as_ref(), became))
+}
+
+/// It says something of the members, not of this client or this node.
+fn is_of_member(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::NoMember
+            | Reason::Breaker
+            | Reason::AdaptiveLimit
+            | Reason::QueueFull
+            | Reason::QueueTimeout
+            | Reason::RetryBudget
+            | Reason::ConnectFailed
+            | Reason::ConnectTimeout
+            | Reason::TlsFailed
+            | Reason::UpstreamClosed
+            | Reason::UpstreamBroken
+            | Reason::UpstreamMalformed
+            | Reason::FirstByteTimeout
+            | Reason::AttemptTimeout
+            | Reason::RequestTimeout
+    )
+}
+
+/// After an unsafe request that was not refused, what is kept of its URL and of those that it names is asked for anew
+/// (RFC 9111, section 4.4).
+pub(super) fn invalidate(record: &Record, reply: &Reply) {
+    let cache = &record.conn.client.worker.cache;
+    let is_safe = matches!(record.method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE);
+    let status = reply.response.status();
+    if is_safe || !cache.is_in_use() || !(status.is_success() || status.is_redirection()) {
+        return;
+    }
+    let host = record.asked_host().map_or(&b""[..], HeaderValue::as_bytes);
+    let here = record.target.path();
+    cache.invalidations.invalidate(&cache.secret, host, here, record.target.query());
+    for name in [LOCATION, CONTENT_LOCATION] {
+        let Some(value) = reply.response.headers().get(name) else { continue };
+        let Some((there, query)) = target_of(value, host, here) else { continue };
+        cache.invalidations.invalidate(&cache.secret, host, &there, query.as_deref());
+    }
+}
+
+/// Path and query of what a member names, if it is of the same host.
+fn target_of(value: &HeaderValue, host: &[u8], here: &str) -> Option<(String, Option<String>)> {
+    let text = value.to_str().ok()?;
+    let absolute = text.split_once("://").map(|(_, rest)| rest).or_else(|| text.strip_prefix("//"));
+    let target = match absolute {
+        Some(rest) => {
+            let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+            let (authority, target) = rest.split_at(end);
+            if !authority.as_bytes().eq_ignore_ascii_case(host) {
+                return None;
+            }
+            target
+        }
+        None => text,
+    };
+    let target = target.split('#').next().unwrap_or_default();
+    let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
+    let folder = here.rfind('/').map_or("/", |at| &here[..=at]);
+    let path = match path.starts_with('/') || absolute.is_some() {
+        true => path.to_owned(),
+        false => format!("{folder}{path}"),
+    };
+    let path = path::normalise(&path, false).ok()?.into_owned();
+    Some((path, query.map(str::to_owned)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_member_names_is_found_on_the_same_host_only() {
+        for (named, expected) in [
+            ("/b?c", Some(("/b", Some("c")))),
+            ("c", Some(("/a/c", None))),
+            ("../c", Some(("/c", None))),
+            ("http://H:80/x", Some(("/x", None))),
+            ("http://other/x", None),
+            ("//other/x", None),
+            ("//H:80/x#y", Some(("/x", None))),
+        ] {
+            let found = target_of(&HeaderValue::from_static(named), b"h:80", "/a/b");
+            let found = found.as_ref().map(|(path, query)| (path.as_str(), query.as_deref()));
+            assert_eq!(found, expected, "{named}");
+        }
+    }
+}

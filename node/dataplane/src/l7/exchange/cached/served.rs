@@ -1,0 +1,296 @@
+//! What a client gets of a response that is kept, or on its way to be.
+
+use std::collections::VecDeque;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::response::Parts;
+use http::{HeaderMap, Response, StatusCode};
+use http_body::{Frame, SizeHint};
+use tokio::time::Instant;
+
+use super::super::reply::dress;
+use crate::cache::conditional::{allows_range, is_current, strip};
+use crate::cache::entry::{Body, Entry, Stem};
+use crate::cache::fill::Follow;
+use crate::cache::range::{Part, part};
+use crate::cache::status::Status;
+use crate::l7::body::{Answer, Interrupted};
+use crate::l7::record::Record;
+use crate::metrics::Reason;
+
+/// An answer of the cache.
+pub(crate) struct Served {
+    pub(crate) status: Status,
+    pub(crate) parts: Parts,
+    pub(crate) source: Source,
+}
+
+/// Where its body comes from.
+#[derive(Debug)]
+pub(crate) enum Source {
+    Nothing,
+    Kept(Slice),
+    Following(Follow),
+}
+
+/// Part of a body.
+#[derive(Debug)]
+pub(crate) struct Slice {
+    body: Body,
+    /// The piece that is next, and where in it.
+    piece: usize,
+    skip: usize,
+    left: u64,
+    trailers: bool,
+}
+
+fn parts(status: StatusCode, headers: HeaderMap) -> Parts {
+    let mut parts = Response::new(()).into_parts().0;
+    parts.status = status;
+    parts.headers = headers;
+    parts
+}
+
+impl Served {
+    /// Of what is kept. `request`: with what the client has and wants of it; `None`: it gets the whole.
+    pub(crate) fn kept(
+        entry: &Entry,
+        request: Option<&HeaderMap>,
+        is_get: bool,
+        now: Instant,
+        status: Status,
+    ) -> Box<Self> {
+        let mut parts = parts(entry.stem.status, entry.head_at(now));
+        if !is_get && request.is_none_or(|request| !is_told(request, &parts)) {
+            return Box::new(Self { status, parts, source: Source::Nothing });
+        }
+        if request.is_some_and(|request| is_told(request, &parts)) {
+            return Box::new(Self::unchanged(parts, status));
+        }
+        let length = entry.body.len();
+        let wanted = match request {
+            Some(request) if parts.status == StatusCode::OK && allows_range(request, &parts.headers) => {
+                part(request, length)
+            }
+            _ => Part::Whole,
+        };
+        wanted.mark(&mut parts.headers, length);
+        let source = match wanted {
+            Part::Whole => Source::Kept(Slice::whole(&entry.body)),
+            Part::Bytes(start, end) => {
+                parts.status = StatusCode::PARTIAL_CONTENT;
+                Source::Kept(Slice::part(&entry.body, start, end))
+            }
+            Part::Beyond => {
+                parts.status = StatusCode::RANGE_NOT_SATISFIABLE;
+                Source::Nothing
+            }
+        };
+        Box::new(Self { status, parts, source })
+    }
+
+    /// Of what the client itself has had asked for, as its member sent it.
+    pub(crate) fn following(
+        follow: Option<Follow>,
+        parts: Parts,
+        request: Option<&HeaderMap>,
+        status: Status,
+    ) -> Box<Self> {
+        if request.is_some_and(|request| is_told(request, &parts)) {
+            return Box::new(Self::unchanged(parts, status));
+        }
+        let source = follow.map_or(Source::Nothing, Source::Following);
+        Box::new(Self { status, parts, source })
+    }
+
+    /// Of what another has had asked for.
+    pub(crate) fn joining(
+        follow: Follow,
+        stem: &Stem,
+        request: Option<&HeaderMap>,
+        now: Instant,
+        status: Status,
+    ) -> Box<Self> {
+        Self::following(Some(follow), parts(stem.status, stem.head_at(now)), request, status)
+    }
+
+    fn unchanged(mut parts: Parts, status: Status) -> Self {
+        parts.status = StatusCode::NOT_MODIFIED;
+        strip(&mut parts.headers);
+        Self { status, parts, source: Source::Nothing }
+    }
+
+    pub(crate) fn into_response(self, record: Record) -> Response<Answer> {
+        self.pass(record, VecDeque::new())
+    }
+
+    /// The same if the beginning of the body has been read already.
+    pub(crate) fn pass(self, mut record: Record, ahead: VecDeque<Bytes>) -> Response<Answer> {
+        let Self { mut parts, source, .. } = self;
+        record.status = parts.status.as_u16();
+        dress(&record, &mut parts);
+        let stored = Stored { record, ahead, source };
+        let answer = if stored.is_over() {
+            let mut record = stored.record;
+            record.end(Reason::Done);
+            Answer::None
+        } else {
+            Answer::Stored(Box::new(stored))
+        };
+        Response::from_parts(parts, answer)
+    }
+}
+
+/// Whether the client has it already.
+fn is_told(request: &HeaderMap, parts: &Parts) -> bool {
+    parts.status.is_success() && is_current(request, &parts.headers)
+}
+
+impl Slice {
+    fn whole(body: &Body) -> Self {
+        let trailers = body.trailers().is_some();
+        Self { body: body.clone(), piece: 0, skip: 0, left: body.len(), trailers }
+    }
+
+    fn part(body: &Body, start: u64, end: u64) -> Self {
+        let (mut piece, mut skip) = (0, start);
+        while let Some(length) = body.pieces().get(piece).map(|piece| piece.len() as u64)
+            && skip >= length
+        {
+            skip -= length;
+            piece += 1;
+        }
+        // Within a piece.
+        let skip = usize::try_from(skip).unwrap_or(0);
+        Self { body: body.clone(), piece, skip, left: end - start, trailers: false }
+    }
+
+    fn next(&mut self) -> Option<Frame<Bytes>> {
+        if self.left == 0 {
+            let trailers = std::mem::take(&mut self.trailers).then(|| self.body.trailers().cloned());
+            return trailers.flatten().map(Frame::trailers);
+        }
+        let piece = self.body.pieces().get(self.piece)?.slice(self.skip..);
+        let length = usize::try_from(self.left).map_or(piece.len(), |left| piece.len().min(left));
+        self.piece += 1;
+        self.skip = 0;
+        self.left -= length as u64;
+        Some(Frame::data(piece.slice(..length)))
+    }
+
+    fn is_over(&self) -> bool {
+        self.left == 0 && !self.trailers
+    }
+}
+
+impl Source {
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Reason>>> {
+        match self {
+            Source::Nothing => Poll::Ready(None),
+            Source::Kept(slice) => Poll::Ready(slice.next().map(Ok)),
+            Source::Following(follow) => follow.poll(cx),
+        }
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        match self {
+            Source::Nothing => true,
+            Source::Kept(slice) => slice.is_over(),
+            Source::Following(follow) => follow.is_over(),
+        }
+    }
+
+    /// As far as is known.
+    pub(crate) fn length(&self) -> Option<u64> {
+        match self {
+            Source::Nothing => Some(0),
+            Source::Kept(slice) => (!slice.trailers).then_some(slice.left),
+            Source::Following(follow) => follow.length(),
+        }
+    }
+}
+
+/// A body on its way to a client.
+#[derive(Debug)]
+pub(crate) struct Stored {
+    record: Record,
+    /// What was read before it was passed on.
+    ahead: VecDeque<Bytes>,
+    source: Source,
+}
+
+impl Stored {
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Interrupted>>> {
+        let conn = &self.record.conn;
+        conn.unsent_since.set(None);
+        let polled = match self.ahead.pop_front() {
+            Some(piece) => Poll::Ready(Some(Ok(Frame::data(piece)))),
+            None => self.source.poll(cx),
+        };
+        polled.map(|frame| match frame {
+            Some(Ok(frame)) => {
+                if self.record.conn.is_http2() {
+                    self.record.conn.unsent_since.set(Some(Instant::now()));
+                }
+                self.record.bytes_out += frame.data_ref().map_or(0, |data| data.len() as u64);
+                if self.is_over() {
+                    self.record.end(Reason::Done);
+                }
+                Some(Ok(frame))
+            }
+            Some(Err(reason)) => {
+                self.record.end(reason);
+                Some(Err(Interrupted(reason)))
+            }
+            None => {
+                self.record.end(Reason::Done);
+                None
+            }
+        })
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.ahead.is_empty() && self.source.is_over()
+    }
+
+    pub(crate) fn size_hint(&self) -> SizeHint {
+        match self.source.length() {
+            Some(length) if self.ahead.is_empty() => SizeHint::with_exact(length),
+            _ => SizeHint::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::cache::budget::Budget;
+
+    fn body(pieces: &[Vec<u8>]) -> Body {
+        let pieces = pieces.iter().map(|piece| Bytes::from(piece.clone())).collect();
+        Body::new(pieces, None, 0, Budget::new(0).hold(0).expect("room for nothing"))
+    }
+
+    proptest! {
+        #[test]
+        fn a_part_has_its_bytes(
+            pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..9), 1..6),
+            start in any::<prop::sample::Index>(),
+            length in any::<prop::sample::Index>(),
+        ) {
+            let all = pieces.concat();
+            let start = start.index(all.len());
+            let end = start + 1 + length.index(all.len() - start);
+            let mut slice = Slice::part(&body(&pieces), start as u64, end as u64);
+            let mut read = Vec::new();
+            while let Some(frame) = slice.next() {
+                read.extend(frame.into_data().expect("data"));
+            }
+            prop_assert_eq!(&read[..], &all[start..end]);
+            prop_assert!(slice.is_over());
+        }
+    }
+}

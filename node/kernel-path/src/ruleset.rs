@@ -17,9 +17,11 @@
 mod counts;
 mod guards;
 mod kept;
+mod patch;
 
 pub(crate) use counts::Counts;
 pub(crate) use kept::Keepers;
+pub use patch::Patch;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};

@@ -2,12 +2,13 @@
 //! must go by it or may.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use crate::build::protocol;
 use crate::check::Sink;
 use crate::model::{
-    AcceptProxy, Balance, Breaker, Config, KernelSettings, LimitMode, Listener, OnLimit, Pool, Protocol,
-    Queue, TcpSettings, Via,
+    AcceptProxy, Balance, Breaker, Config, KernelSettings, LimitBy, LimitMode, Listener, OnLimit, Pool,
+    Protocol, Queue, TcpSettings, Via,
 };
 use crate::problem::{Fault, shown};
 use crate::tree::Place;
@@ -32,7 +33,7 @@ pub(super) fn errors(root: &Fields, config: &Config, sink: &mut Sink) {
             }
             continue;
         }
-        of_listener(fields, listener, sink);
+        of_listener(fields, listener, config, sink);
         slots(fields, listener, sink);
         let Some((name, pool)) = listener.pool.as_ref().and_then(|name| config.pools.get_key_value(name))
         else {
@@ -52,7 +53,7 @@ pub(super) fn errors(root: &Fields, config: &Config, sink: &mut Sink) {
 }
 
 /// What stands on the listener itself.
-fn of_listener(fields: &Fields, listener: &Listener, sink: &mut Sink) {
+fn of_listener(fields: &Fields, listener: &Listener, config: &Config, sink: &mut Sink) {
     let mut refuse = |key: &str, fault: Fault| {
         if let Some(value) = fields.at(key).or_else(|| fields.at("via")) {
             sink.report(Place::Key(value.node), fault);
@@ -105,14 +106,27 @@ fn of_listener(fields: &Fields, listener: &Listener, sink: &mut Sink) {
             refuse("limits", fault.help("use `via: proxy`, or a lower limit"));
         }
     }
-    for (key, is_set) in
-        [("ban", listener.policies.ban.is_some()), ("on_limit", listener.on_limit != OnLimit::default())]
-    {
-        if is_set {
-            let fault = Fault::new(format!("`{key}` beside `via: kernel` is not supported yet"));
-            refuse(key, fault.help("use `via: proxy`"));
-        }
+    if listener.on_limit != OnLimit::default() {
+        let fault = Fault::new("`on_limit` beside `via: kernel` is not supported yet");
+        refuse("on_limit", fault.help("use `via: proxy`"));
     }
+    let has_rate = listener.rate_limits.iter().any(|rate| rate.by == LimitBy::Client);
+    let has_limit = limits.is_some_and(|l| l.connections_per_client > 0) && is_at_one_vip(listener, config);
+    if listener.policies.ban.is_some() && !has_rate && !has_limit {
+        let fault = Fault::new("nothing counts for this `ban` beside `via: kernel`");
+        refuse(
+            "ban",
+            fault.help("add `rate_limits` by client, or `connections_per_client` where `bind` is one VIP's addresses"),
+        );
+    }
+}
+
+/// Whether one node at a time has all of the listener, and all of its limits: others have none of it.
+fn is_at_one_vip(listener: &Listener, config: &Config) -> bool {
+    config.vips.values().any(|vip| {
+        let is_of_vip = |ip: IpAddr| vip.addresses.iter().any(|address| address.ip == ip.to_canonical());
+        listener.bind.iter().all(|bind| bind.ip.is_some_and(is_of_vip))
+    })
 }
 
 /// What the listener's pool wants and the kernel can't give.

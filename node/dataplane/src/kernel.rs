@@ -8,6 +8,7 @@
 
 mod guard;
 mod kept;
+mod offence;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -21,8 +22,11 @@ use tokio::sync::watch;
 use trestle_config::Config;
 use trestle_config::model::{Bind, KernelSettings, Listener, Protocol, Via};
 
+pub(crate) use guard::has_fixed_shares;
 pub use guard::{KernelGuard, KernelNetworks, KernelRate, KernelRule};
 pub use kept::{KEPT_MAX, KeptFlow, KeptHere};
+pub(crate) use offence::note as note_offences;
+pub use offence::{KernelOffence, KernelOffences};
 
 use crate::balance::hashed;
 use crate::bans::Ban;
@@ -84,6 +88,15 @@ pub struct KnownMember {
     pub address: std::net::SocketAddr,
     /// Its flows are to be cut: it is down in a pool that says `on_down: reset`, or its drain's deadline has passed.
     pub is_over: bool,
+}
+
+/// What a client has open of a listener in the kernel, or all clients together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KernelOpen {
+    pub listener: String,
+    /// One of its addresses.
+    pub client: Option<IpAddr>,
+    pub open: u32,
 }
 
 /// The plane's part of it.

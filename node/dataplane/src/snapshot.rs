@@ -17,7 +17,7 @@ use trestle_config::{Config, Contents};
 
 use crate::access_log::Log;
 use crate::firewall::{self, Firewall, Firewalls};
-use crate::kernel::Carried;
+use crate::kernel::{self, Carried};
 use crate::l4::sni::Names;
 use crate::l7::auth::Auth;
 use crate::l7::cors::Cors;
@@ -439,9 +439,11 @@ impl Listener {
         }
         let entries = entries(config, name, settings, births);
         let pool = settings.pool.as_ref().and_then(|name| pools.get(name));
+        let has_fixed_shares = kernel::has_fixed_shares(settings, config);
         let rates = |of, chosen: fn(&LimitBy) -> bool| {
             let at = Spot::Listener(name);
-            rates::compile(&settings.rate_limits, (of, chosen), at, &around.site.secret).collect()
+            let rates = rates::compile(&settings.rate_limits, (of, chosen), at, &around.site.secret);
+            rates.map(|rate| rate.with_fixed_shares(has_fixed_shares)).collect()
         };
         Self {
             name: name.into(),
@@ -455,7 +457,8 @@ impl Listener {
             trusted: Trusted::compile(&settings.trusted_proxies, networks),
             error_pages: error_pages(&settings.policies, around.contents),
             firewall: firewalls.get(&firewall::at_listener(name)).map(Arc::clone),
-            bounds: Bounds::compile(settings.limits.as_ref(), Spot::Listener(name), &around.site.secret),
+            bounds: Bounds::compile(settings.limits.as_ref(), Spot::Listener(name), &around.site.secret)
+                .map(|bounds| bounds.with_fixed_shares(has_fixed_shares)),
             connection_rates: rates(RateOf::Connections, |_| true),
             request_rates: rates(RateOf::Requests, |by| *by != LimitBy::Route),
             routed_rates: rates(RateOf::Requests, |by| *by == LimitBy::Route),

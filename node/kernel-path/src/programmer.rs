@@ -6,14 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use trestle_dataplane::KernelView;
+use trestle_dataplane::{KernelOffence, KernelView};
 use trestle_netlink::nft::{self, Batch, ListedElement, Nft, Table, TableFlags};
 use trestle_netlink::socket;
 
 use crate::change::Change;
 use crate::chooser::Tables;
 use crate::machine;
-use crate::ruleset::Ruleset;
+use crate::offences::Offences;
+use crate::ruleset::{Ruleset, offenders_of};
 use crate::traffic::{Tally, Traffic};
 
 /// How long the kernel may take for one transaction, when others are at it too.
@@ -49,6 +50,7 @@ pub struct Programmer {
     /// What could not be set on this machine.
     findings: Vec<String>,
     tally: Tally,
+    offences: Offences,
 }
 
 /// By handle: whatever somebody else replaces has another.
@@ -92,7 +94,8 @@ impl Programmer {
         let name: String = node.chars().take(NAME_MAX).collect();
         let name: Arc<str> = format!("trestle_kernel_{name}").into();
         let names = [Arc::clone(&name), format!("{name}.2").into()];
-        Ok(Self { nft, names, name, held: None, shape: None, findings: Vec::new(), tally: Tally::default() })
+        let (tally, offences) = (Tally::default(), Offences::default());
+        Ok(Self { nft, names, name, held: None, shape: None, findings: Vec::new(), tally, offences })
     }
 
     /// The kernel follows the view: by what differs from what it was last told, or, the first time and after a
@@ -221,6 +224,21 @@ impl Programmer {
     /// [`Self::traffic`] and changes have read it.
     pub fn take_hits(&mut self) -> HashMap<u64, u64> {
         self.tally.take_hits()
+    }
+
+    /// Tries that were turned away since the last call, by client, of listeners that want to know of them.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub fn offences(&mut self) -> Result<Vec<KernelOffence>, Error> {
+        let sets = self.held.iter().flat_map(|held| held.sets.keys());
+        let sets: Vec<String> = sets.filter(|set| offenders_of(set).is_some()).cloned().collect();
+        let mut counted = Vec::with_capacity(sets.len());
+        for set in sets {
+            let elements = self.nft.counted(table(&self.name), &set)?.unwrap_or_default();
+            counted.push((set, elements));
+        }
+        Ok(self.offences.follow(counted))
     }
 
     /// Of counters that are about to end. Where they can't be read, what was read before has to do.

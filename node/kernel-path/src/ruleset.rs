@@ -17,9 +17,11 @@
 mod counts;
 mod guards;
 mod kept;
+mod offenders;
 
 pub(crate) use counts::Counts;
 pub(crate) use kept::Keepers;
+pub(crate) use offenders::offenders_of;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};

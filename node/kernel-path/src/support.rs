@@ -122,6 +122,14 @@ fn parts(family: Family) -> Vec<(&'static str, Ruleset)> {
             ruleset.sets.insert(set, Set { metered: Some(16), ..Set::empty(family.data_type(), None) });
             ruleset
         }),
+        ("counters in sets", {
+            let (client, set) = (Client { family, prefix_v6: 64 }, "offends".to_owned());
+            let counted = When::MuchOf(client, set.clone(), 1_000, Meter::Counted);
+            let mut ruleset = guard(vec![counted], Vec::new());
+            let (metered, timeout) = (Some(16), true);
+            ruleset.sets.insert(set, Set { metered, timeout, ..Set::empty(family.data_type(), None) });
+            ruleset
+        }),
         (
             "rates (limit)",
             guard(vec![When::Much(Meter::Rate { above: 1, each, burst: 1 })], vec![Does::Drop]),

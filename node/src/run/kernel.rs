@@ -19,6 +19,9 @@ use trestle_kernel_path::{Census, InForce, Open, Programmer, Traffic, machine, s
 /// How often it is looked whether the table is still there as it was made.
 const LOOK: Duration = Duration::from_secs(2);
 
+/// How often it is looked whether it is known what to do.
+const LOOK_FOR_NODES: Duration = Duration::from_millis(50);
+
 /// Between two tries of what the kernel refused.
 const AGAIN: Duration = Duration::from_secs(2);
 
@@ -122,12 +125,35 @@ impl Kernel {
                 () = stop.cancelled() => return,
                 () = sleep(pause) => {}
             }
-            let has_firewall = |listener: &KernelListener| listener.guard.default_hits.is_some();
-            if self.told.load().view.listeners.iter().any(has_firewall) {
+            pause = Census::pause(Duration::ZERO);
+            let view = Arc::clone(&self.told.load().view);
+            if view.listeners.iter().any(|listener| listener.guard.offences.is_some()) {
                 let began = Instant::now();
-                self.clone().traffic().await;
+                self.clone().count_offences().await;
                 pause = Census::pause(began.elapsed());
             }
+            let has_firewall = |listener: &KernelListener| listener.guard.default_hits.is_some();
+            if view.listeners.iter().any(has_firewall) {
+                let began = Instant::now();
+                self.clone().traffic().await;
+                pause = pause.max(Census::pause(began.elapsed()));
+            }
+        }
+    }
+
+    /// Holds what was turned away against who tried, where a policy says so.
+    async fn count_offences(self: Arc<Self>) {
+        let read = move || {
+            // A large change is under way: the next time will do.
+            let Some(mut programmer) = self.programmer.try_lock_for(TRAFFIC_WAIT) else { return };
+            match programmer.as_mut().map(Programmer::offences) {
+                Some(Ok(offences)) => self.plane.add_kernel_offences(&offences),
+                Some(Err(error)) => tracing::debug!(%error, "kernel path: refusals can't be read"),
+                None => {}
+            }
+        };
+        if let Err(panic) = tokio::task::spawn_blocking(read).await {
+            std::panic::resume_unwind(panic.into_panic());
         }
     }
 
@@ -151,6 +177,7 @@ impl Kernel {
         match taken {
             Ok(open) => {
                 self.plane.set_kernel_clients(&open.clients);
+                self.plane.set_kernel_above(&open.above);
                 self.plane.set_kernel_kept(open.kept.clone(), open.addresses.clone());
                 if open.left_out > 0 && self.open.load().left_out == 0 {
                     tracing::warn!(
@@ -175,6 +202,7 @@ impl Kernel {
     fn forget_flows(&self) {
         if self.open.load().flows > 0 {
             self.plane.set_kernel_clients(&[]);
+            self.plane.set_kernel_above(&[]);
             self.plane.set_kernel_kept(Vec::new(), Vec::new());
         }
         self.open.store(Arc::default());
@@ -216,7 +244,9 @@ impl Kernel {
         loop {
             let ends = stop.is_cancelled();
             changes.borrow_and_update();
-            let failed = if self.plane.revision() > 0 { self.clone().step().await } else { false };
+            // Until then what a dead process left goes on as it is.
+            let is_known = self.plane.has_kernel_view();
+            let failed = if is_known { self.clone().step().await } else { false };
             if ends {
                 return;
             }
@@ -226,6 +256,7 @@ impl Kernel {
                 changed = changes.changed() => if changed.is_err() { return },
                 () = sleep(AGAIN), if failed => {}
                 () = sleep(LOOK), if active => {}
+                () = sleep(LOOK_FOR_NODES), if !is_known => {}
             }
         }
     }

@@ -7,8 +7,10 @@
 //! has begun, which does not know what its predecessor had let through, its share of the burst. Once faults end, the whole rate is admitted, wherever it is asked for.
 
 use std::cell::Cell;
+use std::sync::Arc;
 
 use rand::Rng;
+use trestle_dataplane::limits::AboveShare;
 use trestle_dataplane::rates::{Flow, Rates, Spec, WHOLE, floor, share};
 use trestle_raft_store::types::NodeId;
 
@@ -79,6 +81,14 @@ impl Meter for Buckets {
     fn give(&self, key: u64, units: u32) {
         self.rates.give(key, units);
     }
+
+    fn keeps_shares(&self) -> bool {
+        false
+    }
+
+    fn above_shares(&self) -> Arc<[AboveShare]> {
+        Arc::new([])
+    }
 }
 
 /// One key: what is asked of each node, and what came of it.
@@ -107,7 +117,7 @@ struct Crowd {
 
 fn key(subject: usize) -> u64 {
     // Over all shards.
-    (subject as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1
+    (subject as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) & !0b100 | 1
 }
 
 fn spec(rate: f64, burst: f64) -> Spec {

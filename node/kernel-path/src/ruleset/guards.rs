@@ -2,9 +2,10 @@
 //!
 //! | chain | what it does |
 //! | --- | --- |
-//! | `guard4.NAME`, `guard6.NAME` | time-outs of UDP, and the firewall; who is let in goes on |
+//! | `guard4.NAME`, `guard6.NAME` | time-outs of UDP, and of TCP that is half open; and the firewall; who is let in goes on |
 //! | `rates4.NAME`, `rates6.NAME` | new flows in a time |
 //! | `open4.NAME`, `open6.NAME` | open flows of a client |
+//! | `offends4.NAME`, `offends6.NAME` | who is turned away for what it has or sends itself is counted: [`super::offenders`] |
 //! | `all.NAME`, `open.NAME` | new and open flows of all clients, by both families |
 //! | `over.NAME` | what is too much is refused |
 //!
@@ -129,7 +130,9 @@ impl Making<'_> {
         if let Some(above) = guard.per_client {
             let set = format!("open{}.{}.{above}", family.digit(), listener.name);
             let much = self.of_client(family, guard.prefix_v6, set, 0, Meter::Flows { above });
-            let rules = vec![Rule::Guard(vec![much], vec![Does::Goto(over(listener))])];
+            let is_offence = guard.offences.is_some_and(|offences| offences.of_limit);
+            let to = if is_offence { self.offends(listener, family, over(listener)) } else { over(listener) };
+            let rules = vec![Rule::Guard(vec![much], vec![Does::Goto(to)])];
             next = Some(self.guard_chain("open", listener, family, rules, next));
         }
         let of_client = guard.rates.iter().filter(|rate| rate.by_client).enumerate();
@@ -142,7 +145,8 @@ impl Making<'_> {
                 let full = each.mul_f64(f64::from(*burst) / f64::from((*count).max(1)));
                 let kept = full.max(RATE_KEPT).as_millis() as u64;
                 let much = self.of_client(family, *prefix_v6, set, kept, meter(rate));
-                Rule::Guard(vec![much], vec![Does::Goto(over(listener))])
+                let to = self.offends(listener, family, over(listener));
+                Rule::Guard(vec![much], vec![Does::Goto(to)])
             })
             .collect();
         if !rules.is_empty() {
@@ -173,13 +177,26 @@ impl Making<'_> {
     }
 
     fn time_outs(&mut self, listener: &KernelListener, family: Family) -> Vec<Rule> {
-        if !super::transports(listener).any(|transport| transport == Transport::Udp) {
-            return Vec::new();
+        let KernelGuard { udp_idle: idle, half_open, .. } = listener.guard;
+        let (digit, ipv6) = (family.digit(), family == Family::V6);
+        let mut rules = Vec::new();
+        for transport in super::transports(listener) {
+            let (when, name, object) = match transport {
+                Transport::Udp => (
+                    When::Udp,
+                    format!("idle{digit}.{}", idle.as_millis()),
+                    Object::UdpTimeout { ipv6, idle },
+                ),
+                Transport::Tcp if half_open.is_zero() => continue,
+                Transport::Tcp => {
+                    let name = format!("half_open{digit}.{}", half_open.as_millis());
+                    (When::Tcp, name, Object::TcpTimeout { ipv6, half_open })
+                }
+            };
+            self.made.objects.insert(name.clone(), object);
+            rules.push(Rule::Guard(vec![when], vec![Does::Apply(ObjectKind::Timeout, name)]));
         }
-        let (idle, ipv6) = (listener.guard.udp_idle, family == Family::V6);
-        let name = format!("idle{}.{}", family.digit(), idle.as_millis());
-        self.made.objects.insert(name.clone(), Object::UdpTimeout { ipv6, idle });
-        vec![Rule::Guard(vec![When::Udp], vec![Does::Apply(ObjectKind::Timeout, name)])]
+        rules
     }
 
     /// `next`: where who is let in goes on.

@@ -177,7 +177,12 @@ pub(crate) fn view(members: &[(&str, u32)]) -> KernelView {
         protocol,
         settings,
         pool: pool.to_owned(),
-        guard: KernelGuard { udp_idle: Duration::from_secs(60), prefix_v6: 64, ..KernelGuard::default() },
+        guard: KernelGuard {
+            udp_idle: Duration::from_secs(60),
+            half_open: Duration::from_secs(10),
+            prefix_v6: 64,
+            ..KernelGuard::default()
+        },
     };
     let pool = |port: u16| -> Vec<KernelMember> {
         let member = |(name, weight): &(&str, u32)| {

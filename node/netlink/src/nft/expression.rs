@@ -92,6 +92,8 @@ pub enum Meter {
     Flows { above: u32 },
     /// More than so many packets in so long have come, after a burst.
     Rate { above: u64, each: std::time::Duration, burst: u32 },
+    /// Always: packets are counted.
+    Counted,
 }
 
 impl Meter {
@@ -99,6 +101,7 @@ impl Meter {
         match self {
             Self::Flows { .. } => "connlimit",
             Self::Rate { .. } => "limit",
+            Self::Counted => "counter",
         }
     }
 
@@ -117,6 +120,7 @@ impl Meter {
                 builder.be32(4, 0);
                 builder.be32(5, 1);
             }
+            Self::Counted => {}
         }
     }
 }

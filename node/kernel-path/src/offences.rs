@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use trestle_dataplane::KernelOffence;
-use trestle_netlink::nft::Counted;
+use trestle_netlink::nft::CountedElement;
 
 use crate::ruleset::offenders_of;
 
@@ -19,20 +19,20 @@ pub(crate) struct Offences {
 
 impl Offences {
     /// What is new in these sets; others are forgotten.
-    pub(crate) fn follow(&mut self, sets: Vec<(String, Vec<(Vec<u8>, Counted)>)>) -> Vec<KernelOffence> {
+    pub(crate) fn follow(&mut self, sets: Vec<(String, Vec<CountedElement>)>) -> Vec<KernelOffence> {
         let mut before = std::mem::take(&mut self.sets);
         let mut offences = Vec::new();
         for (set, elements) in sets {
             let Some(listener) = offenders_of(&set) else { continue };
             let seen = before.remove(&set).unwrap_or_default();
-            for (key, counted) in &elements {
+            for CountedElement { key, counted } in &elements {
                 let last = seen.get(key).copied().filter(|last| *last <= counted.packets).unwrap_or(0);
                 let tries = counted.packets - last;
                 if let (Some(client), true) = (client(key), tries > 0) {
                     offences.push(KernelOffence { listener: listener.to_owned(), client, tries });
                 }
             }
-            let now = elements.into_iter().map(|(key, counted)| (key, counted.packets)).collect();
+            let now = elements.into_iter().map(|element| (element.key, element.counted.packets)).collect();
             self.sets.insert(set, now);
         }
         offences
@@ -49,6 +49,8 @@ fn client(key: &[u8]) -> Option<IpAddr> {
 
 #[cfg(test)]
 mod tests {
+    use trestle_netlink::nft::Counted;
+
     use super::*;
 
     #[test]
@@ -56,7 +58,8 @@ mod tests {
         let mut offences = Offences::default();
         let mut told = |set: &str, counts: &[(u8, u64)]| {
             let element = |(client, packets): &(u8, u64)| {
-                (vec![198, 18, 0, *client], Counted { packets: *packets, bytes: 60 * packets })
+                let counted = Counted { packets: *packets, bytes: 60 * packets };
+                CountedElement { key: vec![198, 18, 0, *client], counted }
             };
             let sets = vec![(set.to_owned(), counts.iter().map(element).collect())];
             let told = offences.follow(sets).into_iter();

@@ -18,10 +18,12 @@ mod counts;
 mod guards;
 mod kept;
 mod offenders;
+mod patch;
 
 pub(crate) use counts::Counts;
 pub(crate) use kept::Keepers;
 pub(crate) use offenders::offenders_of;
+pub use patch::Patch;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};

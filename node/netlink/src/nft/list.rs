@@ -52,6 +52,13 @@ pub struct Counted {
     pub bytes: u64,
 }
 
+/// An element of a dynamic set, and what it has seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CountedElement {
+    pub key: Vec<u8>,
+    pub counted: Counted,
+}
+
 impl Nft {
     /// All tables, of all families.
     pub fn tables(&mut self) -> Result<Vec<TableInfo>, Error> {
@@ -129,7 +136,7 @@ impl Nft {
     }
 
     /// The elements of a dynamic set whose [`super::Meter`] counts packets; `None`: there is no such set.
-    pub fn counted(&mut self, table: Table<'_>, set: &str) -> Result<Option<Vec<(Vec<u8>, Counted)>>, Error> {
+    pub fn counted(&mut self, table: Table<'_>, set: &str) -> Result<Option<Vec<CountedElement>>, Error> {
         let names = |builder: &mut Builder| {
             builder.name(1, table.name);
             builder.name(2, set);
@@ -206,7 +213,7 @@ pub(super) fn read_elements(message: &Message<'_>) -> Option<(String, String, Ve
     Some((attributes.find(1)?.text(), attributes.find(2)?.text(), elements))
 }
 
-fn read_counted(message: &Message<'_>) -> Option<Vec<(Vec<u8>, Counted)>> {
+fn read_counted(message: &Message<'_>) -> Option<Vec<CountedElement>> {
     let (_, attributes) = message.split::<4>()?;
     let list = attributes.find(3)?.nested();
     let read = |element: Attribute<'_>| {
@@ -214,7 +221,7 @@ fn read_counted(message: &Message<'_>) -> Option<Vec<(Vec<u8>, Counted)>> {
         let key = element.find(1)?.nested().find(1)?.value.to_vec();
         let counter = element.find(7)?.nested().find(2)?.nested();
         let value = |kind| counter.find(kind).and_then(|a| a.be64()).unwrap_or(0);
-        Some((key, Counted { bytes: value(1), packets: value(2) }))
+        Some(CountedElement { key, counted: Counted { bytes: value(1), packets: value(2) } })
     };
     Some(list.filter_map(read).collect())
 }

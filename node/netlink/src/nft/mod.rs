@@ -21,7 +21,7 @@ use std::{net::IpAddr, time::Duration};
 
 pub use event::{Event, Watch};
 pub use expression::{End, Expression, Field, Flow, Meter, Refusal, Register, Verdict};
-pub use list::{ChainInfo, Counted, ListedElement, RuleInfo, TableInfo};
+pub use list::{ChainInfo, Counted, CountedElement, ListedElement, RuleInfo, TableInfo};
 
 use crate::{
     socket::{Error, Protocol, Socket, next_sequence},

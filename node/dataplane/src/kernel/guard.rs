@@ -167,4 +167,27 @@ pools: { app: { members: [\"192.0.2.1:80\"] } }
         let of = |nodes| KernelGuard::new(&config.listeners["one"], &Sets::default(), None, nodes).per_client;
         assert_eq!((of(1), of(3)), (Some(10), Some(4)));
     }
+
+    #[test]
+    fn shares_are_fixed_where_nodes_may_carry_a_listener_in_both_ways_at_once() {
+        let text = "\
+vips: { front: { addresses: [198.18.0.1/24] } }
+listeners:
+  auto: { bind: \":80\", protocol: tcp, via: auto, pool: app, limits: { connections_per_client: 6 } }
+  moving: { bind: \"@front:81\", protocol: tcp, via: auto, pool: app, limits: { connections_per_client: 6 } }
+  kernel: { bind: \":82\", protocol: tcp, via: kernel, pool: app, limits: { connections_per_client: 6 } }
+  proxy: { bind: \":83\", protocol: tcp, pool: app, limits: { connections_per_client: 6 } }
+pools: { app: { members: [\"192.0.2.1:80\"] } }
+";
+        let document = parse(Source { name: "test.yaml", text }).unwrap_or_else(|e| panic!("{e}"));
+        let config = document.config();
+        let fixed = ["auto", "moving", "kernel", "proxy"]
+            .map(|name| has_fixed_shares(&config.listeners[name], config));
+        assert_eq!(fixed, [true, false, false, false]);
+        let guard =
+            |name: &str, nodes| KernelGuard::new(&config.listeners[name], &Sets::default(), None, nodes);
+        // Who is alone shares with nobody.
+        assert_eq!([guard("auto", 3).is_told, guard("auto", 1).is_told], [true, false]);
+        assert!(!guard("kernel", 3).is_told);
+    }
 }

@@ -198,7 +198,10 @@ impl Direct {
         let ways = picture.ways(known, &view.vips);
         let before = self.held.as_ref();
         let rules = Ruleset::direct(view, before.map(|held| &held.rules), &ways);
-        let entries = picture.entries(view).into_iter().map(|(index, name)| (index, name.to_owned()));
+        let entries = picture
+            .entries(&view.listeners, &view.vips)
+            .into_iter()
+            .map(|(index, name)| (index, name.to_owned()));
         let mut entries: BTreeSet<(u32, String)> = entries.collect();
         if view.listeners.is_empty() {
             // What is remembered goes on.

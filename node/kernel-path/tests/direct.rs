@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use lan::{DNS, Lan, VIP4, VIP6, direct_view};
 use trestle_config::model::{Action, KernelMode};
 use trestle_dataplane::{KernelNetworks, KernelRate, KernelRule, KernelView};
-use trestle_kernel_path::{Direct, support};
+use trestle_kernel_path::{Carrier, Direct, support};
 use trestle_netlink::clock;
 use trestle_netlink::fence::{Fence, Ownership};
 use trestle_netlink::testing::{Namespace, available};
@@ -452,6 +452,50 @@ else:
     kind, protocol = socket.AF_INET, socket.IPPROTO_ICMP
 socket.socket(kind, socket.SOCK_RAW, protocol).sendto(message, (vip, 0))
 "#;
+
+#[test]
+fn rewriting_and_passing_on_stand_side_by_side() {
+    if !available(&[]) {
+        return;
+    }
+    let lan = start(1, &["a", "b"]);
+    let balancer = &lan.balancers[0];
+    balancer.sysctl("net.ipv4.ip_forward", "1");
+    balancer.sysctl("net.ipv6.conf.all.forwarding", "1");
+    let mut both = direct_view(&[("a", 1), ("b", 1)]);
+    let mut rewritten = lan::view(&[("a", 1)]).listeners.swap_remove(0);
+    rewritten.name = "rewritten".to_owned();
+    rewritten.settings.mode = KernelMode::FullNat;
+    both.listeners.push(rewritten);
+    balancer.enter(|| {
+        let mut carrier = Carrier::open("some").unwrap();
+        carrier.follow(&direct_view(&[("a", 1)])).unwrap();
+        assert!(matches!(carrier.in_force().unwrap(), [None, Some(_)]), "the other is not made in vain");
+        assert!(carrier.follow(&both).unwrap());
+        assert!(!carrier.follow(&both).unwrap());
+        lan.client.enter(|| {
+            for ip in [VIP4, VIP6] {
+                let (mut passed, mut rewritten) =
+                    (connect(SocketAddr::new(ip, WEB)), connect(SocketAddr::new(ip, 80)));
+                for _ in 0..3 {
+                    assert_eq!(ask(&mut passed).1, passed.local_addr().unwrap());
+                    assert!(lan::is_balancer(ask(&mut rewritten).1.ip(), 0));
+                }
+            }
+        });
+        let traffic = carrier.traffic().unwrap();
+        assert_eq!((traffic.listeners["web"].flows, traffic.listeners["rewritten"].flows), (2, 2));
+        assert_eq!(carrier.direct_flows(&both).unwrap().flows, 2);
+        assert!(matches!(carrier.in_force().unwrap(), [Some(_), Some(_)]));
+        drop(carrier);
+        // What a dead process left of one kind goes when the next one has nothing of it.
+        let mut carrier = Carrier::open("some").unwrap();
+        let rewriting = KernelView { listeners: both.listeners[3..].to_vec(), ..both.clone() };
+        carrier.follow(&rewriting).unwrap();
+        assert!(carrier.sweep().unwrap());
+        assert!(matches!(carrier.in_force().unwrap(), [Some(_), None]));
+    });
+}
 
 #[test]
 fn an_error_about_what_a_member_sent_reaches_it() {

@@ -42,11 +42,11 @@ impl Picture {
     }
 
     /// Where packets to these listeners come in: where their VIP goes, and where their address is.
-    pub(super) fn entries(&self, view: &KernelView) -> BTreeSet<(u32, &str)> {
-        let given = view.listeners.iter().flat_map(|listener| &listener.binds).filter_map(|bind| bind.ip);
+    pub(super) fn entries(&self, listeners: &[KernelListener], vips: &[KernelVip]) -> BTreeSet<(u32, &str)> {
+        let given = listeners.iter().flat_map(|listener| &listener.binds).filter_map(|bind| bind.ip);
         let addresses: BTreeSet<IpAddr> = given.collect();
-        let vips = view.vips.iter().filter(|vip| vip.addresses.iter().any(|ip| addresses.contains(ip)));
-        let places = vips.filter_map(|vip| self.place(vip, &view.vips));
+        let theirs = vips.iter().filter(|vip| vip.addresses.iter().any(|ip| addresses.contains(ip)));
+        let places = theirs.filter_map(|vip| self.place(vip, vips));
         let has = |interface: &&Interface| interface.addresses.iter().any(|a| addresses.contains(&a.addr()));
         let here = self.0.iter().filter(has);
         places.chain(here).map(|interface| (interface.index, interface.name.as_str())).collect()
@@ -90,11 +90,10 @@ impl Picture {
 
     /// What can't be as it should, in words for operators.
     pub(super) fn remarks(&self, view: &KernelView) -> Vec<String> {
-        let entries = self.entries(view);
         let mut remarks = Vec::new();
         for listener in &view.listeners {
             let name = &listener.name;
-            if entries.is_empty() {
+            if self.entries(std::slice::from_ref(listener), &view.vips).is_empty() {
                 remarks.push(format!(
                     "listener {name}: no interface has its address or one of its network, so nothing is passed on"
                 ));
@@ -182,8 +181,9 @@ mod tests {
     #[test]
     fn packets_come_in_where_the_vip_goes_before_it_is_there() {
         let picture = Picture(vec![interface(1, &["198.18.2.1/24"]), interface(2, &["198.18.1.1/24"])]);
-        let names =
-            |view: &KernelView| -> Vec<u32> { picture.entries(view).iter().map(|(i, _)| *i).collect() };
+        let names = |view: &KernelView| -> Vec<u32> {
+            picture.entries(&view.listeners, &view.vips).iter().map(|(i, _)| *i).collect()
+        };
         assert_eq!(names(&view(None, &[])), [2], "by the first of its addresses that has a network here");
         assert_eq!(names(&view(Some("eth1"), &[])), [1]);
         assert!(names(&view(Some("eth9"), &[])).is_empty());

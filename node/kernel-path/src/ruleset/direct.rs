@@ -156,9 +156,11 @@ impl Making<'_> {
             }
         }
         entry.push(Direct::LetOthersIn);
-        entry.push(follow(family, Packets::Errors, family.flows().open, None, Vec::new()));
-        // Whose listener is gone, or who goes with this node's process.
-        entry.push(follow(family, Packets::Segments, family.flows().open, None, Vec::new()));
+        let Flows { open, ending, .. } = family.flows();
+        entry.push(follow(family, Packets::Errors, open, None, Vec::new()));
+        // Whose listener is gone, or who goes on without this node's process.
+        entry.push(Direct::DropBanned { family, banned: names.banned });
+        entry.extend([open, ending].map(|flows| follow(family, Packets::Segments, flows, None, Vec::new())));
         self.add_rules(family.flows().entry, entry.into_iter().map(Rule::Direct).collect());
     }
 
@@ -304,4 +306,73 @@ fn follow(
     members: Vec<String>,
 ) -> Direct {
     Direct::Follow { family, packets, flows, remember, begun: None, members }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use trestle_config::model::{KernelMode, KernelSettings, Protocol};
+    use trestle_dataplane::{KernelGuard, KernelMember, KnownMember};
+
+    use super::*;
+
+    fn view(ports: &[u16], members: &[&str]) -> KernelView {
+        let listener = |port: &u16| KernelListener {
+            name: format!("at{port}"),
+            binds: vec![Bind { ip: Some("198.18.1.100".parse().unwrap()), port: *port, more: 0 }],
+            protocol: Protocol::Tcp,
+            settings: KernelSettings { mode: KernelMode::Dsr, slots: 1021, ..KernelSettings::default() },
+            pool: "app".to_owned(),
+            guard: KernelGuard::default(),
+        };
+        let at = |ip: &str| format!("{ip}:80").parse().unwrap();
+        let used = |ip: &&str| KernelMember { name: (*ip).to_owned(), address: at(ip), weight: 1 };
+        let known = |ip: &&str| KnownMember { name: (*ip).to_owned(), address: at(ip), is_over: false };
+        KernelView {
+            listeners: ports.iter().map(listener).collect(),
+            pools: BTreeMap::from([("app".to_owned(), members.iter().map(used).collect())]),
+            known: BTreeMap::from([("app".to_owned(), members.iter().map(known).collect())]),
+            ..KernelView::default()
+        }
+    }
+
+    fn ways(members: &[&str]) -> BTreeMap<IpAddr, u32> {
+        members.iter().map(|ip| (ip.parse().unwrap(), 2)).collect()
+    }
+
+    #[test]
+    fn who_comes_and_goes_changes_no_rule() {
+        let (one, two) = (["198.18.1.10"], ["198.18.1.10", "198.18.1.11"]);
+        let before = Ruleset::direct(&view(&[80], &one), None, &ways(&one));
+        let after = Ruleset::direct(&view(&[80], &two), Some(&before), &ways(&two));
+        assert_eq!(before.chains, after.chains);
+        assert_ne!(before.sets, after.sets);
+        // Another listener is one more chain and one more element.
+        let more = Ruleset::direct(&view(&[80, 81], &two), Some(&after), &ways(&two));
+        assert_eq!(more.chains["go4"], after.chains["go4"]);
+        assert!(after.chains.iter().all(|(name, chain)| more.chains[name] == *chain));
+    }
+
+    #[test]
+    fn what_others_told_goes_where_there_is_a_way() {
+        let members = ["198.18.1.10", "198.18.1.11"];
+        let flow = |client: &str, port: u16, member: &str| KeptFlow {
+            protocol: 6,
+            client: client.parse().unwrap(),
+            listener: format!("198.18.1.100:{port}").parse().unwrap(),
+            member: member.parse().unwrap(),
+        };
+        let told = [
+            flow("198.18.1.50:1", 80, "198.18.1.10:80"),
+            flow("198.18.1.50:2", 80, "198.18.1.11:80"),
+            flow("198.18.1.50:3", 80, "198.18.1.99:80"),
+            flow("198.18.1.50:4", 99, "198.18.1.10:80"),
+        ];
+        let view = KernelView { kept: Arc::new(told.to_vec()), ..view(&[80], &members) };
+        let ruleset = Ruleset::direct(&view, None, &ways(&members[..1]));
+        let Content::Kept(kept) = &ruleset.sets["kept4"].content else { panic!("flows") };
+        let way = [0, 80, 0, 0].into_iter().chain(2u32.to_ne_bytes()).chain([198, 18, 1, 10]).collect();
+        assert_eq!(kept.values().collect::<Vec<_>>(), [&Value::Bytes(way)]);
+    }
 }

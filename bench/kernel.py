@@ -4,6 +4,8 @@ behind keepalived.
 
     cargo build --release
     bench/kernel.py flows [--connections 1000] [--events move,kill,...] [--products trestle,haproxy] [--runs 1]
+    bench/kernel.py cost [--rounds 5] [--gib 2] [--new 4000]
+    bench/kernel.py tracked [--flows 1000000]
 
 Needs root, iproute2, and for their rows haproxy and keepalived. Everything is in network namespaces of its own, on
 198.18.0.0/15, and ends with the script. Prints one JSON line a row.
@@ -17,8 +19,25 @@ Needs root, iproute2, and for their rows haproxy and keepalived. Everything is i
                  the same, and 3 s later the owner is killed, or the VIP moves
 `slow` is how many connections had a record that took more than 50 ms, `late_ms` the longest that one took,
 `lag_ms` how long the load itself was held up by a busy machine; `again` are segments that were sent again.
+
+`cost`: CPU time of everything on the way, client and member included, for each GiB from a member to a client, and for
+each connection (made, 64 bytes there and back, ended), by
+
+    direct       client and member side by side
+    routed       a router between them, which does nothing else
+    dnat         the same with one rule of nf_tables that rewrites the destination, and so connection tracking
+    kernel       `via: kernel`
+    proxy        the same listener `via: proxy`
+    haproxy      HAProxy, mode tcp, one thread
+
+in rounds one after the other. `above` is what is more than `direct`, so the cost of what stands between; both
+beside `routed`. Packets are forwarded in the time of whoever sends them, so it all shows.
+
+`tracked`: so many flows of UDP, from as many clients, held by connection tracking at once. On the way, what a new flow
+costs (the CPU time of its first datagram from the sender's socket to the member's), beside another datagram of a flow
+that is there, and the kernel's memory for each.
 """
-import argparse, json, os, pathlib, resource, shutil, signal, subprocess, sys, tempfile, time
+import argparse, json, os, pathlib, resource, shutil, signal, socket, statistics, struct, subprocess, sys, tempfile, time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FLOWS = str(ROOT / "tests/src/flows.py")
@@ -60,6 +79,10 @@ class Net:
         self.switch = self.namespace("sw")
         ip(f"-n {self.switch} link add br0 type bridge")
         ip(f"-n {self.switch} link set br0 up")
+        # A switch that tracks connections would be what is measured.
+        if os.path.exists("/proc/sys/net/bridge"):
+            for what in ("iptables", "ip6tables", "arptables"):
+                self.sysctl("sw", f"net/bridge/bridge-nf-call-{what}", 0)
 
     def namespace(self, name):
         full = self.prefix + name
@@ -328,6 +351,262 @@ def flows_row(a, product, event):
             net.end()
 
 
+class Straight:
+    """No balancer: the client sends to the member's own address, beside it or behind a router."""
+
+    def __init__(self, net, dir, a, routed):
+        self.target = ("198.19.9.51", 9000)
+        if routed:
+            net.host("r", ["198.18.0.11", GATEWAY])
+            net.sysctl("r", "net/ipv4/ip_forward", 1)
+            ip(f"-n {net.prefix}cl route add 198.19.9.0/24 via 198.18.0.11")
+        else:
+            # One network for both.
+            ip(f"-n {net.prefix}cl addr add 198.19.9.200/24 dev eth0")
+
+    def pids(self):
+        return []
+
+
+class Dnat:
+    """One rule by hand, nothing counted or guarded."""
+
+    def __init__(self, net, dir, a):
+        self.target = (VIP, 90)
+        net.host("r", [VIP, GATEWAY])
+        net.sysctl("r", "net/ipv4/ip_forward", 1)
+        run(*net.within("r", "nft", "add table ip t; add chain ip t c { type nat hook prerouting priority dstnat; }; "
+                        f"add rule ip t c ip daddr {VIP} tcp dport 90 dnat to 198.19.9.51:9000"))
+
+    def pids(self):
+        return []
+
+
+class OneNode:
+    """A cluster of one node, which holds the VIP."""
+
+    def __init__(self, net, dir, a, via, protocol="tcp", idle=""):
+        self.target, self.dir = (VIP, 90), dir
+        net.host("n1", ["198.18.0.11", "198.19.9.11"])
+        net.sysctl("n1", "net/ipv4/ip_forward", 1)
+        run(a.trestle, "keygen", "-o", str(dir / "key"))
+        (dir / "config.yaml").write_text(
+            f"vips: {{ front: {{ addresses: [{VIP}/24, {GATEWAY}/24] }} }}\n"
+            f'listeners: {{ one: {{ bind: "@front:90", protocol: {protocol}, via: {via}, pool: one{idle} }} }}\n'
+            f'pools: {{ one: {{ members: ["198.19.9.51:9000"], health: off }} }}\n')
+        self.p = net.start("n1", a.trestle, "run", "--name", "n1", "--cluster", "198.18.0.11:7400", "--admin", "127.0.0.1:7480",
+                           "--workers", "1", "--data-dir", dir / "data", "--key-file", dir / "key", "--bootstrap",
+                           "--config", dir / "config.yaml", stderr=(dir / "n1.log").open("a"))
+        until("the VIP is held", lambda: VIP in ip(f"-n {net.prefix}n1 -o -4 addr show dev eth0"))
+
+    def pids(self):
+        return family(self.p.pid)
+
+
+class OneHaproxy:
+    def __init__(self, net, dir, a):
+        self.target = ("198.18.0.11", 90)
+        net.host("n1", ["198.18.0.11", "198.19.9.11"])
+        (dir / "haproxy").write_text(
+            "global\n nbthread 1\ndefaults\n mode tcp\n timeout connect 5s\n timeout client 1m\n timeout server 1m\n"
+            "frontend f\n bind 198.18.0.11:90\n default_backend b\nbackend b\n server m 198.19.9.51:9000\n")
+        self.p = net.start("n1", shutil.which("haproxy"), "-db", "-f", dir / "haproxy")
+
+    def pids(self):
+        return family(self.p.pid)
+
+
+WAYS = {
+    "direct": lambda *to: Straight(*to, routed=False),
+    "routed": lambda *to: Straight(*to, routed=True),
+    "dnat": Dnat,
+    "kernel": lambda *to: OneNode(*to, via="kernel"),
+    "proxy": lambda *to: OneNode(*to, via="proxy"),
+    "haproxy": OneHaproxy,
+}
+
+
+def micros(pids):
+    """CPU time of processes, by their threads."""
+    total = 0
+    for pid in pids:
+        for task in pathlib.Path(f"/proc/{pid}/task").glob("*/schedstat"):
+            try:
+                total += int(task.read_text().split()[0]) // 1000
+            except (OSError, IndexError):
+                pass
+    return total
+
+
+def load_member(port):
+    """One connection after the other: `B` and a number asks for so many MiB, anything else for an echo."""
+    listener, chunk = socket.create_server(("", port), backlog=1024), bytes(1 << 20)
+    while True:
+        s, _ = listener.accept()
+        s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            data = s.recv(64)
+            if data[:1] == b"B":
+                for _ in range(int(data[1:])):
+                    s.sendall(chunk)
+            elif data:
+                s.sendall(data)
+                s.recv(1)
+        except OSError:
+            pass
+        s.close()
+
+
+def load_client(host, port):
+    """Told what to do by lines: `bulk MIB` or `new COUNT`; says `done`."""
+    into = bytearray(1 << 20)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        what, count = line.split()
+        for _ in range(int(count) if what == "new" else 1):
+            with socket.create_connection((host, port), 10) as s:
+                s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if what == "new":
+                    s.sendall(b"x" * 64)
+                    assert len(s.recv(64)) == 64
+                    continue
+                s.sendall(b"B" + count.encode())
+                left = int(count) << 20
+                while left > 0:
+                    read = s.recv_into(into)
+                    if not read:
+                        sys.exit("the connection ended early")
+                    left -= read
+        print("done", flush=True)
+
+
+def cost(a):
+    units = {"bulk": ("GiB", a.gib * 1024, a.gib), "new": ("connection", a.new, a.new)}
+    spent = {(row, way): [] for row in units for way in WAYS}
+    for number in range(a.rounds):
+        for way, make in WAYS.items():
+            net = Net()
+            with tempfile.TemporaryDirectory() as tmp:
+                try:
+                    net.host("cl", ["198.18.0.200"])
+                    net.host("m", ["198.19.9.51"])
+                    if way in ("routed", "dnat", "kernel"):
+                        ip(f"-n {net.prefix}m route add default via {GATEWAY}")
+                    between = make(net, pathlib.Path(tmp), a)
+                    member = net.start("m", sys.executable, __file__, "load-member", 9000)
+                    client = net.start("cl", sys.executable, __file__, "load-client", *between.target, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+                    client.stdout.readline()
+
+                    def work(what, count):
+                        client.stdin.write(f"{what} {count}\n".encode())
+                        client.stdin.flush()
+                        if client.stdout.readline() != b"done\n":
+                            raise OSError(f"{way}: the load has ended")
+
+                    until("a connection is answered", lambda: run(*net.within("cl", "bash", "-c", f"echo x > /dev/tcp/{between.target[0]}/{between.target[1]}")) == "")
+                    work("new", 200)
+                    softirq = [int(p.parent.name) for p in pathlib.Path("/proc").glob("[0-9]*/comm") if p.read_text().startswith("ksoftirqd")]
+                    for row, (_, ask, count) in units.items():
+                        pids = lambda: family(member.pid) + family(client.pid) + between.pids() + softirq
+                        before = micros(pids())
+                        work(row, ask)
+                        spent[row, way].append((micros(pids()) - before) / count)
+                except BaseException:
+                    for log in pathlib.Path(tmp).glob("*.log"):
+                        print(f"--- {log.name}", *log.read_text().splitlines()[-20:], sep="\n", file=sys.stderr)
+                    raise
+                finally:
+                    net.end()
+    for row, (unit, _, _) in units.items():
+        median = {way: statistics.median(spent[row, way]) for way in WAYS}
+        for way, value in median.items():
+            above, routed = value - median["direct"], median["routed"] - median["direct"]
+            print(json.dumps({"row": row, "way": way, "micros": round(value, 1), "per": unit, "of_routed": round(value / median["routed"], 2),
+                              "above": round(above, 1), "above_of_routed": round(above / routed, 2) if routed > 0 else None,
+                              "rounds": [round(v, 1) for v in spent[row, way]]}), flush=True)
+
+
+def send_flows(first, count):
+    """Datagrams of the flows `first` to `first + count`, each of an address and port of its own, straight from this
+    process's interface: CPU time of one, in microseconds."""
+    s = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+    frames = []
+    for number in range(first, first + count):
+        source = (198 << 24) + (18 << 16) + (1 << 15) + number // 40
+        udp = struct.pack("!HHHH", 1024 + number % 40 * 1500, 90, 8 + 16, 0) + bytes(16)
+        header = struct.pack("!BBHHHBBHI4s", 0x45, 0, 20 + len(udp), 0, 0, 64, socket.IPPROTO_UDP, 0, source, socket.inet_aton(VIP))
+        frames.append(header + udp)
+    began = time.process_time()
+    for frame in frames:
+        s.sendto(frame, (VIP, 0))
+    return 1e6 * (time.process_time() - began) / count
+
+
+def kernel_memory():
+    """What the kernel has allocated for itself and can't give back."""
+    lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("SUnreclaim")).split()[1])
+
+
+def tracked(a):
+    most = pathlib.Path("/proc/sys/net/netfilter/nf_conntrack_max")
+    before = most.read_text()
+    net = Net()
+    with tempfile.TemporaryDirectory() as tmp:
+        try:
+            most.write_text(str(max(int(before), a.flows + 100_000)))
+            net.host("cl", ["198.18.0.200"])
+            net.host("m", ["198.19.9.51"])
+            ip(f"-n {net.prefix}m route add default via {GATEWAY}")
+            node = OneNode(net, pathlib.Path(tmp), a, via="kernel", protocol="udp", idle=", udp: { idle: 1h }")
+            net.start("m", sys.executable, __file__, "load-sink", 9000)
+            client = net.start("cl", sys.executable, __file__, "load-flows", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+            def send(first, count):
+                client.stdin.write(f"{first} {count}\n".encode())
+                client.stdin.flush()
+                return float(client.stdout.readline())
+
+            count = lambda: int(run(*net.within("n1", "cat", "/proc/sys/net/netfilter/nf_conntrack_count")))
+            until("a flow is carried", lambda: send(0, 1) > 0 and count() > 0)
+            memory, done = kernel_memory(), 1
+            for level in [n for n in (1_000, 10_000, 100_000, 1_000_000) if n <= a.flows]:
+                while done < level:
+                    more = min(20_000, level - done)
+                    send(done, more)
+                    done += more
+                new = statistics.median(send(done + n * 1_000, 1_000) for n in range(10))
+                old = statistics.median(send(n * 90, 90 if level < 10_000 else 900) for n in range(10))
+                done += 10_000
+                entries = count()
+                print(json.dumps({"row": "tracked", "flows": entries, "new_micros": round(new, 2), "known_micros": round(old, 2),
+                                  "bytes_each": round((kernel_memory() - memory) / entries)}), flush=True)
+            began = time.time()
+            status = json.loads(run(*net.within("n1", a.trestle, "status", "-o", "json", "--admin", "http://127.0.0.1:7480")))
+            print(json.dumps({"row": "status", "ms": round(1000 * (time.time() - began)), "rss_mib": rss(node.p.pid),
+                              "warnings": status.get("warnings", [])}), flush=True)
+        finally:
+            net.end()
+            most.write_text(before)
+
+
+def rss(pid):
+    lines = pathlib.Path(f"/proc/{pid}/status").read_text().splitlines()
+    return round(int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024)
+
+
+def load_sink(port):
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    s.bind(("", port))
+    time.sleep(3600)
+
+
+def load_flows():
+    for line in sys.stdin:
+        first, count = map(int, line.split())
+        print(send_flows(first, count), flush=True)
+
+
 def flows(a):
     for event in a.events.split(","):
         for product in a.products.split(","):
@@ -336,19 +615,29 @@ def flows(a):
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("what", choices=["flows"])
+    ap.add_argument("what", choices=["flows", "cost", "tracked"])
     ap.add_argument("--connections", type=int, default=1000)
     ap.add_argument("--every", type=float, default=0.5, help="seconds between a connection's records, each way")
     ap.add_argument("--seconds", type=float, default=3, help="before and after what happens")
     ap.add_argument("--events", default=",".join(EVENTS))
     ap.add_argument("--products", default="trestle,haproxy")
     ap.add_argument("--runs", type=int, default=1, help="with the same cluster")
+    ap.add_argument("--rounds", type=int, default=5)
+    ap.add_argument("--gib", type=int, default=2)
+    ap.add_argument("--new", type=int, default=4000)
+    ap.add_argument("--flows", type=int, default=1_000_000)
     ap.add_argument("--trestle", default=str(ROOT / "target/release/trestle"))
     a = ap.parse_args()
     resource.setrlimit(resource.RLIMIT_NOFILE, (16384, max(16384, resource.getrlimit(resource.RLIMIT_NOFILE)[1])))
     if os.geteuid():
         sys.exit("namespaces need root")
-    {"flows": flows}[a.what](a)
+    {"flows": flows, "cost": cost, "tracked": tracked}[a.what](a)
 
 
-main()
+# What the script starts of itself in namespaces.
+PARTS = {"load-member": lambda port: load_member(int(port)), "load-client": lambda host, port: load_client(host, int(port)),
+         "load-sink": lambda port: load_sink(int(port)), "load-flows": load_flows}
+if sys.argv[1:] and sys.argv[1] in PARTS:
+    PARTS[sys.argv[1]](*sys.argv[2:])
+else:
+    main()

@@ -18,6 +18,7 @@ pub struct Node {
     pub dir: PathBuf,
     args: Vec<String>,
     env: Vec<(&'static str, &'static str)>,
+    program: PathBuf,
     child: Option<Child>,
 }
 
@@ -34,15 +35,36 @@ impl Node {
         args: &[&str],
         env: &[(&'static str, &'static str)],
     ) -> Self {
-        let mut node = Self {
+        let mut node = Self::new(name, dir, args);
+        node.env = env.to_vec();
+        node.spawn();
+        node
+    }
+
+    /// The same by a copy of the program, which the test may replace.
+    pub fn start_copy(name: &str, dir: &Path, args: &[&str]) -> Self {
+        let mut node = Self::new(name, dir, args);
+        std::fs::create_dir_all(dir).expect("the test's folder is writable");
+        node.program = dir.join("trestle");
+        std::fs::copy(trestle(), &node.program).expect("the program can be copied");
+        node.spawn();
+        node
+    }
+
+    fn new(name: &str, dir: &Path, args: &[&str]) -> Self {
+        Self {
             name: name.to_owned(),
             dir: dir.to_owned(),
             args: args.iter().map(|&a| a.to_owned()).collect(),
-            env: env.to_vec(),
+            env: Vec::new(),
+            program: trestle().clone(),
             child: None,
-        };
-        node.spawn();
-        node
+        }
+    }
+
+    /// What it runs.
+    pub fn program(&self) -> &Path {
+        &self.program
     }
 
     fn spawn(&mut self) {
@@ -58,7 +80,7 @@ impl Node {
             ("--data-dir", data_dir.to_str().expect("the test's folder has a plain name")),
         ];
         let unless_given = defaults.iter().filter(|(flag, _)| !self.args.iter().any(|a| a == flag));
-        let child = Command::new(trestle())
+        let child = Command::new(&self.program)
             .arg("run")
             .args(unless_given.flat_map(|(flag, value)| [*flag, *value]))
             .args(&self.args)

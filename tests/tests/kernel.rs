@@ -484,3 +484,46 @@ fn health_drain_and_config_reach_the_kernel() {
         });
     }
 }
+
+#[test]
+fn a_program_that_takes_anothers_place_finds_vip_and_flows_as_they_are() {
+    if !peers::have_namespaces() {
+        return;
+    }
+    let lan = start(LONG, 2);
+    lan.apply(0, &config(LONG, KERNEL, &pool("flows", &[1, 2]))).expect("it is taken");
+    wait_carried(&lan, &[1, 2]);
+    let owner = lan.owner(None);
+    let node = &lan.nodes[owner];
+    let epoch = || -> anyhow::Result<u64> {
+        let status = node.status()?;
+        let vip = &status["vips"][0];
+        ensure!(vip["owner"] == node.name.as_str(), "{vip}");
+        vip["epoch"].as_u64().with_context(|| format!("{vip}"))
+    };
+    let before = (epoch().expect("it is held"), node.guard().expect("it has one"));
+    let client = Prober::hold(&lan, 60, &[(VIP, 90), (VIP6, 90)]);
+    for round in 2..4 {
+        node.signal(rustix::process::Signal::USR2);
+        // New connections are made all the while, as the table is there.
+        let mut made = 0;
+        eventually(SETTLE, "the new program carries by the kernel", || {
+            let seen = Prober::hold(&lan, 4, &[(VIP, 90), (VIP6, 90)]).stop();
+            ensure!(seen["open"] == 4, "{seen}");
+            made += 4;
+            ensure!(node.log().matches("node serves").count() == round, "{}", node.log());
+            ensure!(node.log().matches("kernel path follows").count() >= round, "{}", node.log());
+            Ok(())
+        });
+        eventually(SETTLE, "it holds the VIP under the same lease", || {
+            let now = (epoch()?, node.guard()?);
+            ensure!(now == before, "{now:?} after {before:?}");
+            Ok(())
+        });
+        assert!(made > 0);
+    }
+    let seen = client.stop();
+    assert_eq!((&seen["open"], &seen["broken"]), (&60.into(), &0.into()), "{seen}");
+    assert!(late_ms(&seen) < LOST_MS, "{seen}");
+    assert!(!node.log().contains("the VIPs' guard is gone"), "{}", node.log());
+}

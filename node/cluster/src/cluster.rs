@@ -43,7 +43,7 @@ use crate::tickets::{self, TicketSettings};
 use crate::vault::Vault;
 #[cfg(test)]
 use crate::vip::InheritedGuard;
-use crate::vip::{VipSettings, Vips};
+use crate::vip::{HandedGuard, VipSettings, Vips};
 
 /// A part of the stop that takes longer is left behind.
 pub(crate) const STOP_WITHIN: Duration = Duration::from_secs(5);
@@ -429,6 +429,12 @@ impl Cluster {
     /// Gives the leadership to another voter, if this node has it.
     pub async fn hand_over(&self) {
         self.inner.raft.transfer_leadership().await;
+    }
+
+    /// The VIPs' guard, for the program that takes this one's place in its process, which is to happen at once: its
+    /// leases are renewed no more. `None`: there is none.
+    pub async fn hand_guard_on(&self) -> Option<HandedGuard> {
+        self.inner.vips.hand_guard_on().await
     }
 
     /// Lets VIPs go, gives the seat up, hands leadership over, leaves gossip, stops Raft, syncs the store. Each

@@ -59,7 +59,7 @@ pub use views::{
     AdaptiveStatus, CertificateStatus, ClientTotal, Clients, EjectionStatus, MemberHealth, NameStatus,
     NodeStatus, PoolStatus, SeatStatus, Status, VipStatus,
 };
-pub use vip::InheritedGuard;
+pub use vip::{HandedGuard, InheritedGuard};
 
 /// Milliseconds since the epoch by this machine's clock: for people to read, nothing depends on it.
 pub(crate) fn now_ms() -> u64 {

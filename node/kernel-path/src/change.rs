@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use trestle_netlink::nft::{self, Batch, Element, Hook, Table, TableFlags};
 
-use crate::ruleset::{Base, Content, Family, Ruleset, Set, SlotTable, Value};
+use crate::ruleset::{Base, Content, Family, Patch, Ruleset, Set, SlotTable, Value};
 
 /// Slots, or ends of ranges, that change in one transaction: some 10 ms of the kernel's time.
 const SLOTS_A_PIECE: usize = 2048;
@@ -36,19 +36,18 @@ impl Change {
         change
     }
 
+    /// What a patch changes.
+    pub fn patch(table: Table<'_>, from: &Ruleset, patch: &Patch) -> Self {
+        let mut change = Self::default();
+        for (name, set) in &patch.0 {
+            change.add_in_pieces(table, name, from.sets.get(name), set);
+        }
+        change
+    }
+
     fn add(&mut self, table: Table<'_>, from: &Ruleset, to: &Ruleset, instead_of: Option<Table<'_>>) {
         for (name, set) in to.sets.iter().filter(|(_, set)| set.content.is_in_pieces()) {
-            let old = from.sets.get(name);
-            if old.is_none() {
-                let mut batch = Batch::new();
-                batch.set(table, &declared(name, set));
-                self.0.push(batch);
-            }
-            for piece in Difference::in_pieces(old.map(|set| &set.content), &set.content) {
-                let mut batch = Batch::new();
-                piece.put(&mut batch, table, name);
-                self.0.push(batch);
-            }
+            self.add_in_pieces(table, name, from.sets.get(name), set);
         }
         let mut last = Batch::new();
         put(&mut last, table, from, to);
@@ -57,6 +56,19 @@ impl Change {
         }
         if !last.is_empty() {
             self.0.push(last);
+        }
+    }
+
+    fn add_in_pieces(&mut self, table: Table<'_>, name: &str, old: Option<&Set>, set: &Set) {
+        if old.is_none() {
+            let mut batch = Batch::new();
+            batch.set(table, &declared(name, set));
+            self.0.push(batch);
+        }
+        for piece in Difference::in_pieces(old.map(|set| &set.content), &set.content) {
+            let mut batch = Batch::new();
+            piece.put(&mut batch, table, name);
+            self.0.push(batch);
         }
     }
 }

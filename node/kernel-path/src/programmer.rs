@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use trestle_dataplane::KernelView;
@@ -13,7 +13,7 @@ use trestle_netlink::socket;
 use crate::change::Change;
 use crate::chooser::Tables;
 use crate::machine;
-use crate::ruleset::Ruleset;
+use crate::ruleset::{Patch, Ruleset};
 use crate::traffic::{Tally, Traffic};
 
 /// How long the kernel may take for one transaction, when others are at it too.
@@ -21,6 +21,10 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Between two transactions, for others that have something to change.
 pub(crate) const PAUSE: Duration = Duration::from_millis(1);
+
+/// How long a table that is owned is taken to be as it was made. Nobody else can change it, and a look at a thousand
+/// listeners takes longer than most changes.
+const OWNED_STAYS: Duration = Duration::from_secs(1);
 
 /// What a socket must hold beside the transaction itself.
 pub(crate) const SLACK: usize = 64 * 1024;
@@ -44,11 +48,20 @@ pub struct Programmer {
     names: [Arc<str>; 2],
     name: Arc<str>,
     /// What the kernel holds; `None`: unknown, so all of it is made anew.
-    held: Option<Ruleset>,
+    held: Option<Held>,
     shape: Option<Shape>,
+    /// When the shape was last compared.
+    looked: Option<Instant>,
     /// What could not be set on this machine.
     findings: Vec<String>,
     tally: Tally,
+}
+
+/// What was last made, and of what.
+#[derive(Debug)]
+struct Held {
+    view: KernelView,
+    ruleset: Ruleset,
 }
 
 /// By handle: whatever somebody else replaces has another.
@@ -92,7 +105,16 @@ impl Programmer {
         let name: String = node.chars().take(NAME_MAX).collect();
         let name: Arc<str> = format!("trestle_kernel_{name}").into();
         let names = [Arc::clone(&name), format!("{name}.2").into()];
-        Ok(Self { nft, names, name, held: None, shape: None, findings: Vec::new(), tally: Tally::default() })
+        Ok(Self {
+            nft,
+            names,
+            name,
+            held: None,
+            shape: None,
+            looked: None,
+            findings: Vec::new(),
+            tally: Tally::default(),
+        })
     }
 
     /// The kernel follows the view: by what differs from what it was last told, or, the first time and after a
@@ -101,31 +123,39 @@ impl Programmer {
     /// # Errors
     /// What was in force is, but perhaps for some slots; the next call makes all of it anew.
     pub fn follow(&mut self, view: &KernelView) -> Result<bool, Error> {
-        let to = Ruleset::new(view, self.held.as_ref());
-        let change = match &self.held {
-            Some(from) => Change::delta(table(&self.name), from, &to),
-            None => return self.begin(to).map(|()| true),
-        };
-        if change.0.is_empty() {
-            self.held = Some(to);
-            return Ok(false);
+        let Some(held) = &self.held else { return self.begin(view).map(|()| true) };
+        if let Some(patch) = held.ruleset.patch(&held.view, view) {
+            return self.follow_by(patch, view);
         }
-        let before = self.held.iter().flat_map(|held| held.objects.keys());
+        let to = Ruleset::new(view, Some(&held.ruleset));
+        let change = Change::delta(table(&self.name), &held.ruleset, &to);
         let ending: HashSet<String> =
-            before.filter(|name| !to.objects.contains_key(*name)).cloned().collect();
+            held.ruleset.objects.keys().filter(|name| !to.objects.contains_key(*name)).cloned().collect();
+        // Handles stay as they are where no rule changes: reading them all takes longer than the change.
+        let shape_changes = held.ruleset.chains != to.chains;
+        let has_changed = !change.0.is_empty();
         if !ending.is_empty() {
             self.count_last(&self.name.clone());
         }
-        // Handles stay as they are where no rule changes, as when a member goes or comes: reading them all takes longer
-        // than the change.
-        let shape_changes = self.held.as_ref().is_none_or(|held| held.chains != to.chains);
         self.commit(change)?;
         self.tally.end(|name| ending.contains(name));
-        self.held = Some(to);
+        self.held = Some(Held { view: view.clone(), ruleset: to });
         if shape_changes {
             self.shape = Some(self.read_shape()?);
         }
-        Ok(true)
+        Ok(has_changed)
+    }
+
+    fn follow_by(&mut self, patch: Patch, view: &KernelView) -> Result<bool, Error> {
+        let Some(held) = &self.held else { return Ok(false) };
+        let change = Change::patch(table(&self.name), &held.ruleset, &patch);
+        let has_changed = !change.0.is_empty();
+        self.commit(change)?;
+        if let Some(held) = &mut self.held {
+            held.ruleset.apply(patch);
+            held.view = view.clone();
+        }
+        Ok(has_changed)
     }
 
     /// Whether the table is as it was made here. If not, the next [`Self::follow`] makes it anew.
@@ -136,8 +166,14 @@ impl Programmer {
         if self.held.is_none() {
             return Ok(true);
         }
+        let is_owned =
+            self.shape.as_ref().and_then(|(info, ..)| info.as_ref()).is_some_and(|info| info.flags.owner());
+        if is_owned && self.looked.is_some_and(|at| at.elapsed() < OWNED_STAYS) {
+            return Ok(true);
+        }
         let shape = self.read_shape()?;
         let intact = self.shape == Some(shape);
+        self.looked = Some(Instant::now());
         if !intact {
             self.held = None;
         }
@@ -164,14 +200,14 @@ impl Programmer {
 
     /// What can't be as one would wish, in words for operators.
     pub fn remarks(&self) -> Vec<String> {
-        let held = self.held.iter().flat_map(|held| held.remarks.iter().cloned());
+        let held = self.held.iter().flat_map(|held| held.ruleset.remarks.iter().cloned());
         self.findings.iter().cloned().chain(held).collect()
     }
 
     /// By which members are chosen; `None`: nothing is in force, as far as is known.
     pub fn tables(&self) -> Option<Tables> {
         let held = self.held.as_ref()?;
-        Some(held.tables().map(|(name, table)| (name.to_owned(), Arc::clone(table))).collect())
+        Some(held.ruleset.tables().map(|(name, table)| (name.to_owned(), Arc::clone(table))).collect())
     }
 
     /// What the kernel has, by its own word; `None`: no table of this node.
@@ -183,7 +219,7 @@ impl Programmer {
         let Some(info) = self.nft.table(at)? else { return Ok(None) };
         let (chains, rules) = (self.nft.chains(at)?.len(), self.nft.rules(at)?.len());
         let tables = match &self.held {
-            Some(held) => shares(&mut self.nft, at, held)?,
+            Some(held) => shares(&mut self.nft, at, &held.ruleset)?,
             None => Vec::new(),
         };
         Ok(Some(InForce { table: self.name.to_string(), owned: info.flags.owner(), chains, rules, tables }))
@@ -218,7 +254,8 @@ impl Programmer {
 
     /// Everything anew, in place of what a dead process left: its table goes in the transaction in which the new
     /// one gets its chains, so that what it rewrote goes on being rewritten.
-    fn begin(&mut self, to: Ruleset) -> Result<(), Error> {
+    fn begin(&mut self, view: &KernelView) -> Result<(), Error> {
+        let to = Ruleset::new(view, None);
         let mut there = self.there()?;
         if let [first, second] = &there[..] {
             // Somebody ended while it made a new one, which has no chains yet.
@@ -243,7 +280,7 @@ impl Programmer {
             result => result?,
         }
         self.tally.end(|_| true);
-        self.held = Some(to);
+        self.held = Some(Held { view: view.clone(), ruleset: to });
         self.shape = Some(self.read_shape()?);
         self.findings = machine::prepare_picking_up();
         Ok(())

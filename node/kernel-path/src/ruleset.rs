@@ -18,9 +18,11 @@ mod counts;
 mod direct;
 mod guards;
 mod kept;
+mod patch;
 
 pub(crate) use counts::Counts;
 pub(crate) use kept::{Keepers, goes_on};
+pub use patch::Patch;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};

@@ -66,6 +66,6 @@ fn a_member_that_goes_down_among_thousands_is_followed_at_once() {
         took.sort_unstable();
         println!("one goes or comes: {:?} to {:?}, median {:?}", took[0], took[19], took[10]);
         println!("another program waits {waited:?} at most");
-        assert!(took[10] < Duration::from_secs(1), "{took:?}");
+        assert!(took[10] < Duration::from_millis(200), "{took:?}");
     });
 }

@@ -21,7 +21,9 @@ variable, a variable beats the file. A node that starts again with its data fold
 --bootstrap nor --join.
 
 SIGTERM and SIGINT drain, then end; a second one ends at once. SIGHUP opens the
-access log's file anew and reads `log` from the node file.";
+access log's file anew and reads `log` from the node file. SIGUSR2 puts the program
+on disk into this one's place; VIPs and what the kernel carries stay
+(docs/operating.md).";
 
 /// What was given on the command line, unchecked.
 #[derive(Debug, Default)]

@@ -12,6 +12,7 @@ mod notify;
 mod parent;
 mod ports;
 mod privileges;
+mod replace;
 mod shutdown;
 pub(crate) mod strain;
 
@@ -42,6 +43,7 @@ pub(crate) use ports::Ports;
 
 use ports::{Use, Wanted};
 use privileges::User;
+use replace::Origin;
 
 /// Threads for everything but traffic: Raft, gossip, probes, admin.
 const CONTROL_THREADS: usize = 2;
@@ -56,7 +58,9 @@ pub(crate) fn run(
     companion: Option<u32>,
 ) -> anyhow::Result<()> {
     // Before there are threads: it is a descriptor by number.
-    let guard = InheritedGuard::from_env().context("the VIPs' guard that started this node")?;
+    let guard = InheritedGuard::from_env().context("the VIPs' guard that was there before this node")?;
+    // Before somebody puts another program in its place.
+    let origin = Origin::of(&settings)?;
     forbid_dumps();
     strain::raise_descriptors();
     tracing::info!(
@@ -79,7 +83,7 @@ pub(crate) fn run(
         .enable_all()
         .build()
         .context("no runtime")?
-        .block_on(life(settings, prepared, telemetry, companion, guard))
+        .block_on(life(settings, prepared, telemetry, companion, (guard, origin)))
 }
 
 /// The cluster's key is in memory: it goes into no core dump, and no debugger of the same user gets at it.
@@ -94,7 +98,7 @@ async fn life(
     prepared: Prepared,
     telemetry: &Telemetry,
     companion: Option<u32>,
-    guard: InheritedGuard,
+    (guard, origin): (InheritedGuard, Origin),
 ) -> anyhow::Result<()> {
     let mut signals = Signals::listen()?;
     let companion = companion.map_or_else(|| Ok(Companion::none()), Companion::watch)?;
@@ -125,8 +129,17 @@ async fn life(
     notify::notify("READY=1");
     tracing::info!(name = settings.name, cluster = %cluster.address(), admin = %node.admin, "node serves");
 
-    let reason = wait_for_end(&mut signals, &companion, &cluster, &node.plane, &settings, telemetry).await;
+    let reason =
+        wait_for_end(&mut signals, &companion, &cluster, &node.plane, (&settings, telemetry, &origin)).await;
     tracing::info!(reason = %reason, "node stops");
+    if matches!(reason, Reason::Replaced) {
+        notify::notify("RELOADING=1");
+        // What is in the kernel stays as it is.
+        carried.abort();
+        serves.cancel();
+        let _ = tokio::time::timeout(Duration::from_secs(1), kept).await;
+        return Err(origin.replace(&node, &cluster).await);
+    }
     notify::notify("STOPPING=1");
     // While it stops, listeners close one by one: those ports are to be kept all the same.
     serves.cancel();
@@ -417,12 +430,15 @@ enum Reason {
     Signal(&'static str),
     Companion,
     Ended(Ended),
+    /// Another program takes its place.
+    Replaced,
 }
 
 impl std::fmt::Display for Reason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Reason::Signal(name) => f.write_str(name),
+            Reason::Replaced => f.write_str("SIGUSR2: the program on disk takes its place"),
             Reason::Companion => f.write_str("the process it was to end with is gone"),
             Reason::Ended(Ended::Removed) => f.write_str("removed from the cluster"),
             Reason::Ended(Ended::Failed(why)) => write!(f, "failed: {why}"),
@@ -435,8 +451,7 @@ async fn wait_for_end(
     companion: &Companion,
     cluster: &Cluster,
     plane: &Plane,
-    settings: &NodeSettings,
-    telemetry: &Telemetry,
+    (settings, telemetry, origin): (&NodeSettings, &Telemetry, &Origin),
 ) -> Reason {
     let mut ended = cluster.ended();
     let mut failed = None;
@@ -457,6 +472,15 @@ async fn wait_for_end(
                     _ => return Reason::Ended(Ended::Failed("the cluster task is gone".to_owned())),
                 }
             }
+            _ = signals.replace.recv() => match origin.check().await {
+                Ok(version) => {
+                    tracing::info!(version, "the program on disk takes this one's place");
+                    return Reason::Replaced;
+                }
+                Err(error) => {
+                    tracing::error!(error = format!("{error:#}"), "SIGUSR2: this program goes on");
+                }
+            },
             _ = signals.hangup.recv() => {
                 plane.reopen_logs();
                 reread(settings, telemetry);
@@ -489,6 +513,8 @@ fn reread(settings: &NodeSettings, telemetry: &Telemetry) {
 struct Signals {
     ending: Ending,
     hangup: Signal,
+    /// SIGUSR2.
+    replace: Signal,
 }
 
 /// Those that end a node.
@@ -502,7 +528,8 @@ impl Signals {
         let listen = |kind| signal(kind).context("signals");
         let terminate = listen(SignalKind::terminate())?;
         let interrupt = listen(SignalKind::interrupt())?;
-        Ok(Signals { ending: Ending { terminate, interrupt }, hangup: listen(SignalKind::hangup())? })
+        let (hangup, replace) = (listen(SignalKind::hangup())?, listen(SignalKind::user_defined2())?);
+        Ok(Signals { ending: Ending { terminate, interrupt }, hangup, replace })
     }
 }
 

@@ -22,7 +22,7 @@ use std::process::ExitCode;
 
 pub use init::run_as_init;
 pub use process::Options;
-pub use spawn::{Spawned, connect_from_env, spawn};
+pub use spawn::{Inherited, Spawned, connect_from_env, hand_on, spawn};
 
 /// The guard's `main`, started by a node with its socket in `TRESTLE_GUARD_FD`.
 #[must_use]

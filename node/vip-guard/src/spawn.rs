@@ -7,9 +7,11 @@ use std::{
 };
 
 use std::os::{
-    fd::{AsRawFd, OwnedFd},
+    fd::{AsFd, AsRawFd, OwnedFd},
     unix::process::CommandExt,
 };
+
+use rustix::process::Pid;
 
 use crate::{
     protocol::{GuardLink, Link, Message, pair},
@@ -20,6 +22,26 @@ use crate::{
 pub const FD: &str = "TRESTLE_GUARD_FD";
 /// Names a file that the guard locks for life, see [`crate::process`].
 pub const LOCK: &str = "TRESTLE_GUARD_LOCK";
+
+/// Set where a program has taken the node's place in its process: the guard's process id where that is a child of
+/// it, else nothing.
+const RESUMED: &str = "TRESTLE_GUARD_RESUMED";
+
+/// A guard that was there before this program.
+#[derive(Debug)]
+pub struct Inherited {
+    pub link: GuardLink,
+    pub from: From,
+}
+
+/// Who had its socket before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum From {
+    /// The guard itself, which started this process.
+    Guard,
+    /// Another program in this process: the guard is to be told ([`ToGuard::Resume`](crate::protocol::ToGuard::Resume)).
+    Before { child: Option<Pid> },
+}
 
 /// A guard that runs. Dropping `link` (or dying) ends it; `process` is to be waited for.
 #[derive(Debug)]
@@ -51,9 +73,24 @@ pub(crate) fn start(mut command: Command, fd: OwnedFd) -> io::Result<Child> {
     command.spawn()
 }
 
-/// The node's end, where the guard started the node; to be called once, before threads are started.
-pub fn connect_from_env() -> io::Result<Option<GuardLink>> {
-    from_env()
+/// The node's end, where there is a guard already; to be called once, before threads are started.
+pub fn connect_from_env() -> io::Result<Option<Inherited>> {
+    let Some(link) = from_env()? else { return Ok(None) };
+    let from = match std::env::var(RESUMED) {
+        Ok(child) => From::Before { child: child.parse().ok().and_then(Pid::from_raw) },
+        Err(_) => From::Guard,
+    };
+    Ok(Some(Inherited { link, from }))
+}
+
+/// `command` is to take this program's place in its process, and has the guard's socket then. What is returned has
+/// to live until it does.
+pub fn hand_on(command: &mut Command, link: &GuardLink, child: Option<Pid>) -> io::Result<OwnedFd> {
+    // Without CLOEXEC.
+    let fd = rustix::io::dup(link.as_fd())?;
+    let child = child.map(|child| child.as_raw_pid().to_string()).unwrap_or_default();
+    command.env(FD, fd.as_raw_fd().to_string()).env(RESUMED, child);
+    Ok(fd)
 }
 
 pub(crate) fn from_env<Out: Message, In: Message>() -> io::Result<Option<Link<Out, In>>> {

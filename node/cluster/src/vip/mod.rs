@@ -33,7 +33,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -42,8 +42,8 @@ use trestle_raft_store::types::{NodeId, State};
 
 use self::metrics::VipMetrics;
 use self::owner::VipView;
-pub use self::port::InheritedGuard;
 use self::port::Spawn;
+pub use self::port::{HandedGuard, InheritedGuard};
 use self::watchdog::Pulse;
 use crate::feed::InForce;
 use crate::gossip::Gossip;
@@ -101,6 +101,8 @@ pub(crate) struct Vips {
     pulse: watch::Receiver<Pulse>,
     leaving: watch::Sender<Leaving>,
     metrics: Arc<VipMetrics>,
+    /// Ends the owner's task, and what is held stays.
+    hand_on: mpsc::Sender<oneshot::Sender<Option<HandedGuard>>>,
     /// Ends the owner's task, which lets everything go first.
     let_go: CancellationToken,
     /// Ends the others.
@@ -119,6 +121,7 @@ impl Vips {
         let (leaving, leaving_seen) = watch::channel(Leaving::No);
         let (notifier, notify) = notify::notifier(stop.clone());
         let metrics = Arc::new(VipMetrics::default());
+        let (hand_on, handed_on) = mpsc::channel(1);
         let (owner, others, telling) = (TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
         telling.spawn(notify);
         others.spawn(watchdog::run(settings.plane.clone(), pulse, stop.clone()));
@@ -138,6 +141,7 @@ impl Vips {
             views,
             notifier,
             metrics: metrics.clone(),
+            hand_on: handed_on,
             stop: let_go.clone(),
         };
         owner.spawn(task.run());
@@ -149,6 +153,7 @@ impl Vips {
             pulse: pulse_seen,
             leaving,
             metrics,
+            hand_on,
             let_go,
             stop,
             owner,
@@ -191,6 +196,13 @@ impl Vips {
         let mut views = self.views.clone();
         let free = views.wait_for(|views| views.vips.values().all(|view| !view.held));
         timeout(LET_GO_WITHIN, free).await.is_ok()
+    }
+
+    /// The guard, with what it holds.
+    pub(crate) async fn hand_guard_on(&self) -> Option<HandedGuard> {
+        let (reply, guard) = oneshot::channel();
+        self.hand_on.send(reply).await.ok()?;
+        guard.await.ok()?
     }
 
     /// Lets everything go, also what is kept silently, and ends the guard; the operator's programs hear

@@ -136,6 +136,10 @@ pub struct Owner {
     revision: u64,
     vips: BTreeMap<VipName, Vip>,
     gone: BTreeMap<VipName, Vec<LetGo>>,
+    /// What a guard that another program had before says that it holds, until it is taken up.
+    resumed: BTreeMap<VipName, u64>,
+    /// What it says that it let go of before it has said who it is.
+    ended: BTreeMap<VipName, u64>,
     /// VIPs that left the config while the guard had them, until it has let go.
     departed: BTreeMap<VipName, (Stood, Option<PathBuf>)>,
 }
@@ -154,6 +158,8 @@ impl Owner {
             revision: 0,
             vips: BTreeMap::new(),
             gone: BTreeMap::new(),
+            resumed: BTreeMap::new(),
+            ended: BTreeMap::new(),
             departed: BTreeMap::new(),
         }
     }
@@ -197,9 +203,25 @@ impl Owner {
         self.tell_config()
     }
 
+    /// There is one that the program before this one in its process had. What it holds it goes on holding, as long
+    /// as its leases last.
+    pub fn guard_resumes(&mut self) -> Vec<Effect> {
+        self.complaint = None;
+        // Nothing is known of the config yet: that would end what it holds.
+        let config = if self.revision > 0 { self.tell_config() } else { Vec::new() };
+        [vec![Effect::Tell(ToGuard::Resume)], config].concat()
+    }
+
+    /// Of a guard that has not said yet what it has.
+    pub fn is_resuming(&self) -> bool {
+        self.guard.is_none()
+    }
+
     /// The guard is dead, or there is none. What it held ends with its lease, by the kernel's time.
     pub fn guard_went(&mut self, why: String) -> Vec<Effect> {
         self.guard = None;
+        self.resumed.clear();
+        self.ended.clear();
         self.no_guard = Some(why);
         self.no_guard = self.no_guard();
         self.complaint = None;
@@ -325,6 +347,25 @@ impl Owner {
         let Some(vip) = self.vips.get_mut(name) else { return };
         let own = record.owner.as_ref().filter(|(_, owner)| owner.node == self.me);
         match (own, self.guard) {
+            (Some((epoch, owner)), Some(guard))
+                if owner.session == guard && self.resumed.get(name) == Some(epoch) =>
+            {
+                let same = vip.addresses() == owner.addresses;
+                let fenced = vip.usable.as_ref().map(|usable| usable.fenced || !owner.fenced);
+                match fenced {
+                    Some(true) if same && self.ready => {
+                        self.resumed.remove(name);
+                        vip.phase = Phase::Held { epoch: *epoch, there: false, asked: false };
+                    }
+                    // It is held: the leader hears that it is not once the guard says so.
+                    Some(false) => effects.push(Effect::Tell(release(name))),
+                    Some(true) if !same && self.revision >= revision => {
+                        effects.push(Effect::Tell(release(name)));
+                    }
+                    // Nothing serves yet, or the config is behind. If that takes too long, the lease ends.
+                    _ => {}
+                }
+            }
             (Some((epoch, owner)), Some(guard)) if owner.session == guard => {
                 let gone = self.gone.get(name).is_some_and(|gone| gone.iter().any(|g| g.epoch == *epoch));
                 let known = matches!(vip.phase, Phase::Held { epoch: held, .. } if held == *epoch);
@@ -510,14 +551,28 @@ impl Owner {
     pub fn heard(&mut self, message: FromGuard, now: BootTime) -> Vec<Effect> {
         match message {
             FromGuard::Started { session, .. } => {
-                self.guard = Some(Uuid::from_bytes(session));
+                let session = Uuid::from_bytes(session);
+                self.guard = Some(session);
                 (self.no_guard, self.complaint) = (None, None);
+                for (name, epoch) in std::mem::take(&mut self.ended) {
+                    self.let_go(&name, LetGo { session, epoch });
+                }
                 Vec::new()
             }
             FromGuard::Usable { vip, interface, via, fenced, problem } => {
                 if let Some(vip) = self.vips.get_mut(vip.as_str()) {
                     vip.note_usable(Usable { interface, via, fenced, problem });
                 }
+                Vec::new()
+            }
+            FromGuard::Holding { vip, epoch } if self.guard.is_none() => {
+                self.resumed.insert(VipName::from(vip), epoch);
+                Vec::new()
+            }
+            FromGuard::Released { vip, epoch, .. } if self.guard.is_none() => {
+                let name = VipName::from(vip);
+                self.resumed.remove(&name);
+                self.ended.insert(name, epoch);
                 Vec::new()
             }
             FromGuard::Holding { vip, epoch } => self.holds(&vip, epoch, now),
@@ -614,6 +669,7 @@ impl Owner {
             // Of an epoch before this one.
             return Vec::new();
         }
+        let resumed = self.resumed.remove(name);
         let phase = std::mem::replace(&mut vip.phase, Phase::Idle);
         (vip.granted, vip.without_quorum, vip.unanswered) = (None, false, None);
         let told = vip.changed(name, Change::Released, epoch);
@@ -625,6 +681,11 @@ impl Owner {
                 Vec::from_iter(told.filter(|_| there))
             }
             (Phase::Quiet { .. }, _) => Vec::from_iter(told),
+            // Before this program took it up.
+            (_, Some(session)) if resumed == Some(epoch) => {
+                self.let_go(name, LetGo { session, epoch });
+                Vec::new()
+            }
             _ => Vec::new(),
         }
     }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -23,7 +23,7 @@ use uuid::Uuid;
 use super::metrics::VipMetrics;
 use super::notify::{Call, Notifier};
 use super::owner::{Change, Effect, Owner, VipConfig, VipView};
-use super::port::{LinkError, Port, Spawn};
+use super::port::{HandedGuard, LinkError, Port, Spawn};
 use super::watchdog::Pulse;
 use super::{Leaving, Views, notice};
 use crate::feed::InForce;
@@ -37,6 +37,8 @@ const TICK: (Duration, Duration) = (Duration::from_millis(20), Duration::from_mi
 const RESTART: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 /// One that lived so long died of something new.
 const LIVED: Duration = Duration::from_secs(10);
+/// A guard of the program before this one that has not said by then what it holds does not understand this one.
+const RESUMES_WITHIN: Duration = Duration::from_secs(1);
 /// Notices are sealed anew this often: a peer that has started again takes no older one.
 const SEAL_AGAIN: Duration = Duration::from_secs(1);
 /// And this often while they are not for those who live now.
@@ -62,6 +64,8 @@ pub(super) struct Task {
     pub(super) views: watch::Sender<Arc<Views>>,
     pub(super) notifier: Notifier,
     pub(super) metrics: Arc<VipMetrics>,
+    /// Give the guard away as it is, then end.
+    pub(super) hand_on: mpsc::Receiver<oneshot::Sender<Option<HandedGuard>>>,
     /// Let everything go, then end.
     pub(super) stop: CancellationToken,
 }
@@ -146,6 +150,11 @@ impl Task {
                 Ok(()) = leaving.changed() => running.readiness(),
                 Ok(()) = strain.changed() => running.readiness(),
                 Some(vip) = drains_ended.recv() => running.drained(&vip),
+                Some(reply) = running.task.hand_on.recv() => {
+                    // Who does not wait any more ends this process.
+                    let _ = reply.send(running.port.take().map(HandedGuard::new));
+                    return;
+                }
                 () = stop.cancelled(), if !stopping => {
                     stopping = true;
                     let effects = running.owner.release_all();
@@ -236,6 +245,8 @@ impl Running {
         self.owner.set_strained(self.task.plane.watch_strain().borrow().step >= Step::Refuse);
         let effects = self.owner.set_ready(ready, leaving != Leaving::No);
         self.carry_out(effects);
+        // What a guard of before holds is taken up by a node that serves.
+        self.agreed();
     }
 
     fn drained(&mut self, vip: &VipName) {
@@ -244,6 +255,12 @@ impl Running {
     }
 
     fn ticked(&mut self) {
+        let silent = |port: &Port| {
+            port.resumed && self.owner.is_resuming() && self.guard_at.elapsed() > RESUMES_WITHIN
+        };
+        if self.port.as_ref().is_some_and(silent) {
+            self.end_guard();
+        }
         let effects = self.owner.tick(self.clock.now());
         self.carry_out(effects);
     }
@@ -266,8 +283,8 @@ impl Running {
         self.guard_at = Instant::now();
         match Port::open(&mut self.task.spawn) {
             Ok(port) => {
+                let effects = if port.resumed { self.owner.guard_resumes() } else { self.owner.guard_came() };
                 self.port = Some(port);
-                let effects = self.owner.guard_came();
                 self.carry_out(effects);
             }
             Err(error) => self.guard_went(&error.into()),

@@ -274,6 +274,47 @@ proptest! {
     }
 
     #[test]
+    fn a_patch_leads_where_all_made_anew_does(
+        before in prop::collection::btree_map(0u8..6, 1u32..4, 0..6),
+        now in prop::collection::btree_map(0u8..6, 1u32..4, 0..6),
+        over in prop::option::of(0usize..6),
+        (bans, other) in any::<(bool, bool)>(),
+    ) {
+        let names: Vec<String> = (0..3).flat_map(|n| [format!("198.18.2.{n}:80"), format!("[fd00::{n}]:80")]).collect();
+        let of = |members: &BTreeMap<u8, u32>| {
+            let all: Vec<(&str, u32)> = names.iter().map(|name| (name.as_str(), 1)).collect();
+            let some: Vec<(&str, u32)> =
+                members.iter().map(|(n, weight)| (names[usize::from(*n)].as_str(), *weight)).collect();
+            let listeners = [listener("web", &["198.18.1.100:80"], "app"), listener("any", &[":81"], "app")];
+            let KernelView { pools, .. } = view(&listeners, &some);
+            let mut view = KernelView { pools, ..view(&listeners, &all) };
+            if let Some(over) = over {
+                view.known.get_mut("app").unwrap()[over].is_over = true;
+            }
+            view
+        };
+        let (old, mut new) = (of(&before), of(&now));
+        if bans {
+            new.banned = vec!["198.18.7.0/24".parse().unwrap()];
+        }
+        if other {
+            new.listeners.pop();
+        }
+        let held = Ruleset::new(&old, None);
+        let patch = held.patch(&old, &new);
+        let has_both = |members: &BTreeMap<u8, u32>| [0, 1].map(|v6| members.keys().any(|n| n % 2 == v6)) == [true; 2];
+        let is_used = over.is_some_and(|over| [&before, &now].iter().any(|of| of.contains_key(&(over as u8))));
+        if has_both(&before) && has_both(&now) && !is_used {
+            prop_assert_eq!(patch.is_some(), !other);
+        }
+        if let Some(patch) = patch {
+            let mut patched = held.clone();
+            patched.apply(patch);
+            prop_assert_eq!(patched, Ruleset::new(&new, None));
+        }
+    }
+
+    #[test]
     fn who_goes_takes_hardly_anybody_along(gone in 0usize..10) {
         let names: Vec<String> = (0..10).map(|n| format!("198.18.2.{n}:80")).collect();
         let members: Vec<(&str, u32)> = names.iter().map(|name| (name.as_str(), 1)).collect();

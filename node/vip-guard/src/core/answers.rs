@@ -99,12 +99,8 @@ impl Core {
         }
         if self.configuring && !self.started {
             self.started = true;
-            effects.push_back(Effect::Send(FromGuard::Started {
-                session: self.session,
-                unprotected: std::mem::take(&mut self.unprotected),
-                weak: self.weak.clone(),
-                swept: std::mem::take(&mut self.swept),
-            }));
+            let started = self.started();
+            effects.push_back(Effect::Send(started));
         }
         let always = std::mem::take(&mut self.configuring);
         self.tell_usable(always, effects);

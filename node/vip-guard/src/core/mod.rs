@@ -193,6 +193,7 @@ impl Core {
         match message {
             ToGuard::Configure { vips } => self.configure(vips, effects),
             ToGuard::Notice { datagrams } => self.notices = datagrams,
+            ToGuard::Resume => self.resume(effects),
             ToGuard::Grant { vip, epoch, sent, deadline, probe } => {
                 let lease = Lease { epoch, sent, deadline };
                 self.with(&vip, effects, |core, at, effects| core.grant(at, lease, probe, now, effects));
@@ -224,6 +225,40 @@ impl Core {
             ToGuard::Probe { vip } => {
                 self.with(&vip, effects, |core, at, effects| core.probe(at, now, effects));
             }
+        }
+    }
+
+    /// Before the first configuration there is nothing to tell, and what answers that tells it.
+    fn resume(&mut self, effects: &mut Effects) {
+        if !self.started {
+            return;
+        }
+        self.tell_usable(true, effects);
+        let released = |vip: &str, epoch| FromGuard::Released { vip: vip.to_owned(), epoch, why: Why::Asked };
+        for vip in &self.vips {
+            let told = match &vip.phase {
+                Phase::Probing { lease } | Phase::Taking { lease, .. } | Phase::Held { lease, .. } => {
+                    Some(FromGuard::Holding { vip: vip.name(), epoch: lease.epoch })
+                }
+                // It says so once it is gone.
+                Phase::Leaving { .. } => None,
+                Phase::Free | Phase::Quiet { .. } => {
+                    (vip.ended > 0).then(|| released(&vip.spec.name, vip.ended))
+                }
+            };
+            effects.extend(told.map(Effect::Send));
+        }
+        let departed = self.departed.iter().filter(|(_, _, ended)| *ended > 0);
+        effects.extend(departed.map(|(name, _, ended)| Effect::Send(released(name, *ended))));
+        effects.push_back(Effect::Send(self.started()));
+    }
+
+    fn started(&mut self) -> FromGuard {
+        FromGuard::Started {
+            session: self.session,
+            unprotected: std::mem::take(&mut self.unprotected),
+            weak: self.weak.clone(),
+            swept: std::mem::take(&mut self.swept),
         }
     }
 

@@ -71,11 +71,15 @@ pub enum ToGuard {
     /// Look for a stranger with the VIP's addresses (RFC 5227 probes). Answered by `Probed`, or by
     /// `Problem` where it can't be done. Only while nobody owns it.
     Probe { vip: String },
+    /// Another program has taken the node's place in its process and has this end of the socket now. Answered by
+    /// what it can't know: `Usable` of each VIP, `Holding` where there is a lease, `Released` with the last epoch
+    /// that was let go of where there was one; and then `Started`.
+    Resume,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromGuard {
-    /// Once, after the first `Configure` was carried out.
+    /// Once, after the first `Configure` was carried out; and after each `Resume`.
     Started {
         /// Drawn anew by each guard process: leases belong to it.
         session: [u8; 16],
@@ -195,6 +199,7 @@ impl Message for ToGuard {
                 Ok(())
             }
             Self::Notice { datagrams } => bound("datagrams", datagrams.len(), DATAGRAMS_MAX),
+            Self::Resume => Ok(()),
             Self::Chance { vip, old, except, .. } => {
                 bound("ranges of ports", except.len(), PORTS_MAX)?;
                 bound("addresses of the old owner", old.len(), ADDRESSES_MAX)?;
@@ -287,6 +292,7 @@ mod tests {
             },
             ToGuard::EndChance { vip: vip() },
             ToGuard::Probe { vip: vip() },
+            ToGuard::Resume,
         ]
     }
 
@@ -381,7 +387,7 @@ mod tests {
 
         #[test]
         fn a_damaged_message_is_decoded_without_a_panic(
-            which in 0usize..8, at in any::<prop::sample::Index>(), byte in any::<u8>(), cut in any::<prop::sample::Index>(),
+            which in 0usize..9, at in any::<prop::sample::Index>(), byte in any::<u8>(), cut in any::<prop::sample::Index>(),
         ) {
             let mut bytes = encode(&to_guard()[which]).unwrap();
             let at = at.index(bytes.len());

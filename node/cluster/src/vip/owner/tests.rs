@@ -785,3 +785,65 @@ fn what_only_goes_wrong_by_the_way_is_no_reason_not_to_hold_it() {
     node.says(FromGuard::Problem { vip: Some("front".to_owned()), text: "no second chance".to_owned() });
     assert_eq!(chances(&mut node, 0), (true, false, None));
 }
+
+/// A program that takes another's place; its guard has said what it has, and who it is.
+fn resumed(held: Option<u64>, ended: Option<u64>) -> Node {
+    let mut node = Node { owner: Owner::new(ME), state: State::default(), leases: VipLeases::new(), now: 0 };
+    assert_eq!(
+        tells(&node.owner.guard_resumes()),
+        [&ToGuard::Resume],
+        "no config that would end what is held"
+    );
+    node.owner.configure(3, BTreeMap::from([("front".into(), config())]), Duration::from_secs(30));
+    node.given(7, ME, GUARD);
+    node.usable(true, None);
+    if let Some(epoch) = held {
+        node.says(FromGuard::Holding { vip: "front".to_owned(), epoch });
+    }
+    if let Some(epoch) = ended {
+        node.released(epoch, Why::Asked);
+    }
+    assert!(node.owner.is_resuming());
+    let (session, none) = (GUARD.into_bytes(), Vec::new);
+    node.says(FromGuard::Started { session, unprotected: none(), weak: none(), swept: Vec::new() });
+    node.agree();
+    node
+}
+
+#[test]
+fn what_the_guard_of_the_program_before_holds_is_taken_up_under_the_same_epoch() {
+    let mut node = resumed(Some(7), None);
+    assert!(!node.holds(), "nothing serves yet");
+    assert_eq!(node.gone(), [], "it is held");
+    node.owner.set_ready(true, false);
+    node.agree();
+    assert!(node.holds());
+    let told = node.lease(7, 10, false);
+    assert!(matches!(told[..], [Effect::Tell(ToGuard::Grant { epoch: 7, .. })]), "{told:?}");
+    let told = node.says(FromGuard::Holding { vip: "front".to_owned(), epoch: 7 });
+    assert!(matches!(told[..], [Effect::Changed { change: Change::Owner, .. }]), "{told:?}");
+}
+
+#[test]
+fn what_ended_on_the_way_from_one_program_to_the_next_is_told_and_not_held_again() {
+    let mut node = resumed(None, Some(7));
+    node.owner.set_ready(true, false);
+    node.agree();
+    assert_eq!((node.holds(), node.gone()), (false, vec![(GUARD, 7)]));
+    // Its lease ended before the new program served.
+    let mut node = resumed(Some(7), None);
+    node.released(7, Why::Ended);
+    node.owner.set_ready(true, false);
+    node.agree();
+    assert_eq!((node.holds(), node.gone()), (false, vec![(GUARD, 7)]));
+}
+
+#[test]
+fn what_a_guard_of_before_holds_and_may_not_any_more_is_let_go_of_by_its_word() {
+    let mut node = resumed(Some(7), None);
+    node.usable(false, None);
+    assert_eq!(tells(&node.agree()), [&let_go()], "the epoch was given for a fence");
+    assert_eq!(node.gone(), [], "not before it is gone");
+    node.released(7, Why::Asked);
+    assert_eq!(node.gone(), [(GUARD, 7)]);
+}

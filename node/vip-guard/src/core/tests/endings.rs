@@ -177,3 +177,25 @@ fn seconds_are_rounded_up() {
         assert_eq!(seconds_left(nanos, 0), seconds);
     }
 }
+
+#[test]
+fn who_takes_the_nodes_place_hears_what_is_held_and_what_was_let_go_of() {
+    let mut world = holding();
+    world.say(ToGuard::Resume);
+    let told = std::mem::take(&mut world.log);
+    let last = &told[told.len() - 2..];
+    assert!(told.iter().filter(|line| line.starts_with("> usable")).count() == 2, "{told:?}");
+    assert!(last[0] == "> holding front 7" && last[1].starts_with("> started"), "{told:?}");
+    // It goes on under the same lease.
+    world.grant("front", 7, 2000);
+    assert_eq!(world.count("> holding front 7"), 1, "{:?}", world.log);
+    world.release("front");
+    world.log.clear();
+    world.say(ToGuard::Resume);
+    assert_eq!(world.count("> released front 7 Asked"), 1, "{:?}", world.log);
+    assert_eq!(world.count("> holding"), 0);
+    // Nothing was configured: the answer to that says it all.
+    let mut world = World::bare();
+    world.say(ToGuard::Resume);
+    world.did(&[]);
+}

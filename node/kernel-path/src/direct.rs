@@ -13,8 +13,9 @@ mod flows;
 mod picture;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use trestle_dataplane::KernelView;
@@ -24,9 +25,9 @@ use trestle_netlink::socket;
 
 use crate::change::{Change, put_whole};
 use crate::chooser::Tables;
-use crate::programmer::{Error, InForce, NAME_MAX, PATIENCE, PAUSE, SLACK, shares};
+use crate::programmer::{Error, InForce, NAME_MAX, OWNED_STAYS, PATIENCE, PAUSE, SLACK, shares};
 use crate::rule::{Rule, put_entry};
-use crate::ruleset::{Family, Ruleset, Set};
+use crate::ruleset::{Family, Patch, Ruleset, Set};
 use crate::traffic::{Tally, Traffic};
 use flows::Away;
 use picture::Picture;
@@ -47,6 +48,8 @@ pub struct Direct {
     /// What the kernel holds; `None`: unknown, so all of it is made anew.
     held: Option<Wanted>,
     shape: Option<Shape>,
+    /// When the shape was last compared.
+    looked: Option<Instant>,
     tally: Tally,
     away: Away,
 }
@@ -54,8 +57,12 @@ pub struct Direct {
 /// By handle: whatever somebody else replaces has another.
 type Shape = (Option<nft::TableInfo>, Vec<nft::ChainInfo>, Vec<nft::RuleInfo>);
 
-#[derive(Clone, Debug, Default, PartialEq)]
+/// What should be, and of what it follows.
+#[derive(Debug)]
 struct Wanted {
+    view: KernelView,
+    picture: Picture,
+    ways: BTreeMap<IpAddr, u32>,
     rules: Ruleset,
     /// Where packets come in: index and name.
     entries: BTreeSet<(u32, String)>,
@@ -80,6 +87,7 @@ impl Direct {
             name,
             held: None,
             shape: None,
+            looked: None,
             tally: Tally::default(),
             away: Away::default(),
         })
@@ -91,8 +99,19 @@ impl Direct {
     /// # Errors
     /// What was in force is, but perhaps for some slots; the next call makes all of it anew.
     pub fn follow(&mut self, view: &KernelView) -> Result<bool, Error> {
-        let to = self.want(view)?;
-        let Some(from) = &self.held else { return self.begin(to).map(|()| true) };
+        let picture = Picture::take(&mut self.route)?;
+        let Some(from) = &self.held else {
+            let to = Wanted::new(view, picture, None);
+            return self.begin(to).map(|()| true);
+        };
+        // A member that goes or comes back changes a few sets.
+        if from.picture == picture
+            && from.view.vips == view.vips
+            && let Some(patch) = from.rules.patch_direct(&from.view, view, &from.ways)
+        {
+            return self.follow_by(patch, view);
+        }
+        let to = Wanted::new(view, picture, Some(from));
         let mut change = Change::delta(table(&self.name), &from.rules, &to.rules);
         let hooks = hooks(&self.name, &from.entries, &to.entries);
         let changes_hooks = !hooks.is_empty();
@@ -119,6 +138,18 @@ impl Direct {
         Ok(true)
     }
 
+    fn follow_by(&mut self, patch: Patch, view: &KernelView) -> Result<bool, Error> {
+        let Some(held) = &self.held else { return Ok(false) };
+        let change = Change::patch(table(&self.name), &held.rules, &patch);
+        let has_changed = !change.0.is_empty();
+        self.commit(change)?;
+        if let Some(held) = &mut self.held {
+            held.rules.apply(patch);
+            held.view = view.clone();
+        }
+        Ok(has_changed)
+    }
+
     /// Whether the table is as it was made here. If not, the next [`Self::follow`] makes it anew.
     ///
     /// # Errors
@@ -127,8 +158,14 @@ impl Direct {
         if self.held.is_none() {
             return Ok(true);
         }
+        let info = self.shape.as_ref().and_then(|(info, ..)| info.as_ref());
+        let is_owned = info.is_some_and(|info| info.flags.owner());
+        if is_owned && self.looked.is_some_and(|at| at.elapsed() < OWNED_STAYS) {
+            return Ok(true);
+        }
         let shape = self.read_shape()?;
         let intact = self.shape == Some(shape);
+        self.looked = Some(Instant::now());
         if !intact {
             self.held = None;
         }
@@ -190,24 +227,6 @@ impl Direct {
     /// As [`Programmer::take_hits`](crate::Programmer::take_hits).
     pub fn take_hits(&mut self) -> HashMap<u64, u64> {
         self.tally.take_hits()
-    }
-
-    fn want(&mut self, view: &KernelView) -> Result<Wanted, Error> {
-        let picture = Picture::take(&mut self.route)?;
-        let known = view.known.values().flatten().map(|member| member.address.ip());
-        let ways = picture.ways(known, &view.vips);
-        let before = self.held.as_ref();
-        let rules = Ruleset::direct(view, before.map(|held| &held.rules), &ways);
-        let entries = picture
-            .entries(&view.listeners, &view.vips)
-            .into_iter()
-            .map(|(index, name)| (index, name.to_owned()));
-        let mut entries: BTreeSet<(u32, String)> = entries.collect();
-        if view.listeners.is_empty() {
-            // What is remembered goes on.
-            entries.extend(before.into_iter().flat_map(|held| held.entries.iter().cloned()));
-        }
-        Ok(Wanted { rules, entries, remarks: picture.remarks(view) })
     }
 
     /// Everything anew, in place of what is there, and with the flows that it has.
@@ -335,6 +354,23 @@ impl Direct {
         chains.sort();
         rules.sort();
         Ok((info, chains, rules))
+    }
+}
+
+impl Wanted {
+    fn new(view: &KernelView, picture: Picture, before: Option<&Wanted>) -> Self {
+        let known = view.known.values().flatten().map(|member| member.address.ip());
+        let ways = picture.ways(known, &view.vips);
+        let rules = Ruleset::direct(view, before.map(|held| &held.rules), &ways);
+        let entries = picture.entries(&view.listeners, &view.vips).into_iter();
+        let mut entries: BTreeSet<(u32, String)> =
+            entries.map(|(index, name)| (index, name.to_owned())).collect();
+        if view.listeners.is_empty() {
+            // What is remembered goes on.
+            entries.extend(before.into_iter().flat_map(|held| held.entries.iter().cloned()));
+        }
+        let remarks = picture.remarks(view);
+        Self { view: view.clone(), picture, ways, rules, entries, remarks }
     }
 }
 

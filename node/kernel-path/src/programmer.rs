@@ -24,7 +24,7 @@ pub(crate) const PAUSE: Duration = Duration::from_millis(1);
 
 /// How long a table that is owned is taken to be as it was made. Nobody else can change it, and a look at a thousand
 /// listeners takes longer than most changes.
-const OWNED_STAYS: Duration = Duration::from_secs(1);
+pub(crate) const OWNED_STAYS: Duration = Duration::from_secs(1);
 
 /// What a socket must hold beside the transaction itself.
 pub(crate) const SLACK: usize = 64 * 1024;

@@ -473,19 +473,21 @@ fn rewriting_and_passing_on_stand_side_by_side() {
         assert!(matches!(carrier.in_force().unwrap(), [None, Some(_)]), "the other is not made in vain");
         assert!(carrier.follow(&both).unwrap());
         assert!(!carrier.follow(&both).unwrap());
-        lan.client.enter(|| {
-            for ip in [VIP4, VIP6] {
+        let open = lan.client.enter(|| {
+            [VIP4, VIP6].map(|ip| {
                 let (mut passed, mut rewritten) =
                     (connect(SocketAddr::new(ip, WEB)), connect(SocketAddr::new(ip, 80)));
                 for _ in 0..3 {
                     assert_eq!(ask(&mut passed).1, passed.local_addr().unwrap());
                     assert!(lan::is_balancer(ask(&mut rewritten).1.ip(), 0));
                 }
-            }
+                (passed, rewritten)
+            })
         });
         let traffic = carrier.traffic().unwrap();
         assert_eq!((traffic.listeners["web"].flows, traffic.listeners["rewritten"].flows), (2, 2));
         assert_eq!(carrier.direct_flows(&both).unwrap().flows, 2);
+        drop(open);
         assert!(matches!(carrier.in_force().unwrap(), [Some(_), Some(_)]));
         drop(carrier);
         // What a dead process left of one kind goes when the next one has nothing of it.

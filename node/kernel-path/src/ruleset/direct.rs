@@ -91,19 +91,23 @@ impl Set {
 
 impl Making<'_> {
     fn add_flows(&mut self, family: Family, ways: &BTreeMap<IpAddr, u32>) {
-        let Flows { open, ending, kept, .. } = family.flows();
+        let Flows { open, ending, .. } = family.flows();
         for map in [open, ending] {
             let none = Content::Elements(BTreeMap::new());
             self.made.sets.insert(map.to_owned(), Set::of_direct(family, Some(FLOWS_MAX), none));
         }
-        let told = Content::Kept(self.told(family, ways));
-        self.made.sets.insert(kept.to_owned(), Set::of_direct(family, None, told));
+        self.add_told(family, ways);
         let of_family = ways.iter().filter(|(ip, _)| Family::of(**ip) == family);
         let devices =
             of_family.map(|(ip, device)| (octets(*ip), Value::Bytes(device.to_ne_bytes().to_vec())));
         let content = Content::Elements(devices.collect());
         let ways = Set { content, ..Set::empty(family.data_type(), Some(DataType::INTERFACE)) };
         self.made.sets.insert(family.ways().to_owned(), ways);
+    }
+
+    pub(super) fn add_told(&mut self, family: Family, ways: &BTreeMap<IpAddr, u32>) {
+        let told = Content::Kept(self.told(family, ways));
+        self.made.sets.insert(family.flows().kept.to_owned(), Set::of_direct(family, None, told));
     }
 
     /// What other nodes have told of, and may.
@@ -348,6 +352,13 @@ mod tests {
         let after = Ruleset::direct(&view(&[80], &two), Some(&before), &ways(&two));
         assert_eq!(before.chains, after.chains);
         assert_ne!(before.sets, after.sets);
+        // One that goes down changes slots alone.
+        let mut down = view(&[80], &two);
+        down.pools.get_mut("app").unwrap().truncate(1);
+        let patch = after.patch_direct(&view(&[80], &two), &down, &ways(&two)).unwrap();
+        let mut patched = after.clone();
+        patched.apply(patch);
+        assert_eq!(patched, Ruleset::direct(&down, None, &ways(&two)));
         // Another listener is one more chain and one more element.
         let more = Ruleset::direct(&view(&[80, 81], &two), Some(&after), &ways(&two));
         assert_eq!(more.chains["go4"], after.chains["go4"]);

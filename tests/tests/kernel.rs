@@ -304,12 +304,14 @@ fn members_answer_clients_themselves_and_connections_outlive_the_node() {
         let args = ["member", "drain", "--deadline", "1s", "web", &member];
         eventually(SETTLE, "the order is taken", || lan.nodes[owner].cli(&args).map(drop));
     }
-    eventually(SETTLE, "flows of who is drained are cut", || {
-        let cut = lan
-            .nodes
-            .iter()
-            .filter_map(|node| series(&node.metrics().ok()?, "trestle_kernel_cut_flows_total"));
-        ensure!(cut.sum::<f64>() > 0.0);
+    eventually(SETTLE, "flows of who is drained are cut, by both families", || {
+        let shown = shown(&lan, owner)?;
+        let members = shown["pools"].as_array().into_iter().flatten();
+        let members = members.flat_map(|pool| pool["members"].as_array().into_iter().flatten());
+        let drained: Vec<&Value> = members.filter(|member| member["slots"] == 0).collect();
+        ensure!(drained.len() == 2 && drained.iter().all(|member| member["carried"]["open"] == 0), "{shown}");
+        let cut = series(&lan.nodes[owner].metrics()?, "trestle_kernel_cut_flows_total");
+        ensure!(cut.is_some_and(|cut| cut > 0.0), "{cut:?}");
         Ok(())
     });
     let seen = held.stop();

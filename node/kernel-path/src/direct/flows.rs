@@ -109,10 +109,12 @@ impl Direct {
                     let value = element.value.as_deref().unwrap_or_default();
                     let Some(flow) = Remembered::read(&element.key, value) else { continue };
                     if over.contains(&flow.member) {
-                        if flow.protocol == 6 && map == of.open {
-                            cut.push((flow.client, flow.listener));
+                        if map == of.open {
+                            open.cut += 1;
+                            if flow.protocol == 6 {
+                                cut.push((flow.client, flow.listener));
+                            }
                         }
-                        open.cut += 1;
                         gone.push(element.key);
                         continue;
                     }

@@ -514,7 +514,7 @@ mod tests {
             pinned: Default::default(),
             spans: None,
             give_back: || {},
-            kernel_check: |_| Err("not in tests".to_owned()),
+            kernel_check: |_, _| Err("not in tests".to_owned()),
         })
         .unwrap();
         let (names, _) = Names::new(None, CancellationToken::new());

@@ -79,7 +79,7 @@ pub use balance::maglev;
 pub use beat::Beat;
 pub use kernel::{
     KEPT_MAX, KeptFlow, KeptHere, KernelCheck, KernelGuard, KernelListener, KernelMember, KernelNetworks,
-    KernelOffence, KernelOffences, KernelOpen, KernelRate, KernelRule, KernelView, KnownMember,
+    KernelOffence, KernelOffences, KernelOpen, KernelRate, KernelRule, KernelView, KernelVip, KnownMember,
 };
 pub use listener::BACKLOG;
 pub use networks::Ranges;

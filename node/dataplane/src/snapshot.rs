@@ -17,7 +17,7 @@ use trestle_config::{Config, Contents};
 
 use crate::access_log::Log;
 use crate::firewall::{self, Firewall, Firewalls};
-use crate::kernel::{self, Carried};
+use crate::kernel::{self, Carried, KernelVip};
 use crate::l4::sni::Names;
 use crate::l7::auth::Auth;
 use crate::l7::cors::Cors;
@@ -61,6 +61,8 @@ pub(crate) struct Snapshot {
     pub(crate) vips: BTreeMap<String, Box<[IpAddr]>>,
     /// Each of those, and the network that it is in.
     pub(crate) vip_networks: Vec<(IpAddr, IpNet)>,
+    /// Where they go.
+    pub(crate) vip_places: Vec<KernelVip>,
     /// Which listeners the kernel carries.
     pub(crate) carried: Carried,
     /// How long connections of a listener that is gone may go on.
@@ -209,6 +211,10 @@ impl Snapshot {
         let listeners = config.listeners.iter().map(listener).collect();
         let addresses = |vip: &model::Vip| vip.addresses.iter().map(|address| address.ip).collect();
         let vips = config.vips.iter().map(|(name, vip)| (name.clone(), addresses(vip))).collect();
+        let place = |vip: &model::Vip| KernelVip {
+            addresses: vip.addresses.iter().map(|address| address.ip).collect(),
+            interface: vip.interface.clone(),
+        };
         let network =
             |address: &model::VipAddress| Some((address.ip, IpNet::new(address.ip, address.prefix).ok()?));
         let vip_networks = config.vips.values().flat_map(|vip| &vip.addresses).filter_map(network).collect();
@@ -223,6 +229,7 @@ impl Snapshot {
             log,
             vips,
             vip_networks,
+            vip_places: config.vips.values().map(place).collect(),
             carried: Carried::default(),
             drain_deadline: config.cluster.drain.deadline,
         }

@@ -192,7 +192,7 @@ fn a_thousand_ports_are_one_listener() {
         pinned: BTreeMap::new(),
         spans: None,
         give_back: || {},
-        kernel_check: |_| Err("not in tests".to_owned()),
+        kernel_check: |_, _| Err("not in tests".to_owned()),
     };
     let plane = Plane::start(options).expect("a plane");
     let first = free_range();

@@ -192,7 +192,7 @@ pub fn over(view: &KernelView) -> HashSet<SocketAddr> {
 }
 
 /// Of listeners; all of the machine where one listens at all.
-fn own_addresses(view: &KernelView, here: &HashSet<IpAddr>) -> Vec<IpAddr> {
+pub(crate) fn own_addresses(view: &KernelView, here: &HashSet<IpAddr>) -> Vec<IpAddr> {
     let binds = || view.listeners.iter().flat_map(|listener| &listener.binds);
     let given: Option<HashSet<IpAddr>> =
         binds().map(|bind| bind.ip.filter(|ip| !ip.is_unspecified())).collect();
@@ -202,7 +202,7 @@ fn own_addresses(view: &KernelView, here: &HashSet<IpAddr>) -> Vec<IpAddr> {
     }
 }
 
-fn heaviest(clients: HashMap<IpAddr, u32>) -> Vec<(IpAddr, u32)> {
+pub(crate) fn heaviest(clients: HashMap<IpAddr, u32>) -> Vec<(IpAddr, u32)> {
     let mut clients: Vec<(IpAddr, u32)> = clients.into_iter().collect();
     let order = |(ip, count): &(IpAddr, u32)| (std::cmp::Reverse(*count), *ip);
     if clients.len() > CLIENTS_MAX {

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use lan::{Lan, VIP4, view};
 use rustix::net::{AddressFamily, SendFlags, SocketType, ipproto, sendto, socket};
+use trestle_config::model::KernelMode;
 use trestle_kernel_path::{Programmer, support};
 use trestle_netlink::conntrack::Conntrack;
 use trestle_netlink::testing::{Namespace, available};
@@ -141,7 +142,7 @@ fn flooded(half_open: Duration) -> Lan {
     // What is answered to forged addresses goes to the client, which drops it.
     lan.balancers[0].ip("route add 198.19.0.0/16 via 198.18.1.50");
     lan.balancers[0].enter(|| {
-        support::check(false).unwrap();
+        support::check(KernelMode::Nat, false).unwrap();
         let mut view = view(&[("a", 1)]);
         view.listeners.iter_mut().for_each(|listener| listener.guard.half_open = half_open);
         Programmer::open("one").unwrap().follow(&view).unwrap();

@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use lan::{Lan, VIP4, VIP6, client_ip, view};
+use trestle_config::model::KernelMode;
 use trestle_dataplane::{KernelGuard, KernelOffence, KernelOffences, KernelRate, KernelView};
 use trestle_kernel_path::{Programmer, support};
 use trestle_netlink::testing::available;
@@ -38,7 +39,7 @@ fn a_client_that_is_turned_away_for_what_it_does_itself_is_told_once() {
     }
     let lan = Lan::new(1, &["a"]);
     lan.balancers[0].enter(|| {
-        support::check(false).unwrap();
+        support::check(KernelMode::Nat, false).unwrap();
         let mut programmer = Programmer::open("one").unwrap();
         let offences = Some(KernelOffences { prefix_v6: 64, of_limit: true });
         let limited = |guard: &mut KernelGuard| (guard.per_client, guard.offences) = (Some(3), offences);

@@ -62,7 +62,7 @@ impl Proxy {
             pinned: BTreeMap::new(),
             spans: None,
             give_back: || {},
-            kernel_check: |_| Err("not in tests".to_owned()),
+            kernel_check: |_, _| Err("not in tests".to_owned()),
         };
         change(&mut options);
         let log = Log::default();

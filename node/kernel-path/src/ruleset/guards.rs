@@ -79,15 +79,7 @@ impl Making<'_> {
     fn guard_all(&mut self, listener: &KernelListener) -> Option<String> {
         let KernelGuard { per_client, connections, rates, .. } = &listener.guard;
         if per_client.is_some() || connections.is_some() || !rates.is_empty() {
-            let over = over(listener);
-            let counter = limited(listener);
-            let refused = [
-                Rule::Guard(vec![When::Continues], vec![Does::Accept]),
-                Rule::Guard(vec![When::Tcp], vec![Does::Count(counter.clone()), Does::Reset]),
-                Rule::Guard(Vec::new(), vec![Does::Count(counter.clone()), Does::Drop]),
-            ];
-            self.made.objects.insert(counter, Object::Counter);
-            self.made.chains.insert(over, Chain { hook: None, rules: refused.into() });
+            self.add_over(listener);
         }
         let over = || vec![Does::Goto(over(listener))];
         let of_all = rates.iter().filter(|rate| !rate.by_client);
@@ -108,6 +100,18 @@ impl Making<'_> {
         let name = format!("all.{}", listener.name);
         self.made.chains.insert(name.clone(), Chain { hook: None, rules });
         Some(name)
+    }
+
+    /// What is too much is refused.
+    pub(super) fn add_over(&mut self, listener: &KernelListener) {
+        let counter = limited(listener);
+        let refused = [
+            Rule::Guard(vec![When::Continues], vec![Does::Accept]),
+            Rule::Guard(vec![When::Tcp], vec![Does::Count(counter.clone()), Does::Reset]),
+            Rule::Guard(Vec::new(), vec![Does::Count(counter.clone()), Does::Drop]),
+        ];
+        self.made.objects.insert(counter, Object::Counter);
+        self.made.chains.insert(over(listener), Chain { hook: None, rules: refused.into() });
     }
 
     /// To where open flows of all clients are counted, if they are.
@@ -135,20 +139,7 @@ impl Making<'_> {
             let rules = vec![Rule::Guard(vec![much], vec![Does::Goto(to)])];
             next = Some(self.guard_chain("open", listener, family, rules, next));
         }
-        let of_client = guard.rates.iter().filter(|rate| rate.by_client).enumerate();
-        let mut rules: Vec<Rule> = of_client
-            .map(|(number, rate)| {
-                let KernelRate { count, each, burst, prefix_v6, .. } = rate;
-                let (digit, name) = (family.digit(), &listener.name);
-                let set = format!("rate{digit}.{name}.{number}.{count}.{}.{burst}", each.as_secs());
-                // By then all of the burst is there again.
-                let full = each.mul_f64(f64::from(*burst) / f64::from((*count).max(1)));
-                let kept = full.max(RATE_KEPT).as_millis() as u64;
-                let much = self.of_client(family, *prefix_v6, set, kept, meter(rate));
-                let to = self.offends(listener, family, over(listener));
-                Rule::Guard(vec![much], vec![Does::Goto(to)])
-            })
-            .collect();
+        let mut rules = self.client_rates(listener, family);
         if !rules.is_empty() {
             let goes_on = next.clone().map_or(Does::Accept, Does::Goto);
             rules.insert(0, Rule::Guard(vec![When::Continues], vec![goes_on]));
@@ -160,6 +151,23 @@ impl Making<'_> {
             return next;
         }
         Some(self.guard_chain("guard", listener, family, rules, next))
+    }
+
+    /// Rates of each client.
+    pub(super) fn client_rates(&mut self, listener: &KernelListener, family: Family) -> Vec<Rule> {
+        let of_client = listener.guard.rates.iter().filter(|rate| rate.by_client).enumerate();
+        let rule = |(number, rate): (usize, &KernelRate)| {
+            let KernelRate { count, each, burst, prefix_v6, .. } = rate;
+            let (digit, name) = (family.digit(), &listener.name);
+            let set = format!("rate{digit}.{name}.{number}.{count}.{}.{burst}", each.as_secs());
+            // By then all of the burst is there again.
+            let full = each.mul_f64(f64::from(*burst) / f64::from((*count).max(1)));
+            let kept = full.max(RATE_KEPT).as_millis() as u64;
+            let much = self.of_client(family, *prefix_v6, set, kept, meter(rate));
+            let to = self.offends(listener, family, over(listener));
+            Rule::Guard(vec![much], vec![Does::Goto(to)])
+        };
+        of_client.map(rule).collect()
     }
 
     fn guard_chain(
@@ -200,7 +208,12 @@ impl Making<'_> {
     }
 
     /// `next`: where who is let in goes on.
-    fn firewall(&mut self, listener: &KernelListener, family: Family, next: Option<&str>) -> Vec<Rule> {
+    pub(super) fn firewall(
+        &mut self,
+        listener: &KernelListener,
+        family: Family,
+        next: Option<&str>,
+    ) -> Vec<Rule> {
         let guard = &listener.guard;
         if guard.rules.is_empty() && guard.default == Action::Allow && guard.default_hits.is_none() {
             return Vec::new();
@@ -303,7 +316,7 @@ fn guards(family: Family, at_address: bool) -> &'static str {
     }
 }
 
-fn over(listener: &KernelListener) -> String {
+pub(super) fn over(listener: &KernelListener) -> String {
     format!("over.{}", listener.name)
 }
 
@@ -311,6 +324,6 @@ fn limited(listener: &KernelListener) -> String {
     format!("limited.{}", listener.name)
 }
 
-fn meter(rate: &KernelRate) -> Meter {
+pub(super) fn meter(rate: &KernelRate) -> Meter {
     Meter::Rate { above: u64::from(rate.count), each: rate.each, burst: rate.burst }
 }

@@ -127,6 +127,8 @@ impl DataType {
 
     /// A number in the machine's order.
     pub const NUMBER: Self = Self { number: 19, length: 4 };
+    /// An interface's index, in the machine's order.
+    pub const INTERFACE: Self = Self { number: 20, length: 4 };
     /// The protocol above IP; takes four bytes.
     pub const PROTOCOL: Self = Self { number: 12, length: 4 };
     /// As a map's value: the chain to go to.

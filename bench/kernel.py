@@ -27,6 +27,7 @@ each connection (made, 64 bytes there and back, ended), by
     routed       a router between them, which does nothing else
     dnat         the same with one rule of nf_tables that rewrites the destination, and so connection tracking
     kernel       `via: kernel`
+    dsr          the same with `mode: dsr`, the member beside the client: what it sends does not pass the node
     proxy        the same listener `via: proxy`
     haproxy      HAProxy, mode tcp, one thread
 
@@ -385,15 +386,15 @@ class Dnat:
 class OneNode:
     """A cluster of one node, which holds the VIP."""
 
-    def __init__(self, net, dir, a, via, protocol="tcp", idle=""):
-        self.target, self.dir = (VIP, 90), dir
+    def __init__(self, net, dir, a, via, protocol="tcp", idle="", port=90, member="198.19.9.51"):
+        self.target, self.dir = (VIP, port), dir
         net.host("n1", ["198.18.0.11", "198.19.9.11"])
         net.sysctl("n1", "net/ipv4/ip_forward", 1)
         run(a.trestle, "keygen", "-o", str(dir / "key"))
         (dir / "config.yaml").write_text(
             f"vips: {{ front: {{ addresses: [{VIP}/24, {GATEWAY}/24] }} }}\n"
-            f'listeners: {{ one: {{ bind: "@front:90", protocol: {protocol}, via: {via}, pool: one{idle} }} }}\n'
-            f'pools: {{ one: {{ members: ["198.19.9.51:9000"], health: off }} }}\n')
+            f'listeners: {{ one: {{ bind: "@front:{port}", protocol: {protocol}, via: {via}, pool: one{idle} }} }}\n'
+            f'pools: {{ one: {{ members: ["{member}:9000"], health: off }} }}\n')
         self.p = net.start("n1", a.trestle, "run", "--name", "n1", "--cluster", "198.18.0.11:7400", "--admin", "127.0.0.1:7480",
                            "--workers", "1", "--data-dir", dir / "data", "--key-file", dir / "key", "--bootstrap",
                            "--config", dir / "config.yaml", stderr=(dir / "n1.log").open("a"))
@@ -401,6 +402,17 @@ class OneNode:
 
     def pids(self):
         return family(self.p.pid)
+
+
+class OneDirect(OneNode):
+    """The member stands on the clients' network, and has the VIP."""
+
+    def __init__(self, net, dir, a):
+        net.sysctl("m", "net/ipv4/conf/all/arp_ignore", 1)
+        net.sysctl("m", "net/ipv4/conf/all/arp_announce", 2)
+        ip(f"-n {net.prefix}m addr add 198.18.0.51/24 dev eth0")
+        ip(f"-n {net.prefix}m addr add {VIP}/32 dev lo")
+        super().__init__(net, dir, a, "kernel", idle=", kernel: { mode: dsr }", port=9000, member="198.18.0.51")
 
 
 class OneHaproxy:
@@ -421,6 +433,7 @@ WAYS = {
     "routed": lambda *to: Straight(*to, routed=True),
     "dnat": Dnat,
     "kernel": lambda *to: OneNode(*to, via="kernel"),
+    "dsr": OneDirect,
     "proxy": lambda *to: OneNode(*to, via="proxy"),
     "haproxy": OneHaproxy,
 }

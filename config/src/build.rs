@@ -185,10 +185,12 @@ fn listener(root: &Fields, fields: &Fields, vips: &BTreeMap<String, Vip>, sink: 
 }
 
 fn kernel(fields: &Fields) -> KernelSettings {
-    let mut settings = KernelSettings::default();
-    if fields.word("mode") == Some("full-nat") {
-        settings.mode = KernelMode::FullNat;
-    }
+    let mode = match fields.word("mode") {
+        Some("full-nat") => KernelMode::FullNat,
+        Some("dsr") => KernelMode::Dsr,
+        _ => KernelMode::Nat,
+    };
+    let mut settings = KernelSettings { mode, ..KernelSettings::default() };
     if fields.word("hash") == Some("client") {
         settings.hash = KernelHash::Client;
     }

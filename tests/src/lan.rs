@@ -3,6 +3,8 @@
 //! Names are unique to the process and the segment; everything is deleted by name when it is dropped,
 //! and what runs in a namespace is killed by its id before that.
 
+mod direct;
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};

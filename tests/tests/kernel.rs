@@ -67,6 +67,26 @@ fn wait_carried(lan: &Lan, members: &[usize]) {
     }
 }
 
+/// Waits until every node's kernel has these members over IPv4, and no others.
+fn wait_members(lan: &Lan, members: &[String]) {
+    for node in 0..lan.nodes.len() {
+        eventually(SETTLE, &format!("node {node} has members {members:?} in its kernel"), || {
+            let shown = shown(lan, node)?;
+            let here: Vec<&str> = shown["pools"]
+                .as_array()
+                .context("pools")?
+                .iter()
+                .filter(|pool| pool["family"] == "ipv4")
+                .flat_map(|pool| pool["members"].as_array().into_iter().flatten())
+                .filter(|member| member["slots"] != 0)
+                .filter_map(|member| member["address"].as_str())
+                .collect();
+            ensure!(here == members, "{shown}");
+            Ok(())
+        });
+    }
+}
+
 /// Waits until all nodes know of the flows of one, the owner's, that the hash alone would not find. That one.
 fn wait_told(lan: &Lan) -> usize {
     eventually(SETTLE, "flows that began under an older table are told", || {
@@ -147,6 +167,157 @@ fn established_connections_outlive_their_node() {
     lan.nodes[owner].restart();
     lan.nodes[owner].wait_back();
     wait_carried(&lan, &[1, 2, 3]);
+}
+
+/// `examples/dsr.yaml` with the test's addresses, ports and members, and a listener by which the VIP is seen to answer.
+fn direct_config(ttl: &str, members: &[usize]) -> String {
+    let members: Vec<String> = members
+        .iter()
+        .flat_map(|n| {
+            [format!("\"198.18.0.{}:9000\"", 60 + n), format!("\"[2001:db8:18::{}]:9000\"", 60 + n)]
+        })
+        .collect();
+    let health = "health: { interval: 200ms, timeout: 1s, fall: 2, rise: 1 }";
+    let pool = format!("  web: {{ members: [{}], {health} }}\n", members.join(", "));
+    let http = "  http: { bind: \"@front:80\", protocol: http }\n";
+    let config = trestle_tests::example(
+        "dsr.yaml",
+        &[
+            ("[192.0.2.10/24, \"2001:db8::10/64\"]", format!("[{VIP}/24, \"{VIP6}/64\"], ttl: {ttl}")),
+            ("listeners:\n", format!("listeners:\n{http}")),
+            ("@front:443", "@front:9000".to_owned()),
+            ("protocol: tcp\n", "protocol: tcp+udp\n".to_owned()),
+        ],
+    );
+    let (listeners, _) = config.split_once("pools:\n").expect("pools stand last");
+    let dns = listeners.find("  dns:").expect("it has a second one");
+    format!(
+        "{}routes: {{ all: {{ rules: [{{ pools: [app] }}] }} }}\n\
+         pools:\n  app: {{ members: [\"198.18.0.50:9000\"] }}\n{pool}",
+        &listeners[..dns]
+    )
+}
+
+#[test]
+fn members_answer_clients_themselves_and_connections_outlive_the_node() {
+    if !peers::have_namespaces() {
+        return;
+    }
+    let mut lan = Lan::with_config(
+        3,
+        &config(SHORT, "", "").replace("198.19.9.100/24, ", "").replace(", \"2001:db8:19::100/64\"", ""),
+    );
+    lan.beside_nodes(3, &[VIP, VIP6]);
+    (0..3).for_each(|node| lan.watch_answers(node, &[VIP, VIP6]));
+    lan.apply(0, &direct_config(SHORT, &[1, 2])).expect("it is taken");
+    let at = |n: usize| format!("198.18.0.{}:9000", 60 + n);
+    wait_members(&lan, &[at(1), at(2)]);
+    let shown_by: Vec<Value> = (0..3).map(|node| shown(&lan, node).expect("it is shown")).collect();
+    for shown in &shown_by {
+        let slots = |shown: &Value| -> Vec<Value> {
+            let members = shown["pools"].as_array().into_iter().flatten();
+            members
+                .flat_map(|p| p["members"].as_array().into_iter().flatten())
+                .map(|m| m["slots"].clone())
+                .collect()
+        };
+        assert_eq!(slots(shown), slots(&shown_by[0]), "all choose alike");
+        assert_eq!((&shown["table"], &shown["warnings"]), (&Value::Null, &serde_json::json!([])), "{shown}");
+        assert_eq!(shown["direct_table"]["owned"], true, "{shown}");
+    }
+
+    let before = lan.owner(None);
+    let client = Prober::hold(&lan, 120, &[(VIP, 9000), (VIP6, 9000)]);
+    for host in [VIP, VIP6] {
+        let answered = eventually(SETTLE, "a datagram is answered", || lan.ask_datagram(host, 9000));
+        assert!(["m1", "m2"].contains(&answered.as_str()), "{answered}");
+    }
+    let unused = (0..3).find(|node| *node != before).expect("others");
+    if lan.owner(None) == before {
+        let shown = shown(&lan, unused).expect("it is shown");
+        let web = shown["listeners"].as_array().into_iter().flatten().find(|l| l["listener"] == "web");
+        assert_eq!(
+            web.expect("it is listed")["carried"]["received_packets"],
+            0,
+            "who has no lease has no traffic"
+        );
+    }
+    // Another member comes; what began before is told to the others.
+    lan.apply(0, &direct_config(SHORT, &[1, 2, 3])).expect("it is taken");
+    wait_members(&lan, &[at(1), at(2), at(3)]);
+    let owner = wait_told(&lan);
+    let killed = Instant::now();
+    lan.nodes[owner].kill_all();
+    let next = lan.owner(Some(owner));
+    lan.wait_served();
+    let outage = killed.elapsed().as_millis() as u64;
+    std::thread::sleep(Duration::from_secs(1));
+    let seen = client.stop();
+    println!("node and guard of the owner killed, served again after {outage} ms: {seen}");
+    // Where a busy machine has moved the VIP before flows were told, those may have ended.
+    if before == owner {
+        assert_eq!((&seen["open"], &seen["broken"]), (&120.into(), &0.into()), "{seen}");
+    }
+    assert_eq!(seen["members"].as_object().map(serde_json::Map::len), Some(2), "{seen}");
+    assert!(late_ms(&seen) <= 2 * outage + LOST_MS, "{seen}");
+
+    // And over a planned move.
+    let other = (0..3).find(|n| *n != owner && *n != next).expect("a third");
+    let client = Prober::hold(&lan, 60, &[(VIP, 9000), (VIP6, 9000)]);
+    lan.nodes[other].cli(&["vip", "move", "front", &lan.nodes[other].name]).expect("it moves");
+    std::thread::sleep(Duration::from_secs(1));
+    let seen = client.stop();
+    println!("planned move: {seen}");
+    assert_eq!((&seen["open"], &seen["broken"]), (&60.into(), &0.into()), "{seen}");
+    for node in [next, other] {
+        assert_eq!(lan.answers_seen(node), 0, "answers go past the nodes");
+    }
+
+    // What is carried is counted; open flows are those that the table remembers.
+    let held = Prober::hold(&lan, 10, &[(VIP, 9000), (VIP6, 9000)]);
+    let owner = lan.owner(Some(owner));
+    eventually(SETTLE, "status and metrics tell what is carried", || {
+        let node = &lan.nodes[owner];
+        let status = node.status()?;
+        let listeners = status["listeners"].as_array().context("listeners")?;
+        let carried = &listeners.iter().find(|l| l["listener"] == "web").context("it is listed")?["carried"];
+        ensure!(
+            carried["open"].as_u64() >= Some(10) && carried["received_packets"].as_u64() > Some(20),
+            "{carried}"
+        );
+        ensure!(carried["sent_packets"] == 0, "{carried}");
+        let metrics = node.metrics()?;
+        let of_members: f64 = (1..=3)
+            .filter_map(|n| {
+                let name = format!(
+                    "trestle_kernel_member_received_packets_total{{pool=\"web\",member=\"{}\"}}",
+                    at(n)
+                );
+                series(&metrics, &name)
+            })
+            .sum();
+        ensure!(of_members > 0.0, "{metrics}");
+        Ok(())
+    });
+    // A drain's deadline cuts what is left.
+    for member in [at(1), format!("[2001:db8:18::{}]:9000", 61)] {
+        let args = ["member", "drain", "--deadline", "1s", "web", &member];
+        eventually(SETTLE, "the order is taken", || lan.nodes[owner].cli(&args).map(drop));
+    }
+    eventually(SETTLE, "flows of who is drained are cut, by both families", || {
+        let shown = shown(&lan, owner)?;
+        let members = shown["pools"].as_array().into_iter().flatten();
+        let members = members.flat_map(|pool| pool["members"].as_array().into_iter().flatten());
+        let drained: Vec<&Value> = members.filter(|member| member["slots"] == 0).collect();
+        ensure!(drained.len() == 2 && drained.iter().all(|member| member["carried"]["open"] == 0), "{shown}");
+        let cut = series(&lan.nodes[owner].metrics()?, "trestle_kernel_cut_flows_total");
+        ensure!(cut.is_some_and(|cut| cut > 0.0), "{cut:?}");
+        Ok(())
+    });
+    let seen = held.stop();
+    assert_eq!(seen["members"]["m1"]["open"], 0, "{seen}");
+    let others = ["m2", "m3"].map(|name| seen["members"][name]["broken"].as_u64().unwrap_or(0));
+    assert_eq!(others, [0, 0], "{seen}");
 }
 
 #[test]

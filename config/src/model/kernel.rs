@@ -50,6 +50,8 @@ pub enum KernelMode {
     Nat,
     /// The source as well: members see the node's address.
     FullNat,
+    /// Nothing: members have the listener's address too, and answer clients themselves.
+    Dsr,
 }
 
 impl KernelMode {
@@ -58,6 +60,7 @@ impl KernelMode {
         match self {
             KernelMode::Nat => "nat",
             KernelMode::FullNat => "full-nat",
+            KernelMode::Dsr => "dsr",
         }
     }
 }

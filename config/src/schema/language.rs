@@ -90,7 +90,7 @@ static LISTENER_KEYS: &[Key] = &[
 ];
 
 static KERNEL: Object = Object::new("listener.kernel", &[
-    key("mode", one_of(&["nat", "full-nat"], &["dsr"]), Yaml("nat"), "How packets reach a member: `nat` keeps the client's address, and members answer through us; `full-nat` puts the node's in its place"),
+    key("mode", one_of(&["nat", "full-nat", "dsr"], &[]), Yaml("nat"), "How packets reach a member: `nat` keeps the client's address, and members answer through us; `full-nat` puts the node's in its place; `dsr` rewrites nothing, and members, which have the listener's address too, answer clients themselves"),
     key("hash", one_of(&["client", "client-port"], &[]), Yaml("client-port"), "What a member is chosen by: the client's address, or that and its port"),
     key("slots", Type::Int { min: 11, max: 65_537 }, Yaml("65537"), "Places of the pool's Maglev table, a prime: a hundred a member are plenty; all tables together have at most 1,048,592, sixteen of the largest"),
 ]);

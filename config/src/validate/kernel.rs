@@ -2,12 +2,13 @@
 //! must go by it or may.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use crate::build::protocol;
 use crate::check::Sink;
 use crate::model::{
-    AcceptProxy, Balance, Breaker, Config, KernelSettings, LimitMode, Listener, OnLimit, Pool, Protocol,
-    Queue, TcpSettings, Via,
+    AcceptProxy, Balance, Bind, Breaker, Config, DnsName, KernelMode, KernelSettings, LimitBy, LimitMode,
+    Listener, OnLimit, Pool, Protocol, Queue, TcpSettings, Via,
 };
 use crate::problem::{Fault, shown};
 use crate::tree::Place;
@@ -32,13 +33,19 @@ pub(super) fn errors(root: &Fields, config: &Config, sink: &mut Sink) {
             }
             continue;
         }
-        of_listener(fields, listener, sink);
+        of_listener(fields, listener, config, sink);
         slots(fields, listener, sink);
+        if listener.kernel.mode == KernelMode::Dsr {
+            of_direct(fields, listener, sink);
+        }
         let Some((name, pool)) = listener.pool.as_ref().and_then(|name| config.pools.get_key_value(name))
         else {
             continue;
         };
         of_pool(fields, name, pool, sink);
+        if listener.kernel.mode == KernelMode::Dsr {
+            of_direct_pool(fields, name, listener, pool, sink);
+        }
         tables.insert((name, listener.kernel.slots), ());
         let sum =
             |tables: &BTreeMap<(&str, u32), ()>| tables.keys().map(|(_, slots)| u64::from(*slots)).sum();
@@ -52,7 +59,7 @@ pub(super) fn errors(root: &Fields, config: &Config, sink: &mut Sink) {
 }
 
 /// What stands on the listener itself.
-fn of_listener(fields: &Fields, listener: &Listener, sink: &mut Sink) {
+fn of_listener(fields: &Fields, listener: &Listener, config: &Config, sink: &mut Sink) {
     let mut refuse = |key: &str, fault: Fault| {
         if let Some(value) = fields.at(key).or_else(|| fields.at("via")) {
             sink.report(Place::Key(value.node), fault);
@@ -105,13 +112,72 @@ fn of_listener(fields: &Fields, listener: &Listener, sink: &mut Sink) {
             refuse("limits", fault.help("use `via: proxy`, or a lower limit"));
         }
     }
-    for (key, is_set) in
-        [("ban", listener.policies.ban.is_some()), ("on_limit", listener.on_limit != OnLimit::default())]
-    {
-        if is_set {
-            let fault = Fault::new(format!("`{key}` beside `via: kernel` is not supported yet"));
-            refuse(key, fault.help("use `via: proxy`"));
-        }
+    if listener.on_limit != OnLimit::default() {
+        let fault = Fault::new("`on_limit` beside `via: kernel` is not supported yet");
+        refuse("on_limit", fault.help("use `via: proxy`"));
+    }
+    let has_rate = listener.rate_limits.iter().any(|rate| rate.by == LimitBy::Client);
+    let has_limit = limits.is_some_and(|l| l.connections_per_client > 0) && is_at_one_vip(listener, config);
+    if listener.policies.ban.is_some() && listener.kernel.mode == KernelMode::Dsr {
+        let fault = Fault::new("`ban` in `mode: dsr` is not supported yet");
+        refuse("ban", fault.help("use `mode: nat`; `trestle ban` holds in any mode"));
+    } else if listener.policies.ban.is_some() && !has_rate && !has_limit {
+        let fault = Fault::new("nothing counts for this `ban` beside `via: kernel`");
+        refuse(
+            "ban",
+            fault.help("add `rate_limits` by client, or `connections_per_client` where `bind` is one VIP's addresses"),
+        );
+    }
+}
+
+/// Whether one node at a time has all of the listener, and all of its limits: others have none of it.
+fn is_at_one_vip(listener: &Listener, config: &Config) -> bool {
+    config.vips.values().any(|vip| {
+        let is_of_vip = |ip: IpAddr| vip.addresses.iter().any(|address| address.ip == ip.to_canonical());
+        listener.bind.iter().all(|bind| bind.ip.is_some_and(is_of_vip))
+    })
+}
+
+/// What takes connection tracking, which sees nothing of a packet that is passed on as it comes in.
+fn of_direct(fields: &Fields, listener: &Listener, sink: &mut Sink) {
+    let limits = listener.limits.as_ref();
+    let counts = limits.is_some_and(|limits| limits.connections > 0 || limits.connections_per_client > 0);
+    if let Some(limits) = fields.at("limits").filter(|_| counts) {
+        let fault =
+            Fault::new("open connections can't be counted in `mode: dsr`: the node does not see their end");
+        let help = "use `rate_limits`, or `mode: nat`";
+        sink.report(Place::Key(limits.node), fault.help(help));
+    }
+    let given = |bind: &Bind| bind.ip.is_some_and(|ip| !ip.is_unspecified());
+    if let Some(bind) = fields.at("bind").filter(|_| !listener.bind.iter().all(given)) {
+        let fault = Fault::new("`mode: dsr` needs an address that members have too");
+        sink.report(Place::Key(bind.node), fault.help("name it: `\"@VIP:PORT\"`"));
+    }
+}
+
+/// Members get packets as clients sent them.
+fn of_direct_pool(fields: &Fields, name: &str, listener: &Listener, pool: &Pool, sink: &mut Sink) {
+    let Some(place) = fields.at("pool") else { return };
+    let is_port = |port: u16| listener.bind.iter().any(|bind| bind.ports().contains(&port));
+    // Of a range, members' ports are for health checks.
+    if listener.bind.iter().any(|bind| bind.more > 0) {
+        return;
+    }
+    let ports = pool.members.iter().map(|member| (member.address.to_string(), member.address.port()));
+    let named = pool.named.iter().filter_map(|member| match &member.dns {
+        DnsName::Host { port, .. } => Some((member.dns.to_string(), *port)),
+        DnsName::Srv(_) => None,
+    });
+    if let Some((member, port)) = ports.chain(named).find(|(_, port)| !is_port(*port)) {
+        let fault = Fault::new(format!(
+            "member {} of pool {} has port {port}, and in `mode: dsr` packets keep the listener's",
+            shown(&member),
+            shown(name)
+        ));
+        sink.report(
+            Place::Value(place.node),
+            fault.help("give the member the listener's port, or use `mode: nat`"),
+        );
     }
 }
 

@@ -515,7 +515,7 @@ mod tests {
             spans: None,
             give_back: || {},
             cache_memory: 0,
-            kernel_check: |_| Err("not in tests".to_owned()),
+            kernel_check: |_, _| Err("not in tests".to_owned()),
         })
         .unwrap();
         let (names, _) = Names::new(None, CancellationToken::new());

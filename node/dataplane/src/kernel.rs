@@ -8,6 +8,7 @@
 
 mod guard;
 mod kept;
+mod offence;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -19,10 +20,13 @@ use ipnet::IpNet;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use trestle_config::Config;
-use trestle_config::model::{Bind, KernelSettings, Listener, Protocol, Via};
+use trestle_config::model::{Bind, KernelMode, KernelSettings, Listener, Protocol, Via};
 
+pub(crate) use guard::has_fixed_shares;
 pub use guard::{KernelGuard, KernelNetworks, KernelRate, KernelRule};
 pub use kept::{KEPT_MAX, KeptFlow, KeptHere};
+pub(crate) use offence::note as note_offences;
+pub use offence::{KernelOffence, KernelOffences};
 
 use crate::balance::hashed;
 use crate::bans::Ban;
@@ -30,9 +34,9 @@ use crate::firewall;
 use crate::snapshot::Snapshot;
 use crate::wall_clock;
 
-/// Says whether the kernel can carry listeners of IPv4, or (`true`) of IPv6; if not, why not, in words for
-/// operators. Asked when a listener wants it; not again once it could.
-pub type KernelCheck = fn(ipv6: bool) -> Result<(), String>;
+/// Says whether the kernel can carry listeners of this mode and of IPv4, or (`true`) of IPv6; if not, why not, in words
+/// for operators. Asked when a listener wants it; not again once it could.
+pub type KernelCheck = fn(mode: KernelMode, ipv6: bool) -> Result<(), String>;
 
 /// What the kernel should carry.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -49,6 +53,7 @@ pub struct KernelView {
     pub banned: Vec<IpNet>,
     /// Of VIPs' addresses.
     pub networks: Vec<(IpAddr, IpNet)>,
+    pub vips: Vec<KernelVip>,
     /// Flows that other nodes carry, and that would not be found by the present tables.
     pub kept: Arc<Vec<KeptFlow>>,
 }
@@ -58,6 +63,14 @@ impl KernelView {
     pub fn is_beside(&self, vip: IpAddr, other: IpAddr) -> bool {
         self.networks.iter().any(|(ip, network)| *ip == vip && network.contains(&other))
     }
+}
+
+/// Addresses that go to one interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KernelVip {
+    pub addresses: Vec<IpAddr>,
+    /// `None`: the one that has an address of the same network.
+    pub interface: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -86,11 +99,20 @@ pub struct KnownMember {
     pub is_over: bool,
 }
 
+/// What a client has open of a listener in the kernel, or all clients together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KernelOpen {
+    pub listener: String,
+    /// One of its addresses.
+    pub client: Option<IpAddr>,
+    pub open: u32,
+}
+
 /// The plane's part of it.
 pub(crate) struct Kernel {
     check: KernelCheck,
-    /// By family, IPv6 last: it could, once.
-    able: [OnceLock<()>; 2],
+    /// By family, IPv6 last, of what rewrites packets and of what does not: it could, once.
+    able: [[OnceLock<()>; 2]; 2],
     /// What became of listeners that may go either way: they keep to it.
     chosen: Mutex<BTreeMap<String, bool>>,
     /// Why what should be in force is not.
@@ -122,7 +144,7 @@ impl Kernel {
     pub(crate) fn new(check: KernelCheck) -> Self {
         Self {
             check,
-            able: [OnceLock::new(), OnceLock::new()],
+            able: Default::default(),
             chosen: Mutex::default(),
             problem: ArcSwapOption::empty(),
             bans: Mutex::default(),
@@ -171,9 +193,10 @@ impl Kernel {
             listener.bind.iter().any(needs)
         };
         for ipv6 in [false, true].into_iter().filter(|ipv6| of(*ipv6)) {
-            let able = &self.able[usize::from(ipv6)];
+            let mode = listener.kernel.mode;
+            let able = &self.able[usize::from(mode == KernelMode::Dsr)][usize::from(ipv6)];
             if able.get().is_none() {
-                (self.check)(ipv6)?;
+                (self.check)(mode, ipv6)?;
                 let _ = able.set(());
             }
         }
@@ -270,6 +293,7 @@ impl KernelView {
             });
         }
         view.networks.clone_from(&snapshot.vip_networks);
+        view.vips.clone_from(&snapshot.vip_places);
         view
     }
 }
@@ -308,7 +332,7 @@ pools: { app: { members: [\"192.0.2.1:80\"] } }
 
     #[test]
     fn what_the_kernel_lacks_closes_who_must_go_by_it_and_not_who_may() {
-        let no_ipv6: KernelCheck = |ipv6| if ipv6 { Err("no IPv6".to_owned()) } else { Ok(()) };
+        let no_ipv6: KernelCheck = |_, ipv6| if ipv6 { Err("no IPv6".to_owned()) } else { Ok(()) };
         let carried = Kernel::new(no_ipv6).carry(&config());
         assert_eq!(names(&carried.by_kernel), ["any", "four"]);
         assert_eq!(names(carried.refused.keys()), ["both"]);
@@ -318,11 +342,23 @@ pools: { app: { members: [\"192.0.2.1:80\"] } }
     }
 
     #[test]
+    fn direct_return_needs_something_else_than_rewriting() {
+        let no_direct: KernelCheck =
+            |mode, _| if mode == KernelMode::Dsr { Err("no fwd".to_owned()) } else { Ok(()) };
+        let mut config = config();
+        config.listeners.get_mut("four").unwrap().kernel.mode = KernelMode::Dsr;
+        config.listeners.get_mut("six").unwrap().kernel.mode = KernelMode::Dsr;
+        let carried = Kernel::new(no_direct).carry(&config);
+        assert_eq!(names(&carried.by_kernel), ["any", "both"]);
+        assert_eq!(names(carried.refused.keys()), ["four"]);
+    }
+
+    #[test]
     fn who_may_go_either_way_keeps_to_the_first() {
         use std::sync::atomic::AtomicBool;
         static ABLE: AtomicBool = AtomicBool::new(false);
         let check: KernelCheck =
-            |_| if ABLE.load(Ordering::Relaxed) { Ok(()) } else { Err("not yet".to_owned()) };
+            |_, _| if ABLE.load(Ordering::Relaxed) { Ok(()) } else { Err("not yet".to_owned()) };
         let kernel = Kernel::new(check);
         assert_eq!(names(&kernel.carry(&config()).by_kernel), [] as [&str; 0]);
         ABLE.store(true, Ordering::Relaxed);

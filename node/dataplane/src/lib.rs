@@ -82,7 +82,7 @@ pub use cache::CacheStats;
 pub use cache::purge::{Purge, PurgeError, PurgeWhat, purged_prefix, purged_url};
 pub use kernel::{
     KEPT_MAX, KeptFlow, KeptHere, KernelCheck, KernelGuard, KernelListener, KernelMember, KernelNetworks,
-    KernelRate, KernelRule, KernelView, KnownMember,
+    KernelOffence, KernelOffences, KernelOpen, KernelRate, KernelRule, KernelView, KernelVip, KnownMember,
 };
 pub use listener::BACKLOG;
 pub use networks::Ranges;
@@ -419,6 +419,11 @@ impl Plane {
         self.inner.listeners()
     }
 
+    /// Whether [`Self::kernel_view`] is whole: what is in force, and by how many nodes its limits are divided.
+    pub fn has_kernel_view(&self) -> bool {
+        self.revision() > 0 && self.inner.limits.knows_nodes()
+    }
+
     /// What the kernel should carry now.
     pub fn kernel_view(&self) -> KernelView {
         self.inner.kernel_view()
@@ -447,12 +452,25 @@ impl Plane {
         self.inner.ledger.set_by_kernel(clients);
     }
 
+    /// What is open in the kernel above this node's share of a limit, of listeners of which a
+    /// [`KernelGuard`] says that it is told; and nothing else is.
+    pub fn set_kernel_above(&self, above: &[KernelOpen]) {
+        self.inner.set_kernel_above(above);
+    }
+
     /// What firewalls of listeners have decided in the kernel since the last call: counters, by the numbers that
     /// a [`KernelView`] gives them, and what is new there.
     pub fn add_kernel_hits(&self, hits: &HashMap<u64, u64>) {
         let snapshot = self.inner.snapshot();
         let all = snapshot.iter().flat_map(|snapshot| snapshot.firewalls.values());
         all.for_each(|firewall| firewall.add_by_kernel(hits));
+    }
+
+    /// Tries of clients that listeners have turned away in the kernel since the last call.
+    pub fn add_kernel_offences(&self, offences: &[KernelOffence]) {
+        if let Some(snapshot) = self.inner.snapshot() {
+            kernel::note_offences(offences, &snapshot, &self.inner.bans);
+        }
     }
 
     pub fn certificates(&self) -> Vec<CertificateView> {

@@ -16,6 +16,7 @@
 //! of are at most [`PRESSED_MAX`] a shard. Who waits for room is bounded by [`queue`].
 
 mod bounds;
+mod by_kernel;
 mod queue;
 mod slots;
 #[cfg(test)]
@@ -31,6 +32,8 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::timeout;
 
 pub(crate) use self::bounds::{Bounds, Excess, Of, OfConnection, Short, Spot, hash_client, place};
+pub(crate) use self::by_kernel::marked;
+pub use self::by_kernel::{AboveShare, has_fixed_shares};
 pub(crate) use self::slots::{Cut, Taken};
 pub use self::slots::{SlotUse, is_exact, reserve_of_exact, reserved, spare};
 
@@ -60,6 +63,7 @@ pub fn reserve(limit: u32, nodes: u32) -> u32 {
 #[derive(Debug)]
 pub struct Limits {
     shards: Box<[Padded<Mutex<Shard>>]>,
+    /// 0: nobody has said yet.
     nodes: AtomicU32,
     /// The process has just begun: a share is 1.
     young: AtomicBool,
@@ -69,6 +73,7 @@ pub struct Limits {
     waits: Waits,
     /// Of exact limits.
     terms: Terms,
+    by_kernel: by_kernel::ByKernel,
 }
 
 /// Who has waited for room, and found none.
@@ -141,12 +146,13 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             shards: (0..SHARDS).map(|_| Padded::default()).collect(),
-            nodes: AtomicU32::new(1),
+            nodes: AtomicU32::new(0),
             young: AtomicBool::new(false),
             others_give: AtomicBool::new(false),
             told: Notify::new(),
             waits: Waits::default(),
             terms: Terms::default(),
+            by_kernel: by_kernel::ByKernel::default(),
         }
     }
 }
@@ -450,7 +456,11 @@ impl Limits {
 
     /// By which shares are reckoned.
     pub(crate) fn nodes(&self) -> u32 {
-        self.nodes.load(Ordering::Relaxed)
+        self.nodes.load(Ordering::Relaxed).max(1)
+    }
+
+    pub(crate) fn knows_nodes(&self) -> bool {
+        self.nodes.load(Ordering::Relaxed) > 0
     }
 
     /// A share is that of so many nodes; while the process is `young`, it is 1. Keys that have more open than

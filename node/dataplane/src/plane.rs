@@ -30,9 +30,9 @@ use crate::access_log::{self, Counts, Stdout, Tap};
 use crate::bans::Bans;
 use crate::beat::{Beat, Pulse};
 use crate::cache::Cache;
-use crate::kernel::{Kernel, KernelView};
+use crate::kernel::{self, Kernel, KernelOpen, KernelView};
 use crate::ledger::Ledger;
-use crate::limits::Limits;
+use crate::limits::{AboveShare, Limits};
 use crate::listener::{Book, Opened, SocketKey};
 use crate::locals::Locals;
 use crate::metrics::{self, Counter, Histogram, Metrics, PerWorker};
@@ -184,6 +184,10 @@ impl Inner {
         };
         let mut snapshot = aside(|| Snapshot::compile(revision, &config, &around));
         snapshot.carried = self.kernel.carry(&config);
+        let has_fixed_shares = |name: &String| {
+            config.listeners.get(name).is_some_and(|listener| kernel::has_fixed_shares(listener, &config))
+        };
+        self.limits.set_keeps_shares(snapshot.carried.by_kernel.iter().any(has_fixed_shares));
         let before = |name: &str| {
             previous.as_ref()?.listeners.get(name)?.settings.ftp.as_ref().map(|ftp| ftp.ports.clone())
         };
@@ -405,6 +409,16 @@ impl Inner {
                 KernelView { kept: self.kernel.kept_elsewhere(), ..view }
             })
             .unwrap_or_default()
+    }
+
+    pub(crate) fn set_kernel_above(&self, above: &[KernelOpen]) {
+        let Some(snapshot) = self.snapshot() else { return };
+        let above = above.iter().filter_map(|above| {
+            let bounds = snapshot.listeners.get(&above.listener)?.bounds.as_ref()?;
+            let (key, limit) = bounds.of_connections(above.client);
+            Some(AboveShare { key, limit, open: above.open })
+        });
+        self.limits.set_above_shares(above.collect());
     }
 
     pub(crate) fn open_connections(&self) -> usize {

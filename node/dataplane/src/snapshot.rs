@@ -18,7 +18,7 @@ use trestle_config::{Config, Contents};
 use crate::access_log::Log;
 use crate::cache::Policy as CachePolicy;
 use crate::firewall::{self, Firewall, Firewalls};
-use crate::kernel::Carried;
+use crate::kernel::{self, Carried, KernelVip};
 use crate::l4::sni::Names;
 use crate::l7::auth::Auth;
 use crate::l7::cors::Cors;
@@ -62,6 +62,8 @@ pub(crate) struct Snapshot {
     pub(crate) vips: BTreeMap<String, Box<[IpAddr]>>,
     /// Each of those, and the network that it is in.
     pub(crate) vip_networks: Vec<(IpAddr, IpNet)>,
+    /// Where they go.
+    pub(crate) vip_places: Vec<KernelVip>,
     /// Which listeners the kernel carries.
     pub(crate) carried: Carried,
     /// How long connections of a listener that is gone may go on.
@@ -213,6 +215,10 @@ impl Snapshot {
         let listeners = config.listeners.iter().map(listener).collect();
         let addresses = |vip: &model::Vip| vip.addresses.iter().map(|address| address.ip).collect();
         let vips = config.vips.iter().map(|(name, vip)| (name.clone(), addresses(vip))).collect();
+        let place = |vip: &model::Vip| KernelVip {
+            addresses: vip.addresses.iter().map(|address| address.ip).collect(),
+            interface: vip.interface.clone(),
+        };
         let network =
             |address: &model::VipAddress| Some((address.ip, IpNet::new(address.ip, address.prefix).ok()?));
         let vip_networks = config.vips.values().flat_map(|vip| &vip.addresses).filter_map(network).collect();
@@ -227,6 +233,7 @@ impl Snapshot {
             log,
             vips,
             vip_networks,
+            vip_places: config.vips.values().map(place).collect(),
             carried: Carried::default(),
             drain_deadline: config.cluster.drain.deadline,
         }
@@ -458,9 +465,11 @@ impl Listener {
         }
         let entries = entries(config, name, settings, births);
         let pool = settings.pool.as_ref().and_then(|name| pools.get(name));
+        let has_fixed_shares = kernel::has_fixed_shares(settings, config);
         let rates = |of, chosen: fn(&LimitBy) -> bool| {
             let at = Spot::Listener(name);
-            rates::compile(&settings.rate_limits, (of, chosen), at, &around.site.secret).collect()
+            let rates = rates::compile(&settings.rate_limits, (of, chosen), at, &around.site.secret);
+            rates.map(|rate| rate.with_fixed_shares(has_fixed_shares)).collect()
         };
         Self {
             name: name.into(),
@@ -474,7 +483,8 @@ impl Listener {
             trusted: Trusted::compile(&settings.trusted_proxies, networks),
             error_pages: error_pages(&settings.policies, around.contents),
             firewall: firewalls.get(&firewall::at_listener(name)).map(Arc::clone),
-            bounds: Bounds::compile(settings.limits.as_ref(), Spot::Listener(name), &around.site.secret),
+            bounds: Bounds::compile(settings.limits.as_ref(), Spot::Listener(name), &around.site.secret)
+                .map(|bounds| bounds.with_fixed_shares(has_fixed_shares)),
             connection_rates: rates(RateOf::Connections, |_| true),
             request_rates: rates(RateOf::Requests, |by| *by != LimitBy::Route),
             routed_rates: rates(RateOf::Requests, |by| *by == LimitBy::Route),

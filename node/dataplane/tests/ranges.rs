@@ -193,7 +193,7 @@ fn a_thousand_ports_are_one_listener() {
         spans: None,
         give_back: || {},
         cache_memory: 0,
-        kernel_check: |_| Err("not in tests".to_owned()),
+        kernel_check: |_, _| Err("not in tests".to_owned()),
     };
     let plane = Plane::start(options).expect("a plane");
     let first = free_range();

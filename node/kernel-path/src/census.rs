@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use trestle_dataplane::{KEPT_MAX, KeptFlow, KernelView};
+use trestle_dataplane::{KEPT_MAX, KeptFlow, KernelOpen, KernelView};
 use trestle_netlink::conntrack::{Conntrack, TrackedFlow};
 use trestle_netlink::nudge::nudge;
 use trestle_netlink::route::Route;
@@ -16,6 +16,7 @@ use crate::chooser::{Choosers, Tables};
 use crate::places::Places;
 use crate::programmer::Error;
 use crate::ruleset::{Family, Keepers};
+use crate::shares::Shares;
 
 /// Most flows that one walk ends: what it takes to remember them is some 10 MiB.
 const ENDS_MAX: usize = 131_072;
@@ -34,6 +35,8 @@ pub struct Open {
     pub members: HashMap<SocketAddr, u64>,
     /// The heaviest.
     pub clients: Vec<(IpAddr, u32)>,
+    /// Above this node's share of a limit of which other nodes have theirs.
+    pub above: Vec<KernelOpen>,
     /// All of them.
     pub flows: u64,
     /// Flows that were cut, since their member is not to have any.
@@ -102,6 +105,7 @@ impl Census {
         let finding = tables.map(|tables| (Choosers::new(view, tables), Keepers::new(view)));
         let mut counts: Vec<u64> = vec![0; view.listeners.len()];
         let mut clients: HashMap<IpAddr, u32> = HashMap::new();
+        let mut shares = Shares::new(view);
         let (mut ends, mut left) = (Vec::new(), Vec::new());
         let mut open = Open::default();
         self.away.retain(|ip, _| !here.contains(ip));
@@ -131,6 +135,7 @@ impl Census {
                 open.flows += 1;
                 *open.members.entry(ends_of.member).or_default() += 1;
                 *clients.entry(ends_of.client.ip()).or_default() += 1;
+                shares.count(listener, ends_of.client.ip());
                 let Some((choosers, keepers)) = &finding else { return };
                 let Ends { client, listener: at, member } = ends_of;
                 unseen.remove(&(flow.protocol, client, at));
@@ -154,6 +159,7 @@ impl Census {
                 member,
             }));
         }
+        open.above = shares.above(&counts);
         open.listeners =
             view.listeners.iter().zip(counts).map(|(l, count)| (l.name.clone(), count)).collect();
         open.clients = heaviest(clients);
@@ -186,7 +192,7 @@ pub fn over(view: &KernelView) -> HashSet<SocketAddr> {
 }
 
 /// Of listeners; all of the machine where one listens at all.
-fn own_addresses(view: &KernelView, here: &HashSet<IpAddr>) -> Vec<IpAddr> {
+pub(crate) fn own_addresses(view: &KernelView, here: &HashSet<IpAddr>) -> Vec<IpAddr> {
     let binds = || view.listeners.iter().flat_map(|listener| &listener.binds);
     let given: Option<HashSet<IpAddr>> =
         binds().map(|bind| bind.ip.filter(|ip| !ip.is_unspecified())).collect();
@@ -196,7 +202,7 @@ fn own_addresses(view: &KernelView, here: &HashSet<IpAddr>) -> Vec<IpAddr> {
     }
 }
 
-fn heaviest(clients: HashMap<IpAddr, u32>) -> Vec<(IpAddr, u32)> {
+pub(crate) fn heaviest(clients: HashMap<IpAddr, u32>) -> Vec<(IpAddr, u32)> {
     let mut clients: Vec<(IpAddr, u32)> = clients.into_iter().collect();
     let order = |(ip, count): &(IpAddr, u32)| (std::cmp::Reverse(*count), *ip);
     if clients.len() > CLIENTS_MAX {

@@ -22,19 +22,25 @@
 
 pub mod ruleset;
 
+mod carrier;
 mod census;
 pub mod change;
 mod chooser;
+mod direct;
 pub mod machine;
+mod offences;
 mod places;
 mod programmer;
 mod rule;
+mod shares;
 pub mod support;
 pub mod surroundings;
 mod traffic;
 
+pub use carrier::{Carrier, Parts};
 pub use census::{Census, Open, over};
 pub use chooser::Tables;
+pub use direct::Direct;
 pub use programmer::{Error, InForce, Programmer, Share, TableInForce};
 pub use ruleset::families;
 pub use traffic::{Carried, Traffic};

@@ -1,36 +1,37 @@
 //! Sends rulesets to the kernel, and reads what is in force there.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use trestle_dataplane::KernelView;
-use trestle_netlink::nft::{self, Batch, ListedElement, Nft, Table, TableFlags};
+use trestle_dataplane::{KernelOffence, KernelView};
+use trestle_netlink::nft::{self, Batch, Nft, Table, TableFlags};
 use trestle_netlink::socket;
 
 use crate::change::Change;
 use crate::chooser::Tables;
 use crate::machine;
-use crate::ruleset::{Patch, Ruleset};
+use crate::offences::Offences;
+use crate::ruleset::{Patch, Ruleset, offenders_of};
 use crate::traffic::{Tally, Traffic};
 
 /// How long the kernel may take for one transaction, when others are at it too.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Between two transactions, for others that have something to change.
-const PAUSE: Duration = Duration::from_millis(1);
+pub(crate) const PAUSE: Duration = Duration::from_millis(1);
 
 /// How long a table that is owned is taken to be as it was made. Nobody else can change it, and a look at a thousand
 /// listeners takes longer than most changes.
-const OWNED_STAYS: Duration = Duration::from_secs(1);
+pub(crate) const OWNED_STAYS: Duration = Duration::from_secs(1);
 
 /// What a socket must hold beside the transaction itself.
-const SLACK: usize = 64 * 1024;
+pub(crate) const SLACK: usize = 64 * 1024;
 
 /// Longest part of a node's name in its table's name: the kernel's limit is 255 bytes for all.
-const NAME_MAX: usize = 200;
+pub(crate) const NAME_MAX: usize = 200;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -55,6 +56,7 @@ pub struct Programmer {
     /// What could not be set on this machine.
     findings: Vec<String>,
     tally: Tally,
+    offences: Offences,
 }
 
 /// What was last made, and of what.
@@ -114,6 +116,7 @@ impl Programmer {
             looked: None,
             findings: Vec::new(),
             tally: Tally::default(),
+            offences: Offences::default(),
         })
     }
 
@@ -218,24 +221,10 @@ impl Programmer {
         let at = table(&self.name);
         let Some(info) = self.nft.table(at)? else { return Ok(None) };
         let (chains, rules) = (self.nft.chains(at)?.len(), self.nft.rules(at)?.len());
-        let names: Vec<(String, String, bool)> = self
-            .held
-            .iter()
-            .flat_map(|held| held.ruleset.tables())
-            .map(|(set, table)| {
-                (set.to_owned(), table.pool.clone(), table.family == crate::ruleset::Family::V6)
-            })
-            .collect();
-        let mut tables = Vec::new();
-        for (set, pool, ipv6) in names {
-            let elements = self.nft.elements(at, &set)?.unwrap_or_default();
-            let mut shares: BTreeMap<SocketAddr, usize> = BTreeMap::new();
-            for address in elements.iter().filter_map(member_of) {
-                *shares.entry(address).or_default() += 1;
-            }
-            let members = shares.into_iter().map(|(address, slots)| Share { address, slots }).collect();
-            tables.push(TableInForce { pool, slots: elements.len(), ipv6, members });
-        }
+        let tables = match &self.held {
+            Some(held) => shares(&mut self.nft, at, &held.ruleset)?,
+            None => Vec::new(),
+        };
         Ok(Some(InForce { table: self.name.to_string(), owned: info.flags.owner(), chains, rules, tables }))
     }
 
@@ -257,6 +246,21 @@ impl Programmer {
     /// [`Self::traffic`] and changes have read it.
     pub fn take_hits(&mut self) -> HashMap<u64, u64> {
         self.tally.take_hits()
+    }
+
+    /// Tries that were turned away since the last call, by client, of listeners that want to know of them.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub fn offences(&mut self) -> Result<Vec<KernelOffence>, Error> {
+        let sets = self.held.iter().flat_map(|held| held.ruleset.sets.keys());
+        let sets: Vec<String> = sets.filter(|set| offenders_of(set).is_some()).cloned().collect();
+        let mut counted = Vec::with_capacity(sets.len());
+        for set in sets {
+            let elements = self.nft.counted(table(&self.name), &set)?.unwrap_or_default();
+            counted.push((set, elements));
+        }
+        Ok(self.offences.follow(counted))
     }
 
     /// Of counters that are about to end. Where they can't be read, what was read before has to do.
@@ -352,13 +356,19 @@ fn table(name: &str) -> Table<'_> {
     Table { family: nft::Family::Inet, name }
 }
 
-/// Of a slot.
-fn member_of(element: &ListedElement) -> Option<SocketAddr> {
-    let value = element.value.as_ref()?;
-    let (ip, port): (IpAddr, &[u8]) = match value.len() {
-        8 => (<[u8; 4]>::try_from(&value[..4]).ok()?.into(), &value[4..6]),
-        20 => (<[u8; 16]>::try_from(&value[..16]).ok()?.into(), &value[16..18]),
-        _ => return None,
-    };
-    Some(SocketAddr::new(ip, u16::from_be_bytes([port[0], port[1]])))
+/// What the kernel has of these rules' tables of pools.
+pub(crate) fn shares(nft: &mut Nft, at: Table<'_>, held: &Ruleset) -> Result<Vec<TableInForce>, Error> {
+    let mut tables = Vec::new();
+    for (set, table) in held.tables() {
+        let elements = nft.elements(at, set)?.unwrap_or_default();
+        let mut shares: BTreeMap<SocketAddr, usize> = BTreeMap::new();
+        let values = elements.iter().filter_map(|element| element.value.as_deref());
+        for address in values.filter_map(|value| table.member(value)) {
+            *shares.entry(address).or_default() += 1;
+        }
+        let members = shares.into_iter().map(|(address, slots)| Share { address, slots }).collect();
+        let (pool, ipv6) = (table.pool.clone(), table.family == crate::ruleset::Family::V6);
+        tables.push(TableInForce { pool, slots: elements.len(), ipv6, members });
+    }
+    Ok(tables)
 }

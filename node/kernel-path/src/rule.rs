@@ -1,5 +1,9 @@
 //! What a rule is for, and the expressions that it is made of.
 
+mod direct;
+
+pub(crate) use direct::{Direct, Packets, Pick, put_entry};
+
 use std::net::IpAddr;
 
 use trestle_config::model::KernelHash;
@@ -47,6 +51,8 @@ pub enum Rule {
     CountBy { family: Family, map: &'static str, side: Side, any_address: bool, which: Which },
     /// The same of these ports.
     CountPorts { ports: Ports, side: Side, applies: Applies, which: Which },
+    /// For direct server return, in the table of a device's ingress.
+    Direct(Direct),
 }
 
 /// What has to be so, in a listener's own chains.
@@ -301,6 +307,7 @@ impl Rule {
                 steps.push(X::Dispatch { map: chains, key: R[0] });
             }
             Rule::Guard(when, does) => return put_guard(batch, table, chain, when, does),
+            Rule::Direct(rule) => return rule.put(batch, table, chain),
             Rule::Count(name) => steps.push(X::Apply(ObjectKind::Counter, name)),
             Rule::CountBy { family, map, side, any_address, which } => {
                 steps.extend(family_is(*family));

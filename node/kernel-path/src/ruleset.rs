@@ -15,12 +15,15 @@
 //! NAT chains see the first packet of a flow that this machine knows; the flow's others are rewritten alike.
 
 mod counts;
+mod direct;
 mod guards;
 mod kept;
+mod offenders;
 mod patch;
 
 pub(crate) use counts::Counts;
-pub(crate) use kept::Keepers;
+pub(crate) use kept::{Keepers, goes_on};
+pub(crate) use offenders::offenders_of;
 pub use patch::Patch;
 
 use std::collections::BTreeMap;
@@ -101,6 +104,8 @@ pub struct SlotTable {
     pub members: Vec<KernelMember>,
     /// Of each slot, a place in `members`.
     pub slots: Box<[u32]>,
+    /// For direct server return: values are ways, whose device is not said yet.
+    pub direct: bool,
 }
 
 impl Set {
@@ -110,8 +115,12 @@ impl Set {
     }
 
     pub(crate) fn of_slots(table: Arc<SlotTable>) -> Self {
-        let value = Some(table.family.endpoint_type());
-        let content = Content::Slots(table);
+        let family = table.family;
+        let value = match table.direct {
+            false => family.endpoint_type(),
+            true => family.way_type(),
+        };
+        let (value, content) = (Some(value), Content::Slots(table));
         Self {
             key: DataType::NUMBER,
             interval: false,
@@ -145,7 +154,26 @@ impl Content {
 impl SlotTable {
     /// The address and port of a slot's member, as the map's value.
     pub(crate) fn value(&self, slot: usize) -> Vec<u8> {
-        endpoint(self.members[self.slots[slot] as usize].address)
+        let address = self.members[self.slots[slot] as usize].address;
+        match self.direct {
+            false => endpoint(address),
+            true => direct::way(address.port(), 0, address.ip()),
+        }
+    }
+
+    /// From a value.
+    pub(crate) fn member(&self, value: &[u8]) -> Option<SocketAddr> {
+        let (ip, port) = match self.direct {
+            false => value.split_at_checked(self.family.length())?,
+            true => (value.get(8..)?, value),
+        };
+        let ip: IpAddr = match ip.len() {
+            4 => <[u8; 4]>::try_from(ip).ok()?.into(),
+            16 => <[u8; 16]>::try_from(ip).ok()?.into(),
+            _ => return None,
+        };
+        let port = port.first_chunk::<2>()?;
+        Some(SocketAddr::new(ip, u16::from_be_bytes(*port)))
     }
 }
 
@@ -334,7 +362,8 @@ impl Making<'_> {
             _ => {
                 let named: Vec<(&str, u32)> = members.iter().map(|m| (m.name.as_str(), m.weight)).collect();
                 let slots = maglev(slots, &named);
-                Arc::new(SlotTable { pool: listener.pool.clone(), family, members, slots })
+                let direct = listener.settings.mode == KernelMode::Dsr;
+                Arc::new(SlotTable { pool: listener.pool.clone(), family, members, slots, direct })
             }
         };
         self.made.sets.insert(name.clone(), Set::of_slots(table));

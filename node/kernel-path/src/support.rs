@@ -4,20 +4,25 @@
 use std::time::Duration;
 
 use rustix::io::Errno;
-use trestle_config::model::KernelHash;
+use trestle_config::model::{KernelHash, KernelMode};
 use trestle_netlink::nft::{Batch, DataType, Meter, Nft, Object, ObjectKind, Table, TableFlags};
+use trestle_netlink::socket;
 
 use crate::change;
+use crate::direct;
 use crate::machine;
-use crate::rule::{Client, Does, Rule, Side, When, Which};
+use crate::rule::{Client, Direct, Does, Packets, Pick, Rule, Side, When, Which};
 use crate::ruleset::{Base, Chain, Family, Ruleset, Set, SlotTable, Transport, key_type};
 
-/// Why the kernel can't carry listeners of this family; in words for operators.
+/// Why the kernel can't carry listeners of this mode and family; in words for operators.
 ///
 /// # Errors
 /// What is missing, and what to do about it.
-pub fn check(ipv6: bool) -> Result<(), String> {
+pub fn check(mode: KernelMode, ipv6: bool) -> Result<(), String> {
     let family = if ipv6 { Family::V6 } else { Family::V4 };
+    if mode == KernelMode::Dsr {
+        return try_direct(family);
+    }
     try_rules(family)?;
     match machine::forwards(family) {
         Some(true) => Ok(()),
@@ -39,12 +44,67 @@ fn try_rules(family: Family) -> Result<(), String> {
         batch.table(table, TableFlags::NONE);
         change::put_whole(&mut batch, table, &ruleset);
         batch.delete_table(table);
-        nft.commit(&batch.finish()).map_err(|error| match error.errno() {
-            Some(Errno::PERM) => "programming it needs the capability CAP_NET_ADMIN".to_owned(),
-            _ => format!("this kernel lacks {what} in nf_tables ({error})"),
-        })?;
+        nft.commit(&batch.finish()).map_err(|error| lacks(what, &error))?;
     }
     Ok(())
+}
+
+fn lacks(what: &str, error: &socket::Error) -> String {
+    match error.errno() {
+        Some(Errno::PERM) => "programming it needs the capability CAP_NET_ADMIN".to_owned(),
+        _ => format!("this kernel lacks {what} in nf_tables ({error})"),
+    }
+}
+
+/// The same for direct server return, which asks nothing of forwarding and connection tracking.
+fn try_direct(family: Family) -> Result<(), String> {
+    let mut nft = Nft::open().map_err(|error| error.to_string())?;
+    for (what, rules) in direct_parts(family) {
+        let of_slots = SlotTable {
+            pool: String::new(),
+            family,
+            members: Vec::new(),
+            slots: Box::default(),
+            direct: true,
+        };
+        let slots = ("slots".to_owned(), Set::of_slots(std::sync::Arc::new(of_slots)));
+        direct::try_rules(&mut nft, family, rules, slots).map_err(|error| lacks(what, &error))?;
+    }
+    Ok(())
+}
+
+fn direct_parts(family: Family) -> Vec<(&'static str, Vec<Rule>)> {
+    let flows = family.flows().open;
+    let follow = |remember| {
+        let (packets, begun, members) = (Packets::Datagrams, None, Vec::new());
+        Rule::Direct(Direct::Follow { family, packets, flows, remember, begun, members })
+    };
+    let pick = Pick {
+        family,
+        packets: Packets::Any,
+        table: "slots".to_owned(),
+        slots: 11,
+        seed: 1,
+        hash: KernelHash::ClientPort,
+        remember: None,
+        begun: None,
+        members: Vec::new(),
+    };
+    let each = Duration::from_secs(1);
+    vec![
+        ("maps that packets add to, at a device's ingress", Vec::new()),
+        ("forwarding to a neighbour (fwd)", vec![follow(None)]),
+        ("adding to maps (dynset)", vec![follow(Some((flows, each)))]),
+        ("taking out of maps (dynset)", vec![Rule::Direct(Direct::Forget { family, flows })]),
+        ("jhash", vec![Rule::Direct(Direct::Pick(pick))]),
+        ("look-ups of an address's kind at ingress (fib)", vec![Rule::Direct(Direct::LetOthersIn)]),
+        (
+            "rates (limit)",
+            vec![Rule::Guard(vec![When::Much(Meter::Rate { above: 1, each, burst: 1 })], vec![Does::Drop])],
+        ),
+        ("resets at ingress (reject)", vec![Rule::Guard(vec![When::Tcp], vec![Does::Reset])]),
+        ("refusals at ingress (reject)", vec![Rule::Guard(Vec::new(), vec![Does::Unreachable])]),
+    ]
 }
 
 /// What the kernel must have, and rules that need it.
@@ -58,7 +118,13 @@ fn parts(family: Family) -> Vec<(&'static str, Ruleset)> {
     let choose = |hash| {
         let rule = Rule::Choose { family, table: table(), slots: 11, seed: 1, hash, keeps_port: false };
         let mut ruleset = of(Base::Arrive, vec![rule]);
-        let of_slots = SlotTable { pool: String::new(), family, members: Vec::new(), slots: Box::default() };
+        let of_slots = SlotTable {
+            pool: String::new(),
+            family,
+            members: Vec::new(),
+            slots: Box::default(),
+            direct: false,
+        };
         ruleset.sets.insert(table(), Set::of_slots(std::sync::Arc::new(of_slots)));
         ruleset
     };
@@ -120,6 +186,14 @@ fn parts(family: Family) -> Vec<(&'static str, Ruleset)> {
             let much = When::MuchOf(client, set.clone(), 0, Meter::Flows { above: 1 });
             let mut ruleset = guard(vec![much], vec![Does::Drop]);
             ruleset.sets.insert(set, Set { metered: Some(16), ..Set::empty(family.data_type(), None) });
+            ruleset
+        }),
+        ("counters in sets", {
+            let (client, set) = (Client { family, prefix_v6: 64 }, "offends".to_owned());
+            let counted = When::MuchOf(client, set.clone(), 1_000, Meter::Counted);
+            let mut ruleset = guard(vec![counted], Vec::new());
+            let (metered, timeout) = (Some(16), true);
+            ruleset.sets.insert(set, Set { metered, timeout, ..Set::empty(family.data_type(), None) });
             ruleset
         }),
         (

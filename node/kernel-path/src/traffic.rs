@@ -30,6 +30,32 @@ pub struct Carried {
     pub limited: u64,
 }
 
+impl Traffic {
+    /// What another table has carried, too.
+    pub fn add(&mut self, other: Traffic) {
+        for (name, carried) in other.listeners {
+            self.listeners.entry(name).or_default().add(&carried);
+        }
+        for (member, carried) in other.members {
+            self.members.entry(member).or_default().add(&carried);
+        }
+    }
+}
+
+impl Carried {
+    fn add(&mut self, other: &Carried) {
+        let sum = |a: &mut Counted, b: &Counted| {
+            a.packets += b.packets;
+            a.bytes += b.bytes;
+        };
+        self.flows += other.flows;
+        sum(&mut self.received, &other.received);
+        sum(&mut self.sent, &other.sent);
+        self.denied += other.denied;
+        self.limited += other.limited;
+    }
+}
+
 /// Sums that go on when a counter begins anew, as all do when the table is replaced. As many entries as there
 /// are counters.
 #[derive(Debug, Default)]

@@ -45,8 +45,8 @@ fn clients_reach_members_and_are_seen_by_their_own_addresses() {
     let lan = Lan::new(1, &["a", "b"]);
     let view = view(&[("a", 1), ("b", 1)]);
     lan.balancers[0].enter(|| {
-        support::check(false).unwrap();
-        support::check(true).unwrap();
+        support::check(KernelMode::Nat, false).unwrap();
+        support::check(KernelMode::Nat, true).unwrap();
         let mut programmer = Programmer::open("one").unwrap();
         assert!(programmer.follow(&view).unwrap());
         assert!(!programmer.follow(&view).unwrap(), "nothing has changed");

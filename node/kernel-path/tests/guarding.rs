@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lan::{Lan, VIP4, VIP6, view};
-use trestle_config::model::{Action, Ports};
+use trestle_config::model::{Action, KernelMode, Ports};
 use trestle_dataplane::{KernelGuard, KernelNetworks, KernelRate, KernelRule, KernelView, Ranges};
 use trestle_kernel_path::{Census, Programmer, support};
 use trestle_netlink::conntrack::Conntrack;
@@ -55,7 +55,7 @@ fn a_client_has_so_many_flows_and_gets_one_more_when_one_ends() {
     }
     let lan = Lan::new(1, &["a"]);
     lan.balancers[0].enter(|| {
-        support::check(true).unwrap();
+        support::check(KernelMode::Nat, true).unwrap();
         let mut programmer = Programmer::open("one").unwrap();
         programmer.follow(&guarded(|guard| guard.per_client = Some(3))).unwrap();
         for (ip, port) in [(VIP4, 80), (VIP6, 80), (VIP4, 7003), (VIP6, 7001)] {

@@ -469,8 +469,8 @@ fn put_addresses(batch: &mut Batch, addresses: &[IpAddr]) {
 }
 
 pub(crate) const ARP: [u8; 2] = [0x08, 0x06];
-pub(crate) const IPV4: [u8; 2] = [0x08, 0x00];
-pub(crate) const IPV6: [u8; 2] = [0x86, 0xdd];
+pub const IPV4: [u8; 2] = [0x08, 0x00];
+pub const IPV6: [u8; 2] = [0x86, 0xdd];
 const ICMPV6: [u8; 1] = [58];
 const SOLICITATION: [u8; 1] = [135];
 const ADVERTISEMENT: [u8; 1] = [136];

@@ -20,6 +20,9 @@ struct Kernel {
     listeners: Vec<Listener>,
     /// Absent where there is none.
     table: Option<Table>,
+    /// The same of direct server return.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    direct_table: Option<Table>,
     pools: Vec<Pool>,
     /// Flows that the machine's connection tracking holds, whoever's they are.
     tracked_flows: Option<u64>,
@@ -116,12 +119,12 @@ pub(super) async fn show(State(api): State<Arc<Api>>) -> Result<Response, ApiErr
     })?;
     let told = kernel.told();
     let (traffic, open) = (kernel.clone().traffic().await, kernel.open());
-    let (tables, table) = match in_force {
-        None => (Vec::new(), None),
-        Some(InForce { table, owned, chains, rules, tables }) => {
-            (tables, Some(Table { name: table, owned, chains, rules }))
-        }
-    };
+    let mut tables = Vec::new();
+    let [table, direct_table] = in_force.map(|in_force| {
+        let InForce { table: name, owned, chains, rules, tables: more } = in_force?;
+        tables.extend(more);
+        Some(Table { name, owned, chains, rules })
+    });
     let tracked = machine::tracked().filter(|_| table.is_some());
     let shown = Kernel {
         listeners: told
@@ -131,6 +134,7 @@ pub(super) async fn show(State(api): State<Arc<Api>>) -> Result<Response, ApiErr
             .map(|listener| Listener::new(listener, &traffic, &open))
             .collect(),
         table,
+        direct_table,
         pools: tables.into_iter().map(|table| Pool::new(table, &told.view, &traffic, &open)).collect(),
         tracked_flows: tracked.map(|(count, _)| count),
         tracked_flows_max: tracked.map(|(_, most)| most),

@@ -36,14 +36,17 @@ pub(crate) fn run(command: &KernelCommand) -> Outcome {
 }
 
 fn render(kernel: &Kernel) -> String {
-    let Some(in_force) = &kernel.table else {
+    let tables = [("inet", &kernel.table), ("netdev", &kernel.direct_table)];
+    let mut text = String::new();
+    for (family, in_force) in tables {
+        let Some(in_force) = in_force else { continue };
+        let owned = if in_force.owned { ", owned by this node's process" } else { "" };
+        let (name, chains, rules) = (&in_force.name, in_force.chains, in_force.rules);
+        text += &format!("table {family} {name}: {chains} chains, {rules} rules{owned}\n");
+    }
+    if text.is_empty() {
         return "nothing goes by the kernel on this node\n".to_owned();
-    };
-    let owned = if in_force.owned { ", owned by this node's process" } else { "" };
-    let mut text = format!(
-        "table inet {}: {} chains, {} rules{owned}\n",
-        in_force.name, in_force.chains, in_force.rules
-    );
+    }
     if let (Some(count), Some(most)) = (kernel.tracked_flows, kernel.tracked_flows_max) {
         text += &format!("flows tracked on this machine: {count} of {most}\n");
     }
@@ -107,14 +110,16 @@ mod tests {
             "table": { "name": "trestle_kernel_n1", "owned": true, "chains": 5, "rules": 4 },
             "pools": [{ "pool": "pbx", "family": "ipv4", "slots": 1021,
                         "members": [{ "address": "198.18.2.10:5060", "slots": 256 }] }],
+            "direct_table": { "name": "trestle_direct_n1", "owned": false, "chains": 4, "rules": 9 },
             "tracked_flows": 7, "tracked_flows_max": 65536, "warnings": [], "problem": null }))
         .unwrap();
         let text = render(&kernel);
         let lines: Vec<Vec<_>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
         assert_eq!(lines[0][..4], ["table", "inet", "trestle_kernel_n1:", "5"]);
-        assert_eq!(lines[1][5..], ["7", "of", "65536"]);
-        assert_eq!(lines[4][..6], ["sip", "udp", "198.18.0.100:5060", "nat", "client", "pbx"]);
-        assert_eq!(lines[4][6..], ["2", "9", "1023", "B", "1.5", "MiB"]);
-        assert_eq!(lines[7][..7], ["pbx", "198.18.2.10:5060", "256", "of", "1021", "25.1", "%"]);
+        assert_eq!(lines[1][..5], ["table", "netdev", "trestle_direct_n1:", "4", "chains,"]);
+        assert_eq!(lines[2][5..], ["7", "of", "65536"]);
+        assert_eq!(lines[5][..6], ["sip", "udp", "198.18.0.100:5060", "nat", "client", "pbx"]);
+        assert_eq!(lines[5][6..], ["2", "9", "1023", "B", "1.5", "MiB"]);
+        assert_eq!(lines[8][..7], ["pbx", "198.18.2.10:5060", "256", "of", "1021", "25.1", "%"]);
     }
 }

@@ -68,6 +68,7 @@ pub(crate) struct Carried {
 pub(crate) struct Kernel {
     pub(crate) listeners: Vec<KernelListener>,
     pub(crate) table: Option<KernelTable>,
+    pub(crate) direct_table: Option<KernelTable>,
     pub(crate) pools: Vec<KernelPool>,
     pub(crate) tracked_flows: Option<u64>,
     pub(crate) tracked_flows_max: Option<u64>,

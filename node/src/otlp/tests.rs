@@ -96,7 +96,7 @@ impl Traced {
             spans: Some(tap),
             give_back: || {},
             cache_memory: 0,
-            kernel_check: |_| Err("not in tests".to_owned()),
+            kernel_check: |_, _| Err("not in tests".to_owned()),
         };
         let plane = Plane::start(options).unwrap();
         let text = "listeners: { web: { bind: \"127.0.0.1:0\", protocol: http } }\naccess_log: { format: off }\n\

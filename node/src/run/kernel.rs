@@ -14,10 +14,13 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use trestle_dataplane::{KernelListener, KernelView, Plane};
-use trestle_kernel_path::{Census, InForce, Open, Programmer, Traffic, machine, surroundings};
+use trestle_kernel_path::{Carrier, Census, InForce, Open, Parts, Tables, Traffic, machine, surroundings};
 
 /// How often it is looked whether the table is still there as it was made.
 const LOOK: Duration = Duration::from_secs(2);
+
+/// How often it is looked whether it is known what to do.
+const LOOK_FOR_NODES: Duration = Duration::from_millis(50);
 
 /// Between two tries of what the kernel refused.
 const AGAIN: Duration = Duration::from_secs(2);
@@ -36,7 +39,7 @@ pub(crate) struct Kernel {
     plane: Plane,
     node: String,
     /// `None`: nothing was ever to be programmed, or there is no netlink.
-    programmer: Mutex<Option<Programmer>>,
+    carrier: Mutex<Option<Carrier>>,
     told: ArcSwap<Told>,
     findings: Mutex<Option<(Instant, Vec<String>)>>,
     /// It was looked for what an earlier process left.
@@ -61,7 +64,7 @@ impl Kernel {
         Self {
             plane,
             node: node.to_owned(),
-            programmer: Mutex::default(),
+            carrier: Mutex::default(),
             told: ArcSwap::default(),
             findings: Mutex::default(),
             swept: AtomicBool::new(false),
@@ -122,35 +125,65 @@ impl Kernel {
                 () = stop.cancelled() => return,
                 () = sleep(pause) => {}
             }
+            pause = Census::pause(Duration::ZERO);
+            let view = Arc::clone(&self.told.load().view);
+            if view.listeners.iter().any(|listener| listener.guard.offences.is_some()) {
+                let began = Instant::now();
+                self.clone().count_offences().await;
+                pause = Census::pause(began.elapsed());
+            }
             let has_firewall = |listener: &KernelListener| listener.guard.default_hits.is_some();
-            if self.told.load().view.listeners.iter().any(has_firewall) {
+            if view.listeners.iter().any(has_firewall) {
                 let began = Instant::now();
                 self.clone().traffic().await;
-                pause = Census::pause(began.elapsed());
+                pause = pause.max(Census::pause(began.elapsed()));
             }
         }
     }
 
+    /// Holds what was turned away against who tried, where a policy says so.
+    async fn count_offences(self: Arc<Self>) {
+        let read = move || {
+            // A large change is under way: the next time will do.
+            let Some(mut carrier) = self.carrier.try_lock_for(TRAFFIC_WAIT) else { return };
+            match carrier.as_mut().map(Carrier::offences) {
+                Some(Ok(offences)) => self.plane.add_kernel_offences(&offences),
+                Some(Err(error)) => tracing::debug!(%error, "kernel path: refusals can't be read"),
+                None => {}
+            }
+        };
+        if let Err(panic) = tokio::task::spawn_blocking(read).await {
+            std::panic::resume_unwind(panic.into_panic());
+        }
+    }
+
     /// Counts what was read of firewalls' hits.
-    fn tell_hits(&self, programmer: &mut Programmer) {
-        let hits = programmer.take_hits();
+    fn tell_hits(&self, carrier: &mut Carrier) {
+        let hits = carrier.take_hits();
         if !hits.is_empty() {
             self.plane.add_kernel_hits(&hits);
         }
     }
 
     fn count_once(&self, view: &KernelView) -> Duration {
-        let tables = self.programmer.lock().as_ref().and_then(Programmer::tables);
-        // A large change that was waited for is not what a count takes.
         let began = Instant::now();
-        let mut census = self.census.lock();
-        let taken = match &mut *census {
-            Some(census) => census.take_by(view, tables.as_ref()),
-            none => Census::open().and_then(|census| none.insert(census).take_by(view, tables.as_ref())),
+        let parts = Parts::of(view);
+        let (tables, direct, waited) = {
+            let began = Instant::now();
+            let mut carrier = self.carrier.lock();
+            let waited = began.elapsed();
+            let tables = carrier.as_ref().and_then(Carrier::tables);
+            let direct = carrier.as_mut().filter(|_| !parts.direct.listeners.is_empty());
+            (tables, direct.map(|carrier| carrier.direct_flows(&parts.direct)), waited)
         };
+        let taken = self.count_rewritten(&parts.rewriting, tables.as_ref()).and_then(|mut open| {
+            open.add(direct.transpose()?.unwrap_or_default());
+            Ok(open)
+        });
         match taken {
             Ok(open) => {
                 self.plane.set_kernel_clients(&open.clients);
+                self.plane.set_kernel_above(&open.above);
                 self.plane.set_kernel_kept(open.kept.clone(), open.addresses.clone());
                 if open.left_out > 0 && self.open.load().left_out == 0 {
                     tracing::warn!(
@@ -169,12 +202,29 @@ impl Kernel {
             }
             Err(error) => tracing::debug!(%error, "kernel path: flows can't be counted"),
         }
-        began.elapsed()
+        // A large change that was waited for is not what a count takes.
+        began.elapsed().saturating_sub(waited)
+    }
+
+    /// By connection tracking.
+    fn count_rewritten(
+        &self,
+        view: &KernelView,
+        tables: Option<&Tables>,
+    ) -> Result<Open, trestle_kernel_path::Error> {
+        if view.listeners.is_empty() {
+            return Ok(Open::default());
+        }
+        match &mut *self.census.lock() {
+            Some(census) => census.take_by(view, tables),
+            none => Census::open().and_then(|census| none.insert(census).take_by(view, tables)),
+        }
     }
 
     fn forget_flows(&self) {
         if self.open.load().flows > 0 {
             self.plane.set_kernel_clients(&[]);
+            self.plane.set_kernel_above(&[]);
             self.plane.set_kernel_kept(Vec::new(), Vec::new());
         }
         self.open.store(Arc::default());
@@ -200,10 +250,10 @@ impl Kernel {
         let read = move || {
             let before = || self.traffic.lock().as_ref().map(|(_, t)| Arc::clone(t)).unwrap_or_default();
             // A large change is under way: what was read before has to do.
-            let Some(mut programmer) = self.programmer.try_lock_for(TRAFFIC_WAIT) else { return before() };
-            let Some(programmer) = programmer.as_mut() else { return before() };
-            let Ok(traffic) = programmer.traffic() else { return before() };
-            self.tell_hits(programmer);
+            let Some(mut carrier) = self.carrier.try_lock_for(TRAFFIC_WAIT) else { return before() };
+            let Some(carrier) = carrier.as_mut() else { return before() };
+            let Ok(traffic) = carrier.traffic() else { return before() };
+            self.tell_hits(carrier);
             let traffic = Arc::new(traffic);
             *self.traffic.lock() = Some((Instant::now(), Arc::clone(&traffic)));
             traffic
@@ -216,7 +266,9 @@ impl Kernel {
         loop {
             let ends = stop.is_cancelled();
             changes.borrow_and_update();
-            let failed = if self.plane.revision() > 0 { self.clone().step().await } else { false };
+            // Until then what a dead process left goes on as it is.
+            let is_known = self.plane.has_kernel_view();
+            let failed = if is_known { self.clone().step().await } else { false };
             if ends {
                 return;
             }
@@ -226,6 +278,7 @@ impl Kernel {
                 changed = changes.changed() => if changed.is_err() { return },
                 () = sleep(AGAIN), if failed => {}
                 () = sleep(LOOK), if active => {}
+                () = sleep(LOOK_FOR_NODES), if !is_known => {}
             }
         }
     }
@@ -240,15 +293,20 @@ impl Kernel {
 
     fn do_step(&self) -> bool {
         let view = Arc::new(self.plane.kernel_view());
-        let mut programmer = self.programmer.lock();
-        if view.listeners.is_empty() && programmer.is_none() {
+        let mut carrier = self.carrier.lock();
+        if view.listeners.is_empty() && carrier.is_none() {
             if !self.swept.swap(true, Ordering::Relaxed) {
-                sweep(&self.node);
+                sweep(Carrier::open(&self.node).and_then(|mut carrier| carrier.sweep()));
             }
             return false;
         }
         let began = Instant::now();
-        let outcome = self.program(&mut programmer, &view);
+        let outcome = self.program(&mut carrier, &view);
+        if let Some(carrier) =
+            carrier.as_mut().filter(|_| outcome.is_ok() && !self.swept.swap(true, Ordering::Relaxed))
+        {
+            sweep(carrier.sweep());
+        }
         let told = self.told.load();
         let problem = match outcome {
             Ok(true) => {
@@ -264,7 +322,7 @@ impl Kernel {
         }
         let failed = problem.is_some();
         self.plane.set_kernel_problem(problem.clone());
-        let remarks = programmer.as_ref().map(Programmer::remarks).unwrap_or_default();
+        let remarks = carrier.as_ref().map(Carrier::remarks).unwrap_or_default();
         self.told.store(Arc::new(Told { view, problem, remarks }));
         failed
     }
@@ -272,18 +330,18 @@ impl Kernel {
     /// Whether there was something to do.
     fn program(
         &self,
-        programmer: &mut Option<Programmer>,
+        carrier: &mut Option<Carrier>,
         view: &KernelView,
     ) -> Result<bool, trestle_kernel_path::Error> {
-        let programmer = match programmer {
-            Some(programmer) => programmer,
-            None => programmer.insert(Programmer::open(&self.node)?),
+        let carrier = match carrier {
+            Some(carrier) => carrier,
+            None => carrier.insert(Carrier::open(&self.node)?),
         };
-        if !programmer.check()? {
-            tracing::warn!("somebody changed the table of the kernel path: it is made anew");
+        if !carrier.check()? {
+            tracing::warn!("somebody changed a table of the kernel path: it is made anew");
         }
-        let followed = programmer.follow(view);
-        self.tell_hits(programmer);
+        let followed = carrier.follow(view);
+        self.tell_hits(carrier);
         followed
     }
 
@@ -291,11 +349,11 @@ impl Kernel {
         self.told.load_full()
     }
 
-    /// By the kernel's own word; `None`: it has no table of this node.
-    pub(crate) async fn in_force(self: Arc<Self>) -> Result<Option<InForce>, String> {
-        let read = move || match &mut *self.programmer.lock() {
-            Some(programmer) => programmer.in_force().map_err(|error| error.to_string()),
-            None => Ok(None),
+    /// By the kernel's own word; `None`: it has no such table of this node. The second is that of direct server return.
+    pub(crate) async fn in_force(self: Arc<Self>) -> Result<[Option<InForce>; 2], String> {
+        let read = move || match &mut *self.carrier.lock() {
+            Some(carrier) => carrier.in_force().map_err(|error| error.to_string()),
+            None => Ok([None, None]),
         };
         tokio::task::spawn_blocking(read).await.unwrap_or_else(|error| Err(error.to_string()))
     }
@@ -310,8 +368,12 @@ impl Kernel {
         let findings = match &*kept {
             Some((at, findings)) if at.elapsed() < FINDINGS_KEPT => findings.clone(),
             _ => {
-                let mut findings = machine::findings(&trestle_kernel_path::families(&told.view));
-                findings.extend(surroundings::findings(&told.view));
+                let parts = Parts::of(&told.view);
+                let mut findings = Vec::new();
+                if !parts.rewriting.listeners.is_empty() {
+                    findings.extend(machine::findings(&trestle_kernel_path::families(&parts.rewriting)));
+                    findings.extend(surroundings::findings(&parts.rewriting));
+                }
                 *kept = Some((Instant::now(), findings.clone()));
                 findings
             }
@@ -324,8 +386,8 @@ impl Kernel {
 }
 
 /// What a dead process of this name left, if it may be looked for at all.
-fn sweep(node: &str) {
-    match Programmer::open(node).and_then(|mut programmer| programmer.sweep()) {
+fn sweep(outcome: Result<bool, trestle_kernel_path::Error>) {
+    match outcome {
         Ok(true) => tracing::info!("kernel path: what an earlier process left was taken away"),
         Ok(false) => {}
         Err(error) => tracing::debug!(%error, "kernel path: not looked for what an earlier process left"),

@@ -36,6 +36,8 @@
 //! seat unless it is heard. A process that has just begun, or has a new seat, may use 1 of each limit until it
 //! knows what the others hold.
 //!
+//! Of listeners that kernels may carry, a kernel keeps to its share, and others count with that: [`super::by_kernel`].
+//!
 //! A rate is divided by the same rules: what is held is a part of it. Only how much a node wants, and gives
 //! back, follows from what is asked of each node: [`super::rates`].
 //!
@@ -44,8 +46,9 @@
 //! acknowledged.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
-use trestle_dataplane::limits::{reserve, share};
+use trestle_dataplane::limits::{AboveShare, reserve, share};
 use trestle_dataplane::rates;
 use trestle_raft_store::types::NodeId;
 
@@ -100,6 +103,10 @@ pub(crate) trait Meter {
     fn divide(&self, key: u64, part: u32, fill: u32) -> u32;
     /// Adds what another node has given of a bucket.
     fn give(&self, key: u64, units: u32);
+    /// Whether this node's kernel keeps to its share of keys that have fixed ones, whatever is said of them.
+    fn keeps_shares(&self) -> bool;
+    /// Of which of them it has more open than that.
+    fn above_shares(&self) -> Arc<[AboveShare]>;
 }
 
 /// What the meter knows of a key.
@@ -157,6 +164,10 @@ pub(crate) enum Fault {
     WholeRoom,
     /// What a peer gives of a bucket is taken whenever it says so.
     GiftTwice,
+    /// What the kernel keeps to is given away.
+    LentByKernel,
+    /// Nobody counts with the kernel of a node that is not heard.
+    DeadKernel,
 }
 
 pub(crate) struct Core {
@@ -177,6 +188,7 @@ pub(crate) struct Core {
     pub(super) peers: BTreeMap<NodeId, Peer>,
     /// All seated peers have confirmed this.
     confirmed: u64,
+    pub(super) kernel: super::by_kernel::Told,
     pub(super) stats: Stats,
     #[cfg(test)]
     pub(crate) fault: Fault,
@@ -279,6 +291,7 @@ impl Core {
             kinds: [0; 2],
             peers: BTreeMap::new(),
             confirmed: 0,
+            kernel: super::by_kernel::Told::default(),
             stats: Stats::default(),
             #[cfg(test)]
             fault: Fault::None,
@@ -286,7 +299,7 @@ impl Core {
     }
 
     #[cfg(test)]
-    fn has(&self, fault: Fault) -> bool {
+    pub(super) fn has(&self, fault: Fault) -> bool {
         self.fault == fault
     }
 
@@ -391,7 +404,7 @@ impl Core {
     }
 
     /// In one order, so that a simulation repeats itself.
-    fn own_keys(&self) -> Vec<u64> {
+    pub(super) fn own_keys(&self) -> Vec<u64> {
         let mut keys: Vec<u64> = self.own.keys().copied().collect();
         keys.sort_unstable();
         keys
@@ -412,6 +425,7 @@ impl Core {
     pub(crate) fn round(&mut self, meter: &impl Meter) -> Outbox {
         self.rounds = self.rounds.saturating_add(1);
         self.begun = [0; 2];
+        self.tell_of_kernel(meter);
         self.grow_up(meter);
         let live = self.peers.values().filter(|peer| peer.live);
         let settled = live.map(Peer::acked).min().unwrap_or(u64::MAX);
@@ -495,7 +509,10 @@ impl Core {
     }
 
     /// A peer has said something of a key.
-    fn heard_of(&mut self, node: NodeId, key: u64, meter: &impl Meter) {
+    pub(super) fn heard_of(&mut self, node: NodeId, key: u64, meter: &impl Meter) {
+        if self.keeps_silent(key, meter) {
+            return;
+        }
         if rates::is_rate(key) {
             return self.heard_of_rate(node, key, meter);
         }
@@ -563,9 +580,9 @@ impl Core {
         let share = share(own.claim.limit, self.nodes);
         let kept = own.kept(share).max(used).min(own.claim.holds.max(used));
         let (mut held, mut hard, mut without) = (kept, false, 0);
-        for peer in self.peers.values().filter(|peer| peer.counts()) {
-            let theirs = peer.claim(key);
-            held = held.saturating_add(theirs.map_or(share, |theirs| theirs.holds));
+        for peer in self.peers.values() {
+            let Some((theirs, holds)) = self.of_peer(peer, key, share) else { continue };
+            held = held.saturating_add(holds);
             if theirs.is_some_and(|theirs| theirs.want == Want::Hard) {
                 hard = true;
                 without += u32::from(theirs.is_some_and(|theirs| theirs.holds == 0));
@@ -652,6 +669,11 @@ impl Core {
             self.say(key, claim);
             return;
         }
+        self.forget(key, meter);
+    }
+
+    /// The share is held again, and nothing is said of it.
+    pub(super) fn forget(&mut self, key: u64, meter: &impl Meter) {
         if self.own.remove(&key).is_some() {
             self.kinds[kind(key)] -= 1;
         }
@@ -667,12 +689,12 @@ impl Core {
             return;
         }
         let (mut held, mut rivals, mut rank) = (u64::from(claim.holds), 1, 0);
-        for (node, peer) in self.peers.iter().filter(|(_, peer)| peer.counts()) {
-            let Some(theirs) = peer.claim(key) else {
-                held += u64::from(share(claim.limit, self.nodes));
+        for (node, peer) in &self.peers {
+            let Some((theirs, holds)) = self.of_peer(peer, key, share(claim.limit, self.nodes)) else {
                 continue;
             };
-            held += u64::from(theirs.holds);
+            held += u64::from(holds);
+            let Some(theirs) = theirs else { continue };
             if theirs.want > claim.want {
                 return;
             }
@@ -800,7 +822,7 @@ impl Core {
 
     /// (keys of our own, keys held of others)
     pub(crate) fn sizes(&self) -> (usize, usize) {
-        (self.own.len(), self.peers.values().map(|peer| peer.keys().len()).sum())
+        (self.own.len(), self.peers.values().map(|peer| peer.keys().count()).sum())
     }
 }
 

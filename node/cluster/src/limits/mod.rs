@@ -8,6 +8,7 @@
 //! Only keys that somebody uses beyond the share of a node are spoken of, at most [`MAX_KEYS`] of a node, and
 //! as many of rates. A key that finds no place has its share on each node.
 
+mod by_kernel;
 mod core;
 mod exact;
 mod log;
@@ -31,7 +32,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use trestle_dataplane::limits::Limits;
+use trestle_dataplane::limits::{AboveShare, Limits};
 use trestle_dataplane::rates::{Flow, Rates, WHOLE, is_rate};
 use trestle_dataplane::{LimitOf, LimitView};
 use trestle_raft_store::types::{NodeId, State};
@@ -110,6 +111,14 @@ impl Meter for Meters {
 
     fn give(&self, key: u64, units: u32) {
         self.rates.give(key, units);
+    }
+
+    fn keeps_shares(&self) -> bool {
+        self.limits.keeps_shares()
+    }
+
+    fn above_shares(&self) -> Arc<[AboveShare]> {
+        self.limits.above_shares()
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use trestle_raft_store::types::NodeId;
 
 use super::MAX_KEYS;
+use super::by_kernel::KEEPS_SHARES;
 use super::core::Stats;
 use super::wire::{Ack, Claim, Delta, Flow, Message};
 
@@ -39,6 +40,8 @@ pub(super) struct Peer {
     pub(super) sent: u64,
     pub(super) in_flight: usize,
     confirmed: Confirmed,
+    /// Whether its kernel keeps to shares; `None`: its present process has not said all yet.
+    keeps_shares: Option<bool>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -85,6 +88,7 @@ impl Peer {
         }
         self.session = Some(message.session);
         self.quiet = 0;
+        self.keeps_shares = None;
         (self.acked, self.acked_table) = (0, 0);
         (self.sent, self.in_flight) = (0, 0);
         self.begin_table(message.floor, message.version, stats);
@@ -144,6 +148,7 @@ impl Peer {
         if message.version > self.upto {
             return;
         }
+        self.keeps_shares = Some(self.claims.contains_key(&KEEPS_SHARES));
         let confirmed = &mut self.confirmed;
         confirmed.is_any = true;
         if message.version >= confirmed.version {
@@ -186,6 +191,11 @@ impl Peer {
         self.seat.is_some() || self.live
     }
 
+    /// Its kernel may keep to shares, and goes on with that when the node is not heard any more.
+    pub(super) fn may_keep_shares(&self) -> bool {
+        self.keeps_shares != Some(false)
+    }
+
     pub(super) fn claim(&self, key: u64) -> Option<&Claim> {
         self.claims.get(&key).map(|known| &known.claim)
     }
@@ -202,8 +212,8 @@ impl Peer {
         })
     }
 
-    pub(super) fn keys(&self) -> impl ExactSizeIterator<Item = u64> + '_ {
-        self.claims.keys().copied()
+    pub(super) fn keys(&self) -> impl Iterator<Item = u64> + '_ {
+        self.claims.keys().copied().filter(|key| *key != KEEPS_SHARES)
     }
 
     pub(super) fn ack(&self) -> Option<Ack> {

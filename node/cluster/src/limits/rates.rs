@@ -101,12 +101,10 @@ impl Core {
         let mut view =
             View { target: 0, room: 0, over: 0, wanted: false, hard: false, above_share: false, heir: None };
         let mut most = (false, 0);
-        for (node, peer) in self.peers.iter().filter(|(_, peer)| peer.counts()) {
-            let Some(theirs) = peer.claim(key) else {
-                held += u64::from(share);
-                continue;
-            };
-            held += u64::from(theirs.holds);
+        for (node, peer) in &self.peers {
+            let Some((theirs, holds)) = self.of_peer(peer, key, share) else { continue };
+            held += u64::from(holds);
+            let Some(theirs) = theirs else { continue };
             demand += u64::from(theirs.flow.demand);
             view.wanted |= theirs.want != Want::Nothing;
             view.above_share |= theirs.holds > share;

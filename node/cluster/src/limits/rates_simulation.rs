@@ -7,8 +7,10 @@
 //! has begun, which does not know what its predecessor had let through, its share of the burst. Once faults end, the whole rate is admitted, wherever it is asked for.
 
 use std::cell::Cell;
+use std::sync::Arc;
 
 use rand::Rng;
+use trestle_dataplane::limits::AboveShare;
 use trestle_dataplane::rates::{Flow, Rates, Spec, WHOLE, floor, share};
 use trestle_raft_store::types::NodeId;
 
@@ -25,6 +27,8 @@ const TOLD: u64 = 1;
 struct Buckets {
     rates: Rates,
     now: Cell<u64>,
+    /// Its kernel does.
+    keeps_shares: Cell<bool>,
 }
 
 impl Metered for Buckets {
@@ -79,6 +83,14 @@ impl Meter for Buckets {
     fn give(&self, key: u64, units: u32) {
         self.rates.give(key, units);
     }
+
+    fn keeps_shares(&self) -> bool {
+        self.keeps_shares.get()
+    }
+
+    fn above_shares(&self) -> Arc<[AboveShare]> {
+        Arc::new([])
+    }
 }
 
 /// One key: what is asked of each node, and what came of it.
@@ -105,9 +117,13 @@ struct Crowd {
     violation: Option<String>,
 }
 
+/// Of this subject kernels may keep to shares.
+const FIXED: usize = 7;
+
 fn key(subject: usize) -> u64 {
     // Over all shards.
-    (subject as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1
+    let key = (subject as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) & !0b100 | 1;
+    if subject == FIXED { key | 0b100 } else { key }
 }
 
 fn spec(rate: f64, burst: f64) -> Spec {
@@ -430,6 +446,21 @@ fn a_node_alone_has_the_whole_rate_within_two_seconds() {
         assert!(part >= WHOLE - 2 * floor(3) - 2 * (WHOLE / 128), "all but little: {part}");
         within(crowd.admits(0, 10 * SECOND), spec.rate * 10.0, &format!("{spec:?}"));
     }
+}
+
+#[test]
+fn what_a_kernel_keeps_to_no_other_node_has() {
+    let mut crowd = Crowd::new(5, 3, &[spec(100.0, 100.0); FIXED + 1], Fault::None);
+    crowd.world.nodes[&2].meter.keeps_shares.set(true);
+    crowd.run(SECOND);
+    for at in [FIXED, FIXED - 1] {
+        crowd.ask(at, &[300.0, 0.0, 0.0]);
+    }
+    crowd.run(2 * SECOND);
+    let part = |at| f64::from(crowd.world.nodes[&0].meter.rates.part(key(at))) / f64::from(WHOLE);
+    let (fixed, lent) = (part(FIXED), part(FIXED - 1));
+    assert!((0.6..0.67).contains(&fixed) && lent > 0.9, "{fixed} and {lent}");
+    within(crowd.admits(FIXED, 10 * SECOND), 1_000.0 * fixed, "two thirds");
 }
 
 #[test]

@@ -8,9 +8,10 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use rand::Rng;
-use trestle_dataplane::limits::share;
+use trestle_dataplane::limits::{AboveShare, share};
 use trestle_dataplane::rates;
 use trestle_raft_store::types::NodeId;
 
@@ -34,6 +35,9 @@ struct Table {
     /// Who was turned away, of all keys.
     turned_away: u32,
     others_give: bool,
+    /// It is known that no kernel keeps to shares here.
+    lends: bool,
+    above: Vec<AboveShare>,
     nodes: u32,
     young: bool,
     time: u64,
@@ -168,6 +172,14 @@ impl Meter for Counter {
     fn give(&self, _: u64, _: u32) {
         unreachable!("no key is one of a rate")
     }
+
+    fn keeps_shares(&self) -> bool {
+        !self.0.borrow().lends
+    }
+
+    fn above_shares(&self) -> Arc<[AboveShare]> {
+        self.0.borrow().above.clone().into()
+    }
 }
 
 impl Metered for Counter {
@@ -201,13 +213,14 @@ fn is_slow(fault: Fault) -> bool {
     matches!(fault, Fault::None | Fault::Unlearned)
 }
 
-/// Odd ones are those of rates.
-fn keys(count: u64) -> impl Iterator<Item = u64> {
-    (0..count).map(|n| 2 * n)
-}
+/// Between two keys: odd ones are those of rates, and some bits are marks.
+const KEY: u64 = 8;
+
+/// Of limits of which kernels keep to shares. As with hashes, none has that bit alone.
+const FIXED: u64 = 1 << 32 | 4;
 
 fn limit(key: u64) -> u32 {
-    LIMITS[key as usize / 2 % LIMITS.len()]
+    LIMITS[(key as u32 as u64 / KEY) as usize % LIMITS.len()]
 }
 
 struct Clients {
@@ -225,10 +238,17 @@ struct Clients {
     /// How many steps clients behave alike.
     phase: u32,
     violation: Option<String>,
+    /// Nodes whose kernel carries what these keys are about, and what it has open of them.
+    kernels: BTreeMap<NodeId, BTreeMap<u64, u32>>,
 }
 
 impl Clients {
     fn new(seed: u64, nodes: u64, faults: Faults, fault: Fault) -> Clients {
+        Clients::beside_kernels(seed, nodes, &[], faults, fault)
+    }
+
+    /// The kernels of these nodes carry what the others carry by the proxy.
+    fn beside_kernels(seed: u64, nodes: u64, kernels: &[NodeId], faults: Faults, fault: Fault) -> Clients {
         let mut clients = Clients {
             world: World::new(seed, nodes, fault),
             excused: BTreeMap::new(),
@@ -241,12 +261,47 @@ impl Clients {
             fondness: 9,
             phase: if is_slow(fault) { 600 } else { 150 },
             violation: None,
+            kernels: kernels.iter().map(|node| (*node, BTreeMap::new())).collect(),
         };
+        clients.tell_kernels();
         for _ in 0..10 * ROUND {
             clients.step();
         }
         (clients.pressure, clients.world.faults) = (60, faults);
         clients
+    }
+
+    fn mark(&self) -> u64 {
+        if self.kernels.is_empty() { 0 } else { FIXED }
+    }
+
+    fn all_keys(&self) -> impl Iterator<Item = u64> + use<> {
+        let mark = self.mark();
+        (0..self.keys).map(move |n| KEY * n + mark)
+    }
+
+    /// Each process learns what its kernel carries, and what it has open.
+    fn tell_kernels(&self) {
+        for (id, node) in &self.world.nodes {
+            let kernel = self.kernels.get(id);
+            let above = kernel.into_iter().flatten();
+            let above = above.map(|(key, open)| AboveShare { key: *key, limit: limit(*key), open: *open });
+            let mut table = node.meter.0.borrow_mut();
+            (table.lends, table.above) = (kernel.is_none(), above.collect());
+        }
+    }
+
+    /// A flow comes to a kernel, or ends there. It asks nobody, and goes on whatever becomes of its node.
+    fn kernel(&mut self, id: NodeId, key: u64, comes: bool) -> bool {
+        let share = share(limit(key), self.world.nodes.len() as u32);
+        let Some(kernel) = self.kernels.get_mut(&id) else { return false };
+        let open = kernel.entry(key).or_default();
+        match comes {
+            true if *open < share => *open += 1,
+            true => {}
+            false => *open = open.saturating_sub(1),
+        }
+        true
     }
 
     fn clients(&mut self) {
@@ -256,11 +311,14 @@ impl Clients {
             if let Some(favourite) = self.favourite {
                 id = favourite;
             }
-            let key = 2 * self.world.rng.random_range(0..self.keys);
+            let key = KEY * self.world.rng.random_range(0..self.keys) + self.mark();
             let comes = self.world.rng.random_range(0..100) < self.pressure;
             if comes && self.favourite.is_none() && self.world.rng.random_range(0..10) < self.fondness {
-                let mut near = (0..nodes).map(|step| (key / 2 + self.homes + step) % nodes);
+                let mut near = (0..nodes).map(|step| (key as u32 as u64 / KEY + self.homes + step) % nodes);
                 id = near.find(|id| self.world.nodes[id].alive).unwrap_or(id);
+            }
+            if self.kernel(id, key, comes) {
+                continue;
             }
             let Some(node) = self.world.nodes.get(&id).filter(|node| node.alive) else { continue };
             if comes {
@@ -300,9 +358,11 @@ impl Clients {
     }
 
     fn step(&mut self) {
-        for id in self.world.arrive() {
+        let lost = self.world.arrive();
+        self.tell_kernels();
+        for id in lost.into_iter().filter(|id| !self.kernels.contains_key(id)) {
             let table = self.world.nodes[&id].meter.0.borrow();
-            for key in keys(self.keys) {
+            for key in self.all_keys() {
                 let held = table.open.get(&key).copied().unwrap_or(0).max(share(limit(key), table.nodes));
                 self.excused.insert((id, key), held);
             }
@@ -313,20 +373,24 @@ impl Clients {
     }
 
     fn open(&self, key: u64) -> u32 {
-        self.world.nodes.values().map(|node| node.meter.used(key)).sum()
+        let by_kernels = self.kernels.values().filter_map(|kernel| kernel.get(&key)).sum::<u32>();
+        self.world.nodes.values().map(|node| node.meter.used(key)).sum::<u32>() + by_kernels
     }
 
     /// What may be open.
     fn allowed(&self, key: u64) -> u32 {
-        let of = |node: &Node<Counter>| {
+        let of = |(id, node): (&NodeId, &Node<Counter>)| {
             let table = node.meter.0.borrow();
+            if self.kernels.contains_key(id) {
+                return share(limit(key), self.world.nodes.len() as u32);
+            }
             table.allowed.get(&key).copied().unwrap_or(table.share(key))
         };
-        self.world.nodes.values().map(of).sum()
+        self.world.nodes.iter().map(of).sum()
     }
 
     fn check(&mut self) {
-        for key in keys(self.keys) {
+        for key in self.all_keys() {
             let plain = limit(key) + self.world.nodes.len() as u32 - 1;
             let open = self.open(key);
             if self.world.time > self.world.whole_since + 5 * ROUND && self.allowed(key) <= plain {
@@ -345,7 +409,10 @@ impl Clients {
 }
 
 fn run(seed: u64, nodes: u64, faults: Faults, fault: Fault) -> Clients {
-    let mut clients = Clients::new(seed, nodes, faults, fault);
+    run_all(Clients::new(seed, nodes, faults, fault))
+}
+
+fn run_all(mut clients: Clients) -> Clients {
     for _ in 0..4_000 {
         clients.step();
         if clients.violation.is_some() {
@@ -372,7 +439,7 @@ fn holds_under(faults: Faults) {
             clients.pressure = 100;
             clients.step();
         }
-        for key in keys(clients.keys) {
+        for key in clients.all_keys() {
             let (open, limit) = (clients.open(key), limit(key));
             assert!(open >= limit - limit / 20, "{open} of {limit}; TRESTLE_SEED={seed}");
         }
@@ -393,6 +460,82 @@ fn limits_hold_and_are_used_while_nodes_are_cut_off_and_come_back() {
 #[test]
 fn limits_hold_and_are_used_while_processes_die_and_begin() {
     holds_under(Faults::Deaths);
+}
+
+/// The first node's kernel carries, of four and five nodes two do; the others carry by the proxy.
+fn hold_beside_kernels(faults: Faults) {
+    for seed in seeds(24) {
+        let nodes = 2 + seed % 4;
+        let kernels: &[NodeId] = if nodes > 3 { &[0, 2] } else { &[0] };
+        let mut clients = run_all(Clients::beside_kernels(seed, nodes, kernels, faults, Fault::None));
+        if let Some(violation) = &clients.violation {
+            panic!("{violation}; repeat it by TRESTLE_SEED={seed}");
+        }
+        clients.world.heal();
+        clients.pressure = 0;
+        for _ in 0..40 * ROUND {
+            clients.step();
+        }
+        // What kernels may have nobody else gets.
+        for (favourite, others) in [(1, kernels.len() as u32), (0, nodes as u32 - 1)] {
+            (clients.pressure, clients.favourite) = (100, Some(favourite));
+            for _ in 0..30 * ROUND {
+                clients.pressure = 100;
+                clients.step();
+            }
+            for key in clients.all_keys() {
+                let (limit, open) = (limit(key), clients.open(key));
+                let expected = limit.saturating_sub(others * share(limit, nodes as u32));
+                assert!(open >= expected - limit / 20, "{open} of {limit}; TRESTLE_SEED={seed}");
+            }
+        }
+        assert_eq!(clients.violation, None, "TRESTLE_SEED={seed}");
+    }
+}
+
+#[test]
+fn limits_hold_beside_kernels_under_loss_delay_and_duplication() {
+    hold_beside_kernels(Faults::Network);
+}
+
+#[test]
+fn limits_hold_beside_kernels_while_nodes_are_cut_off_and_come_back() {
+    hold_beside_kernels(Faults::Partitions);
+}
+
+#[test]
+fn limits_hold_beside_kernels_while_processes_die_and_begin() {
+    hold_beside_kernels(Faults::Deaths);
+}
+
+#[test]
+fn faults_about_kernels_are_found() {
+    for (fault, faults) in [(Fault::LentByKernel, Faults::Network), (Fault::DeadKernel, Faults::Deaths)] {
+        let found = (0..60).find(|seed| {
+            let clients = Clients::beside_kernels(*seed, 3, &[0], faults, fault);
+            run_all(clients).violation.is_some()
+        });
+        assert!(found.is_some(), "{fault:?}");
+    }
+}
+
+/// Flows came to it that another node's kernel has let in.
+#[test]
+fn what_a_kernel_has_above_its_share_nobody_else_takes() {
+    let mut clients = Clients::beside_kernels(1, 3, &[0], Faults::None, Fault::None);
+    (clients.pressure, clients.favourite, clients.keys) = (0, Some(1_000), 1);
+    clients.kernels.insert(0, BTreeMap::from([(FIXED, 60)]));
+    (0..5 * ROUND).for_each(|_| clients.step());
+    clients.burst(1, FIXED, 100);
+    clients.settle();
+    assert_eq!(clients.open(FIXED), 100);
+    // Some of them end: others get that, but not the kernel's share.
+    clients.kernels.insert(0, BTreeMap::from([(FIXED, 10)]));
+    (0..5 * ROUND).for_each(|_| clients.step());
+    clients.burst(1, FIXED, 100);
+    clients.settle();
+    assert_eq!(clients.open(FIXED), 10 + 66);
+    assert_eq!(clients.violation, None);
 }
 
 #[test]
@@ -474,7 +617,7 @@ impl Clients {
 fn a_burst_of_the_whole_limit_to_one_node_is_not_refused() {
     for nodes in [3, 5] {
         for (at, limit) in LIMITS.into_iter().enumerate() {
-            let key = 2 * at as u64;
+            let key = KEY * at as u64;
             let mut clients = Clients::calm(nodes, LIMITS.len() as u64);
             let began = clients.world.time;
             clients.burst(1, key, limit);
@@ -494,7 +637,7 @@ fn a_burst_of_the_whole_limit_to_one_node_is_not_refused() {
 fn bursts_to_all_nodes_get_the_limit_and_the_rest_is_refused_within_the_exchange() {
     for nodes in [3u32, 5] {
         for (at, limit) in LIMITS.into_iter().enumerate() {
-            let key = 2 * at as u64;
+            let key = KEY * at as u64;
             let mut clients = Clients::calm(nodes.into(), LIMITS.len() as u64);
             let began = clients.world.time;
             (0..nodes).for_each(|node| clients.burst(node.into(), key, limit));
@@ -513,7 +656,7 @@ fn bursts_to_all_nodes_get_the_limit_and_the_rest_is_refused_within_the_exchange
 fn bursts_within_the_limit_to_two_nodes_are_not_refused() {
     for nodes in [3, 5] {
         for (at, limit) in LIMITS.into_iter().enumerate().filter(|(_, limit)| *limit <= 30) {
-            let key = 2 * at as u64;
+            let key = KEY * at as u64;
             let mut clients = Clients::calm(nodes, LIMITS.len() as u64);
             clients.burst(0, key, limit.div_ceil(2));
             clients.burst(2, key, limit / 2);
@@ -592,7 +735,7 @@ fn bursts_below_the_limit_are_never_refused() {
 fn after_a_burst_of_the_whole_limit_single_connections_elsewhere_are_not_refused() {
     for nodes in [3u64, 5] {
         for (at, limit) in LIMITS.into_iter().enumerate() {
-            let key = 2 * at as u64;
+            let key = KEY * at as u64;
             for seed in 0..20 {
                 let mut clients = Clients::calm(nodes, LIMITS.len() as u64);
                 clients.world.rng = rand::SeedableRng::seed_from_u64(seed);

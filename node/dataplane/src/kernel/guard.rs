@@ -7,11 +7,16 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use trestle_config::model::{self, Action, LimitBy, Ports, RateUnit};
+use trestle_config::model::{self, Action, LimitBy, Ports, RateUnit, Via};
 
+use super::offence::KernelOffences;
 use crate::firewall::Firewall;
 use crate::limits;
 use crate::networks::{Ranges, Sets};
+
+/// A SYN, and its answer, are sent again 1, 3 and 7 s after the first: nobody who goes on trying is forgotten. Those of
+/// a flood take their room in connection tracking for so long, rather than for a minute or two.
+const HALF_OPEN: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct KernelGuard {
@@ -28,8 +33,15 @@ pub struct KernelGuard {
     /// IPv6 addresses with a common prefix of so many bits are one client.
     pub prefix_v6: u8,
     pub rates: Vec<KernelRate>,
+    /// A client that is turned away for what it has or sends itself is counted.
+    pub offences: Option<KernelOffences>,
+    /// What is open above these limits is told: other nodes may carry the listener by the proxy, and share them.
+    pub is_told: bool,
     /// A flow of UDP ends when nothing was seen of it for so long.
     pub udp_idle: Duration,
+    /// One of TCP that is not established ends when nothing was seen of it for so long; zero: as the
+    /// machine has it.
+    pub half_open: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -104,9 +116,18 @@ impl KernelGuard {
             connections: limit(|limits| limits.connections),
             prefix_v6: limits.map_or(64, |limits| limits.prefix_v6),
             rates: settings.rate_limits.iter().map(rate).collect(),
+            offences: KernelOffences::new(settings, nodes),
+            is_told: settings.via == Via::Auto && nodes > 1,
             udp_idle: settings.udp.idle,
+            half_open: HALF_OPEN,
         }
     }
+}
+
+/// Whether some nodes may carry the listener by the proxy and others by the kernel, at the same time.
+pub(crate) fn has_fixed_shares(settings: &model::Listener, config: &model::Config) -> bool {
+    let addresses = |vip: &model::Vip| vip.addresses.iter().map(|address| address.ip).collect();
+    settings.via == Via::Auto && !is_at_one_vip(settings, config.vips.values().map(addresses))
 }
 
 /// Whether the listener stands at addresses of one VIP alone, which move together.
@@ -145,5 +166,28 @@ pools: { app: { members: [\"192.0.2.1:80\"] } }
         assert_eq!(alone, [true, false, false]);
         let of = |nodes| KernelGuard::new(&config.listeners["one"], &Sets::default(), None, nodes).per_client;
         assert_eq!((of(1), of(3)), (Some(10), Some(4)));
+    }
+
+    #[test]
+    fn shares_are_fixed_where_nodes_may_carry_a_listener_in_both_ways_at_once() {
+        let text = "\
+vips: { front: { addresses: [198.18.0.1/24] } }
+listeners:
+  auto: { bind: \":80\", protocol: tcp, via: auto, pool: app, limits: { connections_per_client: 6 } }
+  moving: { bind: \"@front:81\", protocol: tcp, via: auto, pool: app, limits: { connections_per_client: 6 } }
+  kernel: { bind: \":82\", protocol: tcp, via: kernel, pool: app, limits: { connections_per_client: 6 } }
+  proxy: { bind: \":83\", protocol: tcp, pool: app, limits: { connections_per_client: 6 } }
+pools: { app: { members: [\"192.0.2.1:80\"] } }
+";
+        let document = parse(Source { name: "test.yaml", text }).unwrap_or_else(|e| panic!("{e}"));
+        let config = document.config();
+        let fixed = ["auto", "moving", "kernel", "proxy"]
+            .map(|name| has_fixed_shares(&config.listeners[name], config));
+        assert_eq!(fixed, [true, false, false, false]);
+        let guard =
+            |name: &str, nodes| KernelGuard::new(&config.listeners[name], &Sets::default(), None, nodes);
+        // Who is alone shares with nobody.
+        assert_eq!([guard("auto", 3).is_told, guard("auto", 1).is_told], [true, false]);
+        assert!(!guard("kernel", 3).is_told);
     }
 }

@@ -11,7 +11,7 @@ use siphasher::sip::SipHasher13;
 use tokio::time::Instant;
 use trestle_config::model::{self, LimitMode};
 
-use super::{Cut, Held, Limits, Taken};
+use super::{Cut, Held, Limits, Taken, marked};
 
 /// What a limit counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +32,8 @@ pub(crate) struct Bounds {
     requests_per_client: u32,
     prefix_v6: u8,
     is_exact: bool,
+    /// Kernels may keep to shares of it.
+    has_fixed_shares: bool,
     /// Zero: only where more can be asked for.
     wait: Duration,
 }
@@ -90,6 +92,7 @@ impl Bounds {
             requests_per_client: limits.requests_per_client,
             prefix_v6: limits.prefix_v6,
             is_exact: limits.mode == LimitMode::Exact,
+            has_fixed_shares: false,
             wait: limits.wait,
         })
     }
@@ -101,7 +104,21 @@ impl Bounds {
             hash_client(&mut hasher, client, self.prefix_v6);
         }
         // Odd ones are those of rates, and those with the second bit those of exact limits.
-        hasher.finish() & !0b11 | u64::from(self.is_exact) << 1
+        let key = hasher.finish() & !0b11 | u64::from(self.is_exact) << 1;
+        marked(key, self.has_fixed_shares)
+    }
+
+    /// Of a listener that some nodes' kernels may carry.
+    pub(crate) fn with_fixed_shares(self, has_fixed_shares: bool) -> Self {
+        Self { has_fixed_shares, ..self }
+    }
+
+    /// The key, and the limit, of what this client, or all clients together, may have open as connections.
+    pub(crate) fn of_connections(&self, client: Option<IpAddr>) -> (u64, u32) {
+        match client {
+            Some(_) => (self.key(Counted::ConnectionsPerClient, client), self.connections_per_client),
+            None => (self.key(Counted::Connections, None), self.connections),
+        }
     }
 
     pub(crate) fn is_exact(&self) -> bool {

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use trestle_config::model::{LimitBy, Rate, RateLimit, RateOf};
 
 use super::{Rates, Spec, Taken};
-use crate::limits::{Spot, hash_client, place};
+use crate::limits::{Spot, hash_client, marked, place};
 
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
@@ -25,6 +25,8 @@ pub(crate) struct Bound {
     rate: Rate,
     /// Of its place and of itself, by the cluster's secret.
     keys: SipHasher13,
+    /// Kernels may keep to shares of it.
+    has_fixed_shares: bool,
     by: By,
     spec: Spec,
     /// What answers say of it; `None`: nothing.
@@ -102,7 +104,13 @@ impl Bound {
             LimitBy::Listener => ("listener", By::Listener),
         };
         let (of, rate, at) = (limit.of, limit.rate, at.to_string().into());
-        Some(Self { at, of, rate, keys, by, spec, policy: limit.headers.then(|| Policy::new(name, &spec)) })
+        let policy = limit.headers.then(|| Policy::new(name, &spec));
+        Some(Self { at, of, rate, keys, has_fixed_shares: false, by, spec, policy })
+    }
+
+    /// Of a listener that some nodes' kernels may carry.
+    pub(crate) fn with_fixed_shares(self, has_fixed_shares: bool) -> Self {
+        Self { has_fixed_shares, ..self }
     }
 
     /// `None`: it is not about this one, for it has no such header.
@@ -114,7 +122,7 @@ impl Bound {
             By::Route => asked.route.hash(&mut hasher),
             By::Listener => asked.listener.hash(&mut hasher),
         }
-        Some(hasher.finish() | 1)
+        Some(marked(hasher.finish() | 1, self.has_fixed_shares))
     }
 
     /// Where it stands.

@@ -63,7 +63,7 @@ impl Proxy {
             spans: None,
             give_back: || {},
             cache_memory: 64 << 20,
-            kernel_check: |_| Err("not in tests".to_owned()),
+            kernel_check: |_, _| Err("not in tests".to_owned()),
         };
         change(&mut options);
         let log = Log::default();

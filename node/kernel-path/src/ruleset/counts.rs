@@ -151,7 +151,7 @@ impl Making<'_> {
         }
     }
 
-    fn members_of(&self, listener: &KernelListener, family: Family) -> Vec<SocketAddr> {
+    pub(super) fn members_of(&self, listener: &KernelListener, family: Family) -> Vec<SocketAddr> {
         let known = self.view.known.get(&listener.pool).into_iter().flatten();
         known.map(|member| member.address).filter(|address| Family::of(address.ip()) == family).collect()
     }
@@ -216,7 +216,7 @@ impl Making<'_> {
         }
     }
 
-    fn add_counter(&mut self, map: &str, kind: DataType, key: Vec<u8>, counter: String) {
+    pub(super) fn add_counter(&mut self, map: &str, kind: DataType, key: Vec<u8>, counter: String) {
         self.made.objects.entry(counter.clone()).or_insert(Object::Counter);
         let made = || Set { objects: Some(ObjectKind::Counter), ..Set::empty(kind, None) };
         let set = self.made.sets.entry(map.to_owned()).or_insert_with(made);

@@ -2,9 +2,10 @@
 //!
 //! | chain | what it does |
 //! | --- | --- |
-//! | `guard4.NAME`, `guard6.NAME` | time-outs of UDP, and the firewall; who is let in goes on |
+//! | `guard4.NAME`, `guard6.NAME` | time-outs of UDP, and of TCP that is half open; and the firewall; who is let in goes on |
 //! | `rates4.NAME`, `rates6.NAME` | new flows in a time |
 //! | `open4.NAME`, `open6.NAME` | open flows of a client |
+//! | `offends4.NAME`, `offends6.NAME` | who is turned away for what it has or sends itself is counted: [`super::offenders`] |
 //! | `all.NAME`, `open.NAME` | new and open flows of all clients, by both families |
 //! | `over.NAME` | what is too much is refused |
 //!
@@ -78,15 +79,7 @@ impl Making<'_> {
     fn guard_all(&mut self, listener: &KernelListener) -> Option<String> {
         let KernelGuard { per_client, connections, rates, .. } = &listener.guard;
         if per_client.is_some() || connections.is_some() || !rates.is_empty() {
-            let over = over(listener);
-            let counter = limited(listener);
-            let refused = [
-                Rule::Guard(vec![When::Continues], vec![Does::Accept]),
-                Rule::Guard(vec![When::Tcp], vec![Does::Count(counter.clone()), Does::Reset]),
-                Rule::Guard(Vec::new(), vec![Does::Count(counter.clone()), Does::Drop]),
-            ];
-            self.made.objects.insert(counter, Object::Counter);
-            self.made.chains.insert(over, Chain { hook: None, rules: refused.into() });
+            self.add_over(listener);
         }
         let over = || vec![Does::Goto(over(listener))];
         let of_all = rates.iter().filter(|rate| !rate.by_client);
@@ -109,6 +102,18 @@ impl Making<'_> {
         Some(name)
     }
 
+    /// What is too much is refused.
+    pub(super) fn add_over(&mut self, listener: &KernelListener) {
+        let counter = limited(listener);
+        let refused = [
+            Rule::Guard(vec![When::Continues], vec![Does::Accept]),
+            Rule::Guard(vec![When::Tcp], vec![Does::Count(counter.clone()), Does::Reset]),
+            Rule::Guard(Vec::new(), vec![Does::Count(counter.clone()), Does::Drop]),
+        ];
+        self.made.objects.insert(counter, Object::Counter);
+        self.made.chains.insert(over(listener), Chain { hook: None, rules: refused.into() });
+    }
+
     /// To where open flows of all clients are counted, if they are.
     fn goes_on(&mut self, listener: &KernelListener, open: &Option<Rule>) -> Does {
         let Some(open) = open else { return Does::Accept };
@@ -129,22 +134,12 @@ impl Making<'_> {
         if let Some(above) = guard.per_client {
             let set = format!("open{}.{}.{above}", family.digit(), listener.name);
             let much = self.of_client(family, guard.prefix_v6, set, 0, Meter::Flows { above });
-            let rules = vec![Rule::Guard(vec![much], vec![Does::Goto(over(listener))])];
+            let is_offence = guard.offences.is_some_and(|offences| offences.of_limit);
+            let to = if is_offence { self.offends(listener, family, over(listener)) } else { over(listener) };
+            let rules = vec![Rule::Guard(vec![much], vec![Does::Goto(to)])];
             next = Some(self.guard_chain("open", listener, family, rules, next));
         }
-        let of_client = guard.rates.iter().filter(|rate| rate.by_client).enumerate();
-        let mut rules: Vec<Rule> = of_client
-            .map(|(number, rate)| {
-                let KernelRate { count, each, burst, prefix_v6, .. } = rate;
-                let (digit, name) = (family.digit(), &listener.name);
-                let set = format!("rate{digit}.{name}.{number}.{count}.{}.{burst}", each.as_secs());
-                // By then all of the burst is there again.
-                let full = each.mul_f64(f64::from(*burst) / f64::from((*count).max(1)));
-                let kept = full.max(RATE_KEPT).as_millis() as u64;
-                let much = self.of_client(family, *prefix_v6, set, kept, meter(rate));
-                Rule::Guard(vec![much], vec![Does::Goto(over(listener))])
-            })
-            .collect();
+        let mut rules = self.client_rates(listener, family);
         if !rules.is_empty() {
             let goes_on = next.clone().map_or(Does::Accept, Does::Goto);
             rules.insert(0, Rule::Guard(vec![When::Continues], vec![goes_on]));
@@ -156,6 +151,23 @@ impl Making<'_> {
             return next;
         }
         Some(self.guard_chain("guard", listener, family, rules, next))
+    }
+
+    /// Rates of each client.
+    pub(super) fn client_rates(&mut self, listener: &KernelListener, family: Family) -> Vec<Rule> {
+        let of_client = listener.guard.rates.iter().filter(|rate| rate.by_client).enumerate();
+        let rule = |(number, rate): (usize, &KernelRate)| {
+            let KernelRate { count, each, burst, prefix_v6, .. } = rate;
+            let (digit, name) = (family.digit(), &listener.name);
+            let set = format!("rate{digit}.{name}.{number}.{count}.{}.{burst}", each.as_secs());
+            // By then all of the burst is there again.
+            let full = each.mul_f64(f64::from(*burst) / f64::from((*count).max(1)));
+            let kept = full.max(RATE_KEPT).as_millis() as u64;
+            let much = self.of_client(family, *prefix_v6, set, kept, meter(rate));
+            let to = self.offends(listener, family, over(listener));
+            Rule::Guard(vec![much], vec![Does::Goto(to)])
+        };
+        of_client.map(rule).collect()
     }
 
     fn guard_chain(
@@ -173,17 +185,35 @@ impl Making<'_> {
     }
 
     fn time_outs(&mut self, listener: &KernelListener, family: Family) -> Vec<Rule> {
-        if !super::transports(listener).any(|transport| transport == Transport::Udp) {
-            return Vec::new();
+        let KernelGuard { udp_idle: idle, half_open, .. } = listener.guard;
+        let (digit, ipv6) = (family.digit(), family == Family::V6);
+        let mut rules = Vec::new();
+        for transport in super::transports(listener) {
+            let (when, name, object) = match transport {
+                Transport::Udp => (
+                    When::Udp,
+                    format!("idle{digit}.{}", idle.as_millis()),
+                    Object::UdpTimeout { ipv6, idle },
+                ),
+                Transport::Tcp if half_open.is_zero() => continue,
+                Transport::Tcp => {
+                    let name = format!("half_open{digit}.{}", half_open.as_millis());
+                    (When::Tcp, name, Object::TcpTimeout { ipv6, half_open })
+                }
+            };
+            self.made.objects.insert(name.clone(), object);
+            rules.push(Rule::Guard(vec![when], vec![Does::Apply(ObjectKind::Timeout, name)]));
         }
-        let (idle, ipv6) = (listener.guard.udp_idle, family == Family::V6);
-        let name = format!("idle{}.{}", family.digit(), idle.as_millis());
-        self.made.objects.insert(name.clone(), Object::UdpTimeout { ipv6, idle });
-        vec![Rule::Guard(vec![When::Udp], vec![Does::Apply(ObjectKind::Timeout, name)])]
+        rules
     }
 
     /// `next`: where who is let in goes on.
-    fn firewall(&mut self, listener: &KernelListener, family: Family, next: Option<&str>) -> Vec<Rule> {
+    pub(super) fn firewall(
+        &mut self,
+        listener: &KernelListener,
+        family: Family,
+        next: Option<&str>,
+    ) -> Vec<Rule> {
         let guard = &listener.guard;
         if guard.rules.is_empty() && guard.default == Action::Allow && guard.default_hits.is_none() {
             return Vec::new();
@@ -286,7 +316,7 @@ fn guards(family: Family, at_address: bool) -> &'static str {
     }
 }
 
-fn over(listener: &KernelListener) -> String {
+pub(super) fn over(listener: &KernelListener) -> String {
     format!("over.{}", listener.name)
 }
 
@@ -294,6 +324,6 @@ fn limited(listener: &KernelListener) -> String {
     format!("limited.{}", listener.name)
 }
 
-fn meter(rate: &KernelRate) -> Meter {
+pub(super) fn meter(rate: &KernelRate) -> Meter {
     Meter::Rate { above: u64::from(rate.count), each: rate.each, burst: rate.burst }
 }

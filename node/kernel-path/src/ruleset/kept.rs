@@ -77,7 +77,7 @@ impl Making<'_> {
     }
 }
 
-fn key(flow: &KeptFlow) -> Vec<u8> {
+pub(super) fn key(flow: &KeptFlow) -> Vec<u8> {
     let mut key = octets(flow.client.ip());
     key.extend(flow.client.port().to_be_bytes());
     key.extend([0; 2]);

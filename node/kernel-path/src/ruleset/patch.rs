@@ -1,6 +1,9 @@
 //! From one view to the next when nothing but members' shares, bans and kept flows has changed: a few sets, rather than
 //! all of it made anew. This is what a member that goes down or comes back takes.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
 use trestle_dataplane::{KernelListener, KernelView};
 
 use super::{Family, Making, Ruleset, Set, is_of, table_of};
@@ -12,6 +15,25 @@ pub struct Patch(pub(crate) Vec<(String, Set)>);
 impl Ruleset {
     /// From `before`, of which this ruleset was made. `None`: more has changed, so it has to be made anew.
     pub fn patch(&self, before: &KernelView, view: &KernelView) -> Option<Patch> {
+        self.patch_by(before, view, |making, family| making.add_kept(family))
+    }
+
+    /// The same of one for direct server return, with the same ways.
+    pub(crate) fn patch_direct(
+        &self,
+        before: &KernelView,
+        view: &KernelView,
+        ways: &BTreeMap<IpAddr, u32>,
+    ) -> Option<Patch> {
+        self.patch_by(before, view, |making, family| making.add_told(family, ways))
+    }
+
+    fn patch_by(
+        &self,
+        before: &KernelView,
+        view: &KernelView,
+        add_kept: impl Fn(&mut Making<'_>, Family),
+    ) -> Option<Patch> {
         if !is_alike(before, view) {
             return None;
         }
@@ -21,7 +43,7 @@ impl Ruleset {
                 making.add_banned(family);
             }
             if before.kept != view.kept {
-                making.add_kept(family);
+                add_kept(&mut making, family);
             }
         }
         for listener in &view.listeners {

@@ -50,6 +50,7 @@ fn view(listeners: &[KernelListener], members: &[(&str, u32)]) -> KernelView {
         banned: Vec::new(),
         kept: Arc::default(),
         networks: Vec::new(),
+        vips: Vec::new(),
     }
 }
 

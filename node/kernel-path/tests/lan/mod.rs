@@ -10,13 +10,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use trestle_config::model::{Bind, KernelSettings, Protocol};
-use trestle_dataplane::{KernelGuard, KernelListener, KernelMember, KernelView, KnownMember};
+use trestle_config::model::{Bind, KernelMode, KernelSettings, Protocol};
+use trestle_dataplane::{KernelGuard, KernelListener, KernelMember, KernelView, KernelVip, KnownMember};
 use trestle_netlink::nft::{Family, Nft, Table, TableFlags};
 use trestle_netlink::testing::{Namespace, Segment};
 
 pub(crate) const VIP4: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 18, 1, 100));
 pub(crate) const VIP6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0x198, 0x181, 0, 0, 0, 0, 0x100));
+/// Where members answer datagrams at the VIP itself.
+pub(crate) const DNS: u16 = 5354;
 /// After which a member answers to `!`.
 pub(crate) const PAUSE: Duration = Duration::from_secs(1);
 
@@ -28,8 +30,8 @@ pub(crate) struct Lan {
 }
 
 pub(crate) struct MemberHost {
-    namespace: Namespace,
-    _services: Vec<Member>,
+    pub(crate) namespace: Namespace,
+    services: Vec<Member>,
 }
 
 /// A service; ends when dropped.
@@ -95,7 +97,21 @@ impl MemberHost {
             let tcp = [8080, 7001, 7002].map(|port| Member::listen(any, port, name));
             tcp.into_iter().chain([Member::answer(any, 5353, name)]).collect()
         });
-        Self { namespace, _services: services }
+        Self { namespace, services }
+    }
+
+    /// It has the VIP's addresses too, without a word on it, answers datagrams from there, and reaches clients by itself.
+    pub(crate) fn hold_vips(&mut self, name: &str) {
+        for (key, value) in [("arp_ignore", "1"), ("arp_announce", "2")] {
+            self.namespace.sysctl(&format!("net.ipv4.conf.all.{key}"), value);
+        }
+        self.namespace.ip(&format!("address add {VIP4}/32 dev lo"));
+        self.namespace.ip(&format!("-6 address add {VIP6}/128 dev lo nodad"));
+        self.forget_gateway();
+        self.namespace.ip("route add 198.18.1.0/24 dev eth0");
+        self.namespace.ip("-6 route add fd00:198:181::/64 dev eth0");
+        let answering = self.namespace.enter(|| [VIP4, VIP6].map(|vip| Member::answer(vip, DNS, name)));
+        self.services.extend(answering);
     }
 
     pub(crate) fn forget_gateway(&self) {
@@ -177,7 +193,12 @@ pub(crate) fn view(members: &[(&str, u32)]) -> KernelView {
         protocol,
         settings,
         pool: pool.to_owned(),
-        guard: KernelGuard { udp_idle: Duration::from_secs(60), prefix_v6: 64, ..KernelGuard::default() },
+        guard: KernelGuard {
+            udp_idle: Duration::from_secs(60),
+            half_open: Duration::from_secs(10),
+            prefix_v6: 64,
+            ..KernelGuard::default()
+        },
     };
     let pool = |port: u16| -> Vec<KernelMember> {
         let member = |(name, weight): &(&str, u32)| {
@@ -211,9 +232,26 @@ pub(crate) fn view(members: &[(&str, u32)]) -> KernelView {
         known: pools.iter().map(|(name, pool)| (name.clone(), pool.iter().map(known).collect())).collect(),
         pools,
         networks: Vec::new(),
+        vips: Vec::new(),
         banned: Vec::new(),
         kept: Arc::default(),
     }
+}
+
+/// The same listeners at members' own ports, for direct server return.
+pub(crate) fn direct_view(members: &[(&str, u32)]) -> KernelView {
+    let vips = vec![KernelVip { addresses: vec![VIP4, VIP6], interface: None }];
+    let mut view = KernelView { vips, ..view(members) };
+    for listener in &mut view.listeners {
+        listener.settings.mode = KernelMode::Dsr;
+        let port = match listener.name.as_str() {
+            "web" => 8080,
+            "dns" => DNS,
+            _ => continue,
+        };
+        listener.binds.iter_mut().for_each(|bind| bind.port = port);
+    }
+    view
 }
 
 /// Longest time that a transaction of another takes meanwhile: of a guard, say, whose lease is at stake.

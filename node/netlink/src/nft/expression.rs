@@ -92,6 +92,8 @@ pub enum Meter {
     Flows { above: u32 },
     /// More than so many packets in so long have come, after a burst.
     Rate { above: u64, each: std::time::Duration, burst: u32 },
+    /// Always: packets are counted.
+    Counted,
 }
 
 impl Meter {
@@ -99,6 +101,7 @@ impl Meter {
         match self {
             Self::Flows { .. } => "connlimit",
             Self::Rate { .. } => "limit",
+            Self::Counted => "counter",
         }
     }
 
@@ -117,6 +120,7 @@ impl Meter {
                 builder.be32(4, 0);
                 builder.be32(5, 1);
             }
+            Self::Counted => {}
         }
     }
 }
@@ -134,6 +138,8 @@ pub enum Expression<'a> {
     LoadEthertype(Register),
     /// The protocol above IP.
     LoadProtocol(Register),
+    /// Whom the frame was for, a `PACKET_*` in one byte: 0 is this machine.
+    LoadPacketType(Register),
     /// 2 for IPv4, 10 for IPv6, in one byte: what an `inet` chain tells them apart by.
     LoadFamily(Register),
     /// What the machine takes the destination for, an `RTN_*` in the machine's order: 2 is its own.
@@ -170,6 +176,20 @@ pub enum Expression<'a> {
         set: &'a str,
         key: Register,
         timeout_ms: u64,
+    },
+    /// Adds the key with this value to the map or, where it is there, lets it stay as it is for so long again; does
+    /// not match when the map is full.
+    Remember {
+        map: &'a str,
+        key: Register,
+        value: Register,
+        timeout_ms: u64,
+    },
+    /// Takes the key out of the map, whether it is there or not. The value is looked at by nobody, but has to be one.
+    Forget {
+        map: &'a str,
+        key: Register,
+        value: Register,
     },
     Decide(Verdict),
     /// On to another chain, for good.
@@ -238,7 +258,10 @@ impl Expression<'_> {
 
     fn name(&self) -> &'static str {
         match self {
-            Self::LoadEthertype(_) | Self::LoadProtocol(_) | Self::LoadFamily(_) => "meta",
+            Self::LoadEthertype(_)
+            | Self::LoadProtocol(_)
+            | Self::LoadPacketType(_)
+            | Self::LoadFamily(_) => "meta",
             Self::LoadDestinationType(_) | Self::LoadSourceType(_) => "fib",
             Self::LoadFlow(..) => "ct",
             Self::Load(..) | Self::Store(..) => "payload",
@@ -250,7 +273,9 @@ impl Expression<'_> {
             Self::Hash { .. } => "hash",
             Self::Nat { .. } => "nat",
             Self::Masquerade => "masq",
-            Self::Update { .. } | Self::Metered { .. } => "dynset",
+            Self::Update { .. } | Self::Remember { .. } | Self::Forget { .. } | Self::Metered { .. } => {
+                "dynset"
+            }
             Self::Measured(meter) => meter.name(),
             Self::Apply(..) | Self::ApplyBy { .. } => "objref",
             Self::Refuse(_) => "reject",
@@ -263,6 +288,7 @@ impl Expression<'_> {
         match *self {
             Self::LoadEthertype(register) => meta(builder, 1, register),
             Self::LoadProtocol(register) => meta(builder, 16, register),
+            Self::LoadPacketType(register) => meta(builder, 19, register),
             Self::LoadFamily(register) => meta(builder, 15, register),
             Self::LoadDestinationType(register) => {
                 builder.be32(1, register.number());
@@ -336,6 +362,20 @@ impl Expression<'_> {
                 builder.be32(3, 1);
                 builder.be32(4, key.number());
                 builder.be64(6, timeout_ms);
+            }
+            Self::Remember { map, key, value, timeout_ms } => {
+                builder.name(1, map);
+                builder.be32(3, 1);
+                builder.be32(4, key.number());
+                builder.be32(5, value.number());
+                builder.be64(6, timeout_ms);
+            }
+            Self::Forget { map, key, value } => {
+                builder.name(1, map);
+                // NFT_DYNSET_OP_DELETE
+                builder.be32(3, 2);
+                builder.be32(4, key.number());
+                builder.be32(5, value.number());
             }
             Self::Metered { set, key, timeout_ms, meter } => {
                 builder.name(1, set);

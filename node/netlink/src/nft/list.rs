@@ -52,6 +52,13 @@ pub struct Counted {
     pub bytes: u64,
 }
 
+/// An element of a dynamic set, and what it has seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CountedElement {
+    pub key: Vec<u8>,
+    pub counted: Counted,
+}
+
 impl Nft {
     /// All tables, of all families.
     pub fn tables(&mut self) -> Result<Vec<TableInfo>, Error> {
@@ -128,6 +135,23 @@ impl Nft {
         })
     }
 
+    /// The elements of a dynamic set whose [`super::Meter`] counts packets; `None`: there is no such set.
+    pub fn counted(&mut self, table: Table<'_>, set: &str) -> Result<Option<Vec<CountedElement>>, Error> {
+        let names = |builder: &mut Builder| {
+            builder.name(1, table.name);
+            builder.name(2, set);
+        };
+        let family = table.family.number();
+        let lists = self.ask(msg::GETSETELEM, wire::DUMP, family, "list elements", names, |message| {
+            (kind_of(message)? == msg::NEWSETELEM).then(|| read_counted(message)).flatten()
+        });
+        match lists {
+            Ok(lists) => Ok(Some(lists.into_iter().flatten().collect())),
+            Err(error) if error.is(Errno::NOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     fn ask<T>(
         &mut self,
         kind: u16,
@@ -187,6 +211,19 @@ pub(super) fn read_elements(message: &Message<'_>) -> Option<(String, String, Ve
     let list = attributes.find(3).map_or(Attributes(&[]), |list| list.nested());
     let elements = list.filter_map(|element| read_element(element.nested())).collect();
     Some((attributes.find(1)?.text(), attributes.find(2)?.text(), elements))
+}
+
+fn read_counted(message: &Message<'_>) -> Option<Vec<CountedElement>> {
+    let (_, attributes) = message.split::<4>()?;
+    let list = attributes.find(3)?.nested();
+    let read = |element: Attribute<'_>| {
+        let element = element.nested();
+        let key = element.find(1)?.nested().find(1)?.value.to_vec();
+        let counter = element.find(7)?.nested().find(2)?.nested();
+        let value = |kind| counter.find(kind).and_then(|a| a.be64()).unwrap_or(0);
+        Some(CountedElement { key, counted: Counted { bytes: value(1), packets: value(2) } })
+    };
+    Some(list.filter_map(read).collect())
 }
 
 fn read_element(attributes: Attributes<'_>) -> Option<ListedElement> {

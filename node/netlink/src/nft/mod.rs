@@ -21,7 +21,7 @@ use std::{net::IpAddr, time::Duration};
 
 pub use event::{Event, Watch};
 pub use expression::{End, Expression, Field, Flow, Meter, Refusal, Register, Verdict};
-pub use list::{ChainInfo, Counted, ListedElement, RuleInfo, TableInfo};
+pub use list::{ChainInfo, Counted, CountedElement, ListedElement, RuleInfo, TableInfo};
 
 use crate::{
     socket::{Error, Protocol, Socket, next_sequence},
@@ -127,6 +127,8 @@ impl DataType {
 
     /// A number in the machine's order.
     pub const NUMBER: Self = Self { number: 19, length: 4 };
+    /// An interface's index, in the machine's order.
+    pub const INTERFACE: Self = Self { number: 20, length: 4 };
     /// The protocol above IP; takes four bytes.
     pub const PROTOCOL: Self = Self { number: 12, length: 4 };
     /// As a map's value: the chain to go to.
@@ -206,6 +208,9 @@ pub enum Object {
     Counter,
     /// A flow of UDP ends when nothing of it was seen for this long; rounded up to seconds.
     UdpTimeout { ipv6: bool, idle: Duration },
+    /// A flow of TCP ends when it was not established so long after its last packet; rounded up to seconds. All else is
+    /// as the machine has it when this is made.
+    TcpTimeout { ipv6: bool, half_open: Duration },
 }
 
 impl Object {
@@ -213,7 +218,7 @@ impl Object {
     pub fn kind(&self) -> ObjectKind {
         match self {
             Self::Counter => ObjectKind::Counter,
-            Self::UdpTimeout { .. } => ObjectKind::Timeout,
+            Self::UdpTimeout { .. } | Self::TcpTimeout { .. } => ObjectKind::Timeout,
         }
     }
 }
@@ -455,21 +460,27 @@ impl Batch {
         self.builder.name(2, name);
         self.builder.be32(3, object.kind().number());
         let data = self.builder.nest(4);
-        if let Object::UdpTimeout { ipv6, idle } = object {
-            let seconds = idle.as_secs() + u64::from(idle.subsec_nanos() > 0);
-            let seconds = u32::try_from(seconds).unwrap_or(u32::MAX).max(1);
-            let family: u16 = if *ipv6 { 10 } else { 2 };
-            self.builder.attribute(1, &family.to_be_bytes());
-            // IPPROTO_UDP
-            self.builder.attribute(2, &[17]);
-            let policy = self.builder.nest(3);
-            // Before and after it was answered.
-            self.builder.be32(1, seconds);
-            self.builder.be32(2, seconds);
-            self.builder.end_nest(policy);
+        match object {
+            Object::Counter => {}
+            // IPPROTO_*; of each: before and after it was answered.
+            Object::UdpTimeout { ipv6, idle } => self.timeout(*ipv6, 17, *idle),
+            Object::TcpTimeout { ipv6, half_open } => self.timeout(*ipv6, 6, *half_open),
         }
         self.builder.end_nest(data);
         self.builder.end_message(open);
+    }
+
+    /// The first two states of a flow.
+    fn timeout(&mut self, ipv6: bool, protocol: u8, timeout: Duration) {
+        let seconds = timeout.as_secs() + u64::from(timeout.subsec_nanos() > 0);
+        let seconds = u32::try_from(seconds).unwrap_or(u32::MAX).max(1);
+        let family: u16 = if ipv6 { 10 } else { 2 };
+        self.builder.attribute(1, &family.to_be_bytes());
+        self.builder.attribute(2, &[protocol]);
+        let policy = self.builder.nest(3);
+        self.builder.be32(1, seconds);
+        self.builder.be32(2, seconds);
+        self.builder.end_nest(policy);
     }
 
     /// Fails where something still names it.

@@ -50,6 +50,9 @@ impl Pattern {
     }
 
     fn steps(translated: &str) -> Result<Self, String> {
+        if refers_far(translated) {
+            return Err("a reference to a group has at most four digits".to_owned());
+        }
         fancy_regex::RegexBuilder::new(translated)
             .unicode_mode(false)
             .dot_matches_new_line(true)
@@ -105,6 +108,38 @@ fn needs_steps(pattern: &str) -> bool {
     ["(?<!", "(?<=", "(?!", "(?=", "(?>", "++", "*+", "?+", "}+", "\\1", "\\2", "\\3", "\\g", "\\k"]
         .iter()
         .any(|sign| pattern.contains(sign))
+}
+
+/// Whether a reference (`\1`, `\g<1>`, `\k{1}`, `(?1)`, `(?(1)...`) names a group that no pattern has: for each group up
+/// to the one that is named room is taken, before it is looked whether it is there.
+fn refers_far(pattern: &str) -> bool {
+    const DIGITS_MAX: usize = 4;
+    let mut rest = pattern;
+    loop {
+        let number = if let Some(escaped) = rest.strip_prefix('\\') {
+            if let Some(after) = escaped.strip_prefix('\\') {
+                rest = after;
+                continue;
+            }
+            escaped.strip_prefix(['g', 'k']).unwrap_or(escaped)
+        } else if let Some(group) = rest.strip_prefix("(?") {
+            group
+        } else {
+            let mut chars = rest.chars();
+            if chars.next().is_none() {
+                return false;
+            }
+            rest = chars.as_str();
+            continue;
+        };
+        let number = number.trim_start_matches(['<', '{', '(', '\'', '+', '-', 'P', '>', '&', 'R']);
+        if number.bytes().take_while(u8::is_ascii_digit).count() > DIGITS_MAX {
+            return true;
+        }
+        let mut chars = rest.chars();
+        chars.next();
+        rest = chars.as_str();
+    }
 }
 
 /// What PCRE writes otherwise than `regex`.
@@ -437,6 +472,21 @@ mod tests {
 
     fn fits(pattern: &str, text: &str) -> bool {
         Pattern::new(pattern).unwrap().find(text.as_bytes()).unwrap().is_some()
+    }
+
+    #[test]
+    fn a_reference_to_a_group_that_no_pattern_has_takes_no_room() {
+        for far in [
+            r"(a)\2671685606942528852>",
+            r"(a)\g000002671685606942528852>",
+            r"(a)\g<2671685606942528852>",
+            r"(a)(?=b)(?(99999)a|b)",
+        ] {
+            let why = Pattern::new(far).expect_err("it is refused");
+            assert!(why.contains("four digits"), "{far}: {why}");
+        }
+        assert!(fits(r"(a)\1(?=b)", "aab"));
+        assert!(fits(r"\\12345(?=b)", r"\12345b"), "a backslash, and digits");
     }
 
     #[test]

@@ -44,14 +44,16 @@ impl Pattern {
             .build();
         match built {
             Ok(regex) => Ok(Self::Automaton(regex)),
-            Err(why) => Self::steps(&translated)
-                .map_err(|other| if needs_steps(pattern) { other } else { reason(&why) }),
+            Err(why) => Self::steps(&translated).map_err(|other| {
+                let is_other = needs_steps(pattern) || unbounded(&translated).is_some();
+                if is_other { other } else { reason(&why) }
+            }),
         }
     }
 
     fn steps(translated: &str) -> Result<Self, String> {
-        if refers_far(translated) {
-            return Err("a reference to a group has at most four digits".to_owned());
+        if let Some(why) = unbounded(translated) {
+            return Err(why.to_owned());
         }
         fancy_regex::RegexBuilder::new(translated)
             .unicode_mode(false)
@@ -110,36 +112,41 @@ fn needs_steps(pattern: &str) -> bool {
         .any(|sign| pattern.contains(sign))
 }
 
-/// Whether a reference (`\1`, `\g<1>`, `\k{1}`, `(?1)`, `(?(1)...`) names a group that no pattern has: for each group up
-/// to the one that is named room is taken, before it is looked whether it is there.
-fn refers_far(pattern: &str) -> bool {
+/// Why a pattern may not be compiled, since that has no bound: for each group up to one that a reference (`\1`, `\k{1}`,
+/// `(?(1)...`) names room is taken, before it is looked whether it is there; and a group that is called (`\g<1>`,
+/// `(?1)`, `(?R)`, `(?&name)`) is put in its place, within itself as well.
+fn unbounded(pattern: &str) -> Option<&'static str> {
     const DIGITS_MAX: usize = 4;
+    const CALLS: &str = "a pattern that calls a group or itself (\\g, (?1), (?R), (?&name)) is not supported";
     let mut rest = pattern;
-    loop {
-        let number = if let Some(escaped) = rest.strip_prefix('\\') {
-            if let Some(after) = escaped.strip_prefix('\\') {
+    while let Some(c) = rest.chars().next() {
+        let after = &rest[c.len_utf8()..];
+        let is_number = |text: &str| text.starts_with(|c: char| c.is_ascii_digit());
+        let reference = if c == '\\' {
+            if let Some(after) = after.strip_prefix('\\') {
                 rest = after;
                 continue;
             }
-            escaped.strip_prefix(['g', 'k']).unwrap_or(escaped)
-        } else if let Some(group) = rest.strip_prefix("(?") {
-            group
-        } else {
-            let mut chars = rest.chars();
-            if chars.next().is_none() {
-                return false;
+            if after.starts_with('g') {
+                return Some(CALLS);
             }
-            rest = chars.as_str();
-            continue;
+            after.strip_prefix('k').unwrap_or(after).trim_start_matches(['<', '{', '\'', '+', '-'])
+        } else if let Some(group) = rest.strip_prefix("(?") {
+            if ["R", "&", "P>"].iter().any(|call| group.starts_with(call))
+                || is_number(group.trim_start_matches(['+', '-']))
+            {
+                return Some(CALLS);
+            }
+            group.trim_start_matches(['(', '<', '\'', '+', '-'])
+        } else {
+            ""
         };
-        let number = number.trim_start_matches(['<', '{', '(', '\'', '+', '-', 'P', '>', '&', 'R']);
-        if number.bytes().take_while(u8::is_ascii_digit).count() > DIGITS_MAX {
-            return true;
+        if reference.bytes().take_while(u8::is_ascii_digit).count() > DIGITS_MAX {
+            return Some("a reference to a group has at most four digits");
         }
-        let mut chars = rest.chars();
-        chars.next();
-        rest = chars.as_str();
+        rest = after;
     }
+    None
 }
 
 /// What PCRE writes otherwise than `regex`.
@@ -475,18 +482,27 @@ mod tests {
     }
 
     #[test]
-    fn a_reference_to_a_group_that_no_pattern_has_takes_no_room() {
-        for far in [
-            r"(a)\2671685606942528852>",
-            r"(a)\g000002671685606942528852>",
-            r"(a)\g<2671685606942528852>",
-            r"(a)(?=b)(?(99999)a|b)",
+    fn what_would_be_compiled_without_a_bound_is_refused() {
+        let refused = |pattern: &str| Pattern::new(pattern).expect_err("it is refused");
+        for far in [r"(a)\2671685606942528852>", r"(a)\k<2671685606942528852>(?=b)", r"(a)(?=b)(?(99999)a|b)"]
+        {
+            assert!(refused(far).contains("four digits"), "{far}: {}", refused(far));
+        }
+        for call in [
+            r"a|:\g0,:s\g0m",
+            r"(a)\g<1>",
+            r"(a)(?1)",
+            r"(a)(?-1)",
+            "a(?R)?",
+            "(?<n>a)(?&n)",
+            "(?P<n>a)(?P>n)",
         ] {
-            let why = Pattern::new(far).expect_err("it is refused");
-            assert!(why.contains("four digits"), "{far}: {why}");
+            assert!(refused(call).contains("calls a group"), "{call}: {}", refused(call));
         }
         assert!(fits(r"(a)\1(?=b)", "aab"));
         assert!(fits(r"\\12345(?=b)", r"\12345b"), "a backslash, and digits");
+        assert!(fits(r"\\g(?=b)", r"\gb"));
+        assert!(fits(r"(?-i)a(?=b)", "ab"));
     }
 
     #[test]

@@ -24,6 +24,16 @@ pub enum PurgeTarget {
     All,
 }
 
+impl PurgeTarget {
+    /// Without what kind it is.
+    pub fn text(&self) -> &str {
+        match self {
+            PurgeTarget::Url(text) | PurgeTarget::Prefix(text) | PurgeTarget::Tag(text) => text,
+            PurgeTarget::All => "",
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Purge {
     /// Log index of its entry; several of one entry have the same.

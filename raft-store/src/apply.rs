@@ -98,6 +98,10 @@ fn decide(state: &mut State, index: u64, command: &Command) -> Result<Outcome, R
             state.bans.lift(network, *at_ms);
             Ok(Outcome::Done)
         }
+        Command::Purge { targets, author, at_ms } => {
+            state.purges.add(index, targets, author, *at_ms);
+            Ok(Outcome::Done)
+        }
         Command::Reseal { contents, ticket_keys } => {
             state.contents.replace(contents);
             for (epoch, sealed) in ticket_keys {

@@ -9,6 +9,7 @@
 //! | [`types`] | commands, outcomes and the state: what the cluster agrees on |
 //! | [`mod@apply`] | what a command does to the state: a pure function |
 //! | [`bans`] | clients that are shut out for a time |
+//! | [`purges`] | what is to be thrown out of caches |
 //! | [`contents`] | what documents name by digest, sealed: certificates and their keys |
 //! | [`codec`] | values as bytes, with a format number in front |
 //! | [`log`] | the log as openraft reads and writes it |
@@ -27,6 +28,7 @@ mod floor;
 pub mod log;
 pub mod machine;
 pub mod metrics;
+pub mod purges;
 #[cfg(test)]
 mod samples;
 mod shared_bytes;
@@ -62,6 +64,8 @@ pub const TICKET_KEYS: usize = 3;
 pub const MEMBER_ORDERS: usize = 1_024;
 /// Bans at once. All of them are written with every batch of entries, some 100 bytes each.
 pub const BANS: usize = 4_096;
+/// Purges of caches that are kept by themselves; the older ones together.
+pub const PURGES: usize = 1_024;
 /// VIP names remembered; beyond that, those that nobody holds are forgotten.
 pub const VIPS: usize = 256;
 /// Bytes of a snapshot: the history, and room for everything else in the state.

@@ -11,6 +11,7 @@ use crate::LogEntry;
 use crate::apply::apply;
 use crate::bans::{Ban, BannedBy, Network};
 use crate::contents::{ContentDigest, Sealed};
+use crate::purges::PurgeTarget;
 use crate::types::{
     Command, Drain, LeaseTimes, MemberChange, NodeId, NodeProfile, PutConfig, Role, State, TypeConfig,
     VipHolder,
@@ -123,6 +124,14 @@ pub(crate) fn commands() -> Vec<Command> {
         },
         Command::Unban { network: ban([198, 18, 0, 0].into(), 16, 0).network, at_ms: AT_MS + 1 },
         reseal(&[2, 9], &[18, 17]),
+        Command::Purge {
+            targets: vec![
+                PurgeTarget::Url("http://example.com/".to_owned()),
+                PurgeTarget::Tag("news".to_owned()),
+            ],
+            author: "alice".to_owned(),
+            at_ms: AT_MS,
+        },
     ]
 }
 

@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use crate::bans::{Ban, Bans, Network};
 use crate::contents::{ContentDigest, Contents, Sealed};
+use crate::purges::{PurgeTarget, Purges};
 
 /// The log index of the entry that let the node in (0 for the first). Never used again.
 pub type NodeId = u64;
@@ -96,6 +97,8 @@ pub enum Command {
     /// The same contents and keys of session tickets (by epoch), sealed under another key of the cluster. What
     /// the state has not any more is left out, so that it is safe to repeat.
     Reseal { contents: Vec<(ContentDigest, Sealed)>, ticket_keys: Vec<(u64, Sealed)> },
+    /// What is to be thrown out of caches; the number is this entry's log index.
+    Purge { targets: Vec<PurgeTarget>, author: String, at_ms: u64 },
 }
 
 /// One thing that an operator says of a member.
@@ -308,6 +311,8 @@ pub struct State {
     pub member_orders: MemberOrders,
     /// Clients that are shut out, at most [`crate::BANS`], and those whose time is over of late.
     pub bans: Bans,
+    /// What was thrown out of caches.
+    pub purges: Purges,
 }
 
 impl State {
@@ -449,6 +454,7 @@ impl fmt::Display for Command {
                 bans => write!(f, "ban({} networks)", bans.len()),
             },
             Command::Unban { network, .. } => write!(f, "unban({network})"),
+            Command::Purge { targets, .. } => write!(f, "purge({} targets)", targets.len()),
             Command::Reseal { contents, ticket_keys } => {
                 write!(f, "reseal({} contents, {} ticket keys)", contents.len(), ticket_keys.len())
             }

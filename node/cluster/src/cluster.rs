@@ -35,6 +35,7 @@ use crate::lease::{SeatSettings, Seats};
 use crate::limits::{ClaimSettings, Claims, Meters};
 use crate::loads::Loads;
 use crate::membership::Act;
+use crate::purges;
 use crate::raft::{self, Enter, Entered, RaftNode, Timers};
 use crate::reseal::{self, ResealSettings};
 use crate::settings::{Settings, Start};
@@ -222,6 +223,7 @@ impl Cluster {
         };
         tasks.spawn(bans::run(banning, stop.clone()));
         tasks.spawn(kept::run(raft.clone(), plane.clone(), stop.clone()));
+        tasks.spawn(purges::run(plane.clone(), seats.seat(), feed.told.clone(), stop.clone()));
         raft.set_lease_handler(Arc::new(seats.clone()));
         raft.set_teller(Box::new(Telling(plane.clone())));
         let health = Health::start(HealthSettings {
@@ -382,6 +384,11 @@ impl Cluster {
 
     /// Has a command agreed on whose effect is the plane's. Returns once this node acts by it.
     pub(crate) async fn have_acted(&self, command: Command) -> Result<(), ChangeError> {
+        self.have_acted_at(command).await.map(drop)
+    }
+
+    /// The same; the command's log index.
+    pub(crate) async fn have_acted_at(&self, command: Command) -> Result<u64, ChangeError> {
         match self.inner.raft.propose(command).await {
             Ok((Outcome::Refused(refusal), _)) => Err(refusal.into()),
             Ok((_, index)) => {
@@ -389,7 +396,7 @@ impl Cluster {
                 if timeout(STOP_WITHIN, told.wait_for(|told| *told >= index)).await.is_err() {
                     tracing::warn!(index, "agreed on, but not acted by here yet");
                 }
-                Ok(())
+                Ok(index)
             }
             Err(error) => Err(self.change_error(error)),
         }
@@ -535,6 +542,7 @@ async fn news(cluster: Cluster, admin: String, stop: CancellationToken) {
     let mut draining = cluster.inner.draining.subscribe();
     let mut strain = cluster.inner.plane.watch_strain();
     let mut state = cluster.watch_state();
+    let mut purged = cluster.inner.feed.purged.clone();
     loop {
         let now = state.borrow_and_update().clone();
         let told = NodeNews {
@@ -545,6 +553,7 @@ async fn news(cluster: Cluster, admin: String, stop: CancellationToken) {
             feature_level: trestle_raft_store::apply::FEATURE_LEVEL,
             strain: strain.borrow_and_update().why.clone(),
             keys: cluster.key_news(&now),
+            purged: *purged.borrow_and_update(),
         };
         if let Err(error) = cluster.inner.gossip.set_news(&told) {
             tracing::warn!(%error, "news of this node are not shared");
@@ -554,6 +563,7 @@ async fn news(cluster: Cluster, admin: String, stop: CancellationToken) {
             changed = in_force.changed() => if changed.is_err() { return },
             changed = draining.changed() => if changed.is_err() { return },
             changed = strain.changed() => if changed.is_err() { return },
+            changed = purged.changed() => if changed.is_err() { return },
             // Of it, how much is not under the current key yet.
             changed = state.changed() => if changed.is_err() { return },
         }

@@ -26,6 +26,7 @@ use crate::dns::{self, Answers, Names};
 use crate::lease::core::{TtlHistory, Ttls, VIP_TTL_MAX};
 use crate::lease::vips::VipName;
 use crate::orders;
+use crate::purges;
 use crate::tickets;
 use crate::vault::Vault;
 use crate::vip::choice::VipRules;
@@ -82,6 +83,8 @@ pub(crate) struct Feed {
     pub(crate) rules: watch::Receiver<Arc<Rules>>,
     /// The last log index of which the plane has heard all that concerns it.
     pub(crate) told: watch::Receiver<u64>,
+    /// The newest purge of caches that the plane acts by.
+    pub(crate) purged: watch::Receiver<u64>,
 }
 
 /// A revision, and what it says of who may own which VIP.
@@ -100,6 +103,8 @@ pub(crate) struct Feeder {
     orders: Mutex<Arc<MemberOrders>>,
     /// And of bans.
     bans: Mutex<Bans>,
+    /// The newest purge that the data plane acts by.
+    purged: watch::Sender<u64>,
     in_force: watch::Sender<Arc<InForce>>,
     config: watch::Sender<Arc<(u64, Arc<Config>)>>,
     problem: watch::Sender<Option<String>>,
@@ -125,6 +130,9 @@ impl Feeder {
         let (ttl, ttl_seen) = watch::channel(TtlHistory::new(cluster.seat));
         let (rules, rules_seen) = watch::channel(Arc::default());
         let (told, told_seen) = watch::channel(0);
+        let (purged, purged_seen) = watch::channel(0);
+        // Until there is a seat, and so word of what was purged meanwhile.
+        plane.set_cache_trust(None);
         let feeder = Self {
             plane,
             vault,
@@ -133,6 +141,7 @@ impl Feeder {
             unopened: Mutex::default(),
             orders: Mutex::default(),
             bans: Mutex::default(),
+            purged,
             in_force,
             config,
             problem,
@@ -154,6 +163,7 @@ impl Feeder {
             ttl: ttl_seen,
             rules: rules_seen,
             told: told_seen,
+            purged: purged_seen,
         };
         (feeder, feed)
     }
@@ -202,6 +212,7 @@ impl Feeder {
         self.hand_ticket_keys(state);
         // Before a revision: nobody who is banned is let in at a listener that opens.
         self.hand_bans(state);
+        self.hand_purges(state);
         let unseen = self.unseen(state);
         if unseen.is_empty() {
             self.open_again(state).await;
@@ -270,6 +281,14 @@ impl Feeder {
         if *known != state.bans {
             self.plane.set_bans(&bans::of_plane(&state.bans));
             *known = state.bans.clone();
+        }
+    }
+
+    fn hand_purges(&self, state: &State) {
+        let latest = state.purges.latest();
+        if *self.purged.borrow() != latest {
+            self.plane.set_purges(state.purges.floor(), purges::of_plane(&state.purges));
+            self.purged.send_replace(latest);
         }
     }
 

@@ -21,6 +21,7 @@ mod kept;
 mod key_status;
 mod leb128;
 mod orders;
+mod purges;
 mod reseal;
 mod rt;
 mod settings;
@@ -54,6 +55,7 @@ pub use folder::FolderError;
 pub use orders::{
     Meant, NoSuchMember, PoolOrders, drain_of_plane, find_in_document, find_member, find_pool, order_of,
 };
+pub use purges::{Order as PurgeOrder, PurgeError, Purged};
 pub use settings::{Settings, Start};
 pub use views::{
     AdaptiveStatus, CertificateStatus, ClientTotal, Clients, EjectionStatus, MemberHealth, NameStatus,

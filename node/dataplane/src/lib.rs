@@ -18,6 +18,7 @@ mod worker;
 
 mod listener;
 
+mod boot_time;
 mod cache;
 mod l7;
 mod stream;
@@ -555,10 +556,10 @@ impl Plane {
         self.inner.cache.purges.latest()
     }
 
-    /// Whether this node knows what was purged. As long as it does not, nothing is served from the cache before its
-    /// member has said that it still holds. At first it does.
-    pub fn set_cache_trust(&self, trusted: bool) {
-        self.inner.cache.trust(trusted);
+    /// Until when, by CLOCK_BOOTTIME, this node knows what was purged; `None`: it does not. As long as it does not,
+    /// nothing is served from the cache before its member has said that it still holds. Until the first call it does.
+    pub fn set_cache_trust(&self, until: Option<Duration>) {
+        self.inner.cache.trust(until);
     }
 
     pub fn cache_stats(&self) -> CacheStats {

@@ -7,6 +7,7 @@
 mod access;
 mod bans;
 mod body;
+mod cache;
 mod certificates;
 mod cluster;
 mod config;
@@ -107,6 +108,8 @@ fn routes() -> Vec<Route> {
         route("get", "/v1/bans", get(bans::list)),
         route("post", "/v1/bans", post(bans::add)),
         route("delete", "/v1/bans/{network}", delete(bans::remove)),
+        route("get", "/v1/cache", get(cache::stats)),
+        route("post", "/v1/cache/purge", post(cache::purge)),
         route("get", "/v1/firewall", get(firewall::list)),
         route("post", "/v1/firewall/{place}", post(firewall::add)),
         route("delete", "/v1/firewall/{place}/{index}", delete(firewall::remove)),

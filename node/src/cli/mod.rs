@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 refused or failed, 2 wrong usage. Each command has an example in its help.
 
 mod ban;
+mod cache;
 mod certificate;
 mod cluster;
 mod config;
@@ -114,6 +115,9 @@ enum Command {
         after_help = "Examples:\n  trestle firewall list\n  trestle firewall add web deny 198.51.100.0/24"
     )]
     Firewall(firewall::FirewallCommand),
+    /// What is cached
+    #[command(subcommand, after_help = "Examples:\n  trestle cache stats\n  trestle cache purge --tag news")]
+    Cache(cache::CacheCommand),
     /// What goes by the kernel
     #[command(subcommand, after_help = "Example:\n  trestle kernel show")]
     Kernel(kernel::KernelCommand),
@@ -257,6 +261,7 @@ fn dispatch(command: &Command) -> Outcome {
         Command::Member(command) => member::run(command),
         Command::Clients(args) => cluster::clients(args),
         Command::Ban(args) => ban::run(args),
+        Command::Cache(command) => cache::run(command),
         Command::Firewall(command) => firewall::run(command),
         Command::Kernel(command) => kernel::run(command),
         Command::Completions(args) => completions(args),

@@ -281,6 +281,31 @@ pub(crate) struct Ban {
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
+pub(crate) struct CacheStats {
+    pub(crate) entries: u64,
+    pub(crate) bytes: u64,
+    pub(crate) bytes_max: u64,
+    pub(crate) hits: u64,
+    pub(crate) misses: u64,
+    pub(crate) coalesced: u64,
+    pub(crate) revalidated: u64,
+    pub(crate) stale: u64,
+    pub(crate) passed: u64,
+    pub(crate) evicted: u64,
+    pub(crate) trusted: bool,
+    pub(crate) purged: u64,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Purged {
+    pub(crate) targets: Vec<String>,
+    pub(crate) nodes: Vec<String>,
+    pub(crate) silent: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
 pub(crate) struct Firewalls {
     pub(crate) firewalls: Vec<Firewall>,
     /// Nodes that have not told.

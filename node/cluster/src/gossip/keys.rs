@@ -38,6 +38,8 @@ pub struct NodeNews {
     pub strain: String,
     /// Which keys of the cluster it has.
     pub keys: KeyNews,
+    /// The newest purge of caches that it acts by.
+    pub purged: u64,
 }
 
 /// Fingerprints: no secrets.

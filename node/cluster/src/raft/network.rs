@@ -295,6 +295,9 @@ fn command_weight(command: &Command) -> usize {
         Command::Ban { bans, .. } => {
             bans.iter().map(|ban| 64 + ban.reason.len() + ban.by.name().len()).sum::<usize>()
         }
+        Command::Purge { targets, author, .. } => {
+            targets.iter().map(|target| 12 + target.text().len()).sum::<usize>() + author.len()
+        }
         Command::DrainNode { .. }
         | Command::Unban { .. }
         | Command::Expel { .. }

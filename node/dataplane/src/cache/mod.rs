@@ -29,11 +29,15 @@ pub(crate) mod store;
 pub(crate) mod vary;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
+use std::sync::atomic::{
+    AtomicBool, AtomicU32, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release,
+};
+use std::time::Duration;
 
 use http::HeaderName;
 use trestle_config::model;
 
+use crate::boot_time;
 use crate::metrics::{Counter, PerWorker};
 use budget::Budget;
 use flights::Flights;
@@ -72,7 +76,8 @@ pub(crate) struct Cache {
     pub(crate) flights: Arc<Flights>,
     pub(crate) purges: Purges,
     pub(crate) invalidations: Invalidations,
-    trusted: AtomicBool,
+    /// By CLOCK_BOOTTIME, in nanoseconds.
+    trusted_until: AtomicU64,
     /// Some rule has a cache.
     in_use: AtomicBool,
     counters: PerWorker<Counters>,
@@ -120,7 +125,7 @@ impl Cache {
             flights: Arc::default(),
             purges: Purges::default(),
             invalidations: Invalidations::default(),
-            trusted: AtomicBool::new(true),
+            trusted_until: AtomicU64::new(u64::MAX),
             in_use: AtomicBool::new(false),
             counters: PerWorker::new(workers),
         }
@@ -128,11 +133,15 @@ impl Cache {
 
     /// Whether the node knows of all that was purged.
     pub(crate) fn is_trusted(&self) -> bool {
-        self.trusted.load(Acquire)
+        match self.trusted_until.load(Acquire) {
+            0 => false,
+            u64::MAX => true,
+            until => boot_time::now_ns() < until,
+        }
     }
 
-    pub(crate) fn trust(&self, trusted: bool) {
-        self.trusted.store(trusted, Release);
+    pub(crate) fn trust(&self, until: Option<Duration>) {
+        self.trusted_until.store(until.map_or(0, boot_time::ns), Release);
     }
 
     pub(crate) fn is_in_use(&self) -> bool {

@@ -15,12 +15,12 @@ use std::task::Context;
 use std::time::Duration;
 
 use futures::task::AtomicWaker;
-use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::timeout;
 
 use super::queue::{self, Line};
 use super::{Held, Limits, PRESSED_MAX, Shard};
+use crate::boot_time;
 
 /// Who wait for a slot, over all keys: a socket and some hundred bytes each.
 pub(super) const WAITING_MAX: usize = 4_096;
@@ -85,9 +85,7 @@ impl Terms {
     }
 
     fn is_over(&self) -> bool {
-        let now = clock_gettime(ClockId::Boottime);
-        let now = now.tv_sec.unsigned_abs().saturating_mul(1_000_000_000) + now.tv_nsec.unsigned_abs();
-        now >= self.until.load(Ordering::Relaxed)
+        boot_time::now_ns() >= self.until.load(Ordering::Relaxed)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Semaphore;
@@ -114,7 +115,7 @@ async fn a_node_that_may_have_missed_a_purge_asks_before_it_serves() {
     let (proxy, mut client) = serving(&backend, "{ mode: on }").await;
     ask(&mut client, "GET /a", "").await;
     until("the response is kept", || proxy.plane.cache_stats().entries == 1).await;
-    proxy.plane.set_cache_trust(false);
+    proxy.plane.set_cache_trust(None);
     assert!(!proxy.plane.cache_stats().trusted);
     for asked in 2..5 {
         let reply = ask(&mut client, "GET /a", "").await;
@@ -124,8 +125,12 @@ async fn a_node_that_may_have_missed_a_purge_asks_before_it_serves() {
     drop(backend);
     let reply = ask(&mut client, "GET /a", "").await;
     assert_eq!(reply.status, 502);
-    proxy.plane.set_cache_trust(true);
+    let soon = Duration::from_nanos(crate::boot_time::now_ns()) + Duration::from_secs(60);
+    proxy.plane.set_cache_trust(Some(soon));
     assert!(hits(&mut client, "/a").await);
+    // The lease has ended, whatever else was done meanwhile.
+    proxy.plane.set_cache_trust(Some(Duration::from_nanos(1)));
+    assert!(!proxy.plane.cache_stats().trusted);
 }
 
 #[tokio::test]

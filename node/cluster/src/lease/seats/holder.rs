@@ -68,6 +68,8 @@ struct Task {
     last_holding: u64,
     leases: watch::Sender<Arc<VipLeases>>,
     calls: FuturesUnordered<BoxFuture<'static, Call>>,
+    /// The newest that a leader has told of.
+    purged: u64,
     due: BootTime,
     /// All calls were taken when it was time to ask: the next one that returns makes room.
     owed: bool,
@@ -94,6 +96,7 @@ pub(super) async fn run(
         last_holding: 0,
         leases,
         calls: FuturesUnordered::new(),
+        purged: 0,
         due,
         owed: false,
     };
@@ -249,6 +252,7 @@ impl Task {
                 if !reply.unsure {
                     self.seats.hear_waits(&reply.waits);
                 }
+                self.purged = self.purged.max(reply.purged);
                 let vips = self.vips_answered(now, &asked, &reply);
                 (reply.ttl_ms > 0 || asked.seat.is_none()) && vips
             }
@@ -326,6 +330,7 @@ impl Task {
             seated,
             epoch: if seated { self.holder.epoch() } else { 0 },
             until: self.holder.until().unwrap_or_default(),
+            purged: self.purged,
         };
         let before = *self.view.borrow();
         if view == before {

@@ -78,6 +78,8 @@ pub struct SeatView {
     /// The lease's end. What must not outlive the lease compares it with the clock itself; this
     /// view is only as quick as the task that writes it.
     pub until: BootTime,
+    /// The newest purge of caches that the leader knew of when it renewed the seat.
+    pub purged: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -155,7 +157,7 @@ impl Seats {
     /// The two tasks, to be run by the caller (under simulation, on another runtime).
     pub fn prepare(settings: SeatSettings) -> (Seats, BoxFuture<'static, ()>, BoxFuture<'static, ()>) {
         let (queue, orders) = mpsc::channel(QUEUE);
-        let none = SeatView { seated: false, epoch: 0, until: BootTime::default() };
+        let none = SeatView { seated: false, epoch: 0, until: BootTime::default(), purged: 0 };
         let (view, view_seen) = watch::channel(none);
         let (vips, vips_seen) = watch::channel(Arc::default());
         let (waits, waits_seen) = watch::channel(Arc::default());
@@ -228,7 +230,9 @@ impl Seats {
             };
             let answers = self.answers(claims, caller, report).await;
             answers.iter().for_each(|answered| self.shared.metrics.answered(&answered.answer));
-            RenewReply { waits: self.waits_to_tell(), ..reply(&answers) }
+            // After the round: all that was acknowledged before this was asked is in it.
+            let purged = self.shared.consensus.state().borrow().purges.latest();
+            RenewReply { waits: self.waits_to_tell(), purged, ..reply(&answers) }
         })
     }
 

@@ -43,6 +43,7 @@ pub(super) fn errors(root: &Fields, config: &Config, sink: &mut Sink) {
             continue;
         };
         of_pool(fields, name, pool, sink);
+        few_slots(fields, name, listener, pool, sink);
         if listener.kernel.mode == KernelMode::Dsr {
             of_direct_pool(fields, name, listener, pool, sink);
         }
@@ -223,6 +224,17 @@ fn slots(fields: &Fields, listener: &Listener, sink: &mut Sink) {
         let next = (slots..).find(|n| is_prime(*n)).unwrap_or(65_537);
         let fault = Fault::new(format!("{slots} is no prime"));
         sink.report(Place::Value(value.node), fault.help(format!("the next one is {next}")));
+    }
+}
+
+/// Each member needs a slot, or gets nothing.
+fn few_slots(fields: &Fields, name: &str, listener: &Listener, pool: &Pool, sink: &mut Sink) {
+    let (slots, members) = (listener.kernel.slots, pool.members.len() + pool.named.len());
+    let Some(value) = fields.object("kernel").and_then(|kernel| kernel.at("slots")) else { return };
+    if u64::from(slots) < members as u64 {
+        let fault = Fault::new(format!("{slots} slots for {members} members of pool {}", shown(name)));
+        let help = "some would get nothing: a hundred slots a member spread evenly (1021, 10007, 65537)";
+        sink.report(Place::Value(value.node), fault.help(help));
     }
 }
 

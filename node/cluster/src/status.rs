@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use trestle_config::Config;
 use trestle_config::model::{LimitMode, NamedMember, Pool};
-use trestle_dataplane::{CertificateView, MemberView, Step};
+use trestle_dataplane::{BoundListener, CertificateView, MemberView, Step};
 use trestle_raft_store::types::State;
 
 use crate::cluster::{Cluster, Ended};
@@ -205,14 +205,7 @@ impl Cluster {
         }
         warnings.extend(self.apply_problem());
         if !*self.inner.draining.borrow() {
-            let closed = self.inner.plane.listeners().into_iter();
-            warnings.extend(closed.filter_map(|listener| {
-                let why = listener.state.err()?;
-                Some(format!(
-                    "listener {} is not open on {}: {why}; tried again every 2 s",
-                    listener.listener, listener.bind
-                ))
-            }));
+            warnings.extend(closed(self.inner.plane.listeners()));
         }
         warnings.extend(
             self.inner
@@ -404,6 +397,25 @@ fn unresolved(pool: &PoolStatus) -> Vec<String> {
         Some(format!("pool {}: {name} does not resolve ({problem}): {what}", pool.pool))
     };
     pool.names.iter().filter_map(of).collect()
+}
+
+/// Listeners that are not open; what many have in common is said once.
+fn closed(listeners: Vec<BoundListener>) -> Vec<String> {
+    let mut of: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for listener in listeners {
+        if let Err(why) = listener.state {
+            of.entry(why).or_default().push(format!("{} on {}", listener.listener, listener.bind));
+        }
+    }
+    let told = |(why, at): (String, Vec<String>)| match &at[..] {
+        [one] => format!("listener {one} is not open: {why}; tried again every 2 s"),
+        [first, rest @ ..] => {
+            let rest = rest.len();
+            format!("listener {first} and {rest} more are not open: {why}; tried again every 2 s")
+        }
+        [] => String::new(),
+    };
+    of.into_iter().map(told).collect()
 }
 
 /// Names in `nodes` and `prefer` that no node has: a slip of the pen, or somebody who is to come.

@@ -114,7 +114,7 @@ pub(crate) struct Kernel {
     /// By family, IPv6 last, of what rewrites packets and of what does not: it could, once.
     able: [[OnceLock<()>; 2]; 2],
     /// What became of listeners that may go either way: they keep to it.
-    chosen: Mutex<BTreeMap<String, bool>>,
+    chosen: Mutex<BTreeMap<String, Result<(), String>>>,
     /// Why what should be in force is not.
     problem: ArcSwapOption<String>,
     bans: Mutex<Vec<Ban>>,
@@ -162,11 +162,11 @@ impl Kernel {
         for (name, listener) in &config.listeners {
             match listener.via {
                 Via::Proxy => continue,
-                Via::Auto if chosen.get(name) == Some(&false) => continue,
+                Via::Auto if chosen.get(name).is_some_and(Result::is_err) => continue,
                 Via::Kernel | Via::Auto => {}
             }
             let able = self.is_able(listener);
-            if listener.via == Via::Auto && chosen.insert(name.clone(), able.is_ok()).is_none() {
+            if listener.via == Via::Auto && chosen.insert(name.clone(), able.clone()).is_none() {
                 match &able {
                     Ok(()) => tracing::info!(listener = name, "via auto: the kernel carries it"),
                     Err(why) => tracing::warn!(listener = name, why, "via auto: the proxy carries it"),
@@ -181,6 +181,12 @@ impl Kernel {
             }
         }
         carried
+    }
+
+    /// Listeners that may go either way and go by the proxy, and why.
+    pub(crate) fn fallen_back(&self) -> Vec<(String, String)> {
+        let chosen = self.chosen.lock();
+        chosen.iter().filter_map(|(name, able)| Some((name.clone(), able.clone().err()?))).collect()
     }
 
     fn is_able(&self, listener: &Listener) -> Result<(), String> {

@@ -443,6 +443,11 @@ impl Plane {
         self.inner.kernel.changes()
     }
 
+    /// Listeners with `via: auto` that the proxy carries, and why the kernel can't.
+    pub fn kernel_fallen_back(&self) -> Vec<(String, String)> {
+        self.inner.kernel.fallen_back()
+    }
+
     /// Why the kernel does not carry what it should; `None`: it does.
     pub fn set_kernel_problem(&self, problem: Option<String>) {
         self.inner.kernel.set_problem(problem);

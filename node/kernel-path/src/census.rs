@@ -50,7 +50,8 @@ pub struct Open {
     pub took: Duration,
 }
 
-/// How long flows are kept that came to an address which went elsewhere: it may come right back.
+/// How long flows are kept that came to an address which went elsewhere: it may come right back. What is silent for so
+/// long is gone then too.
 const KEPT_AWAY: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
@@ -106,7 +107,7 @@ impl Census {
         let mut counts: Vec<u64> = vec![0; view.listeners.len()];
         let mut clients: HashMap<IpAddr, u32> = HashMap::new();
         let mut shares = Shares::new(view);
-        let (mut ends, mut left) = (Vec::new(), Vec::new());
+        let (mut ends, mut left, mut leaving) = (Vec::new(), Vec::new(), Vec::new());
         let mut open = Open::default();
         self.away.retain(|ip, _| !here.contains(ip));
         for family in Family::ALL {
@@ -125,6 +126,8 @@ impl Census {
                     let since = *self.away.entry(ip).or_insert(began);
                     if began.duration_since(since) >= self.kept_away && left.len() < ENDS_MAX {
                         left.push(*flow);
+                    } else if since == began && !flow.is_closed && leaving.len() < ENDS_MAX {
+                        leaving.push(*flow);
                     }
                     return;
                 }
@@ -164,6 +167,8 @@ impl Census {
             view.listeners.iter().zip(counts).map(|(l, count)| (l.name.clone(), count)).collect();
         open.clients = heaviest(clients);
         self.conntrack.end(&left)?;
+        // Should the address come back before: what ended elsewhere is silent, and counts no more then.
+        self.conntrack.end_if_silent(&leaving, self.kept_away)?;
         self.conntrack.end(&ends)?;
         open.cut = ends.len() as u64;
         let of_tcp = ends.iter().filter(|flow| flow.protocol == 6 && !flow.is_closed);

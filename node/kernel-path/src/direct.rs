@@ -270,8 +270,10 @@ impl Direct {
         Ok(())
     }
 
-    /// Flows that one table has remembered, to another. What begins meanwhile goes by the hash.
+    /// Flows that one table has remembered, to another. What begins meanwhile goes by the hash. What came to an address
+    /// that is elsewhere by now goes on there, and may end there.
     fn take_over(&mut self, from: &str, to: &str) -> Result<(), Error> {
+        let here: HashSet<IpAddr> = self.route.addresses()?.into_iter().map(|a| a.address).collect();
         for family in Family::ALL {
             let of = family.flows();
             for map in [of.open, of.ending] {
@@ -281,7 +283,10 @@ impl Direct {
                     element.key.len() == 2 * length + 12
                         && element.value.as_ref().is_some_and(|value| value.len() == length + 8)
                 };
-                let fitting: Vec<&ListedElement> = elements.iter().filter(fits).collect();
+                let is_here = |element: &&ListedElement| {
+                    flows::listener_of(&element.key).is_some_and(|listener| here.contains(&listener))
+                };
+                let fitting: Vec<&ListedElement> = elements.iter().filter(fits).filter(is_here).collect();
                 for some in fitting.chunks(FLOWS_A_PIECE) {
                     let taken: Vec<Element<'_>> = some
                         .iter()

@@ -367,6 +367,40 @@ fn what_an_address_left_behind_counts_no_more_when_it_comes_back() {
     });
 }
 
+#[test]
+fn what_ended_while_an_address_was_away_for_a_moment_counts_no_more_and_the_rest_goes_on() {
+    if !available(&[]) {
+        return;
+    }
+    let lan = Lan::new(1, &["a"]);
+    let view = guarded(|guard| guard.per_client = Some(2));
+    lan.balancers[0].enter(|| {
+        let mut programmer = Programmer::open("one").unwrap();
+        let mut census = Census::keeping(Duration::from_secs(2)).unwrap();
+        programmer.follow(&view).unwrap();
+        let (mut goes_on, ends) = (connect(&lan, VIP4, 80).unwrap(), connect(&lan, VIP4, 80).unwrap());
+        ask(&mut goes_on);
+        lan.balancers[0].ip("address del 198.18.1.100/24 dev eth0");
+        assert_eq!(census.take(&view).unwrap().listeners["web"], 0);
+        // Its end is seen by nobody here, and not said again.
+        rustix::net::sockopt::set_socket_linger(&ends, Some(Duration::ZERO)).unwrap();
+        lan.client.ip("route add blackhole 198.18.1.100/32");
+        drop(ends);
+        lan.client.ip("route del blackhole 198.18.1.100/32");
+        lan.balancers[0].ip("address add 198.18.1.100/24 dev eth0");
+        ask(&mut goes_on);
+        assert_eq!(connect(&lan, VIP4, 80).unwrap_err(), ErrorKind::ConnectionRefused, "both count yet");
+        let until = Instant::now() + Duration::from_secs(6);
+        while census.take(&view).unwrap().listeners["web"] != 1 {
+            assert!(Instant::now() < until, "{:?}", census.take(&view).unwrap().listeners);
+            ask(&mut goes_on);
+            thread::sleep(Duration::from_millis(100));
+        }
+        ask(&mut goes_on);
+        let _open = connect_in_time(&lan, VIP4, 80);
+    });
+}
+
 fn ask(stream: &mut TcpStream) {
     use std::io::{Read, Write};
     stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();

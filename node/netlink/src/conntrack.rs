@@ -93,19 +93,36 @@ impl Conntrack {
     /// Forgets these flows; what comes of them next is taken for something new. One that is gone by itself is
     /// no error.
     pub fn end(&mut self, flows: &[TrackedFlow]) -> Result<(), Error> {
+        self.change(DELETE, flows, "end a flow", |builder, flow| builder.be32(12, flow.id))
+    }
+
+    /// Has these flows forgotten in so long (whole seconds, at least one), unless a packet of theirs comes before: one
+    /// that does gives a flow its usual time again.
+    pub fn end_if_silent(&mut self, flows: &[TrackedFlow], within: Duration) -> Result<(), Error> {
+        let seconds = u32::try_from(within.as_secs().max(1)).unwrap_or(u32::MAX);
+        self.change(NEW, flows, "shorten the time of a flow", |builder, _| builder.be32(7, seconds))
+    }
+
+    fn change(
+        &mut self,
+        kind: u16,
+        flows: &[TrackedFlow],
+        what: &'static str,
+        how: impl Fn(&mut Builder, &TrackedFlow),
+    ) -> Result<(), Error> {
         for some in flows.chunks(ENDS_A_MESSAGE) {
             let mut builder = Builder::with_capacity(128 * some.len());
             let mut last = 0;
             for (at, flow) in some.iter().enumerate() {
                 last = next_sequence();
                 let flags = if at + 1 == some.len() { wire::REQUEST | wire::ACK } else { wire::REQUEST };
-                let open = builder.message(SUBSYSTEM | DELETE, flags, last);
+                let open = builder.message(SUBSYSTEM | kind, flags, last);
                 builder.raw(&[family(flow.original.source.is_ipv6()), 0, 0, 0]);
                 put_tuple(&mut builder, flow);
-                builder.be32(12, flow.id);
+                how(&mut builder, flow);
                 builder.end_message(open);
             }
-            match self.socket.transact(builder.bytes(), last, |_| "end a flow") {
+            match self.socket.transact(builder.bytes(), last, |_| what) {
                 Err(error) if !error.is(Errno::NOENT) => return Err(error),
                 _ => {}
             }

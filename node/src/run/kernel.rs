@@ -4,7 +4,7 @@
 //! which it rewrote go on. When the node ends, nothing new goes by the kernel any more, and the table stays
 //! without rules: established flows are carried to their end.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -360,6 +360,25 @@ impl Kernel {
 
     /// What stands in the way of traffic that the kernel should carry, in words for operators.
     pub(crate) fn warnings(&self) -> Vec<String> {
+        let mut all = self.fallen_back();
+        all.extend(self.findings().into_iter().map(|finding| format!("kernel path: {finding}")));
+        all
+    }
+
+    /// A line for each reason: it is mostly one of the whole machine.
+    fn fallen_back(&self) -> Vec<String> {
+        let mut of: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (listener, why) in self.plane.kernel_fallen_back() {
+            of.entry(why).or_default().push(listener);
+        }
+        let told = |(why, listeners): (String, Vec<String>)| {
+            let listeners = listeners.join(", ");
+            format!("via auto: the proxy carries {listeners}, until the node is restarted: {why}")
+        };
+        of.into_iter().map(told).collect()
+    }
+
+    fn findings(&self) -> Vec<String> {
         let told = self.told.load();
         if told.view.listeners.is_empty() {
             return Vec::new();
@@ -381,7 +400,7 @@ impl Kernel {
         let mut all: Vec<String> = findings.into_iter().chain(told.remarks.iter().cloned()).collect();
         all.sort();
         all.dedup();
-        all.into_iter().map(|finding| format!("kernel path: {finding}")).collect()
+        all
     }
 }
 

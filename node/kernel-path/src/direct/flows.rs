@@ -51,6 +51,12 @@ impl Remembered {
     }
 }
 
+/// Of a remembered flow's key.
+pub(super) fn listener_of(key: &[u8]) -> Option<IpAddr> {
+    let length = key.len().checked_sub(12)? / 2;
+    ip(key.get(length + 4..2 * length + 4)?)
+}
+
 /// By its length.
 fn ip(bytes: &[u8]) -> Option<IpAddr> {
     match bytes.len() {

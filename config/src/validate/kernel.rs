@@ -89,8 +89,10 @@ fn of_listener(fields: &Fields, listener: &Listener, config: &Config, sink: &mut
         }
     }
     let (limits, udp) = (listener.limits.as_ref(), &listener.udp);
+    let is_direct = listener.kernel.mode == KernelMode::Dsr;
     for (key, is_set, what) in [
-        ("udp", udp.replies > 0, "`replies` beside `via: kernel`: sessions end by `idle` alone"),
+        ("udp", udp.replies > 1, "`replies` above 1 beside `via: kernel`: packets are not counted"),
+        ("udp", udp.replies > 0 && is_direct, "`replies` in `mode: dsr`: answers are not seen"),
         ("limits", limits.is_some_and(|l| l.mode == LimitMode::Exact), "`mode: exact` beside `via: kernel`"),
         (
             "limits",
@@ -119,7 +121,7 @@ fn of_listener(fields: &Fields, listener: &Listener, config: &Config, sink: &mut
     }
     let has_rate = listener.rate_limits.iter().any(|rate| rate.by == LimitBy::Client);
     let has_limit = limits.is_some_and(|l| l.connections_per_client > 0) && is_at_one_vip(listener, config);
-    if listener.policies.ban.is_some() && listener.kernel.mode == KernelMode::Dsr {
+    if listener.policies.ban.is_some() && is_direct {
         let fault = Fault::new("`ban` in `mode: dsr` is not supported yet");
         refuse("ban", fault.help("use `mode: nat`; `trestle ban` holds in any mode"));
     } else if listener.policies.ban.is_some() && !has_rate && !has_limit {

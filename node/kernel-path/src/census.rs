@@ -54,6 +54,9 @@ pub struct Open {
 /// long is gone then too.
 const KEPT_AWAY: Duration = Duration::from_secs(10);
 
+/// What an answered session of UDP has left to be heard of again, where one answer is all that it gets.
+const AFTER_ANSWER: Duration = Duration::from_secs(1);
+
 #[derive(Debug)]
 pub struct Census {
     conntrack: Conntrack,
@@ -107,7 +110,8 @@ impl Census {
         let mut counts: Vec<u64> = vec![0; view.listeners.len()];
         let mut clients: HashMap<IpAddr, u32> = HashMap::new();
         let mut shares = Shares::new(view);
-        let (mut ends, mut left, mut leaving) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut ends, mut left) = (Vec::new(), Vec::new());
+        let (mut leaving, mut answered) = (Vec::new(), Vec::new());
         let mut open = Open::default();
         self.away.retain(|ip, _| !here.contains(ip));
         for family in Family::ALL {
@@ -134,13 +138,20 @@ impl Census {
                 if flow.is_closed {
                     return;
                 }
+                if ends_of.is_answered(flow)
+                    && view.listeners[listener].guard.udp_ends_answered
+                    && u64::from(flow.seconds_left) > AFTER_ANSWER.as_secs()
+                    && answered.len() < ENDS_MAX
+                {
+                    answered.push(*flow);
+                }
                 counts[listener] += 1;
                 open.flows += 1;
                 *open.members.entry(ends_of.member).or_default() += 1;
                 *clients.entry(ends_of.client.ip()).or_default() += 1;
                 shares.count(listener, ends_of.client.ip());
                 let Some((choosers, keepers)) = &finding else { return };
-                let Ends { client, listener: at, member } = ends_of;
+                let Ends { client, listener: at, member, .. } = ends_of;
                 unseen.remove(&(flow.protocol, client, at));
                 if choosers.finds(listener, client, member) || !keepers.may_have(listener, member) {
                     return;
@@ -169,6 +180,7 @@ impl Census {
         self.conntrack.end(&left)?;
         // Should the address come back before: what ended elsewhere is silent, and counts no more then.
         self.conntrack.end_if_silent(&leaving, self.kept_away)?;
+        self.conntrack.end_if_silent(&answered, AFTER_ANSWER)?;
         self.conntrack.end(&ends)?;
         open.cut = ends.len() as u64;
         let of_tcp = ends.iter().filter(|flow| flow.protocol == 6 && !flow.is_closed);
@@ -223,19 +235,27 @@ struct Ends {
     client: SocketAddr,
     listener: SocketAddr,
     member: SocketAddr,
+    /// Known by an answer.
+    began_answered: bool,
 }
 
 impl Ends {
+    /// Of UDP.
+    fn is_answered(&self, flow: &TrackedFlow) -> bool {
+        flow.protocol == 17 && (self.began_answered || flow.is_answered())
+    }
+
     fn of(flow: &TrackedFlow) -> Option<Self> {
         if flow.has_new_destination() {
             let (client, listener) = (flow.original.source, flow.original.destination);
-            return Some(Self { client, listener, member: flow.reply.source });
+            return Some(Self { client, listener, member: flow.reply.source, began_answered: false });
         }
         // An answer that another node's flow was picked up by.
         flow.is_rewritten().then_some(Self {
             client: flow.original.destination,
             listener: flow.reply.destination,
             member: flow.original.source,
+            began_answered: true,
         })
     }
 }

@@ -475,6 +475,7 @@ impl Making<'_> {
         of: Value,
         member: SocketAddr,
     ) {
+        self.count_answered(listener, family, key.clone());
         let set = self.set(name, key_type(Some(family)), value);
         let Content::Elements(elements) = &mut set.content else { return };
         match elements.get(&key) {

@@ -437,6 +437,46 @@ fn a_session_of_udp_ends_when_nothing_is_seen_of_it() {
 }
 
 #[test]
+fn a_session_that_gets_one_answer_ends_soon_after_it() {
+    if !available(&[]) {
+        return;
+    }
+    let lan = Lan::new(1, &["a"]);
+    lan.balancers[0].enter(|| {
+        let (mut programmer, mut census) = (Programmer::open("one").unwrap(), Census::open().unwrap());
+        let view = guarded(|guard| guard.udp_ends_answered = true);
+        programmer.follow(&view).unwrap();
+        let asks = lan.client.enter(|| {
+            let connect = |(ip, port)| {
+                let socket = UdpSocket::bind(SocketAddr::new(lan::client_ip(ip), 0)).unwrap();
+                socket.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+                socket.connect(SocketAddr::new(ip, port)).unwrap();
+                socket
+            };
+            [(VIP4, 53), (VIP6, 53), (VIP4, 53)].map(connect)
+        });
+        let ask = |socket: &UdpSocket| {
+            socket.send(b"?").unwrap();
+            socket.recv(&mut [0; 64]).unwrap();
+        };
+        asks.iter().for_each(ask);
+        let began = Instant::now();
+        assert_eq!(census.take(&view).unwrap().listeners["dns"], 3);
+        // One goes on asking.
+        while census.take(&view).unwrap().listeners["dns"] > 1 {
+            assert!(began.elapsed() < Duration::from_secs(4));
+            ask(&asks[2]);
+            thread::sleep(Duration::from_millis(50));
+        }
+        let began = Instant::now();
+        while census.take(&view).unwrap().listeners["dns"] > 0 {
+            assert!(began.elapsed() < Duration::from_secs(4));
+            thread::sleep(Duration::from_millis(50));
+        }
+    });
+}
+
+#[test]
 fn a_hundred_thousand_networks_are_followed_while_others_change_theirs() {
     if !available(&[]) {
         return;

@@ -43,11 +43,20 @@ pub struct TrackedFlow {
     pub id: u32,
     /// For TCP: its connection has an end on both sides, or never began.
     pub is_closed: bool,
+    /// Until it is forgotten if nothing more is seen of it.
+    pub seconds_left: u32,
 }
 
 impl TrackedFlow {
+    const SEEN_REPLY: u32 = 1 << 1;
     const SOURCE_NAT: u32 = 1 << 4;
     const DESTINATION_NAT: u32 = 1 << 5;
+
+    /// Packets of both directions were seen.
+    #[must_use]
+    pub fn is_answered(&self) -> bool {
+        self.status & Self::SEEN_REPLY != 0
+    }
 
     #[must_use]
     pub fn is_rewritten(&self) -> bool {
@@ -173,7 +182,8 @@ fn read(message: &Message<'_>) -> Option<TrackedFlow> {
     // From TCP_CONNTRACK_TIME_WAIT on.
     let is_closed = state.is_some_and(|state| state >= 7);
     let number = |kind| attributes.find(kind).and_then(|a| a.be32()).unwrap_or(0);
-    Some(TrackedFlow { protocol, original, reply, status: number(3), id: number(12), is_closed })
+    let (status, id, seconds_left) = (number(3), number(12), number(7));
+    Some(TrackedFlow { protocol, original, reply, status, id, is_closed, seconds_left })
 }
 
 /// With its protocol; `None`: it has no ports.

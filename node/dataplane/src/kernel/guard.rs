@@ -39,6 +39,8 @@ pub struct KernelGuard {
     pub is_told: bool,
     /// A flow of UDP ends when nothing was seen of it for so long.
     pub udp_idle: Duration,
+    /// One that was answered ends soon after, if nothing more is seen of it.
+    pub udp_ends_answered: bool,
     /// One of TCP that is not established ends when nothing was seen of it for so long; zero: as the
     /// machine has it.
     pub half_open: Duration,
@@ -119,6 +121,7 @@ impl KernelGuard {
             offences: KernelOffences::new(settings, nodes),
             is_told: settings.via == Via::Auto && nodes > 1,
             udp_idle: settings.udp.idle,
+            udp_ends_answered: settings.udp.replies == 1,
             half_open: HALF_OPEN,
         }
     }

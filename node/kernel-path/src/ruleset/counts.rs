@@ -70,6 +70,8 @@ struct Maps {
     at_ports: [&'static str; 2],
     /// Of members.
     there: [&'static str; 3],
+    /// Of listeners, by the member that answers from them.
+    begun: &'static str,
 }
 
 impl Family {
@@ -79,11 +81,13 @@ impl Family {
                 here: ["in4", "out4"],
                 at_ports: ["in_ports4", "out_ports4"],
                 there: ["from4", "to4", "flows4"],
+                begun: "begun4",
             },
             Self::V6 => Maps {
                 here: ["in6", "out6"],
                 at_ports: ["in_ports6", "out_ports6"],
                 there: ["from6", "to6", "flows6"],
+                begun: "begun6",
             },
         }
     }
@@ -192,7 +196,7 @@ impl Making<'_> {
 
     fn count_by_maps(&mut self) {
         for family in Family::ALL {
-            let Maps { here, at_ports, there } = family.maps();
+            let Maps { here, at_ports, there, begun } = family.maps();
             let (incoming, outgoing) = (Side::Destination, Side::Source);
             for (base, map, side, any_address) in [
                 (Base::First, here[0], incoming, false),
@@ -202,6 +206,7 @@ impl Making<'_> {
                 (Base::Last, at_ports[1], outgoing, true),
                 (Base::Last, there[1], incoming, false),
                 // Of a flow that began elsewhere, the member may be heard first.
+                (Base::Leave, begun, outgoing, false),
                 (Base::Leave, there[2], outgoing, false),
                 (Base::Leave, there[2], incoming, false),
             ] {
@@ -214,6 +219,12 @@ impl Making<'_> {
                 }
             }
         }
+    }
+
+    /// A flow that began elsewhere counts at the listener whose answers come from this key, when it is the member that
+    /// is heard first.
+    pub(super) fn count_answered(&mut self, listener: &KernelListener, family: Family, key: Vec<u8>) {
+        self.add_counter(family.maps().begun, key_type(Some(family)), key, begun_by(&listener.name));
     }
 
     pub(super) fn add_counter(&mut self, map: &str, kind: DataType, key: Vec<u8>, counter: String) {

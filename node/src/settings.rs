@@ -83,6 +83,16 @@ pub(crate) const KEYS: &[Key] = &[
         value: "SIZE",
         help: "Memory for cached responses, e.g. `256MiB`; `0`: nothing is cached [default: a sixteenth of the memory that there is, at most 1GiB]",
     },
+    Key {
+        name: "cache-disk",
+        value: "DIR",
+        help: "Folder of this node alone for long cached responses, over 1MiB; they outlast a restart [default: they are kept in memory]",
+    },
+    Key {
+        name: "cache-disk-max",
+        value: "SIZE",
+        help: "How much of the disk cached responses may take, from 64MiB [default: 10GiB]",
+    },
     Key { name: "workers", value: "N", help: "Threads that carry traffic [default: one a core]" },
     Key {
         name: "otlp",
@@ -143,6 +153,10 @@ pub(crate) struct NodeSettings {
     pub(crate) memory_max: Option<u64>,
     /// Bytes that cached responses may take; `None`: by what there is.
     pub(crate) cache_memory: Option<u64>,
+    /// Folder for those that are long.
+    pub(crate) cache_disk: Option<PathBuf>,
+    /// Bytes that they may take there; `None`: nobody said.
+    pub(crate) cache_disk_max: Option<u64>,
     pub(crate) workers: NonZeroUsize,
     /// `None`: spans go nowhere.
     pub(crate) otlp: Option<Otlp>,
@@ -259,6 +273,8 @@ pub(crate) fn resolve(layers: Layers<'_>, host: &Host) -> Result<NodeSettings, M
         resolver: reader.value("resolver", resolver),
         memory_max: reader.value("memory-max", size),
         cache_memory: reader.value("cache-memory", cache_memory),
+        cache_disk: reader.value("cache-disk", path),
+        cache_disk_max: reader.value("cache-disk-max", size),
         workers: reader.value("workers", workers).unwrap_or(host.cores),
         otlp: otlp::resolve(&mut reader),
         log_format: reader.value("log-format", log_format).unwrap_or(LogFormat::Text),
@@ -312,6 +328,19 @@ fn contradictions(settings: &NodeSettings) -> Vec<String> {
              this node",
             settings.cluster
         ));
+    }
+    if settings.cache_disk_max.is_some() && settings.cache_disk.is_none() {
+        found.push("--cache-disk-max says how much, but not where: give --cache-disk DIR as well".to_owned());
+    }
+    if settings.cache_disk.is_some() && settings.cache_memory == Some(0) {
+        found.push(
+            "--cache-disk with --cache-memory 0: what goes to the disk and comes from it takes memory on its way; \
+             give it some, as 64MiB"
+                .to_owned(),
+        );
+    }
+    if settings.cache_disk.as_ref().is_some_and(|dir| *dir == settings.data_dir) {
+        found.push("--cache-disk is the data folder: give cached responses a folder of their own".to_owned());
     }
     found
 }
@@ -482,7 +511,8 @@ mod tests {
             let variable = key.variable();
             let flagged = settle(&[(key.name, bad)], &[], "");
             let exported = settle(&[], &[(&variable, bad)], "");
-            let is_path = key.name.ends_with("-file") || matches!(key.name, "data-dir" | "config");
+            let is_path =
+                key.name.ends_with("-file") || matches!(key.name, "data-dir" | "config" | "cache-disk");
             if !is_path {
                 let flagged = flagged.unwrap_err().to_string();
                 assert!(flagged.starts_with(&format!("--{}: ", key.name)), "{flagged}");

@@ -362,7 +362,7 @@ static WAF_EXCEPTION: Object = Object::new("policy.waf.except", &[
 static CACHE: Object = Object::new("policy.cache", &[
     key("mode", one_of(&["off", "on"], &[]), Yaml("off"), "Whether responses are kept"),
     key("key", Type::Object(&CACHE_KEY), Yaml("{}"), "What tells two requests apart, beside scheme, host and path"),
-    key("max_object", Type::Size { min: 1, max: 1 << 30 }, Yaml("16MiB"), "Longest response kept, in memory"),
+    key("max_object", Type::Size { min: 1, max: 1 << 30 }, Yaml("16MiB"), "Longest response kept"),
     key("stale_if_error", TIME, Yaml("0s"), "How long an old response stands in for an error of its member, where the member says nothing of it"),
     key("negative", TIME, Yaml("0s"), "How long 404, 405, 410, 414, 451 and 501 are kept that say nothing of it"),
 ]);

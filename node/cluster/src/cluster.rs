@@ -165,6 +165,7 @@ impl Cluster {
         })
         .await?;
         note_what_was_ignored(&settings.start, raft.entered());
+        plane.enter_cluster(*raft.cluster_id().as_bytes());
         folder::note_key(&settings.data_dir, &key);
 
         tasks.spawn(feeder.run(raft.watch_state(), raft.id(), stop.clone()));

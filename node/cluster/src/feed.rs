@@ -534,6 +534,7 @@ mod tests {
             spans: None,
             give_back: || {},
             cache_memory: 0,
+            cache_disk: None,
             kernel_check: |_, _| Err("not in tests".to_owned()),
         })
         .unwrap();

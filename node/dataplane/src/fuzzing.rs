@@ -69,3 +69,8 @@ pub fn http1(data: &[u8]) {
 pub fn waf(data: &[u8]) {
     crate::waf::any_bytes(data);
 }
+
+/// The head of a file of the cache on disk: any bytes are read or refused, and what is read is written the same.
+pub fn cache_head(data: &[u8]) {
+    crate::cache::disk::head::any_bytes(data);
+}

@@ -79,8 +79,8 @@ use zeroize::Zeroizing;
 
 pub use balance::maglev;
 pub use beat::Beat;
-pub use cache::CacheStats;
 pub use cache::purge::{Purge, PurgeError, PurgeWhat, purged_prefix, purged_url};
+pub use cache::{CacheDisk, CacheDiskStats, CacheStats, DiskError};
 pub use kernel::{
     KEPT_MAX, KeptFlow, KeptHere, KernelCheck, KernelGuard, KernelListener, KernelMember, KernelNetworks,
     KernelOffence, KernelOffences, KernelOpen, KernelRate, KernelRule, KernelView, KernelVip, KnownMember,
@@ -117,6 +117,8 @@ pub struct Options {
     pub give_back: fn(),
     /// Bytes of memory that cached responses may take.
     pub cache_memory: u64,
+    /// Where long ones are kept; `None`: nowhere but in memory.
+    pub cache_disk: Option<CacheDisk>,
     /// Whether the kernel can carry listeners that want it.
     pub kernel_check: KernelCheck,
 }
@@ -349,6 +351,8 @@ pub struct Plane {
 pub enum StartError {
     #[error("worker {index} could not start: {source}")]
     Worker { index: usize, source: std::io::Error },
+    #[error("cached responses on disk: {0}")]
+    Disk(#[from] DiskError),
 }
 
 /// A revision to be put in force.
@@ -565,6 +569,14 @@ impl Plane {
     /// nothing is served from the cache before its member has said that it still holds. Until the first call it does.
     pub fn set_cache_trust(&self, until: Option<Duration>) {
         self.inner.cache.trust(until);
+    }
+
+    /// Purges are those of this cluster: what is cached on disk of it counts from now on, and more is kept there. What
+    /// is of another cluster is thrown away. Only the first call counts.
+    pub fn enter_cluster(&self, id: [u8; 16]) {
+        if let Some(disk) = self.inner.cache.store.disk() {
+            disk.enter(id);
+        }
     }
 
     pub fn cache_stats(&self) -> CacheStats {

@@ -97,7 +97,7 @@ impl Inner {
         let limits = Arc::new(Limits::default());
         let bans = Arc::new(Bans::default());
         let rates = Arc::new(Rates::default());
-        let cache = Arc::new(Cache::new(options.cache_memory, count));
+        let cache = Arc::new(Cache::new(options.cache_memory, options.cache_disk, count)?);
         let shed = Arc::new(Shed::default());
         let locals = Arc::new(Locals::new(count));
         let turns = Arc::new(PerWorker::new(count));
@@ -373,6 +373,7 @@ impl Inner {
                 tracing::error!("a worker panicked");
             }
         }
+        self.cache.shutdown();
         self.log.lock().take();
         // Nobody may be reading the log, so this has its bound.
         let _ = self.log_end.lock().recv_timeout(LOG_WAIT);
@@ -549,6 +550,7 @@ impl Inner {
             // Writing to a String can't fail.
             let _ = write!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n");
         }
+        cache.disk.iter().for_each(|disk| disk.render(out));
         if let Some(dropped) = &self.spans_dropped {
             const NAME: &str = "trestle_spans_dropped_total";
             let help = "Spans lost since the exporter was behind.";

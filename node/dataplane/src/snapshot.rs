@@ -305,6 +305,14 @@ fn turns(config: &Config, previous: Option<&Turns>) -> Turns {
     rules.map(turn).collect()
 }
 
+/// What no other rule has, nor this one once it does something else: names alone may come again, also after a restart
+/// that cached responses outlast. That it is written by `Debug` lets another release begin anew.
+fn place(listener: &str, route: &str, rule: &model::Rule) -> String {
+    let pools: Vec<&str> = rule.pools.iter().map(|weighted| weighted.pool.as_str()).collect();
+    let model::Rule { name, matches, rewrite, .. } = rule;
+    format!("{listener}\n{route}\n{name}\n{matches:?}\n{pools:?}\n{rewrite:?}")
+}
+
 /// `None` for a pool with TLS: it is not asked at all, rather than without.
 fn origination(
     name: &str,
@@ -387,7 +395,7 @@ fn rules(
                 cache: None,
             }
             .with(&policies, around)
-            .cached(&policies, format!("{}\n{name}\n{}", parts.listener, rule.name)),
+            .cached(&policies, place(parts.listener, name, rule)),
         )
     };
     route.rules.iter().map(rule).collect()

@@ -60,6 +60,7 @@ fn without_descriptors_accepting_pauses_and_goes_on_when_there_are_some() {
         spans: None,
         give_back: || {},
         cache_memory: 0,
+        cache_disk: None,
         kernel_check: |_, _| Err("not in tests".to_owned()),
     };
     let plane = Plane::start(options).expect("a plane");

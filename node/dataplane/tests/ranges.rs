@@ -193,6 +193,7 @@ fn a_thousand_ports_are_one_listener() {
         spans: None,
         give_back: || {},
         cache_memory: 0,
+        cache_disk: None,
         kernel_check: |_, _| Err("not in tests".to_owned()),
     };
     let plane = Plane::start(options).expect("a plane");

@@ -29,6 +29,19 @@ pub(super) async fn stats(State(api): State<Arc<Api>>) -> Result<Response, ApiEr
         "evicted": stats.evicted,
         "trusted": stats.trusted,
         "purged": purged,
+        "disk": stats.disk.map(|disk| json!({
+            "objects": disk.objects,
+            "bytes": disk.bytes,
+            "bytes_max": disk.bytes_max,
+            "served": disk.served,
+            "written": disk.written,
+            "evicted": disk.evicted,
+            "not_kept": disk.not_kept,
+            "not_read": disk.not_read,
+            "corrupt": disk.corrupt,
+            "indexed": disk.indexed,
+            "problem": disk.problem,
+        })),
     }))
     .into_response())
 }

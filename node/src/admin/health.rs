@@ -130,6 +130,9 @@ pub(crate) async fn status(State(api): State<Arc<Api>>) -> Response {
             let mut status = cluster.status();
             status.warnings.extend(node.kernel.warnings());
             status.warnings.extend(backlog::warnings());
+            let disk = node.plane.cache_stats().disk.and_then(|disk| disk.problem);
+            let told = |why| format!("cached responses are not written to disk for now: {why}");
+            status.warnings.extend(disk.map(told));
             status
         }),
     };

@@ -73,7 +73,7 @@ fn render(stats: &CacheStats) -> String {
     let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
     let row = |what: &str, count: u64| vec![what.to_owned(), count.to_string(), share(count)];
     let plain = |what: &str, value: String| vec![what.to_owned(), value, String::new()];
-    let rows = [
+    let mut rows = vec![
         plain("entries", stats.entries.to_string()),
         plain("memory", format!("{} of {}", mib(stats.bytes), mib(stats.bytes_max))),
         row("hits", stats.hits),
@@ -85,7 +85,28 @@ fn render(stats: &CacheStats) -> String {
         plain("evicted", stats.evicted.to_string()),
         plain("last purge", stats.purged.to_string()),
     ];
+    if let Some(disk) = &stats.disk {
+        let of = |share: u64, all: u64| format!("{} of {}", mib(share), mib(all));
+        rows.extend([
+            plain("on disk", disk.objects.to_string()),
+            plain("disk", of(disk.bytes, disk.bytes_max)),
+            plain("served from disk", disk.served.to_string()),
+            plain("written to disk", disk.written.to_string()),
+            plain("evicted from disk", disk.evicted.to_string()),
+            plain("not kept on disk", disk.not_kept.to_string()),
+            plain("not read from disk", disk.not_read.to_string()),
+            plain("corrupt", disk.corrupt.to_string()),
+        ]);
+    }
     let mut text = table(&["CACHE", "", ""], &rows);
+    if let Some(disk) = &stats.disk {
+        if !disk.indexed {
+            text += "disk: what lies there is not known yet; until then nothing more is written\n";
+        }
+        if let Some(problem) = &disk.problem {
+            text += &format!("disk: nothing is written for now: {problem}\n");
+        }
+    }
     if !stats.trusted {
         text += "nothing is served from it unasked: the node has no seat, or has not heard of all purges\n";
     }
@@ -116,6 +137,7 @@ fn told(purged: &Purged) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::views::CacheDisk;
     use super::*;
 
     #[test]
@@ -124,7 +146,11 @@ mod tests {
         let text = render(&stats);
         assert!(text.lines().any(|line| line.split_whitespace().eq(["hits", "3", "75.0", "%"])), "{text}");
         assert!(!text.contains("seat"), "{text}");
-        assert!(render(&CacheStats { trusted: false, ..stats }).contains("no seat"));
+        let problem = Some("No space left on device".to_owned());
+        let disk = Some(CacheDisk { objects: 7, problem, indexed: true, ..CacheDisk::default() });
+        let text = render(&CacheStats { trusted: false, disk, ..stats });
+        assert!(text.contains("no seat") && text.contains("for now: No space left"), "{text}");
+        assert!(text.lines().any(|line| line.split_whitespace().eq(["on", "disk", "7"])), "{text}");
     }
 
     #[test]

@@ -294,6 +294,23 @@ pub(crate) struct CacheStats {
     pub(crate) evicted: u64,
     pub(crate) trusted: bool,
     pub(crate) purged: u64,
+    pub(crate) disk: Option<CacheDisk>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct CacheDisk {
+    pub(crate) objects: u64,
+    pub(crate) bytes: u64,
+    pub(crate) bytes_max: u64,
+    pub(crate) served: u64,
+    pub(crate) written: u64,
+    pub(crate) evicted: u64,
+    pub(crate) not_kept: u64,
+    pub(crate) not_read: u64,
+    pub(crate) corrupt: u64,
+    pub(crate) indexed: bool,
+    pub(crate) problem: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

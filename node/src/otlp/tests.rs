@@ -96,6 +96,7 @@ impl Traced {
             spans: Some(tap),
             give_back: || {},
             cache_memory: 0,
+            cache_disk: None,
             kernel_check: |_, _| Err("not in tests".to_owned()),
         };
         let plane = Plane::start(options).unwrap();

@@ -28,7 +28,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use trestle_cluster::identity::ClusterKey;
 use trestle_cluster::{Cluster, Draft, Ended, InheritedGuard, Start};
-use trestle_dataplane::{CookieKeys, Options, Plane};
+use trestle_dataplane::{CacheDisk, CookieKeys, Options, Plane};
 
 use crate::admin::{Access, Api, Server, Token};
 use crate::otlp::Exporter;
@@ -182,8 +182,11 @@ impl Prepared {
         let dir = &settings.data_dir;
         let user = settings.user.as_deref().map(User::find).transpose()?;
         match &user {
-            Some(user) => user.take(dir)?,
-            None => privileges::make_private(dir)?,
+            Some(user) => user.take("data folder", dir)?,
+            None => privileges::make_private("data folder", dir)?,
+        }
+        if let (Some(user), Some(disk)) = (&user, &settings.cache_disk) {
+            user.take("folder of --cache-disk", disk)?;
         }
         let earlier = Ports::load(dir)?;
         if key::readable_by_others(dir) {
@@ -245,6 +248,7 @@ impl Prepared {
             spans,
             give_back: crate::memory::give_back,
             cache_memory: cache_memory(settings),
+            cache_disk: cache_disk(settings),
             kernel_check: trestle_kernel_path::support::check,
         };
         let plane = Plane::start(options).context("data plane")?;
@@ -549,6 +553,12 @@ fn cache_memory(settings: &NodeSettings) -> u64 {
     const UNKNOWN: u64 = 64 << 20;
     let of_machine = || strain::memory_there(settings.memory_max).map_or(UNKNOWN, |there| there / 16);
     settings.cache_memory.unwrap_or_else(|| of_machine().min(MOST))
+}
+
+fn cache_disk(settings: &NodeSettings) -> Option<CacheDisk> {
+    const MAX: u64 = 10 << 30;
+    let dir = settings.cache_disk.clone()?;
+    Some(CacheDisk { dir, max: settings.cache_disk_max.unwrap_or(MAX), least: CacheDisk::LEAST })
 }
 
 #[cfg(test)]

@@ -90,15 +90,15 @@ impl User {
         Ok(User { name: name.to_owned(), uid, gid, groups })
     }
 
-    /// Sees to it that the data folder is there and the user's.
-    pub(super) fn take(&self, dir: &Path) -> anyhow::Result<()> {
+    /// Sees to it that a folder is there and the user's. `what` it is called.
+    pub(super) fn take(&self, what: &str, dir: &Path) -> anyhow::Result<()> {
         let shown = dir.display();
         if !dir.exists() {
-            make_private(dir)?;
+            make_private(what, dir)?;
             std::os::unix::fs::chown(dir, Some(self.uid), Some(self.gid))
-                .with_context(|| format!("can't give the data folder {shown} to {self}"))?;
+                .with_context(|| format!("can't give the {what} {shown} to {self}"))?;
         }
-        let can_read = || format!("can't look into the data folder {shown}");
+        let can_read = || format!("can't look into the {what} {shown}");
         let mut foreign = Vec::new();
         let own = std::fs::metadata(dir).with_context(can_read)?.uid();
         if own != self.uid {
@@ -168,12 +168,12 @@ impl User {
 }
 
 /// The log holds the config, with whatever is secret in it.
-pub(super) fn make_private(dir: &Path) -> anyhow::Result<()> {
+pub(super) fn make_private(what: &str, dir: &Path) -> anyhow::Result<()> {
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(dir)
-        .with_context(|| format!("can't make the data folder {}", dir.display()))
+        .with_context(|| format!("can't make the {what} {}", dir.display()))
 }
 
 fn raise(resource: Resource, to: u64) {
@@ -237,9 +237,9 @@ mod tests {
         let uid = std::fs::metadata(dir.path()).unwrap().uid();
         let me = User { name: "me".to_owned(), uid, gid: 1, groups: vec![] };
         std::fs::write(dir.path().join("raft.redb"), "").unwrap();
-        me.take(dir.path()).unwrap();
+        me.take("data folder", dir.path()).unwrap();
         let other = User { uid: uid + 1, ..me };
-        let error = other.take(dir.path()).unwrap_err().to_string();
+        let error = other.take("data folder", dir.path()).unwrap_err().to_string();
         assert!(error.contains("chown -R") && error.contains(&dir.path().display().to_string()), "{error}");
     }
 }

@@ -25,9 +25,18 @@ impl Budget {
         Arc::new(Self { most, used: AtomicU64::new(0) })
     }
 
+    pub(super) fn most(&self) -> u64 {
+        self.most
+    }
+
     /// What entries may take.
     pub(crate) fn of_store(&self) -> u64 {
         self.most / 4 * 3
+    }
+
+    /// What a body may take on its way that goes to the disk as well.
+    pub(crate) fn of_fill(&self) -> u64 {
+        self.most / 4
     }
 
     pub(crate) fn used(&self) -> u64 {
@@ -49,6 +58,13 @@ impl Hold {
         let fits = self.budget.used.fetch_update(Relaxed, Relaxed, more).is_ok();
         self.bytes += if fits { bytes } else { 0 };
         fits
+    }
+
+    /// Gives so much of it back.
+    pub(super) fn shrink(&mut self, bytes: usize) {
+        let bytes = (bytes as u64).min(self.bytes);
+        self.bytes -= bytes;
+        self.budget.used.fetch_sub(bytes, Relaxed);
     }
 
     pub(crate) fn bytes(&self) -> u64 {
@@ -73,6 +89,8 @@ mod tests {
         assert!(budget.hold(50).is_none());
         assert!(first.grow(40) && !first.grow(1) && first.bytes() == 100);
         assert!(!first.grow(usize::MAX));
+        first.shrink(30);
+        assert_eq!((first.bytes(), budget.used()), (70, 70));
         drop(first);
         assert_eq!(budget.used(), 0);
         assert!(budget.hold(100).is_some());

@@ -12,6 +12,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use tokio::time::Instant;
 
 use super::budget::Hold;
+use super::disk::OnDisk;
+use super::disk::head::Head;
 use super::purge::{Mark, Named};
 use super::rules::{Terms, Why};
 
@@ -55,10 +57,14 @@ pub(crate) struct Origin {
 
 /// A whole body.
 #[derive(Clone, Debug)]
-pub(crate) struct Body(Arc<Pieces>);
+pub(crate) enum Body {
+    Memory(Arc<Pieces>),
+    Disk(OnDisk),
+}
 
+/// One that is held in memory.
 #[derive(Debug)]
-struct Pieces {
+pub(crate) struct Pieces {
     pieces: Box<[Bytes]>,
     length: u64,
     trailers: Option<HeaderMap>,
@@ -85,10 +91,8 @@ impl Stem {
     ) -> Result<Self, Why> {
         let tags = tags(head)?;
         let head = packed(head, |name| *name == AGE || terms.withheld.contains(name));
-        let fields: usize = head.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD).sum();
-        let tagged: usize = tags.iter().map(|tag| tag.len() + 32).sum();
         Ok(Self {
-            weight: OVERHEAD + fields + tagged + origin.url.len(),
+            weight: weight(&head, &tags, &origin.url),
             status,
             head,
             terms,
@@ -98,6 +102,14 @@ impl Stem {
             mark: Mark::at(origin.number),
             generation: origin.generation,
         })
+    }
+
+    /// As it was written down.
+    pub(super) fn restored(head: Head, terms: Terms, since: Instant, generation: u32) -> Self {
+        let Head { status, fields, url, tags, number, .. } = head;
+        let weight = weight(&fields, &tags, &url);
+        let head = packed(&fields, |_| false);
+        Self { weight, status, head, terms, since, url, tags, mark: Mark::at(number), generation }
     }
 
     pub(crate) fn age(&self, now: Instant) -> std::time::Duration {
@@ -119,19 +131,31 @@ impl Stem {
 impl Body {
     pub(crate) fn new(pieces: Box<[Bytes]>, trailers: Option<HeaderMap>, weight: usize, hold: Hold) -> Self {
         let length = pieces.iter().map(|piece| piece.len() as u64).sum();
-        Self(Arc::new(Pieces { pieces, length, trailers, weight, _hold: hold }))
+        Self::Memory(Arc::new(Pieces { pieces, length, trailers, weight, _hold: hold }))
     }
 
     pub(crate) fn len(&self) -> u64 {
-        self.0.length
-    }
-
-    pub(crate) fn pieces(&self) -> &[Bytes] {
-        &self.0.pieces
+        match self {
+            Body::Memory(body) => body.length,
+            Body::Disk(body) => body.len(),
+        }
     }
 
     pub(crate) fn trailers(&self) -> Option<&HeaderMap> {
-        self.0.trailers.as_ref()
+        match self {
+            Body::Memory(body) => body.trailers.as_ref(),
+            Body::Disk(body) => body.trailers.as_deref(),
+        }
+    }
+}
+
+impl Pieces {
+    pub(crate) fn trailers(&self) -> Option<&HeaderMap> {
+        self.trailers.as_ref()
+    }
+
+    pub(crate) fn all(&self) -> &[Bytes] {
+        &self.pieces
     }
 }
 
@@ -141,7 +165,10 @@ impl Entry {
     }
 
     pub(super) fn weight(&self) -> u32 {
-        let all = self.stem.weight + self.body.0.weight;
+        let all = match &self.body {
+            Body::Memory(body) => self.stem.weight + body.weight,
+            Body::Disk(_) => self.stem.weight,
+        };
         u32::try_from(all).unwrap_or(u32::MAX)
     }
 
@@ -154,6 +181,12 @@ impl Entry {
         }
         head
     }
+}
+
+fn weight(head: &HeaderMap, tags: &[Box<str>], url: &str) -> usize {
+    let fields: usize = head.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD).sum();
+    let tagged: usize = tags.iter().map(|tag| tag.len() + 32).sum();
+    OVERHEAD + fields + tagged + url.len()
 }
 
 /// Copied together into one buffer, without those that are not `wanted`.

@@ -21,6 +21,7 @@ use parking_lot::Mutex;
 use slab::Slab;
 
 use super::budget::Hold;
+use super::disk::{Offer, Writing};
 use super::entry::{Body, PIECE, Stem};
 use crate::metrics::Reason;
 
@@ -63,8 +64,12 @@ struct State {
     followers: Slab<Reader>,
     writer: Option<Waker>,
     kept: bool,
+    /// It is still on its way to the disk.
+    written_down: bool,
     /// What pieces take; with the body when that is whole.
     hold: Option<Hold>,
+    /// Pieces, from the first on, that it accounts for, if it is kept no longer.
+    counted: usize,
     trailers: Option<HeaderMap>,
     end: Option<Result<(), Reason>>,
     /// All of it, if it is kept: its memory is accounted for as long as this is here.
@@ -91,8 +96,20 @@ pub(crate) struct Writer {
     fill: Arc<Fill>,
     buffer: BytesMut,
     most: u64,
+    /// Of it, in memory.
+    most_held: u64,
+    disk: Tee,
     /// It is to be kept also if nobody waits for it.
     pub(crate) anyway: bool,
+}
+
+/// Whether a body goes to the disk as well.
+#[derive(Debug)]
+enum Tee {
+    No,
+    /// Once it is known to be long.
+    Offered(Offer),
+    Writing(Writing),
 }
 
 /// What a writer should do next.
@@ -104,7 +121,7 @@ pub(crate) enum Wanted {
 }
 
 impl Fill {
-    /// `hold` is for the stem; `most`: bytes that are kept.
+    /// `most`: bytes that are kept.
     pub(crate) fn begin(
         stem: Arc<Stem>,
         length: Option<u64>,
@@ -120,13 +137,22 @@ impl Fill {
             followers: Slab::new(),
             writer: None,
             kept: true,
+            written_down: false,
             hold: Some(hold),
+            counted: 0,
             trailers: None,
             end: None,
             body: None,
         };
         let fill = Arc::new(Self { stem, length, variant, state: Mutex::new(state) });
-        let writer = Writer { fill: Arc::clone(&fill), buffer: BytesMut::new(), most, anyway: false };
+        let writer = Writer {
+            fill: Arc::clone(&fill),
+            buffer: BytesMut::new(),
+            most,
+            most_held: u64::MAX,
+            disk: Tee::No,
+            anyway: false,
+        };
         (fill, writer)
     }
 
@@ -159,10 +185,19 @@ impl State {
         while self.gone < read
             && let Some(piece) = self.pieces.pop_front()
         {
+            if self.gone < self.counted {
+                self.hold.iter_mut().for_each(|hold| hold.shrink(piece.len() + PIECE));
+            }
             self.gone += 1;
             self.there -= piece.len();
         }
         self.wake_writer();
+    }
+
+    /// It is not kept in memory, or not any more.
+    fn let_go(&mut self) {
+        self.kept = false;
+        self.counted = self.gone + self.pieces.len();
     }
 
     fn end(&mut self, end: Result<(), Reason>) {
@@ -228,13 +263,49 @@ impl Drop for Follow {
 }
 
 impl Writer {
+    /// Long ones go to the disk, too, and take no more than a part of the memory: `held` bytes.
+    pub(crate) fn offer(&mut self, offer: Offer, held: u64) {
+        self.most_held = held;
+        self.disk = match self.fill.length.is_some_and(|length| offer.is_for(length)) {
+            true => offer.take().map_or(Tee::No, Tee::Writing),
+            false => Tee::Offered(offer),
+        };
+        self.fill.state.lock().written_down = self.is_written();
+    }
+
+    fn is_written(&self) -> bool {
+        matches!(&self.disk, Tee::Writing(writing) if writing.is_going_on())
+    }
+
+    /// Hands pieces to the disk, from this one on; all of them, if it was not known before that the body is long.
+    fn tee(&mut self, state: &mut State, from: usize) {
+        let mut from = from;
+        if let Tee::Offered(offer) = &self.disk
+            && offer.is_for(state.written)
+        {
+            let Tee::Offered(offer) = std::mem::replace(&mut self.disk, Tee::No) else { return };
+            // Without its beginning it is nothing.
+            if state.gone == 0 {
+                from = 0;
+                self.disk = offer.take().map_or(Tee::No, Tee::Writing);
+            }
+        }
+        if let Tee::Writing(writing) = &mut self.disk {
+            state.pieces.iter().skip(from - state.gone).for_each(|piece| writing.push(piece));
+            if !writing.is_going_on() {
+                self.disk = Tee::No;
+            }
+        }
+        state.written_down = self.is_written();
+    }
+
     /// Waits until the next piece may come.
     pub(crate) fn poll_wanted(&mut self, cx: &mut Context<'_>) -> Poll<Wanted> {
         let mut state = self.fill.state.lock();
         if state.followers.is_empty() {
             let left = self.fill.length.map(|length| length.saturating_sub(state.written));
             let is_near = left.is_some_and(|left| left <= NEARLY);
-            if !state.kept || !is_near && !self.anyway {
+            if !(state.kept || state.written_down) || !is_near && !self.anyway {
                 return Poll::Ready(Wanted::Nothing);
             }
         }
@@ -250,21 +321,28 @@ impl Writer {
     pub(crate) fn push(&mut self, mut data: Bytes) {
         let fill = Arc::clone(&self.fill);
         let mut state = fill.state.lock();
+        let first_new = state.gone + state.pieces.len();
         state.written += data.len() as u64;
+        if state.written > self.most {
+            self.disk = Tee::No;
+            state.written_down = false;
+        }
         if state.kept && state.written > self.most {
-            state.kept = false;
+            state.let_go();
         }
         while state.kept && !data.is_empty() {
             if self.buffer.capacity() == 0 {
                 let before = state.written - data.len() as u64;
                 let size = self.buffer_size(before);
-                if !state.hold.as_mut().is_some_and(|hold| hold.grow(size + PIECE)) {
-                    state.kept = false;
+                let most = self.most_held;
+                let grow = |hold: &mut Hold| hold.bytes() + size as u64 <= most && hold.grow(size + PIECE);
+                if !state.hold.as_mut().is_some_and(grow) {
+                    state.let_go();
                     break;
                 }
                 self.buffer = BytesMut::with_capacity(size);
             } else if !state.hold.as_mut().is_some_and(|hold| hold.grow(PIECE)) {
-                state.kept = false;
+                state.let_go();
                 break;
             }
             let room = self.buffer.capacity().min(data.len());
@@ -280,6 +358,7 @@ impl Writer {
             state.there += data.len();
             state.pieces.push_back(data);
         }
+        self.tee(&mut state, first_new);
         state.forget();
         state.wake_followers();
     }
@@ -296,12 +375,12 @@ impl Writer {
         self.fill.state.lock().end(Err(reason));
     }
 
-    /// The body is whole, unless it has not the length that was told. What is to be kept of it, if it is.
-    pub(crate) fn end(self, trailers: Option<HeaderMap>) -> Option<Body> {
+    /// The body is whole, unless it has not the length that was told. What is to be kept of it, in memory and on disk.
+    pub(crate) fn end(mut self, trailers: Option<HeaderMap>) -> (Option<Body>, Option<Writing>) {
         let mut state = self.fill.state.lock();
         if self.fill.length.is_some_and(|length| length != state.written) {
             state.end(Err(Reason::UpstreamBroken));
-            return None;
+            return (None, None);
         }
         state.trailers.clone_from(&trailers);
         let kept = state.kept.then(|| state.hold.take()).flatten();
@@ -311,7 +390,8 @@ impl Writer {
         });
         state.body.clone_from(&body);
         state.end(Ok(()));
-        body
+        let Tee::Writing(writing) = std::mem::replace(&mut self.disk, Tee::No) else { return (body, None) };
+        (body, Some(writing).filter(Writing::is_going_on))
     }
 }
 
@@ -382,7 +462,7 @@ mod tests {
         assert_eq!((read(&mut first), read(&mut second)), (b"abc".to_vec(), b"abc".to_vec()));
         writer.push(Bytes::from_static(b"def"));
         let trailers = HeaderMap::from_iter([(http::header::ETAG, HeaderValue::from_static("x"))]);
-        let body = writer.end(Some(trailers.clone())).expect("is kept");
+        let body = writer.end(Some(trailers.clone())).0.expect("is kept");
         assert_eq!((body.len(), body.trailers()), (6, Some(&trailers)));
         let mut late = fill.follow().expect("open");
         assert_eq!(read(&mut second), b"def");
@@ -398,7 +478,7 @@ mod tests {
             let mut follow = fill.follow().expect("open");
             writer.push(Bytes::from_static(b"abc"));
             if ends {
-                assert!(writer.end(None).is_none());
+                assert!(writer.end(None).0.is_none());
             } else {
                 drop(writer);
             }
@@ -426,7 +506,7 @@ mod tests {
             writer.push(Bytes::from(vec![2; WINDOW]));
             drop(slow);
             assert_eq!(read(&mut fast).len(), WINDOW);
-            assert!(writer.end(None).is_none());
+            assert!(writer.end(None).0.is_none());
             assert_eq!(next(&mut fast), Poll::Ready(None));
         }
     }
@@ -470,13 +550,14 @@ mod tests {
                     }
                 }
             }
-            let body = writer.end(None);
+            let body = writer.end(None).0;
             prop_assert_eq!(body.is_some(), all.len() as u64 <= most);
             if let Some(body) = &body {
-                let kept: usize = body.pieces().iter().map(|piece| piece.len() + PIECE).sum();
+                let Body::Memory(pieces) = body else { panic!("there is no disk") };
+                let kept: usize = pieces.all().iter().map(|piece| piece.len() + PIECE).sum();
                 prop_assert!(budget.used() as usize >= kept);
                 prop_assert!(budget.used() as usize <= 2 * kept + BUFFER_MIN + PIECE);
-                prop_assert_eq!(body.pieces().concat(), all.clone());
+                prop_assert_eq!(pieces.all().concat(), all.clone());
             }
             for (mut follow, mut seen) in followers {
                 seen.extend(read(&mut follow));

@@ -3,7 +3,7 @@
 //! Everything that decides which response a member would give, as far as the proxy knows it: the rule that takes the
 //! request, scheme, host and port in the very form in which members are told them, the normalised path, the query, and
 //! the header fields and cookies that the operator has named. It is hashed, not kept: 128 bits of SipHash under a
-//! secret of this process, so nobody can make two keys meet, and no lookup allocates.
+//! secret of this node, so nobody can make two keys meet, and no lookup allocates.
 //!
 //! Fields that a client may send, that members are known to go by and that stand in no key are [`POISON`]: a request
 //! that has one is answered without the cache, and nothing of it is kept.
@@ -38,13 +38,18 @@ const POISON: [&str; 16] = [
     "front-end-https",
 ];
 
-/// By which hashes are made; anew in each process.
+/// By which hashes are made; anew in each process, unless responses outlast it ([`super::disk`]).
 #[derive(Clone, Copy)]
 pub(crate) struct Secret(u64, u64);
 
 impl Secret {
     pub(super) fn new() -> Self {
         Self(rand::random(), rand::random())
+    }
+
+    pub(super) fn of(bytes: [u8; 16]) -> Self {
+        let bits = u128::from_le_bytes(bytes);
+        Self(bits as u64, (bits >> 64) as u64)
     }
 
     fn hasher(&self) -> SipHasher13 {

@@ -12,11 +12,12 @@
 //! - nothing is kept that did not come whole;
 //! - what all of it takes in memory stays within one bound.
 //!
-//! Everything is held in memory: a tier on disk would stand behind [`store`], and take [`entry::Entry`]s that it evicts.
+//! Behind the store stands a tier on [`disk`], for long responses, if the operator wants one.
 
 pub(crate) mod budget;
 pub(crate) mod conditional;
 pub(crate) mod directives;
+pub(crate) mod disk;
 pub(crate) mod entry;
 pub(crate) mod fill;
 pub(crate) mod flights;
@@ -40,6 +41,8 @@ use trestle_config::model;
 use crate::boot_time;
 use crate::metrics::{Counter, PerWorker};
 use budget::Budget;
+use disk::Disk;
+pub use disk::{CacheDisk, CacheDiskStats, DiskError};
 use flights::Flights;
 use key::{KeyRule, Secret};
 use purge::Purges;
@@ -75,7 +78,7 @@ pub(crate) struct Cache {
     pub(crate) budget: Arc<Budget>,
     pub(crate) flights: Arc<Flights>,
     pub(crate) purges: Purges,
-    pub(crate) invalidations: Invalidations,
+    pub(crate) invalidations: Arc<Invalidations>,
     /// By CLOCK_BOOTTIME, in nanoseconds.
     trusted_until: AtomicU64,
     /// Some rule has a cache.
@@ -88,7 +91,7 @@ pub(crate) struct Cache {
 struct Counters([Counter; Outcome::COUNT]);
 
 /// What is kept, and what became of requests, since the node began.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CacheStats {
     /// About as many, variants and marks of what is not kept among them.
     pub entries: u64,
@@ -106,6 +109,8 @@ pub struct CacheStats {
     pub evicted: u64,
     /// The node knows what was purged.
     pub trusted: bool,
+    /// `None`: nothing is kept on disk.
+    pub disk: Option<CacheDiskStats>,
 }
 
 impl std::fmt::Debug for Cache {
@@ -116,19 +121,35 @@ impl std::fmt::Debug for Cache {
 
 impl Cache {
     /// `memory`: bytes that all of it may take.
-    pub(crate) fn new(memory: u64, workers: usize) -> Self {
+    pub(crate) fn new(memory: u64, disk: Option<CacheDisk>, workers: usize) -> Result<Self, DiskError> {
         let budget = Budget::new(memory);
-        Self {
-            secret: Secret::new(),
-            store: Store::new(budget.of_store()),
+        let invalidations = Arc::<Invalidations>::default();
+        let disk = disk.map(|disk| Disk::open(disk, &budget, &invalidations)).transpose()?.map(Arc::new);
+        Ok(Self {
+            secret: disk.as_ref().map_or_else(Secret::new, |disk| disk.secret()),
+            store: Store::new(budget.of_store(), disk),
             budget,
             flights: Arc::default(),
             purges: Purges::default(),
-            invalidations: Invalidations::default(),
+            invalidations,
             trusted_until: AtomicU64::new(u64::MAX),
             in_use: AtomicBool::new(false),
             counters: PerWorker::new(workers),
+        })
+    }
+
+    /// What is kept of this URL is validated at its next use.
+    pub(crate) fn invalidate(&self, host: &[u8], path: &str, query: Option<&str>) {
+        // With and without its query: see [`KeyRule`].
+        for query in [query, None] {
+            let slot = key::slot(&self.secret, host, path, query);
+            self.invalidations.invalidate(slot);
+            self.store.disk().into_iter().for_each(|disk| disk.invalidate(slot));
         }
+    }
+
+    pub(crate) fn shutdown(&self) {
+        self.store.disk().into_iter().for_each(|disk| disk.shutdown());
     }
 
     /// Whether the node knows of all that was purged.
@@ -174,6 +195,7 @@ impl Cache {
             passed: self.total(Outcome::Pass),
             evicted: self.store.evicted(),
             trusted: self.is_trusted(),
+            disk: self.store.disk().map(|disk| disk.stats()),
         }
     }
 }
@@ -195,11 +217,7 @@ impl Invalidations {
         self.0[usize::from(slot)].load(Acquire)
     }
 
-    /// With and without its query: see [`KeyRule`].
-    pub(crate) fn invalidate(&self, secret: &Secret, host: &[u8], path: &str, query: Option<&str>) {
-        for query in [query, None] {
-            let slot = key::slot(secret, host, path, query);
-            self.0[usize::from(slot)].fetch_add(1, Release);
-        }
+    fn invalidate(&self, slot: u16) {
+        self.0[usize::from(slot)].fetch_add(1, Release);
     }
 }

@@ -13,7 +13,9 @@ use moka::sync::Cache;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::entry::Entry;
+use super::budget::Budget;
+use super::disk::{Disk, Loaded, OnDisk};
+use super::entry::{Body, Entry, Stem};
 use super::key::Secret;
 use super::vary::{Spec, VARIANTS_MAX};
 use crate::metrics::Counter;
@@ -41,10 +43,12 @@ struct Varied {
     variants: Mutex<VecDeque<u128>>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Store {
     slots: Cache<u128, Slot, ahash::RandomState>,
     evicted: Arc<Counter>,
+    /// What is there holds the heads of what is on disk, as far as they were asked for.
+    disk: Option<Arc<Disk>>,
 }
 
 /// What is known of a request's key.
@@ -66,7 +70,7 @@ pub(crate) enum Kept {
 
 impl Store {
     /// `most`: bytes.
-    pub(crate) fn new(most: u64) -> Self {
+    pub(crate) fn new(most: u64, disk: Option<Arc<Disk>>) -> Self {
         let evicted = Arc::<Counter>::default();
         let count = Arc::clone(&evicted);
         let slots = Cache::builder()
@@ -82,7 +86,16 @@ impl Store {
                 }
             })
             .build_with_hasher(ahash::RandomState::new());
-        Self { slots, evicted }
+        Self { slots, evicted, disk }
+    }
+
+    pub(crate) fn disk(&self) -> Option<&Arc<Disk>> {
+        self.disk.as_ref()
+    }
+
+    fn forget(&self, at: u128) {
+        self.slots.invalidate(&at);
+        self.disk.iter().for_each(|disk| disk.forget(at));
     }
 
     pub(crate) fn look(&self, secret: &Secret, key: u128, request: &HeaderMap, now: Instant) -> Found {
@@ -111,6 +124,17 @@ impl Store {
 
     /// Keeps an entry: under its key, or, if there is something to tell variants apart by, that of its variant.
     pub(crate) fn put(&self, key: u128, spec: &Spec, at: u128, entry: Arc<Entry>) {
+        // It was another response.
+        self.disk.iter().for_each(|disk| disk.forget(at));
+        self.put_slot(key, spec, at, entry);
+    }
+
+    /// Makes room for one that is on its way to the disk alone.
+    pub(crate) fn clear(&self, at: u128) {
+        self.forget(at);
+    }
+
+    fn put_slot(&self, key: u128, spec: &Spec, at: u128, entry: Arc<Entry>) {
         if !spec.is_empty() {
             let varied = self.varied(key, spec);
             let mut variants = varied.variants.lock();
@@ -119,7 +143,7 @@ impl Store {
                 if variants.len() > VARIANTS_MAX
                     && let Some(oldest) = variants.pop_front()
                 {
-                    self.slots.invalidate(&oldest);
+                    self.forget(oldest);
                 }
             }
         }
@@ -133,15 +157,55 @@ impl Store {
             if varied.spec == *spec {
                 return Arc::clone(varied);
             }
-            varied.variants.lock().drain(..).for_each(|variant| self.slots.invalidate(&variant));
+            varied.variants.lock().drain(..).for_each(|variant| self.forget(variant));
         }
         let varied = Arc::new(Varied { spec: spec.clone(), variants: Mutex::default() });
         self.slots.insert(key, Slot::Varied(Arc::clone(&varied)));
         varied
     }
 
-    /// Puts an entry in the place of what was kept there.
-    pub(crate) fn replace(&self, at: u128, entry: Arc<Entry>) {
+    /// Keeps the head of what is on disk at hand.
+    pub(crate) fn put_loaded(&self, loaded: &Loaded, budget: &Arc<Budget>) -> Option<Arc<Entry>> {
+        let Loaded { primary, spec, stem, body } = loaded;
+        let at = body.object.at;
+        // Who waited for it along with others finds it there.
+        if let Some(Slot::Entry(entry)) = self.slots.get(&at) {
+            return Some(entry);
+        }
+        let hold = budget.hold(stem.weight).or_else(|| budget.hold(0))?;
+        let entry = Arc::new(Entry::new(Arc::clone(stem), Body::Disk(body.clone()), hold));
+        self.put_slot(*primary, spec, at, Arc::clone(&entry));
+        Some(entry)
+    }
+
+    /// A response lies on disk now. False: something else has come in its place meanwhile.
+    pub(super) fn settle_on_disk(
+        &self,
+        key: u128,
+        spec: &Spec,
+        at: u128,
+        (stem, body): (Arc<Stem>, OnDisk),
+        budget: &Arc<Budget>,
+    ) -> bool {
+        match self.slots.get(&at) {
+            Some(Slot::Apart(_)) => return false,
+            Some(Slot::Entry(entry)) if !Arc::ptr_eq(&entry.stem, &stem) => return false,
+            _ => {}
+        }
+        match budget.hold(stem.weight) {
+            Some(hold) => self.put_slot(key, spec, at, Arc::new(Entry::new(stem, Body::Disk(body), hold))),
+            // It is found where it lies.
+            None => self.slots.invalidate(&at),
+        }
+        true
+    }
+
+    /// Puts an entry in the place of what was kept there, with the same body. `current`: nothing has invalidated it since
+    /// its request was sent.
+    pub(crate) fn replace(&self, at: u128, entry: Arc<Entry>, current: bool) {
+        if let (Some(disk), Body::Disk(body)) = (&self.disk, &entry.body) {
+            disk.freshen(body, &entry.stem, current);
+        }
         self.slots.insert(at, Slot::Entry(entry));
     }
 
@@ -155,10 +219,11 @@ impl Store {
     /// Nothing is kept there for a while.
     pub(crate) fn set_apart(&self, at: u128, now: Instant) {
         self.slots.insert(at, Slot::Apart(now + APART));
+        self.disk.iter().for_each(|disk| disk.forget(at));
     }
 
     pub(crate) fn remove(&self, at: u128) {
-        self.slots.invalidate(&at);
+        self.forget(at);
     }
 
     pub(crate) fn evicted(&self) -> u64 {

@@ -62,6 +62,15 @@ impl Spec {
         (names.len() <= NAMES_MAX).then(|| Self { names: names.into() })
     }
 
+    /// As it was written down. `None`: it can't have been.
+    pub(super) fn of_names(names: Vec<HeaderName>) -> Option<Self> {
+        Self::sorted(names)
+    }
+
+    pub(super) fn names(&self) -> &[HeaderName] {
+        &self.names
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.names.is_empty()
     }

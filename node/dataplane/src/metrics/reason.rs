@@ -128,6 +128,8 @@ reasons! {
 
     /// The client wants only what is in the cache, and that has nothing for it.
     NotCached => ("not_cached", 504, No);
+    /// A long response that lies on disk turned out broken after its beginning had been sent.
+    CacheBroken => ("cache_broken", 0, No);
 
     /// No route fits, and the listener has no pool.
     NoRoute => ("no_route", 404, No);

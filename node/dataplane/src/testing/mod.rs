@@ -63,6 +63,7 @@ impl Proxy {
             spans: None,
             give_back: || {},
             cache_memory: 64 << 20,
+            cache_disk: None,
             kernel_check: |_, _| Err("not in tests".to_owned()),
         };
         change(&mut options);

@@ -5,6 +5,7 @@ mod admitting;
 mod authenticating;
 mod bad_input;
 mod caching;
+mod caching_disk;
 mod caching_fills;
 mod caching_purges;
 mod forwarding;

@@ -197,10 +197,11 @@ impl Errand {
         let hold = self.cache().budget.hold(stem.weight);
         let room = hold.is_some();
         let hold = hold.or_else(|| self.cache().budget.hold(0))?;
+        let current = stem.generation == self.cache().invalidations.generation(self.key.slot);
         let fresh = Arc::new(Entry::new(stem, entry.body.clone(), hold));
         let store = &self.cache().store;
         if kept && room {
-            store.replace(self.at, Arc::clone(&fresh));
+            store.replace(self.at, Arc::clone(&fresh), current);
         } else if !kept {
             store.remove(self.at);
         }

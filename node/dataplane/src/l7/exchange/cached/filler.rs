@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use super::errand::{Errand, Prospect};
 use crate::alarm::{Alarm, Elapsed};
 use crate::cache::budget::Hold;
+use crate::cache::disk::Ending;
 use crate::cache::entry::{Entry, Stem};
 use crate::cache::fill::{Fill, Follow, Variant, Wanted, Writer};
 use crate::cache::flights::Landing;
@@ -63,6 +64,10 @@ impl Filler {
         let pieces = errand.cache().budget.hold(0)?;
         let (fill, mut writer) = Fill::begin(Arc::clone(&stem), length, variant.clone(), pieces, most);
         writer.anyway = anyway;
+        let key = (variant.key, errand.key.primary, errand.key.slot);
+        if let Some(offer) = errand.cache().store.disk().and_then(|disk| disk.offer(key, &stem, length)) {
+            writer.offer(offer, errand.cache().budget.of_fill());
+        }
         let follow = fill.follow();
         errand.land(if stem.terms.is_for_all() { Landing::Filling(fill) } else { Landing::Apart });
         let filler = Self { errand, stem, hold, variant, source };
@@ -127,11 +132,20 @@ impl Filler {
         // It must not take the place of what came after a purge.
         let holds = !cache.purges.has(&stem.mark, stem.named())
             && stem.generation == cache.invalidations.generation(errand.key.slot);
-        if let Some(body) = writer.end(trailers)
-            && holds
-        {
-            let entry = Arc::new(Entry::new(stem, body, hold));
-            cache.store.put(errand.key.primary, &variant.spec, variant.key, entry);
+        let (body, writing) = writer.end(trailers.clone());
+        let writing = writing.filter(|_| holds);
+        match body.filter(|_| holds) {
+            Some(body) => {
+                let entry = Arc::new(Entry::new(Arc::clone(&stem), body, hold));
+                cache.store.put(errand.key.primary, &variant.spec, variant.key, entry);
+            }
+            // Until it lies on disk nothing is found, rather than something older.
+            None if writing.is_some() => cache.store.clear(variant.key),
+            None => {}
+        }
+        if let Some(writing) = writing {
+            let (spec, store) = (variant.spec, cache.store.clone());
+            writing.finish(Ending { stem, spec, trailers, store });
         }
         if target.is_for_one() {
             // It goes with the client that it is for.

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use super::is_of_member;
 use super::served::Served;
 use crate::cache::Cache;
+use crate::cache::disk::{Disk, Ready};
 use crate::cache::entry::{Entry, Stem};
 use crate::cache::fill::Fill;
 use crate::cache::flights::Landing;
@@ -66,9 +67,37 @@ impl Lookup<'_> {
             Kept::Apart => (None, true),
             Kept::Nothing => (None, false),
         };
-        let Some(entry) = entry else {
-            return Decision::Ask(Miss { at, fwd: missed, entry: None, apart });
+        match entry {
+            Some(entry) => self.judge(at, entry, missed, now),
+            None => Decision::Ask(Miss { at, fwd: missed, entry: None, apart }),
+        }
+    }
+
+    /// What lies on disk where memory has nothing. `None`: nothing that is of use.
+    pub(super) async fn load(&self, disk: &Disk, miss: &Miss) -> Option<Decision> {
+        if miss.apart || miss.entry.is_some() {
+            return None;
+        }
+        let at = match disk.spec(self.key.primary) {
+            // What is known in memory is as new.
+            Some(spec) if miss.fwd != Fwd::VaryMiss => {
+                spec.variant(&self.cache.secret, self.key.primary, self.request)
+            }
+            _ => miss.at,
         };
+        let loaded = disk.load(at).await?;
+        // Purges have been counted anew since, or are not known of yet: nobody can say what it has seen.
+        if loaded.stem.mark.number() > self.cache.purges.latest() {
+            if self.cache.is_trusted() {
+                self.cache.store.remove(at);
+            }
+            return None;
+        }
+        let entry = self.cache.store.put_loaded(&loaded, &self.cache.budget)?;
+        Some(self.judge(at, entry, miss.fwd, Instant::now()))
+    }
+
+    fn judge(&self, at: u128, entry: Arc<Entry>, missed: Fwd, now: Instant) -> Decision {
         let stem = &entry.stem;
         if self.cache.purges.has(&stem.mark, stem.named()) {
             self.cache.store.remove(at);
@@ -96,6 +125,14 @@ impl Lookup<'_> {
                 Decision::Ask(Miss { at, fwd, entry: Some(entry), apart: false })
             }
         }
+    }
+
+    /// What can't be read from the disk is asked of a member: with others, if it is gone.
+    pub(super) fn unread(&self, at: u128, ready: Ready) -> Miss {
+        if ready == Ready::Gone {
+            self.cache.store.remove(at);
+        }
+        Miss { at, fwd: Fwd::UriMiss, entry: None, apart: ready == Ready::Busy }
     }
 
     fn look(&self, now: Instant) -> Found {

@@ -24,7 +24,8 @@ use trestle_config::path;
 use super::reply::{Reply, judge};
 use super::{Outcome, ask};
 use crate::cache::conditional::{Question, is_for_member};
-use crate::cache::entry::Origin;
+use crate::cache::disk::Ready;
+use crate::cache::entry::{Entry, Origin};
 use crate::cache::flights::{Turn, landed};
 use crate::cache::key::Subject;
 use crate::cache::rules::Asked;
@@ -73,7 +74,17 @@ pub(super) async fn serve(
     };
     let mut now = record.started;
     for round in 0..=ROUNDS_MAX {
-        let miss = match lookup.decide(now) {
+        let mut decision = lookup.decide(now);
+        if let (Decision::Ask(miss), Some(disk)) = (&decision, cache.store.disk()) {
+            let loaded = Box::pin(lookup.load(disk, miss)).await;
+            decision = loaded.unwrap_or(decision);
+        }
+        if let Decision::Serve(served) | Decision::ServeMeanwhile(served, _) = &mut decision
+            && let Err((at, unread)) = served.ready().await
+        {
+            decision = Decision::Ask(lookup.unread(at, unread));
+        }
+        let miss = match decision {
             Decision::Serve(served) => return Ok(stored(record, served)),
             Decision::ServeMeanwhile(served, entry) => {
                 let origin = origin(cache, policy, &subject(record, &port), &lookup);
@@ -106,7 +117,12 @@ pub(super) async fn serve(
                     let landing = Box::pin(landed(landing)).await;
                     now = Instant::now();
                     match lookup.after(landing, &miss, now) {
-                        After::Serve(served) => return Ok(stored(record, served)),
+                        After::Serve(mut served) => match served.ready().await {
+                            Ok(()) => return Ok(stored(record, served)),
+                            Err((at, unread)) => {
+                                lookup.unread(at, unread);
+                            }
+                        },
                         After::Fail(reason) => return Err(reason),
                         After::Again => continue,
                         After::Alone => {}
@@ -119,6 +135,21 @@ pub(super) async fn serve(
         return Box::pin(ask_for_all(conn, record, rule, parts, (errand, miss.fwd))).await;
     }
     Err(Reason::Internal)
+}
+
+/// What is to be served of an entry, if there is one and it can be read.
+async fn served(
+    entry: Option<Arc<Entry>>,
+    errand: &Errand,
+    record: &Record,
+    became: Status,
+) -> Option<Box<Served>> {
+    let mut served = errand.serve(entry?, record, became);
+    let Err((at, unread)) = served.ready().await else { return Some(served) };
+    if unread == Ready::Gone {
+        errand.cache().store.remove(at);
+    }
+    None
 }
 
 fn stored(record: &mut Record, served: Box<Served>) -> Outcome {
@@ -183,12 +214,11 @@ async fn ask_for_all(
         Ok(reply) => reply,
         Err(reason) => {
             errand.failed(Some(reason));
-            return match errand.stands_in(Instant::now()) {
-                Some(entry) if is_of_member(reason) => {
-                    let became = Status::new(Became::Stale, Some(fwd));
-                    Ok(stored(record, errand.serve(entry, record, became)))
-                }
-                _ => Err(reason),
+            let became = Status::new(Became::Stale, Some(fwd));
+            let stale = errand.stands_in(Instant::now()).filter(|_| is_of_member(reason));
+            return match served(stale, &errand, record, became).await {
+                Some(served) => Ok(stored(record, served)),
+                None => Err(reason),
             };
         }
     };
@@ -198,10 +228,11 @@ async fn ask_for_all(
     {
         judge(record, status);
         let confirmed = reply.head(record);
-        if let Some(entry) = errand.freshen(confirmed.headers, Instant::now()) {
-            let fwd_status = Some(status.as_u16());
-            let became = Status { fwd_status, ..Status::new(Became::Revalidated, Some(fwd)) };
-            return Ok(stored(record, errand.serve(entry, record, became)));
+        let fwd_status = Some(status.as_u16());
+        let became = Status { fwd_status, ..Status::new(Became::Revalidated, Some(fwd)) };
+        let fresh = errand.freshen(confirmed.headers, Instant::now());
+        if let Some(served) = served(fresh, &errand, record, became).await {
+            return Ok(stored(record, served));
         }
         // It is about something that is not here.
         record.question = Some(Box::new(Question::Whole));
@@ -213,11 +244,13 @@ async fn ask_for_all(
     if matches!(status.as_u16(), 500 | 502..=504)
         && let Some(entry) = errand.stands_in(Instant::now())
     {
-        judge(record, status);
-        errand.failed(None);
         let fwd_status = Some(status.as_u16());
         let became = Status { fwd_status, ..Status::new(Became::Stale, Some(fwd)) };
-        return Ok(stored(record, errand.serve(entry, record, became)));
+        if let Some(served) = served(Some(entry), &errand, record, became).await {
+            judge(record, status);
+            errand.failed(None);
+            return Ok(stored(record, served));
+        }
     }
     Ok(keep(record, reply, errand, fwd))
 }
@@ -280,11 +313,11 @@ pub(super) fn invalidate(record: &Record, reply: &Reply) {
     }
     let host = record.asked_host().map_or(&b""[..], HeaderValue::as_bytes);
     let here = record.target.path();
-    cache.invalidations.invalidate(&cache.secret, host, here, record.target.query());
+    cache.invalidate(host, here, record.target.query());
     for name in [LOCATION, CONTENT_LOCATION] {
         let Some(value) = reply.response.headers().get(name) else { continue };
         let Some((there, query)) = target_of(value, host, here) else { continue };
-        cache.invalidations.invalidate(&cache.secret, host, &there, query.as_deref());
+        cache.invalidate(host, &there, query.as_deref());
     }
 }
 

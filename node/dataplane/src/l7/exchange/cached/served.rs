@@ -1,6 +1,7 @@
 //! What a client gets of a response that is kept, or on its way to be.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -11,7 +12,8 @@ use tokio::time::Instant;
 
 use super::super::reply::dress;
 use crate::cache::conditional::{allows_range, is_current, strip};
-use crate::cache::entry::{Body, Entry, Stem};
+use crate::cache::disk::{Reading, Ready};
+use crate::cache::entry::{Body, Entry, Pieces, Stem};
 use crate::cache::fill::Follow;
 use crate::cache::range::{Part, part};
 use crate::cache::status::Status;
@@ -31,13 +33,14 @@ pub(crate) struct Served {
 pub(crate) enum Source {
     Nothing,
     Kept(Slice),
+    Disk(Box<Reading>),
     Following(Follow),
 }
 
-/// Part of a body.
+/// Part of a body in memory.
 #[derive(Debug)]
 pub(crate) struct Slice {
-    body: Body,
+    body: Arc<Pieces>,
     /// The piece that is next, and where in it.
     piece: usize,
     skip: usize,
@@ -77,10 +80,10 @@ impl Served {
         };
         wanted.mark(&mut parts.headers, length);
         let source = match wanted {
-            Part::Whole => Source::Kept(Slice::whole(&entry.body)),
+            Part::Whole => Source::of(&entry.body, 0, length, true),
             Part::Bytes(start, end) => {
                 parts.status = StatusCode::PARTIAL_CONTENT;
-                Source::Kept(Slice::part(&entry.body, start, end))
+                Source::of(&entry.body, start, end, false)
             }
             Part::Beyond => {
                 parts.status = StatusCode::RANGE_NOT_SATISFIABLE;
@@ -88,6 +91,15 @@ impl Served {
             }
         };
         Box::new(Self { status, parts, source })
+    }
+
+    /// Waits for what has to be read first. If that can't be, where it was kept.
+    pub(crate) async fn ready(&mut self) -> Result<(), (u128, Ready)> {
+        let Source::Disk(reading) = &mut self.source else { return Ok(()) };
+        match reading.ready().await {
+            Ready::Yes => Ok(()),
+            unread => Err((reading.at(), unread)),
+        }
     }
 
     /// Of what the client itself has had asked for, as its member sent it.
@@ -148,14 +160,9 @@ fn is_told(request: &HeaderMap, parts: &Parts) -> bool {
 }
 
 impl Slice {
-    fn whole(body: &Body) -> Self {
-        let trailers = body.trailers().is_some();
-        Self { body: body.clone(), piece: 0, skip: 0, left: body.len(), trailers }
-    }
-
-    fn part(body: &Body, start: u64, end: u64) -> Self {
+    fn part(body: &Arc<Pieces>, start: u64, end: u64, trailers: bool) -> Self {
         let (mut piece, mut skip) = (0, start);
-        while let Some(length) = body.pieces().get(piece).map(|piece| piece.len() as u64)
+        while let Some(length) = body.all().get(piece).map(|piece| piece.len() as u64)
             && skip >= length
         {
             skip -= length;
@@ -163,7 +170,8 @@ impl Slice {
         }
         // Within a piece.
         let skip = usize::try_from(skip).unwrap_or(0);
-        Self { body: body.clone(), piece, skip, left: end - start, trailers: false }
+        let trailers = trailers && body.trailers().is_some();
+        Self { body: Arc::clone(body), piece, skip, left: end - start, trailers }
     }
 
     fn next(&mut self) -> Option<Frame<Bytes>> {
@@ -171,7 +179,7 @@ impl Slice {
             let trailers = std::mem::take(&mut self.trailers).then(|| self.body.trailers().cloned());
             return trailers.flatten().map(Frame::trailers);
         }
-        let piece = self.body.pieces().get(self.piece)?.slice(self.skip..);
+        let piece = self.body.all().get(self.piece)?.slice(self.skip..);
         let length = usize::try_from(self.left).map_or(piece.len(), |left| piece.len().min(left));
         self.piece += 1;
         self.skip = 0;
@@ -185,10 +193,19 @@ impl Slice {
 }
 
 impl Source {
+    /// From the first byte up to and without the second.
+    fn of(body: &Body, start: u64, end: u64, trailers: bool) -> Self {
+        match body {
+            Body::Memory(body) => Source::Kept(Slice::part(body, start, end, trailers)),
+            Body::Disk(body) => Source::Disk(Box::new(body.read(start, end, trailers))),
+        }
+    }
+
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Reason>>> {
         match self {
             Source::Nothing => Poll::Ready(None),
             Source::Kept(slice) => Poll::Ready(slice.next().map(Ok)),
+            Source::Disk(reading) => reading.poll(cx),
             Source::Following(follow) => follow.poll(cx),
         }
     }
@@ -197,6 +214,7 @@ impl Source {
         match self {
             Source::Nothing => true,
             Source::Kept(slice) => slice.is_over(),
+            Source::Disk(reading) => reading.is_over(),
             Source::Following(follow) => follow.is_over(),
         }
     }
@@ -206,6 +224,7 @@ impl Source {
         match self {
             Source::Nothing => Some(0),
             Source::Kept(slice) => (!slice.trailers).then_some(slice.left),
+            Source::Disk(reading) => reading.length(),
             Source::Following(follow) => follow.length(),
         }
     }
@@ -284,7 +303,8 @@ mod tests {
             let all = pieces.concat();
             let start = start.index(all.len());
             let end = start + 1 + length.index(all.len() - start);
-            let mut slice = Slice::part(&body(&pieces), start as u64, end as u64);
+            let Body::Memory(body) = body(&pieces) else { panic!("it is in memory") };
+            let mut slice = Slice::part(&body, start as u64, end as u64, false);
             let mut read = Vec::new();
             while let Some(frame) = slice.next() {
                 read.extend(frame.into_data().expect("data"));

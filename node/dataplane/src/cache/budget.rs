@@ -51,6 +51,11 @@ impl Hold {
         fits
     }
 
+    /// Of the same budget.
+    pub(crate) fn another(&self, bytes: usize) -> Option<Hold> {
+        self.budget.hold(bytes)
+    }
+
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }

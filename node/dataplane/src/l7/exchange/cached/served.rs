@@ -10,6 +10,7 @@ use http_body::{Frame, SizeHint};
 use tokio::time::Instant;
 
 use super::super::reply::dress;
+use super::parts::Parts as Several;
 use crate::cache::conditional::{allows_range, is_current, strip};
 use crate::cache::entry::{Body, Entry, Stem};
 use crate::cache::fill::Follow;
@@ -31,6 +32,7 @@ pub(crate) struct Served {
 pub(crate) enum Source {
     Nothing,
     Kept(Slice),
+    Several(Box<Several>),
     Following(Follow),
 }
 
@@ -81,6 +83,10 @@ impl Served {
             Part::Bytes(start, end) => {
                 parts.status = StatusCode::PARTIAL_CONTENT;
                 Source::Kept(Slice::part(&entry.body, start, end))
+            }
+            Part::Several(spans) => {
+                parts.status = StatusCode::PARTIAL_CONTENT;
+                Source::Several(Box::new(Several::new(&entry.body, &spans, &mut parts.headers)))
             }
             Part::Beyond => {
                 parts.status = StatusCode::RANGE_NOT_SATISFIABLE;
@@ -153,7 +159,7 @@ impl Slice {
         Self { body: body.clone(), piece: 0, skip: 0, left: body.len(), trailers }
     }
 
-    fn part(body: &Body, start: u64, end: u64) -> Self {
+    pub(super) fn part(body: &Body, start: u64, end: u64) -> Self {
         let (mut piece, mut skip) = (0, start);
         while let Some(length) = body.pieces().get(piece).map(|piece| piece.len() as u64)
             && skip >= length
@@ -166,7 +172,7 @@ impl Slice {
         Self { body: body.clone(), piece, skip, left: end - start, trailers: false }
     }
 
-    fn next(&mut self) -> Option<Frame<Bytes>> {
+    pub(super) fn next(&mut self) -> Option<Frame<Bytes>> {
         if self.left == 0 {
             let trailers = std::mem::take(&mut self.trailers).then(|| self.body.trailers().cloned());
             return trailers.flatten().map(Frame::trailers);
@@ -189,6 +195,7 @@ impl Source {
         match self {
             Source::Nothing => Poll::Ready(None),
             Source::Kept(slice) => Poll::Ready(slice.next().map(Ok)),
+            Source::Several(parts) => Poll::Ready(parts.next().map(Ok)),
             Source::Following(follow) => follow.poll(cx),
         }
     }
@@ -197,6 +204,7 @@ impl Source {
         match self {
             Source::Nothing => true,
             Source::Kept(slice) => slice.is_over(),
+            Source::Several(parts) => parts.left() == 0,
             Source::Following(follow) => follow.is_over(),
         }
     }
@@ -206,6 +214,7 @@ impl Source {
         match self {
             Source::Nothing => Some(0),
             Source::Kept(slice) => (!slice.trailers).then_some(slice.left),
+            Source::Several(parts) => Some(parts.left()),
             Source::Following(follow) => follow.length(),
         }
     }

@@ -213,4 +213,5 @@ def main():
                 node.p.wait()
 
 
-main()
+if __name__ == "__main__":
+    main()

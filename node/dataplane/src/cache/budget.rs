@@ -67,6 +67,11 @@ impl Hold {
         self.budget.used.fetch_sub(bytes, Relaxed);
     }
 
+    /// Of the same budget.
+    pub(crate) fn another(&self, bytes: usize) -> Option<Hold> {
+        self.budget.hold(bytes)
+    }
+
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }

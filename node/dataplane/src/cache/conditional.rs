@@ -1,7 +1,7 @@
 //! What a client has already, and whether it still holds (RFC 9110, sections 8.8.3 and 13).
 
 use http::header::{
-    CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_MATCH,
+    CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, DATE, ETAG, IF_MATCH,
     IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, LAST_MODIFIED, RANGE,
 };
 use http::{HeaderMap, HeaderValue};
@@ -56,7 +56,9 @@ pub(crate) fn is_current(request: &HeaderMap, head: &HeaderMap) -> bool {
         return request.get_all(IF_NONE_MATCH).iter().any(|line| names(line.as_bytes(), tag));
     }
     let Some(since) = date(request, IF_MODIFIED_SINCE) else { return false };
-    date(head, LAST_MODIFIED).is_some_and(|modified| modified <= since)
+    // Without Last-Modified it was as it is when it was made, at the latest (RFC 9111, section 4.3.2).
+    let name = if head.contains_key(LAST_MODIFIED) { LAST_MODIFIED } else { DATE };
+    date(head, name).is_some_and(|modified| modified <= since)
 }
 
 /// Whether a list of tags has this one, by weak comparison (section 8.8.3.2).
@@ -90,7 +92,7 @@ pub(crate) fn allows_range(request: &HeaderMap, head: &HeaderMap) -> bool {
     }
     // A date is strong only if nothing can have changed in its second (section 8.8.2.2).
     let (Some(at), Some(modified)) = (date_of(condition), date(head, LAST_MODIFIED)) else { return false };
-    let sent = date(head, http::header::DATE);
+    let sent = date(head, DATE);
     at == modified && sent.is_some_and(|sent| sent.as_secs() > modified.as_secs())
 }
 
@@ -109,11 +111,26 @@ pub(crate) fn confirms(confirmed: &HeaderMap, head: &HeaderMap) -> bool {
     }
 }
 
+/// Whether the answer to a HEAD is about what stands here, which is so long (RFC 9111, section 4.3.5). `None`: it does not
+/// say.
+pub(crate) fn describes(told: &HeaderMap, head: &HeaderMap, length: u64) -> Option<bool> {
+    let mut said = None;
+    for name in [ETAG, LAST_MODIFIED] {
+        if let Some(new) = told.get(&name) {
+            said = Some(said.unwrap_or(true) && head.get(&name) == Some(new));
+        }
+    }
+    match told.get(CONTENT_LENGTH) {
+        Some(new) if new.as_bytes() != itoa::Buffer::new().format(length).as_bytes() => Some(false),
+        _ => said,
+    }
+}
+
 /// Brings a head up to date by that of a 304 (section 3.2). What says how the body that stands here is coded and cut
 /// stays.
 pub(crate) fn refresh(head: &mut HeaderMap, confirmed: &HeaderMap) {
     for name in confirmed.keys() {
-        if [CONTENT_LENGTH, CONTENT_ENCODING, CONTENT_TYPE, CONTENT_RANGE].contains(name) {
+        if [CONTENT_LENGTH, CONTENT_ENCODING, CONTENT_RANGE].contains(name) {
             continue;
         }
         head.remove(name);
@@ -168,6 +185,9 @@ mod tests {
             assert_eq!(is_current(&headers(request), &strong), expected, "{request:?}");
         }
         assert!(!is_current(&headers(&[(IF_MODIFIED_SINCE, T1)]), &weak), "nobody knows since when it is so");
+        let made = headers(&[(DATE, T0)]);
+        assert!(is_current(&headers(&[(IF_MODIFIED_SINCE, T0)]), &made));
+        assert!(!is_current(&headers(&[(IF_MODIFIED_SINCE, T0)]), &headers(&[(DATE, T1)])));
     }
 
     #[test]
@@ -192,6 +212,7 @@ mod tests {
         let confirmed = headers(&[
             (LAST_MODIFIED, T1),
             (CONTENT_LENGTH, "0"),
+            (CONTENT_ENCODING, "gzip"),
             (CONTENT_TYPE, "c/d"),
             (http::header::AGE, "1"),
             (http::header::WARNING, "a"),
@@ -202,7 +223,7 @@ mod tests {
         let expected = [
             (ETAG, "\"a\""),
             (CONTENT_LENGTH, "5"),
-            (CONTENT_TYPE, "a/b"),
+            (CONTENT_TYPE, "c/d"),
             (LAST_MODIFIED, T1),
             (http::header::AGE, "1"),
             (http::header::WARNING, "a"),
@@ -211,6 +232,24 @@ mod tests {
         assert_eq!(head, headers(&expected));
         assert!(!confirms(&headers(&[(ETAG, "\"b\"")]), &head));
         assert!(confirms(&headers(&[(ETAG, "W/\"a\"")]), &head));
+    }
+
+    #[test]
+    fn an_answer_to_head_tells_whether_it_is_about_what_stands_here() {
+        let head = headers(&[(ETAG, "\"a\""), (LAST_MODIFIED, T0)]);
+        for (told, expected) in [
+            (&[(ETAG, "\"a\"")][..], Some(true)),
+            (&[(ETAG, "\"a\""), (LAST_MODIFIED, T0), (CONTENT_LENGTH, "5")], Some(true)),
+            (&[(LAST_MODIFIED, T0)], Some(true)),
+            (&[(ETAG, "\"b\""), (LAST_MODIFIED, T0)], Some(false)),
+            (&[(ETAG, "\"a\""), (LAST_MODIFIED, T1)], Some(false)),
+            (&[(ETAG, "\"a\""), (CONTENT_LENGTH, "6")], Some(false)),
+            (&[(CONTENT_LENGTH, "6")], Some(false)),
+            (&[(CONTENT_LENGTH, "5")], None),
+            (&[], None),
+        ] {
+            assert_eq!(describes(&headers(told), &head, 5), expected, "{told:?}");
+        }
     }
 
     proptest! {

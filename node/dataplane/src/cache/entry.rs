@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use http::header::{AGE, CONTENT_LENGTH};
+use http::header::{self, AGE, CONTENT_LENGTH};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use tokio::time::Instant;
 
@@ -19,6 +19,15 @@ use super::rules::{Terms, Why};
 
 const CACHE_TAG: HeaderName = HeaderName::from_static("cache-tag");
 const SURROGATE_KEY: HeaderName = HeaderName::from_static("surrogate-key");
+
+/// Fields that are between a proxy and whoever is next to it (RFC 9111, section 3.1; RFC 9110, section 7.6.1). Those of a
+/// connection are gone by then.
+const BETWEEN: [HeaderName; 4] = [
+    header::PROXY_AUTHENTICATE,
+    HeaderName::from_static("proxy-authentication-info"),
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+];
 
 /// Of tags of a response. One that has more could not be purged by all of them, and is not kept.
 const TAGS_MAX: usize = 128;
@@ -90,7 +99,9 @@ impl Stem {
         origin: &Origin,
     ) -> Result<Self, Why> {
         let tags = tags(head)?;
-        let head = packed(head, |name| *name == AGE || terms.withheld.contains(name));
+        let unwanted =
+            |name: &HeaderName| *name == AGE || BETWEEN.contains(name) || terms.withheld.contains(name);
+        let head = packed(head, unwanted);
         Ok(Self {
             weight: weight(&head, &tags, &origin.url),
             status,

@@ -33,6 +33,9 @@ const BUFFER: usize = 64 << 10;
 /// The first of a body whose length nobody knows.
 const BUFFER_MIN: usize = 4 << 10;
 
+/// A body that is no longer is kept in one piece.
+const ONE_PIECE: u64 = 1 << 20;
+
 /// With so much missing a body that nobody waits for any more is still fetched.
 const NEARLY: u64 = 1 << 20;
 
@@ -66,14 +69,14 @@ struct State {
     kept: bool,
     /// It is still on its way to the disk.
     written_down: bool,
-    /// What pieces take; with the body when that is whole.
+    /// What pieces take; with the body if that has the same.
     hold: Option<Hold>,
     /// Pieces, from the first on, that it accounts for, if it is kept no longer.
     counted: usize,
     trailers: Option<HeaderMap>,
     end: Option<Result<(), Reason>>,
-    /// All of it, if it is kept: its memory is accounted for as long as this is here.
-    body: Option<Body>,
+    /// What is kept of it, if that has the same pieces: their memory is accounted for as long as this is here.
+    shared: Option<Body>,
 }
 
 #[derive(Debug)]
@@ -142,7 +145,7 @@ impl Fill {
             counted: 0,
             trailers: None,
             end: None,
-            body: None,
+            shared: None,
         };
         let fill = Arc::new(Self { stem, length, variant, state: Mutex::new(state) });
         let writer = Writer {
@@ -198,6 +201,26 @@ impl State {
     fn let_go(&mut self) {
         self.kept = false;
         self.counted = self.gone + self.pieces.len();
+    }
+
+    /// What is kept of it. Pieces come as the member sends them, in buffers that need not be full: a body that is not too
+    /// long to be copied while others wait becomes one piece, so that it takes what it weighs, and one write.
+    fn body(&mut self, trailers: Option<HeaderMap>) -> Option<Body> {
+        let hold = self.hold.as_ref()?;
+        let weight = usize::try_from(self.written).ok()? + PIECE;
+        if self.written <= ONE_PIECE
+            && hold.bytes() > weight as u64
+            && let Some(own) = hold.another(weight)
+        {
+            let mut all = Vec::with_capacity(weight - PIECE);
+            self.pieces.iter().for_each(|piece| all.extend_from_slice(piece));
+            return Some(Body::new(Box::new([Bytes::from(all)]), trailers, weight, own));
+        }
+        let hold = self.hold.take()?;
+        let weight = usize::try_from(hold.bytes()).unwrap_or(usize::MAX);
+        let body = Body::new(self.pieces.iter().cloned().collect(), trailers, weight, hold);
+        self.shared = Some(body.clone());
+        Some(body)
     }
 
     fn end(&mut self, end: Result<(), Reason>) {
@@ -383,12 +406,7 @@ impl Writer {
             return (None, None);
         }
         state.trailers.clone_from(&trailers);
-        let kept = state.kept.then(|| state.hold.take()).flatten();
-        let body = kept.map(|hold| {
-            let weight = usize::try_from(hold.bytes()).unwrap_or(usize::MAX);
-            Body::new(state.pieces.iter().cloned().collect(), trailers, weight, hold)
-        });
-        state.body.clone_from(&body);
+        let body = if state.kept { state.body(trailers) } else { None };
         state.end(Ok(()));
         let Tee::Writing(writing) = std::mem::replace(&mut self.disk, Tee::No) else { return (body, None) };
         (body, Some(writing).filter(Writing::is_going_on))
@@ -525,6 +543,23 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_is_long_or_finds_no_room_for_a_copy_is_kept_in_the_pieces_in_which_it_came() {
+        for (length, room) in [(ONE_PIECE as usize + 1, 8 << 20), (100_000, 150_000)] {
+            let budget = Budget::new(room);
+            let (fill, mut writer) = begin(Some(length as u64), &budget, 1 << 30);
+            let all: Vec<u8> = (0..length).map(|at| at as u8).collect();
+            all.chunks(10_000).for_each(|piece| writer.push(Bytes::copy_from_slice(piece)));
+            let Some(Body::Memory(body)) = writer.end(None).0 else { panic!("it is kept") };
+            assert!(body.all().len() > 1);
+            assert_eq!(body.all().concat(), all);
+            drop(fill);
+            assert!(budget.used() as usize > length);
+            drop(body);
+            assert_eq!(budget.used(), 0);
+        }
+    }
+
     proptest! {
         #[test]
         fn everybody_reads_the_same_and_every_byte_is_accounted_for(
@@ -554,17 +589,22 @@ mod tests {
             prop_assert_eq!(body.is_some(), all.len() as u64 <= most);
             if let Some(body) = &body {
                 let Body::Memory(pieces) = body else { panic!("there is no disk") };
-                let kept: usize = pieces.all().iter().map(|piece| piece.len() + PIECE).sum();
-                prop_assert!(budget.used() as usize >= kept);
-                prop_assert!(budget.used() as usize <= 2 * kept + BUFFER_MIN + PIECE);
                 prop_assert_eq!(pieces.all().concat(), all.clone());
+                prop_assert!(pieces.all().len() <= 1);
             }
             for (mut follow, mut seen) in followers {
                 seen.extend(read(&mut follow));
                 prop_assert_eq!(&seen, &all);
                 prop_assert!(follow.is_over());
             }
-            drop((body, fill));
+            drop(fill);
+            let pieces = |body: &Body| match body {
+                Body::Memory(pieces) => pieces.all().to_vec(),
+                Body::Disk(_) => Vec::new(),
+            };
+            let kept: usize = body.iter().flat_map(pieces).map(|piece| piece.len() + PIECE).sum();
+            prop_assert_eq!(budget.used() as usize, kept);
+            drop(body);
             prop_assert_eq!(budget.used(), 0);
         }
     }

@@ -15,9 +15,7 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use http::header::{
-    AGE, AUTHORIZATION, CONTENT_RANGE, COOKIE, DATE, ETAG, EXPIRES, LAST_MODIFIED, SET_COOKIE, VARY,
-};
+use http::header::{AGE, AUTHORIZATION, COOKIE, DATE, ETAG, EXPIRES, LAST_MODIFIED, SET_COOKIE, VARY};
 use http::{HeaderMap, HeaderName, StatusCode};
 
 use super::directives::{OfRequest, OfResponse, Scope, seconds};
@@ -145,10 +143,10 @@ pub(crate) fn judge(
     came: Came,
 ) -> Result<Terms, Why> {
     let said = OfResponse::of(headers);
-    if is_partial(status, headers) {
+    if status == StatusCode::PARTIAL_CONTENT {
         return Err(Why::Partial);
     }
-    if status.is_informational() || status == StatusCode::NOT_MODIFIED {
+    if status.is_informational() || status == StatusCode::NOT_MODIFIED || is_never_kept(status) {
         return Err(Why::Status);
     }
     let understood = is_understood(status);
@@ -156,7 +154,7 @@ pub(crate) fn judge(
     if said.no_store && !(said.must_understand && understood) {
         return Err(Why::NoStore);
     }
-    if !understood {
+    if said.must_understand && !understood {
         return Err(Why::Status);
     }
     if said.private == Scope::All {
@@ -291,11 +289,13 @@ impl Terms {
     }
 }
 
-fn is_partial(status: StatusCode, headers: &HeaderMap) -> bool {
-    status == StatusCode::PARTIAL_CONTENT || headers.contains_key(CONTENT_RANGE)
+/// RFC 6585: these are about who asks, and say so whatever else stands in them.
+fn is_never_kept(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 428 | 429 | 431 | 511)
 }
 
-/// A final status whose meaning for a cache is known (section 3).
+/// A final status whose meaning for a cache is known. One that is not is kept all the same if it says for how long, unless
+/// it wants to be understood (section 3).
 fn is_understood(status: StatusCode) -> bool {
     matches!(
         status.as_u16(),

@@ -2,13 +2,14 @@
 //!
 //! A [`Spec`] is the set of request fields that responses for a key were said to vary by; it grows when a response names
 //! another one. Values are brought into one form before they are compared, so that clients that mean the same share a
-//! response: lists without the space around their commas, and of `Accept-Encoding` only which codings are accepted, in
-//! the order of their names.
+//! response: lists without the space around their commas, of `Accept-Encoding` only which codings are accepted, in the
+//! order of their names, and `Accept-Language` in small letters, in the order of its weights. Languages of one weight stay
+//! in the order in which they stand: members may go by it (RFC 9110, section 12.5.4).
 //!
 //! Bounds: [`NAMES_MAX`] fields; [`VARIANTS_MAX`] variants of a key, of which the oldest goes for a new one. A response
 //! that varies by more, by everything, or by what the proxy itself tells its members is not kept.
 
-use http::header::{ACCEPT_ENCODING, HeaderName, VARY};
+use http::header::{ACCEPT_ENCODING, ACCEPT_LANGUAGE, HeaderName, VARY};
 use http::{HeaderMap, HeaderValue};
 
 use super::directives::cut;
@@ -104,6 +105,9 @@ fn write(name: &HeaderName, request: &HeaderMap, out: &mut Vec<u8>) {
     if *name == ACCEPT_ENCODING {
         return codings(lines, out);
     }
+    if *name == ACCEPT_LANGUAGE {
+        return languages(lines, out);
+    }
     let mut first = true;
     for mut rest in lines {
         while !rest.is_empty() {
@@ -119,6 +123,54 @@ fn write(name: &HeaderName, request: &HeaderMap, out: &mut Vec<u8>) {
             out.extend_from_slice(item.trim_ascii());
         }
     }
+}
+
+/// By weight, what is preferred first.
+fn languages<'a>(lines: impl Iterator<Item = &'a [u8]>, out: &mut Vec<u8>) {
+    let mut languages: Vec<(u16, Vec<u8>)> = Vec::new();
+    for item in lines.flat_map(|line| line.split(|byte| *byte == b',')) {
+        let text: Vec<u8> = item.to_ascii_lowercase();
+        let mut parts = text.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
+        let language = parts.next().unwrap_or_default();
+        // What can't be read as a weight tells clients apart as it is.
+        let (mut weight, mut rest) = (1000, Vec::new());
+        for part in parts {
+            match part.strip_prefix(b"q=").and_then(thousandths) {
+                Some(told) => weight = told,
+                None => {
+                    rest.push(b';');
+                    rest.extend_from_slice(part);
+                }
+            }
+        }
+        if !language.is_empty() || !rest.is_empty() {
+            languages.push((weight, [language, &rest].concat()));
+        }
+    }
+    languages.sort_by_key(|(weight, _)| std::cmp::Reverse(*weight));
+    for (weight, language) in languages {
+        out.extend_from_slice(&language);
+        out.extend_from_slice(b";q=");
+        out.extend_from_slice(itoa::Buffer::new().format(weight).as_bytes());
+        out.push(b',');
+    }
+}
+
+/// A weight (RFC 9110, section 12.4.2).
+fn thousandths(text: &[u8]) -> Option<u16> {
+    let (whole, rest) = text.split_first()?;
+    let digits = match rest {
+        [] => rest,
+        [b'.', digits @ ..] => digits,
+        _ => return None,
+    };
+    if !matches!(whole, b'0' | b'1') || digits.len() > 3 || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let part =
+        [100, 10, 1].iter().zip(digits).map(|(unit, digit)| unit * u16::from(digit - b'0')).sum::<u16>();
+    let weight = u16::from(whole - b'0') * 1000 + part;
+    (weight <= 1000).then_some(weight)
 }
 
 /// Codings that are accepted at all, each once. What refuses one is kept apart: without it, it would be accepted.
@@ -169,6 +221,8 @@ mod tests {
         for (name, one, other) in [
             ("accept-language", &["de, en;q=0.5"][..], &["de,en;q=0.5"][..]),
             ("accept-language", &["de", "en"], &["de,en"]),
+            ("accept-language", &["de-AT, en;q=0.50"], &["EN;Q=0.5 ,, De-at;q=1"]),
+            ("accept-language", &["x, a;q=0.8,b;q=0.9"], &["x,b;q=0.9, a;q=0.800"]),
             ("accept-encoding", &["gzip, br"], &["br;q=0.5,gzip"]),
             ("accept-encoding", &["GZIP"], &["gzip;q=1.0, gzip"]),
             ("accept-encoding", &["gzip;q=0"], &["gzip;Q=0.000"]),
@@ -178,6 +232,10 @@ mod tests {
         for (name, one, other) in [
             ("accept-language", &["de"][..], &["en"][..]),
             ("accept-language", &[][..], &[""]),
+            ("accept-language", &["de,en"], &["en,de"]),
+            ("accept-language", &["de;q=0.5,en"], &["de;q=0.6,en"]),
+            ("accept-language", &["de;q=2"], &["de"]),
+            ("accept-language", &["de;q=0"], &[""]),
             ("x", &["\"a, b\""], &["\"a,b\""]),
             ("accept-encoding", &["gzip"], &["gzip;q=0"]),
             ("accept-encoding", &["gzip;q=0"], &[""]),

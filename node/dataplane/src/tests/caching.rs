@@ -125,7 +125,7 @@ async fn clients_get_what_they_lack_of_what_is_kept() {
         ("Range: bytes=-5\r\n", 206, Some((199_995, 200_000))),
         ("Range: bytes=199990-\r\nIf-Range: \"v\"\r\n", 206, Some((199_990, 200_000))),
         ("Range: bytes=0-5\r\nIf-Range: \"x\"\r\n", 200, Some((0, 200_000))),
-        ("Range: bytes=0-1,3-4\r\n", 200, Some((0, 200_000))),
+        ("Range: bytes=3-4,0-2\r\n", 206, Some((0, 5))),
         ("Range: bytes=200000-\r\n", 416, None),
     ] {
         let reply = ask(&mut client, "GET /a", fields).await;
@@ -136,6 +136,16 @@ async fn clients_get_what_they_lack_of_what_is_kept() {
             assert_eq!(reply.header("content-range"), told.as_deref());
         }
     }
+    let several = ask(&mut client, "GET /a", "Range: bytes=199998-,65-66\r\n").await;
+    let kind = several.header("content-type").unwrap_or_default();
+    let boundary = kind.strip_prefix("multipart/byteranges; boundary=").expect("a boundary");
+    let part = |start: usize, end: usize| {
+        let head = format!("\r\n--{boundary}\r\nContent-Range: bytes {start}-{}/200000\r\n\r\n", end - 1);
+        [head.as_bytes(), &whole.body[start..end]].concat()
+    };
+    let end = format!("\r\n--{boundary}--\r\n").into_bytes();
+    assert_eq!((several.status, several.header("content-range")), (206, None));
+    assert!(several.body == [part(199_998, 200_000), part(65, 67), end].concat());
     let head = ask(&mut client, "HEAD /a", "Range: bytes=0-5\r\n").await;
     assert_eq!((head.status, head.header("content-length")), (200, Some("200000")));
     assert_eq!(backend.seen().len(), 1);
@@ -146,6 +156,28 @@ async fn clients_get_what_they_lack_of_what_is_kept() {
         "as its member has it"
     );
     assert_eq!(backend.last().header("range"), Some("bytes=0-5"));
+}
+
+#[tokio::test]
+async fn an_answer_to_head_tells_whether_what_is_kept_still_holds() {
+    for (etag, expected) in [("\"v\"", "answer"), ("\"w\"", "another")] {
+        let backend = Backend::answering(move |seen| match seen.line.as_str() {
+            "HEAD /a" => response(200, &[FRESH, ("etag", etag), ("x-own", "2")], ""),
+            _ if seen.header("x-first").is_some() => response(200, &STALE, "answer"),
+            _ => response(200, &[FRESH], "another"),
+        })
+        .await;
+        let (proxy, mut client) = serving(&backend, "{ mode: on }").await;
+        ask(&mut client, "GET /a", "X-First: 1\r\n").await;
+        until("the response is kept", || proxy.plane.cache_stats().entries == 1).await;
+        assert_eq!(ask(&mut client, "HEAD /a", "").await.header("x-own"), Some("2"));
+        assert_eq!(backend.last().header("if-none-match"), None);
+        let reply = ask(&mut client, "GET /a", "").await;
+        assert_eq!(reply.text(), expected);
+        let (hit, own) = if expected == "answer" { ("hit", Some("2")) } else { ("fwd=uri-miss", None) };
+        assert!(cache_status(&reply).contains(hit), "{}", reply.head);
+        assert_eq!(reply.header("x-own"), own);
+    }
 }
 
 #[tokio::test]

@@ -104,9 +104,14 @@ fn what_is_kept_and_for_how_long() {
         ("", 200, "CDN-Cache-Control: max-age=60 | Set-Cookie: a=1", Ok(60)),
         // Statuses.
         ("", 206, "Cache-Control: max-age=60", Err(Why::Partial)),
-        ("", 200, "Cache-Control: max-age=60 | Content-Range: bytes 0-1/2", Err(Why::Partial)),
+        // It has no meaning there (RFC 9110, section 14.4).
+        ("", 200, "Cache-Control: max-age=60 | Content-Range: bytes 0-1/2", Ok(60)),
         ("", 304, "Cache-Control: max-age=60", Err(Why::Status)),
-        ("", 299, "Cache-Control: max-age=60", Err(Why::Status)),
+        ("", 429, "Cache-Control: max-age=60", Err(Why::Status)),
+        ("", 299, "Cache-Control: max-age=60", Ok(60)),
+        ("", 599, "Last-Modified: @-1000", Err(Why::NotFresh)),
+        ("", 599, "Last-Modified: @-1000 | Cache-Control: public", Ok(100)),
+        ("", 299, "Cache-Control: must-understand, max-age=60", Err(Why::Status)),
         ("", 503, "Cache-Control: max-age=60", Ok(60)),
         ("", 200, "Cache-Control: no-store, must-understand, max-age=60", Ok(60)),
         ("", 299, "Cache-Control: no-store, must-understand, max-age=60", Err(Why::NoStore)),

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::lookup::Lookup;
 use super::served::Served;
 use crate::cache::budget::Hold;
-use crate::cache::conditional::{Question, confirms, refresh};
+use crate::cache::conditional::{Question, confirms, describes, refresh};
 use crate::cache::entry::{Entry, Origin, Stem};
 use crate::cache::fill::Variant;
 use crate::cache::flights::{Landing, Lead};
@@ -172,6 +172,17 @@ impl Errand {
         let hold = cache.budget.hold(stem.weight).ok_or(Why::NoRoom)?;
         let variant = Variant { spec, key };
         Ok(Prospect { stem: Arc::new(stem), hold, variant, most: policy.max_object, length })
+    }
+
+    /// What a member's answer to a HEAD says of what is kept (RFC 9111, section 4.3.5): that it still holds, or that it does
+    /// not.
+    pub(super) fn heard(&mut self, told: &HeaderMap, now: Instant) {
+        let Some(entry) = &self.entry else { return };
+        match describes(told, &entry.stem.head, entry.body.len()) {
+            Some(true) => drop(self.freshen(told.clone(), now)),
+            Some(false) => self.cache().store.remove(self.at),
+            None => {}
+        }
     }
 
     /// What was kept, brought up to date by a member that says that it still holds. `None`: it says so of something else.

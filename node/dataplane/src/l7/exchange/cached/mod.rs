@@ -4,11 +4,12 @@
 //! GET and HEAD are looked up. A miss of GET is asked for without the client's conditions and ranges, so that the answer is
 //! good for all who wait ([`crate::cache::flights`]); its body then comes through a task of its own ([`filler`]), which the
 //! client that asked follows like everybody else. A HEAD, or a range, of which nothing is kept goes to a member as it is,
-//! and nothing of its answer is kept.
+//! and nothing of its answer is kept; what a HEAD says of what is kept and stale counts.
 
 mod errand;
 mod filler;
 mod lookup;
+mod parts;
 mod refresh;
 mod served;
 
@@ -99,10 +100,18 @@ pub(super) async fn serve(
             return Err(Reason::NotCached);
         }
         let wants_part = !lookup.edited && parts.headers.contains_key(RANGE);
-        if !lookup.is_get || miss.entry.is_none() && wants_part {
+        if miss.entry.is_none() && (wants_part || !lookup.is_get) {
             return ask(conn, record, rule, parts, None).await.map(Outcome::Reply);
         }
         let origin = origin(cache, policy, &subject(record, &port), &lookup);
+        if !lookup.is_get {
+            let mut errand = Errand::new(record, &lookup, origin, (miss.at, miss.entry));
+            let reply = ask(conn, record, rule, parts, None).await?;
+            if reply.response.status() == StatusCode::OK {
+                errand.heard(reply.response.headers(), Instant::now());
+            }
+            return Ok(Outcome::Reply(reply));
+        }
         let mut lead = None;
         if round < ROUNDS_MAX && lookup.may_wait(&miss) {
             match cache.flights.join(miss.at, &origin, &cache.purges) {

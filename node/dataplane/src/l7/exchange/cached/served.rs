@@ -11,6 +11,7 @@ use http_body::{Frame, SizeHint};
 use tokio::time::Instant;
 
 use super::super::reply::dress;
+use super::parts::Parts as Several;
 use crate::cache::conditional::{allows_range, is_current, strip};
 use crate::cache::disk::{Reading, Ready};
 use crate::cache::entry::{Body, Entry, Pieces, Stem};
@@ -34,6 +35,7 @@ pub(crate) enum Source {
     Nothing,
     Kept(Slice),
     Disk(Box<Reading>),
+    Several(Box<Several>),
     Following(Follow),
 }
 
@@ -78,14 +80,23 @@ impl Served {
             }
             _ => Part::Whole,
         };
+        let wanted = match (wanted, &entry.body) {
+            // Parts of several places are not read from a disk (section 14.2: a server may ignore them).
+            (Part::Several(_), Body::Disk(_)) => Part::Whole,
+            (wanted, _) => wanted,
+        };
         wanted.mark(&mut parts.headers, length);
-        let source = match wanted {
-            Part::Whole => Source::of(&entry.body, 0, length, true),
-            Part::Bytes(start, end) => {
+        let source = match (wanted, &entry.body) {
+            (Part::Several(spans), Body::Memory(body)) => {
                 parts.status = StatusCode::PARTIAL_CONTENT;
-                Source::of(&entry.body, start, end, false)
+                Source::Several(Box::new(Several::new((body, length), &spans, &mut parts.headers)))
             }
-            Part::Beyond => {
+            (Part::Whole | Part::Several(_), body) => Source::of(body, 0, length, true),
+            (Part::Bytes(start, end), body) => {
+                parts.status = StatusCode::PARTIAL_CONTENT;
+                Source::of(body, start, end, false)
+            }
+            (Part::Beyond, _) => {
                 parts.status = StatusCode::RANGE_NOT_SATISFIABLE;
                 Source::Nothing
             }
@@ -160,7 +171,7 @@ fn is_told(request: &HeaderMap, parts: &Parts) -> bool {
 }
 
 impl Slice {
-    fn part(body: &Arc<Pieces>, start: u64, end: u64, trailers: bool) -> Self {
+    pub(super) fn part(body: &Arc<Pieces>, start: u64, end: u64, trailers: bool) -> Self {
         let (mut piece, mut skip) = (0, start);
         while let Some(length) = body.all().get(piece).map(|piece| piece.len() as u64)
             && skip >= length
@@ -174,7 +185,7 @@ impl Slice {
         Self { body: Arc::clone(body), piece, skip, left: end - start, trailers }
     }
 
-    fn next(&mut self) -> Option<Frame<Bytes>> {
+    pub(super) fn next(&mut self) -> Option<Frame<Bytes>> {
         if self.left == 0 {
             let trailers = std::mem::take(&mut self.trailers).then(|| self.body.trailers().cloned());
             return trailers.flatten().map(Frame::trailers);
@@ -206,6 +217,7 @@ impl Source {
             Source::Nothing => Poll::Ready(None),
             Source::Kept(slice) => Poll::Ready(slice.next().map(Ok)),
             Source::Disk(reading) => reading.poll(cx),
+            Source::Several(parts) => Poll::Ready(parts.next().map(Ok)),
             Source::Following(follow) => follow.poll(cx),
         }
     }
@@ -215,6 +227,7 @@ impl Source {
             Source::Nothing => true,
             Source::Kept(slice) => slice.is_over(),
             Source::Disk(reading) => reading.is_over(),
+            Source::Several(parts) => parts.left() == 0,
             Source::Following(follow) => follow.is_over(),
         }
     }
@@ -225,6 +238,7 @@ impl Source {
             Source::Nothing => Some(0),
             Source::Kept(slice) => (!slice.trailers).then_some(slice.left),
             Source::Disk(reading) => reading.length(),
+            Source::Several(parts) => Some(parts.left()),
             Source::Following(follow) => follow.length(),
         }
     }

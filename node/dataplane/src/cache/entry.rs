@@ -10,8 +10,10 @@ use bytes::{Bytes, BytesMut};
 use http::header::{AGE, CONTENT_LENGTH};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use tokio::time::Instant;
+use trestle_config::model::Algorithm;
 
 use super::budget::Hold;
+use super::coded::Forms;
 use super::purge::{Mark, Named};
 use super::rules::{Terms, Why};
 
@@ -65,6 +67,7 @@ struct Pieces {
     /// Bytes of it in memory.
     weight: usize,
     _hold: Hold,
+    coded: Forms,
 }
 
 #[derive(Debug)]
@@ -119,7 +122,7 @@ impl Stem {
 impl Body {
     pub(crate) fn new(pieces: Box<[Bytes]>, trailers: Option<HeaderMap>, weight: usize, hold: Hold) -> Self {
         let length = pieces.iter().map(|piece| piece.len() as u64).sum();
-        Self(Arc::new(Pieces { pieces, length, trailers, weight, _hold: hold }))
+        Self(Arc::new(Pieces { pieces, length, trailers, weight, _hold: hold, coded: Forms::default() }))
     }
 
     pub(crate) fn len(&self) -> u64 {
@@ -133,6 +136,20 @@ impl Body {
     pub(crate) fn trailers(&self) -> Option<&HeaderMap> {
         self.0.trailers.as_ref()
     }
+
+    /// The same, compressed, if that is kept.
+    pub(crate) fn coded(&self, algorithm: Algorithm) -> Option<Body> {
+        self.0.coded.get(algorithm)
+    }
+
+    pub(super) fn forms(&self) -> &Forms {
+        &self.0.coded
+    }
+
+    /// Bytes of it in memory, with those of its coded forms.
+    pub(super) fn weight(&self) -> usize {
+        self.0.weight + self.0.coded.weight()
+    }
 }
 
 impl Entry {
@@ -141,7 +158,7 @@ impl Entry {
     }
 
     pub(super) fn weight(&self) -> u32 {
-        let all = self.stem.weight + self.body.0.weight;
+        let all = self.stem.weight + self.body.weight();
         u32::try_from(all).unwrap_or(u32::MAX)
     }
 

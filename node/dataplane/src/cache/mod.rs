@@ -15,6 +15,7 @@
 //! Everything is held in memory: a tier on disk would stand behind [`store`], and take [`entry::Entry`]s that it evicts.
 
 pub(crate) mod budget;
+pub(crate) mod coded;
 pub(crate) mod conditional;
 pub(crate) mod directives;
 pub(crate) mod entry;

@@ -7,6 +7,8 @@ mod bad_input;
 mod caching;
 mod caching_fills;
 mod caching_purges;
+mod compressing;
+mod compressing_streams;
 mod forwarding;
 mod guarding;
 mod health;

@@ -5,6 +5,7 @@
 
 mod cache;
 mod checks;
+mod compression;
 mod guard;
 mod limits;
 pub(crate) mod policies;

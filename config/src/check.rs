@@ -446,6 +446,7 @@ fn typed_text(text: &str, format: Format) -> Result<Kind, Fault> {
         Format::RuleFile => Kind::Content(scalar::file(text)?),
         Format::WafRule => Kind::Text(scalar::waf_rule(text)?),
         Format::MediaType => Kind::Text(scalar::media_type(text)?),
+        Format::MediaRange => Kind::Text(scalar::media_range(text)?),
         Format::ErrorStatus => Kind::Text(scalar::error_status(text).map(|_| text.to_owned())?),
         Format::RetryOn => Kind::Text(scalar::retry_on(text)?),
         Format::File if text == "none" => Kind::Word("none"),

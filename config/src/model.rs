@@ -5,6 +5,7 @@
 
 mod access_log;
 mod cache;
+mod compression;
 mod dns;
 mod ftp;
 mod guard;
@@ -26,6 +27,7 @@ use crate::text::{Pattern, Replacement, Substitution, Template};
 
 pub use access_log::{AccessLog, AccessLogFormat, AccessLogTarget, SyslogAddress};
 pub use cache::{Cache, CacheKey, CacheQuery};
+pub use compression::{Algorithm, Compression};
 pub use dns::{DnsName, NamedMember};
 pub use ftp::{FtpAuth, FtpSettings};
 pub use guard::{Action, BAN_MAX, BanPolicy, Firewall, FirewallRule, Ports};
@@ -598,6 +600,7 @@ pub struct Policies {
     pub ban: Option<BanPolicy>,
     pub waf: Option<Waf>,
     pub cache: Option<Cache>,
+    pub compression: Option<Compression>,
 }
 
 /// Who may send requests: those of basic authentication (RFC 7617).
@@ -655,6 +658,7 @@ impl Policies {
             ban: self.ban.clone().or_else(|| outer.ban.clone()),
             waf: self.waf.clone().or_else(|| outer.waf.clone()),
             cache: self.cache.clone().or_else(|| outer.cache.clone()),
+            compression: self.compression.clone().or_else(|| outer.compression.clone()),
         }
     }
 }

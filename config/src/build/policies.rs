@@ -9,8 +9,17 @@ use crate::tree::Place;
 use crate::value::{Fields, Kind, Value};
 
 /// Keys that are about requests, and mean nothing for a connection.
-pub(crate) const OF_REQUESTS: [&str; 8] =
-    ["request_headers", "response_headers", "auth", "cors", "substitute", "error_pages", "waf", "cache"];
+pub(crate) const OF_REQUESTS: [&str; 9] = [
+    "request_headers",
+    "response_headers",
+    "auth",
+    "cors",
+    "substitute",
+    "error_pages",
+    "waf",
+    "cache",
+    "compression",
+];
 
 /// The object under a policy key of a listener, a route or a rule: inline, or else that of a bundle.
 pub(crate) fn written<'f>(root: &'f Fields, fields: &'f Fields, key: &str) -> Option<&'f Fields> {
@@ -63,6 +72,7 @@ fn own(fields: &Fields, sink: &mut Sink) -> Policies {
         ban: fields.object("ban").map(|ban| super::guard::ban(ban, sink)),
         waf: fields.object("waf").map(|waf| super::waf::waf(waf, sink)),
         cache: fields.object("cache").map(|cache| super::cache::cache(cache, sink)),
+        compression: fields.object("compression").map(super::compression::compression),
     }
 }
 

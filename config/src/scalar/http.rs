@@ -290,6 +290,20 @@ pub(crate) fn media_type(text: &str) -> Parsed<String> {
     Ok(text.to_ascii_lowercase())
 }
 
+/// A media type, all of a kind (`text/*`), all (`*`), or the word `default`.
+pub(crate) fn media_range(text: &str) -> Parsed<String> {
+    let lower = text.to_ascii_lowercase();
+    if lower == "default" {
+        return Ok(lower);
+    }
+    let whole = lower.strip_suffix("/*").map(|kind| format!("{kind}/any"));
+    let refused = |fault: Fault| {
+        fault.help("`text/html` is one, without parameters; `text/*` is all of a kind, `*` all, `default` the usual ones")
+    };
+    media_type(whole.as_deref().unwrap_or(&lower)).map_err(refused)?;
+    Ok(lower)
+}
+
 /// A failure after which a request is sent again.
 pub(crate) fn retry_on(text: &str) -> Parsed<String> {
     const WORDS: [&str; 4] = ["connect", "reused", "reset", "5xx"];

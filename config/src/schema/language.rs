@@ -268,7 +268,7 @@ static POLICY_KEYS: &[Key] = &[
     key("cors", Type::Object(&CORS), Words("what stands further out"), "Requests of browsers from pages of other origins; preflights are answered here"),
     key("waf", Type::Object(&WAF), Words("what stands further out"), "Web application firewall: SQL injection and scripts in requests"),
     key("cache", Type::Object(&CACHE), Words("what stands further out"), "Keeps members' responses and serves them again"),
-    key("compression", Type::Object(&COMPRESSION), Yaml("{}"), "Compresses responses").later(),
+    key("compression", Type::Object(&COMPRESSION), Words("what stands further out"), "Compresses members' responses for clients that take that"),
     key("request_headers", Type::Object(&HEADER_EDITS), Words("what stands further out"), "Edits of the request's header"),
     key("response_headers", Type::Object(&RESPONSE_HEADER_EDITS), Words("what stands further out"), "Edits of the response's header, also of answers of our own"),
     key("substitute", Type::List { of: &Type::Object(&SUBSTITUTION), min: 0 }, Words("what stands further out"), "Edits of the bodies of members' text responses, one after the other"),
@@ -374,10 +374,10 @@ static CACHE_KEY: Object = Object::new("policy.cache.key", &[
 ]);
 
 static COMPRESSION: Object = Object::new("policy.compression", &[
-    key("mode", Type::OrOff(&TEXT), Yaml("off"), "Whether responses are compressed"),
-    key("algorithms", TEXTS, Yaml("[zstd, br, gzip]"), "The preferred first"),
-    key("min", SIZE, Yaml("1KiB"), "Shortest response compressed"),
-    key("types", Type::Open, Yaml("default"), "`default` or media types"),
+    key("mode", one_of(&["off", "on"], &[]), Yaml("off"), "Whether responses are compressed"),
+    key("algorithms", Type::List { of: &one_of(&["zstd", "br", "gzip"], &[]), min: 1 }, Yaml("[zstd, br, gzip]"), "Those in use; of what a client likes equally the first is taken"),
+    key("min", Type::Size { min: 0, max: 1 << 30 }, Yaml("1KiB"), "Shortest body compressed, where its length is known"),
+    key("types", Type::OneOrList(&Type::Text(Format::MediaRange)), Yaml("default"), "Media types that are compressed: `text/html`, `text/*`, `*`, or `default` for texts, scripts, JSON, XML, SVG, WebAssembly and fonts that are not compressed already; or a list of them"),
 ]);
 
 static HEADER_EDITS: Object = Object::new("policy.request_headers", &[

@@ -85,6 +85,7 @@ impl Key {
         Key { name, ty, default, later: false, doc }
     }
 
+    #[allow(dead_code, reason = "for keys that are read before what they ask for is built")]
     const fn later(mut self) -> Key {
         self.later = true;
         self
@@ -133,6 +134,7 @@ pub(crate) enum Type {
     /// `off` (or `false`) or the value.
     OrOff(&'static Type),
     /// A shape that is settled with its function.
+    #[allow(dead_code, reason = "for keys that are read before what they ask for is built")]
     Open,
 }
 
@@ -186,6 +188,8 @@ pub(crate) enum Format {
     ErrorStatus,
     /// `text/html`, or `*`.
     MediaType,
+    /// The same, `text/*`, or `default`.
+    MediaRange,
     RuleFile,
     WafRule,
     /// A failure after which a request is sent again.

@@ -169,7 +169,7 @@ fn text(format: Format) -> String {
         Format::HashOn | Format::LimitBy => "word",
         Format::Rate => "rate",
         Format::ErrorStatus => "status or class",
-        Format::MediaType => "media type",
+        Format::MediaType | Format::MediaRange => "media type",
         Format::RuleFile => "`builtin` or path of a file",
         Format::WafRule => "id or class of rules",
         Format::RetryOn => "word or status",

@@ -48,6 +48,9 @@ pub enum LogVariable {
     WafMatch,
     /// What became of the request in the cache.
     Cache,
+    /// How the response was compressed here, and the bytes of its body before that.
+    Coding,
+    BytesPlain,
     /// Of the W3C trace context.
     TraceId,
     Attempts,
@@ -58,7 +61,7 @@ pub enum LogVariable {
     User,
 }
 
-const PLAIN: [(&str, LogVariable); 22] = [
+const PLAIN: [(&str, LogVariable); 24] = [
     ("time", LogVariable::Time),
     ("time.common", LogVariable::TimeCommon),
     ("request", LogVariable::Request),
@@ -77,6 +80,8 @@ const PLAIN: [(&str, LogVariable); 22] = [
     ("waf.at", LogVariable::WafAt),
     ("waf.match", LogVariable::WafMatch),
     ("cache", LogVariable::Cache),
+    ("coding", LogVariable::Coding),
+    ("bytes_plain", LogVariable::BytesPlain),
     ("attempts", LogVariable::Attempts),
     ("rule", LogVariable::Rule),
     ("user", LogVariable::User),

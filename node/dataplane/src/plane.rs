@@ -31,6 +31,7 @@ use crate::bans::Bans;
 use crate::beat::{Beat, Pulse};
 use crate::cache::Cache;
 use crate::kernel::{self, Kernel, KernelOpen, KernelView};
+use crate::l7::compress::Works;
 use crate::ledger::Ledger;
 use crate::limits::{AboveShare, Limits};
 use crate::listener::{Book, Opened, SocketKey};
@@ -63,6 +64,7 @@ pub(crate) struct Inner {
     pub(crate) rates: Arc<Rates>,
     pub(crate) cache: Arc<Cache>,
     pub(crate) cache_memory: u64,
+    compression: Arc<Works>,
     pub(crate) shed: Arc<Shed>,
     pub(crate) tickets: Arc<Ring>,
     pub(crate) kernel: Kernel,
@@ -98,6 +100,7 @@ impl Inner {
         let bans = Arc::new(Bans::default());
         let rates = Arc::new(Rates::default());
         let cache = Arc::new(Cache::new(options.cache_memory, options.cache_disk, count)?);
+        let compression = Arc::new(Works::new(count));
         let shed = Arc::new(Shed::default());
         let locals = Arc::new(Locals::new(count));
         let turns = Arc::new(PerWorker::new(count));
@@ -111,6 +114,7 @@ impl Inner {
             bans: Arc::clone(&bans),
             rates: Arc::clone(&rates),
             cache: Arc::clone(&cache),
+            compression: Arc::clone(&compression),
             shed: Arc::clone(&shed),
             cuts: Arc::clone(&cuts),
             locals: Arc::clone(&locals),
@@ -137,6 +141,7 @@ impl Inner {
             rates,
             cache,
             cache_memory: options.cache_memory,
+            compression,
             shed,
             tickets: Arc::default(),
             kernel: Kernel::new(options.kernel_check),
@@ -194,6 +199,11 @@ impl Inner {
         crate::l4::ftp::warn_of_overlaps(&config, before);
         let snapshot = Arc::new(snapshot);
         self.cache.set_in_use(snapshot.has_cache());
+        if snapshot.has_compression()
+            && let Err(error) = self.compression.open()
+        {
+            tracing::error!(%error, "no threads for compression: the workers do all of it");
+        }
         if let (Some(log), Some(tap)) = (&snapshot.log, &*self.log.lock()) {
             tap.open(log);
         }
@@ -374,6 +384,7 @@ impl Inner {
             }
         }
         self.cache.shutdown();
+        self.compression.shut();
         self.log.lock().take();
         // Nobody may be reading the log, so this has its bound.
         let _ = self.log_end.lock().recv_timeout(LOG_WAIT);
@@ -434,6 +445,8 @@ impl Inner {
         metrics::render_vips(vips.map(|(vip, at)| (vip.as_str(), self.locals.count(at))), out);
         metrics::render_turns(&self.turns, out);
         let firewalls = snapshot.iter().flat_map(|snapshot| &snapshot.firewalls);
+        let compression = self.compression.totals();
+        metrics::render_compression(&compression, out);
         metrics::render_firewalls(firewalls.map(|(place, firewall)| firewall.view(place)), out);
         let cache = self.cache.stats(self.cache_memory);
         let (waited, in_vain) = self.limits.waited();
@@ -539,6 +552,24 @@ impl Inner {
                 "gauge",
                 "0: the node can't know what was purged, so nothing is served without its member's word.",
                 cache.trusted.into(),
+            ),
+            (
+                "trestle_compression_kept_total",
+                "counter",
+                "Compressed responses that the cache had in that form.",
+                compression.kept,
+            ),
+            (
+                "trestle_compression_refused_total",
+                "counter",
+                "Responses that went as they are, since there was no memory for one more coder.",
+                compression.refused,
+            ),
+            (
+                "trestle_compression_memory_bytes",
+                "gauge",
+                "Memory for coders of responses that are under way.",
+                compression.memory,
             ),
             (
                 "trestle_ledger_lost_total",

@@ -21,6 +21,7 @@ use crate::firewall::{self, Firewall, Firewalls};
 use crate::kernel::{self, Carried, KernelVip};
 use crate::l4::sni::Names;
 use crate::l7::auth::Auth;
+use crate::l7::compress::Policy as Compression;
 use crate::l7::cors::Cors;
 use crate::l7::edits::Edits;
 use crate::l7::forwarded::Trusted;
@@ -141,6 +142,8 @@ pub(crate) struct Rule {
     pub(crate) rates: Box<[rates::Bound]>,
     /// `None`: no response is kept.
     pub(crate) cache: Option<Box<CachePolicy>>,
+    /// `None`: no response is compressed.
+    pub(crate) compression: Option<Box<Compression>>,
 }
 
 /// Pools that share a rule's requests by weight, exactly: of any `total` requests in a row, each pool
@@ -243,9 +246,17 @@ impl Snapshot {
 impl Snapshot {
     /// Whether some rule keeps responses.
     pub(crate) fn has_cache(&self) -> bool {
-        let rules = |listener: &Arc<Listener>| {
-            listener.rules.iter().chain(&listener.fallback).any(|rule| rule.cache.is_some())
-        };
+        self.has_rule(|rule| rule.cache.is_some())
+    }
+
+    /// Whether some rule has responses compressed.
+    pub(crate) fn has_compression(&self) -> bool {
+        self.has_rule(|rule| rule.compression.is_some())
+    }
+
+    fn has_rule(&self, such: impl Fn(&Rule) -> bool) -> bool {
+        let rules =
+            |listener: &Arc<Listener>| listener.rules.iter().chain(&listener.fallback).any(|rule| such(rule));
         self.listeners.values().any(rules)
     }
 
@@ -393,6 +404,7 @@ fn rules(
                     .chain(request_rates(&rule.rate_limits, Spot::Rule(name, &rule.name), secret))
                     .collect(),
                 cache: None,
+                compression: None,
             }
             .with(&policies, around)
             .cached(&policies, place(parts.listener, name, rule)),
@@ -565,6 +577,7 @@ impl Rule {
             ban: None,
             rates: Box::default(),
             cache: None,
+            compression: None,
         }
     }
 
@@ -585,6 +598,7 @@ impl Rule {
         self.cors = policies.cors.as_ref().and_then(Cors::compile);
         self.body_edits = policies.substitute.as_deref().and_then(BodyEdits::compile);
         self.error_pages = error_pages(policies, around.contents);
+        self.compression = policies.compression.as_ref().and_then(Compression::compile).map(Box::new);
         self.waf = policies
             .waf
             .as_ref()

@@ -10,8 +10,10 @@ use bytes::{Bytes, BytesMut};
 use http::header::{self, AGE, CONTENT_LENGTH};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use tokio::time::Instant;
+use trestle_config::model::Algorithm;
 
 use super::budget::Hold;
+use super::coded::Forms;
 use super::disk::OnDisk;
 use super::disk::head::Head;
 use super::purge::{Mark, Named};
@@ -80,6 +82,7 @@ pub(crate) struct Pieces {
     /// Bytes of it in memory.
     weight: usize,
     _hold: Hold,
+    coded: Forms,
 }
 
 #[derive(Debug)]
@@ -141,8 +144,7 @@ impl Stem {
 
 impl Body {
     pub(crate) fn new(pieces: Box<[Bytes]>, trailers: Option<HeaderMap>, weight: usize, hold: Hold) -> Self {
-        let length = pieces.iter().map(|piece| piece.len() as u64).sum();
-        Self::Memory(Arc::new(Pieces { pieces, length, trailers, weight, _hold: hold }))
+        Self::Memory(Pieces::new(pieces, trailers, weight, hold))
     }
 
     pub(crate) fn len(&self) -> u64 {
@@ -161,12 +163,40 @@ impl Body {
 }
 
 impl Pieces {
+    pub(super) fn new(
+        pieces: Box<[Bytes]>,
+        trailers: Option<HeaderMap>,
+        weight: usize,
+        hold: Hold,
+    ) -> Arc<Self> {
+        let length = pieces.iter().map(|piece| piece.len() as u64).sum();
+        Arc::new(Self { pieces, length, trailers, weight, _hold: hold, coded: Forms::default() })
+    }
+
+    pub(crate) fn len(&self) -> u64 {
+        self.length
+    }
+
     pub(crate) fn trailers(&self) -> Option<&HeaderMap> {
         self.trailers.as_ref()
     }
 
     pub(crate) fn all(&self) -> &[Bytes] {
         &self.pieces
+    }
+
+    /// The same, compressed, if that is kept.
+    pub(crate) fn coded(&self, algorithm: Algorithm) -> Option<Arc<Pieces>> {
+        self.coded.get(algorithm)
+    }
+
+    pub(super) fn forms(&self) -> &Forms {
+        &self.coded
+    }
+
+    /// Bytes of it in memory, with those of its coded forms.
+    pub(super) fn weight(&self) -> usize {
+        self.weight + self.coded.weight()
     }
 }
 
@@ -177,7 +207,7 @@ impl Entry {
 
     pub(super) fn weight(&self) -> u32 {
         let all = match &self.body {
-            Body::Memory(body) => self.stem.weight + body.weight,
+            Body::Memory(body) => self.stem.weight + body.weight(),
             Body::Disk(_) => self.stem.weight,
         };
         u32::try_from(all).unwrap_or(u32::MAX)

@@ -15,6 +15,7 @@
 //! Behind the store stands a tier on [`disk`], for long responses, if the operator wants one.
 
 pub(crate) mod budget;
+pub(crate) mod coded;
 pub(crate) mod conditional;
 pub(crate) mod directives;
 pub(crate) mod disk;

@@ -209,6 +209,15 @@ impl Store {
         self.slots.insert(at, Slot::Entry(entry));
     }
 
+    /// Has an entry weighed anew, since it has grown; not one that is no longer there.
+    pub(crate) fn weigh(&self, at: u128, entry: &Arc<Entry>) {
+        if let Some(Slot::Entry(kept)) = self.slots.get(&at)
+            && Arc::ptr_eq(&kept, entry)
+        {
+            self.slots.insert(at, Slot::Entry(kept));
+        }
+    }
+
     /// Lets further requests be told apart by this before there is an entry.
     pub(crate) fn announce(&self, key: u128, spec: &Spec) {
         if !spec.is_empty() {

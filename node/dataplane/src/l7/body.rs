@@ -17,10 +17,14 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::compress::Opened;
+use super::compress::coded::Coded;
+use super::conn::Conn;
 use super::exchange::Stored;
 use super::record::Record;
 use super::transfer::Transfer;
 use super::unread::ClientBody;
+use crate::cache::coded::Keeper;
 use crate::metrics::Reason;
 
 #[derive(Debug, thiserror::Error)]
@@ -427,6 +431,8 @@ pub(crate) enum Answer {
     Whole(Box<Whole>),
     /// Of the cache.
     Stored(Box<Stored>),
+    /// Any of them, compressed.
+    Coded(Box<Coded>),
 }
 
 /// A stream whose beginning was read before it was passed on.
@@ -503,6 +509,15 @@ impl Ahead {
         Some(Frame::data(next))
     }
 
+    /// Bytes of the whole body, if they are known.
+    pub(crate) fn length(&self, body: &Incoming) -> Option<u64> {
+        let ahead = self.len() as u64;
+        match self.ended || body.is_end_stream() {
+            true => Some(ahead),
+            false => body.size_hint().exact().map(|rest| rest + ahead),
+        }
+    }
+
     /// Whether that was all of this body.
     pub(crate) fn is_over(&self, body: &Incoming) -> bool {
         self.first.is_empty() && self.trailers.is_none() && (self.ended || body.is_end_stream())
@@ -565,6 +580,28 @@ impl Whole {
     }
 }
 
+impl Answer {
+    /// Of a member's answer.
+    pub(crate) fn record_mut(&mut self) -> Option<&mut Record> {
+        match self {
+            Answer::None | Answer::Page(_) => None,
+            Answer::Stream(_, transfer) => Some(&mut transfer.record),
+            Answer::Late(late) => Some(&mut late.transfer.record),
+            Answer::Whole(whole) => Some(&mut whole.record),
+            Answer::Stored(stored) => Some(stored.record_mut()),
+            Answer::Coded(coded) => coded.inner.record_mut(),
+        }
+    }
+
+    /// As [`super::compress::open`] has decided.
+    pub(crate) fn coded(self, opened: Option<Opened>, conn: &Rc<Conn>, keeper: Option<Keeper>) -> Self {
+        match opened {
+            Some(Opened::Stream(stream)) => Answer::Coded(Box::new(Coded::new(*stream, self, conn, keeper))),
+            Some(Opened::Kept(_)) | None => self,
+        }
+    }
+}
+
 impl Body for Answer {
     type Data = Bytes;
     type Error = Interrupted;
@@ -585,6 +622,7 @@ impl Body for Answer {
             Answer::Late(late) => late.poll(cx),
             Answer::Whole(whole) => Poll::Ready(whole.next().map(Ok)),
             Answer::Stored(stored) => stored.poll(cx),
+            Answer::Coded(coded) => coded.poll(cx),
         }
     }
 
@@ -596,6 +634,7 @@ impl Body for Answer {
             Answer::Late(late) => late.ahead.is_over(&late.body),
             Answer::Whole(whole) => whole.is_over(),
             Answer::Stored(stored) => stored.is_over(),
+            Answer::Coded(coded) => coded.is_over(),
         }
     }
 
@@ -615,6 +654,7 @@ impl Body for Answer {
             Answer::Whole(whole) if whole.trailers.is_some() => SizeHint::new(),
             Answer::Whole(whole) => SizeHint::with_exact(whole.body.len() as u64),
             Answer::Stored(stored) => stored.size_hint(),
+            Answer::Coded(_) => SizeHint::new(),
         }
     }
 }

@@ -163,6 +163,9 @@ async fn exchange(conn: &Conn, record: &mut Record, request: Request<ClientBody>
     let listener = Rc::clone(&record.listener);
     let rule = record.rule.and_then(|at| rule_at(&listener, at)).ok_or(Reason::Internal)?;
     conn.stream_idle.set(rule.timeout.idle);
+    if let Some(compression) = rule.compression.as_deref().filter(|_| !record.grpc) {
+        record.wish = Some(compression.wish(&parts.headers));
+    }
     if let Some(auth) = &rule.auth {
         // Boxed: most have none.
         Box::pin(auth.pass(&parts.headers, &conn.client.worker.passwords)).await?;

@@ -70,6 +70,9 @@ fn json(record: &Record, reason: Reason, took: Duration, out: &mut Vec<u8>) {
     if let Some(cache) = &record.cache {
         line.text("cache", cache.outcome.label().as_bytes());
     }
+    if let Some(coding) = &record.coding {
+        line.text("coding", coding.algorithm.name().as_bytes()).number("bytes_plain", coding.plain.get());
+    }
     line.number("attempts", u64::from(record.attempts)).text("reason", reason.label().as_bytes());
     if let Some(flaw) = record.flaw {
         line.text("detail", flaw.label().as_bytes());
@@ -129,6 +132,13 @@ impl Facts for Ended<'_> {
             LogVariable::Cache => {
                 return field.some(record.cache.map(|cache| cache.outcome.label().as_bytes()));
             }
+            LogVariable::Coding => {
+                return field.some(record.coding.as_ref().map(|coding| coding.algorithm.name().as_bytes()));
+            }
+            LogVariable::BytesPlain => match &record.coding {
+                Some(coding) => field.number(coding.plain.get()),
+                None => return false,
+            },
             LogVariable::Detail => return field.some(record.flaw.map(|flaw| flaw.label().as_bytes())),
             LogVariable::Attempts => field.number(record.attempts.into()),
         }

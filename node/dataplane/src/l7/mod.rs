@@ -14,6 +14,7 @@ pub(crate) mod auth;
 pub(crate) mod body;
 mod chunked;
 mod client;
+pub(crate) mod compress;
 mod conn;
 pub(crate) mod cors;
 pub(crate) mod edits;

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use trestle_config::model::Scheme;
 
 use super::body::UploadState;
+use super::compress::{Coding, Wish};
 use super::conn::Conn;
 use super::forwarded;
 use super::h2::OpenStream;
@@ -77,6 +78,10 @@ pub(crate) struct Record {
     pub(crate) attempts: u32,
     /// What became of it in the cache; `None`: its rule has none.
     pub(crate) cache: Option<CacheStatus>,
+    /// What its client takes of compression; `None`: its rule has none, or that is decided.
+    pub(crate) wish: Option<Box<Wish>>,
+    /// How its answer is compressed.
+    pub(crate) coding: Option<Rc<Coding>>,
     /// What its member is asked in place of what the client asks, so that the answer can be kept.
     pub(crate) question: Option<Box<Question>>,
     /// The rule that it breaks.
@@ -160,6 +165,8 @@ impl Record {
             grpc: false,
             attempts: 0,
             cache: None,
+            wish: None,
+            coding: None,
             question: None,
             flaw: None,
             hits: Vec::new(),
@@ -356,6 +363,15 @@ impl Record {
     }
 
     pub(crate) fn end_at(&mut self, reason: Reason, now: Instant) {
+        if let Some(coding) = &self.coding
+            && let Some(sent) = &coding.sent
+        {
+            self.bytes_out = sent.get();
+            if reason == Reason::Done && !coding.over.get() {
+                // All has come; not all has gone out.
+                return;
+            }
+        }
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
@@ -403,6 +419,9 @@ impl Record {
         let worker = self.conn.client.worker.index;
         if let Some(cache) = &self.cache {
             self.conn.client.worker.cache.count(worker, cache.outcome);
+        }
+        if let Some(coding) = &self.coding {
+            self.conn.client.worker.compression.count(worker, coding, self.bytes_out);
         }
         let listener = self.listener.counters.at(worker);
         listener.requests.inc(self.status);

@@ -23,7 +23,7 @@ const TURN: Duration = Duration::from_millis(5);
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What tells a body by its bytes (RFC 9530, RFC 3230, RFC 1864).
-const DIGESTS: [HeaderName; 4] = [
+pub(super) const DIGESTS: [HeaderName; 4] = [
     HeaderName::from_static("content-digest"),
     HeaderName::from_static("repr-digest"),
     HeaderName::from_static("digest"),
@@ -223,6 +223,10 @@ pub(crate) fn alter(headers: &mut HeaderMap) {
     for name in DIGESTS {
         headers.remove(name);
     }
+    weaken(headers);
+}
+
+pub(crate) fn weaken(headers: &mut HeaderMap) {
     // The same to a reader, not byte by byte (RFC 9110, section 8.8.1).
     let strong = headers.get(ETAG).filter(|tag| !tag.as_bytes().starts_with(b"W/"));
     let weak = strong.map(|tag| HeaderValue::from_bytes(&[b"W/", tag.as_bytes()].concat()));

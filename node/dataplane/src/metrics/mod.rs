@@ -27,7 +27,10 @@ pub(crate) use h2_code::H2Code;
 pub(crate) use histogram::{Histogram, HistogramTotals};
 pub(crate) use padded::{Padded, PerWorker};
 pub(crate) use reason::{Reason, RetrySafe};
-pub(crate) use render::{firewalls as render_firewalls, turns as render_turns, vips as render_vips};
+pub(crate) use render::{
+    compression as render_compression, firewalls as render_firewalls, turns as render_turns,
+    vips as render_vips,
+};
 
 use crate::l4::ftp::Doors;
 use crate::pool::Pool;

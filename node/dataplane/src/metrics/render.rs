@@ -12,6 +12,7 @@ use super::{
     RouteCounters, RoutePart, StatusCounters,
 };
 use crate::cache::status::Outcome;
+use crate::l7::compress::Totals;
 use crate::l7::mirror::Dropped;
 use crate::pool::{FailureKind, Limit, MemberState, Pool};
 use crate::tls::failure::HandshakeFailure;
@@ -61,6 +62,20 @@ pub(super) fn waf(counters: &WafCounters, out: &mut String) {
     let help = "What rules of the web application firewall found in requests.";
     let mut findings = Family::new(out, "trestle_waf_findings_total", "counter", help);
     counters.each(|rule, action, total| findings.sample(&[("rule", rule), ("action", action)], total));
+}
+
+pub(crate) fn compression(totals: &Totals, out: &mut String) {
+    const FAMILIES: [(&str, &str); 3] = [
+        ("trestle_compression_responses_total", "Responses that were compressed, by algorithm."),
+        ("trestle_compression_plain_bytes_total", "Bytes of their bodies before."),
+        ("trestle_compression_coded_bytes_total", "Bytes of their bodies as they were sent."),
+    ];
+    for (at, (name, help)) in FAMILIES.into_iter().enumerate() {
+        let mut family = Family::new(out, name, "counter", help);
+        for (algorithm, values) in totals.of {
+            family.sample(&[("algorithm", algorithm)], values[at]);
+        }
+    }
 }
 
 pub(super) fn listeners(all: &BTreeMap<String, Arc<ListenerCounters>>, out: &mut String) {

@@ -8,6 +8,8 @@ mod caching;
 mod caching_disk;
 mod caching_fills;
 mod caching_purges;
+mod compressing;
+mod compressing_streams;
 mod forwarding;
 mod guarding;
 mod health;

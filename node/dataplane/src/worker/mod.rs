@@ -41,6 +41,7 @@ use crate::bans::{self, Bans};
 use crate::beat::{BEATS, Pulse};
 use crate::cache::Cache;
 use crate::l4;
+use crate::l7::compress::Works;
 use crate::ledger::Ledger;
 use crate::limits::Limits;
 use crate::listener::{Opened, Socket, SocketKey, accept};
@@ -124,6 +125,7 @@ pub(crate) struct Equipment {
     pub(crate) bans: Arc<Bans>,
     pub(crate) rates: Arc<Rates>,
     pub(crate) cache: Arc<Cache>,
+    pub(crate) compression: Arc<Works>,
     pub(crate) shed: Arc<Shed>,
     pub(crate) cuts: Arc<Cuts>,
     pub(crate) locals: Arc<Locals>,
@@ -156,6 +158,7 @@ pub(crate) struct Worker {
     banned: watch::Sender<Arc<bans::Table>>,
     pub(crate) rates: Arc<Rates>,
     pub(crate) cache: Arc<Cache>,
+    pub(crate) compression: Arc<Works>,
     /// Stale responses that are being validated while they are served.
     pub(crate) refreshes: Places,
     pub(crate) shed: Arc<Shed>,
@@ -244,6 +247,7 @@ impl Worker {
             bans: equipment.bans,
             rates: equipment.rates,
             cache: equipment.cache,
+            compression: equipment.compression,
             refreshes: Places::default(),
             shed: equipment.shed,
             turned_away: Cell::new(0),

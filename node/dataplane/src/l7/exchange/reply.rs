@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -10,17 +11,19 @@ use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, SEC_WEBSOCKET_ACCEPT};
 use http::response::Parts;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, Version};
-use http_body::Body;
+use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 
+use crate::cache::entry::Pieces;
 use crate::l7::body::{Ahead, Answer, Late, Whole};
+use crate::l7::compress::Opened;
 use crate::l7::record::Record;
 use crate::l7::transfer::{Deadline, Transfer, put_back};
 use crate::l7::tunnel::{self, Upgrade};
-use crate::l7::{forward, page};
+use crate::l7::{compress, forward, page};
 use crate::metrics::Reason;
 use crate::pool::FailureKind;
 use crate::upstream::{Target, Upstream};
@@ -67,8 +70,9 @@ impl Reply {
             return self.switch(record);
         }
         let (mut parts, body) = self.response.into_parts();
-        dress(&record, &mut parts);
         let ended = ahead.is_over(&body);
+        let opened = dress(&mut record, &mut parts, ahead.length(&body), None);
+        let conn = Rc::clone(&record.conn);
         let mut transfer = Transfer {
             record,
             upstream: Some(self.upstream),
@@ -87,7 +91,7 @@ impl Reply {
         } else {
             Answer::Late(Box::new(Late { ahead, body, transfer }))
         };
-        Response::from_parts(parts, answer)
+        Response::from_parts(parts, answer.coded(opened, &conn, None))
     }
 
     /// Of one whose body has been read to its end: the connection can be used again.
@@ -165,12 +169,14 @@ pub(super) fn whole(
     trailers: Option<HeaderMap>,
 ) -> Response<Answer> {
     judge(&mut record, parts.status);
-    dress(&record, &mut parts);
+    let opened = dress(&mut record, &mut parts, Some(body.len() as u64), None);
     if body.is_empty() && trailers.is_none() {
         record.end(Reason::Done);
         return Response::from_parts(parts, Answer::None);
     }
-    Response::from_parts(parts, Answer::Whole(Box::new(Whole { record, body, trailers })))
+    let conn = Rc::clone(&record.conn);
+    let answer = Answer::Whole(Box::new(Whole { record, body, trailers }));
+    Response::from_parts(parts, answer.coded(opened, &conn, None))
 }
 
 pub(super) fn judge(record: &mut Record, status: StatusCode) -> StatusCode {
@@ -181,12 +187,19 @@ pub(super) fn judge(record: &mut Record, status: StatusCode) -> StatusCode {
     status
 }
 
-/// Makes the header what the client gets.
-pub(super) fn dress(record: &Record, parts: &mut Parts) {
+/// Makes the header what the client gets, of a body of this length (if it is known), or one that is `kept` as a whole.
+/// What is told is what becomes of the body.
+pub(super) fn dress(
+    record: &mut Record,
+    parts: &mut Parts,
+    length: Option<u64>,
+    kept: Option<&Arc<Pieces>>,
+) -> Option<Opened> {
     forward::clean(&mut parts.headers);
     record.cache.iter().for_each(|status| status.mark(&mut parts.headers));
     record.edit_response(&mut parts.headers);
     record.keep_client(&mut parts.headers);
+    let opened = compress::open(record, parts, length, kept);
     parts.version = Version::HTTP_11;
     // To a client of HTTP/1.0 only the connection's end tells where a body without a length ends.
     let endless =
@@ -194,4 +207,5 @@ pub(super) fn dress(record: &Record, parts: &mut Parts) {
     if !record.conn.is_http2() && (record.conn.client.handle.is_closing() || endless()) {
         page::close(record, &mut parts.version, &mut parts.headers);
     }
+    opened
 }

@@ -117,7 +117,9 @@ impl Errand {
         let now = Instant::now();
         status.ttl = Some(entry.stem.terms.ttl(entry.stem.age(now)));
         let request = (!self.edited).then_some(&self.headers);
-        Served::kept(&entry, request, record.method == Method::GET, now, status)
+        let mut served = Served::kept(&entry, request, record.method == Method::GET, now, status);
+        served.place = Some((self.at, entry));
+        served
     }
 
     fn came(&self, now: Instant) -> Came {

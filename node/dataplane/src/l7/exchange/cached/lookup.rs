@@ -110,7 +110,7 @@ impl Lookup<'_> {
         };
         let serve = |outcome| {
             let status = Status { ttl: Some(stem.terms.ttl(age)), ..Status::new(outcome, None) };
-            self.serve(&entry, now, status)
+            self.serve((at, &entry), now, status)
         };
         match reuse {
             Reuse::Fresh => Decision::Serve(serve(Outcome::Hit)),
@@ -144,9 +144,11 @@ impl Lookup<'_> {
         self.cache.is_trusted() && stem.generation == self.cache.invalidations.generation(self.key.slot)
     }
 
-    pub(super) fn serve(&self, entry: &Entry, now: Instant, status: Status) -> Box<Served> {
+    fn serve(&self, (at, entry): (u128, &Arc<Entry>), now: Instant, status: Status) -> Box<Served> {
         let request = (!self.edited).then_some(self.request);
-        Served::kept(entry, request, self.is_get, now, status)
+        let mut served = Served::kept(entry, request, self.is_get, now, status);
+        served.place = Some((at, Arc::clone(entry)));
+        served
     }
 
     /// Whether another's answer could do.
@@ -206,6 +208,6 @@ impl Lookup<'_> {
     fn stands_in(&self, miss: &Miss, now: Instant) -> Option<Box<Served>> {
         let entry = miss.entry.as_ref()?;
         let may = self.holds(&entry.stem) && entry.stem.terms.may_stand_in(entry.stem.age(now));
-        may.then(|| self.serve(entry, now, Status::new(Outcome::Stale, Some(miss.fwd))))
+        may.then(|| self.serve((miss.at, entry), now, Status::new(Outcome::Stale, Some(miss.fwd))))
     }
 }

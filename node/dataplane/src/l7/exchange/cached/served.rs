@@ -1,6 +1,7 @@
 //! What a client gets of a response that is kept, or on its way to be.
 
 use std::collections::VecDeque;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -12,6 +13,7 @@ use tokio::time::Instant;
 
 use super::super::reply::dress;
 use super::parts::Parts as Several;
+use crate::cache::coded::Keeper;
 use crate::cache::conditional::{allows_range, is_current, strip};
 use crate::cache::disk::{Reading, Ready};
 use crate::cache::entry::{Body, Entry, Pieces, Stem};
@@ -19,6 +21,7 @@ use crate::cache::fill::Follow;
 use crate::cache::range::{Part, part};
 use crate::cache::status::Status;
 use crate::l7::body::{Answer, Interrupted};
+use crate::l7::compress::Opened;
 use crate::l7::record::Record;
 use crate::metrics::Reason;
 
@@ -27,6 +30,8 @@ pub(crate) struct Served {
     pub(crate) status: Status,
     pub(crate) parts: Parts,
     pub(crate) source: Source,
+    /// Where it is kept, of an entry: so that a coded form can be kept there too.
+    pub(crate) place: Option<(u128, Arc<Entry>)>,
 }
 
 /// Where its body comes from.
@@ -68,7 +73,7 @@ impl Served {
     ) -> Box<Self> {
         let mut parts = parts(entry.stem.status, entry.head_at(now));
         if !is_get && request.is_none_or(|request| !is_told(request, &parts)) {
-            return Box::new(Self { status, parts, source: Source::Nothing });
+            return Box::new(Self { status, parts, source: Source::Nothing, place: None });
         }
         if request.is_some_and(|request| is_told(request, &parts)) {
             return Box::new(Self::unchanged(parts, status));
@@ -101,7 +106,7 @@ impl Served {
                 Source::Nothing
             }
         };
-        Box::new(Self { status, parts, source })
+        Box::new(Self { status, parts, source, place: None })
     }
 
     /// Waits for what has to be read first. If that can't be, where it was kept.
@@ -124,7 +129,7 @@ impl Served {
             return Box::new(Self::unchanged(parts, status));
         }
         let source = follow.map_or(Source::Nothing, Source::Following);
-        Box::new(Self { status, parts, source })
+        Box::new(Self { status, parts, source, place: None })
     }
 
     /// Of what another has had asked for.
@@ -141,7 +146,7 @@ impl Served {
     fn unchanged(mut parts: Parts, status: Status) -> Self {
         parts.status = StatusCode::NOT_MODIFIED;
         strip(&mut parts.headers);
-        Self { status, parts, source: Source::Nothing }
+        Self { status, parts, source: Source::Nothing, place: None }
     }
 
     pub(crate) fn into_response(self, record: Record) -> Response<Answer> {
@@ -150,9 +155,15 @@ impl Served {
 
     /// The same if the beginning of the body has been read already.
     pub(crate) fn pass(self, mut record: Record, ahead: VecDeque<Bytes>) -> Response<Answer> {
-        let Self { mut parts, source, .. } = self;
+        let Self { mut parts, mut source, place, .. } = self;
         record.status = parts.status.as_u16();
-        dress(&record, &mut parts);
+        let length = if ahead.is_empty() { source.length() } else { None };
+        let opened = dress(&mut record, &mut parts, length, source.whole().filter(|_| ahead.is_empty()));
+        let keeper = keeper(&record, opened.as_ref(), &source, place);
+        if let Some(Opened::Kept(coded)) = &opened {
+            source = Source::Kept(Slice::part(coded, 0, coded.len(), true));
+        }
+        let conn = Rc::clone(&record.conn);
         let stored = Stored { record, ahead, source };
         let answer = if stored.is_over() {
             let mut record = stored.record;
@@ -161,8 +172,21 @@ impl Served {
         } else {
             Answer::Stored(Box::new(stored))
         };
-        Response::from_parts(parts, answer)
+        Response::from_parts(parts, answer.coded(opened, &conn, keeper))
     }
+}
+
+/// Has what is coded for this client kept for others, if all of the body is.
+fn keeper(
+    record: &Record,
+    opened: Option<&Opened>,
+    source: &Source,
+    place: Option<(u128, Arc<Entry>)>,
+) -> Option<Keeper> {
+    let (Some(Opened::Stream(_)), Some(_)) = (opened, source.whole()) else { return None };
+    let algorithm = record.coding.as_ref()?.algorithm;
+    let (at, entry) = place?;
+    Keeper::begin(&record.conn.client.worker.cache, at, entry, algorithm, Instant::now())
 }
 
 /// Whether the client has it already.
@@ -201,6 +225,11 @@ impl Slice {
     fn is_over(&self) -> bool {
         self.left == 0 && !self.trailers
     }
+
+    /// Without trailers, which a coded form would not have.
+    fn is_untouched(&self) -> bool {
+        self.left == self.body.len() && self.body.trailers().is_none()
+    }
 }
 
 impl Source {
@@ -229,6 +258,14 @@ impl Source {
             Source::Disk(reading) => reading.is_over(),
             Source::Several(parts) => parts.left() == 0,
             Source::Following(follow) => follow.is_over(),
+        }
+    }
+
+    /// All of what is kept, of which nothing was taken yet.
+    fn whole(&self) -> Option<&Arc<Pieces>> {
+        match self {
+            Source::Kept(slice) if slice.is_untouched() => Some(&slice.body),
+            _ => None,
         }
     }
 
@@ -281,6 +318,10 @@ impl Stored {
                 None
             }
         })
+    }
+
+    pub(crate) fn record_mut(&mut self) -> &mut Record {
+        &mut self.record
     }
 
     pub(crate) fn is_over(&self) -> bool {

@@ -57,21 +57,16 @@ impl Parts {
     }
 
     pub(super) fn next(&mut self) -> Option<Frame<Bytes>> {
-        let frame = loop {
-            if let Some(slice) = &mut self.current {
-                if let Some(frame) = slice.next() {
-                    break frame;
-                }
-                self.current = None;
-            }
-            match self.parts.pop_front() {
-                Some((head, slice)) => {
-                    self.current = Some(slice);
-                    break Frame::data(head);
-                }
-                None if self.end.is_empty() => return None,
-                None => break Frame::data(std::mem::take(&mut self.end)),
-            }
+        let frame = if let Some(frame) = self.current.as_mut().and_then(Slice::next) {
+            frame
+        } else if let Some((head, slice)) = self.parts.pop_front() {
+            self.current = Some(slice);
+            Frame::data(head)
+        } else if !self.end.is_empty() {
+            self.current = None;
+            Frame::data(std::mem::take(&mut self.end))
+        } else {
+            return None;
         };
         self.left -= frame.data_ref().map_or(0, |data| data.len() as u64);
         Some(frame)

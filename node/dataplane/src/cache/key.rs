@@ -19,7 +19,7 @@ use crate::l7::values;
 
 /// Fields by which frameworks and other proxies change what a request is. (`X-Forwarded-Host` and its like are not
 /// among them: members get ours.)
-const POISON: [&str; 16] = [
+const POISON: [&str; 22] = [
     "x-original-url",
     "x-rewrite-url",
     "x-original-uri",
@@ -34,6 +34,12 @@ const POISON: [&str; 16] = [
     "x-forwarded-ssl",
     "x-forwarded-prefix",
     "x-forwarded-path",
+    "x-forwarded-uri",
+    "x-forwarded-method",
+    "x-forwarded-protocol",
+    "x-original-forwarded-host",
+    "x-backend-host",
+    "x-proxy-url",
     "x-url-scheme",
     "front-end-https",
 ];
@@ -116,6 +122,8 @@ impl KeyRule {
         part(&mut hasher, of.path.as_bytes());
         match (&self.query, of.query) {
             (CacheQuery::All, Some(query)) => part(&mut hasher, query.as_bytes()),
+            // Some take that for an end of a pair, and would find one of the chosen where we see none.
+            (CacheQuery::Only(_), Some(query)) if query.contains(';') => part(&mut hasher, query.as_bytes()),
             (CacheQuery::Only(names), Some(query)) => {
                 chosen(query, names).for_each(|pair| part(&mut hasher, pair.as_bytes()));
             }
@@ -277,6 +285,7 @@ mod tests {
         assert_ne!(key(&some, "/a?id=2", &[]), key(&some, "/a?id=3", &[]));
         assert_ne!(key(&some, "/a?p+q=2", &[]), key(&some, "/a", &[]));
         assert_eq!(key(&some, "/a?utm=1", &[]), key(&some, "/a", &[]));
+        assert_ne!(key(&some, "/a?id=2&utm=1;id=3", &[]), key(&some, "/a?id=2", &[]));
     }
 
     #[test]

@@ -30,6 +30,8 @@ pub(crate) struct Conn {
     pub(crate) upgrade: RefCell<Option<Upgrade>>,
     /// The client may still be sending what nobody reads: see [`super::server`].
     pub(crate) linger: Cell<bool>,
+    /// The client speaks HTTP/1.0, where a body may end with the connection: if it breaks off, only a reset says so.
+    pub(crate) ends_bodies: Cell<bool>,
     /// The request is answered by ourselves, and its body has not come as a whole.
     pub(crate) body_left: Cell<bool>,
     /// Since when it is open, or has no request.
@@ -69,6 +71,7 @@ impl Conn {
             alarm: Alarm::default(),
             upgrade: RefCell::default(),
             linger: Cell::new(false),
+            ends_bodies: Cell::new(false),
             body_left: Cell::new(false),
             idle_since: Cell::new(Instant::now()),
             used: Cell::new(false),

@@ -145,6 +145,18 @@ fn remove_hop_by_hop(headers: &mut HeaderMap, unwanted: impl Fn(&str) -> bool) {
     }
 }
 
+/// Whether the client has members get the request without fields of its choice.
+pub(crate) fn hides_fields(headers: &HeaderMap) -> bool {
+    headers.contains_key(CONNECTION)
+        && named_by_connection(headers).iter().any(|name| {
+            let name = name.as_str();
+            name != "close"
+                && !is_hop_by_hop(name)
+                && !is_for_this_proxy(name)
+                && !name.starts_with("trailer")
+        })
+}
+
 /// Without those that are removed anyway.
 fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
     let options =
@@ -202,6 +214,21 @@ pub(crate) fn is_websocket(headers: &HeaderMap) -> bool {
 mod tests {
     use super::*;
     use crate::request_id::RequestId;
+
+    #[test]
+    fn fields_that_a_client_hides_from_members_are_seen() {
+        for (value, expected) in [
+            ("close", false),
+            ("keep-alive, Upgrade, HTTP2-Settings", false),
+            ("TE, Trailers", false),
+            ("x-tenant", true),
+            ("close, Cookie", true),
+            ("host", false),
+        ] {
+            assert_eq!(hides_fields(&headers(&[("connection", value)])), expected, "{value}");
+        }
+        assert!(!hides_fields(&headers(&[("cookie", "a")])));
+    }
 
     fn headers(lines: &[(&'static str, &'static str)]) -> HeaderMap {
         let line = |(name, value): &(&'static str, &'static str)| {

@@ -143,6 +143,7 @@ impl Record {
         let believed = told.as_ref().map(|_| request.headers());
         let visitor =
             listener.log.as_ref().map(|log| Visitor::of(request.headers(), log.kept)).unwrap_or_default();
+        conn.ends_bodies.set(request.version() == Version::HTTP_10);
         Self {
             conn: Rc::clone(conn),
             listener,

@@ -33,6 +33,7 @@ use super::client::Client;
 use super::conn::{Conn, HttpVersion};
 use super::gate::Gate;
 use super::{exchange, h2, tunnel};
+use crate::l4::tcp::reset;
 use crate::metrics::Reason;
 use crate::proxy_protocol::Ends;
 use crate::stream::Stream;
@@ -168,6 +169,7 @@ async fn talk(stream: Stream, conn: &Rc<Conn>) -> Option<Stream> {
             return Some(gate.into_parts().0);
         }
         End::Ended if conn.linger.get() => linger(gate.into_parts().0).await,
+        End::BrokenOff if conn.ends_bodies.get() => reset(gate.into_parts().0.tcp()),
         End::Ended | End::BrokenOff => {}
     }
     None

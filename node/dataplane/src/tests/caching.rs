@@ -279,6 +279,26 @@ async fn rules_for_the_same_url_share_nothing() {
 }
 
 #[tokio::test]
+async fn a_field_that_members_do_not_get_counts_for_no_key() {
+    let backend = numbered(&[("cache-control", "max-age=60"), ("vary", "accept-language")]).await;
+    let (proxy, mut client) = serving(&backend, "{ mode: on, key: { headers: [x-tenant] } }").await;
+    for (fields, answer, status) in [
+        ("X-Tenant: a\r\nConnection: x-tenant\r\n", 1, "trestle; fwd=bypass; detail=connection"),
+        (
+            "Accept-Language: de\r\nConnection: keep-alive, Accept-Language\r\n",
+            2,
+            "trestle; fwd=bypass; detail=connection",
+        ),
+        ("X-Tenant: a\r\nConnection: keep-alive\r\n", 3, "trestle; fwd=uri-miss; stored; ttl=60"),
+    ] {
+        let reply = ask(&mut client, "GET /", fields).await;
+        assert_eq!(reply.text(), format!("answer {answer}"), "{fields}");
+        assert_eq!(cache_status(&reply), status);
+    }
+    until("the response is kept", || proxy.plane.cache_stats().entries == 2).await;
+}
+
+#[tokio::test]
 async fn fields_that_poison_are_answered_without_the_cache() {
     let backend = Backend::answering(|seen: &Seen| {
         let url = seen.header("x-original-url").unwrap_or("none").to_owned();

@@ -119,6 +119,20 @@ async fn whoever_follows_a_broken_answer_hears_so_and_nothing_of_it_is_kept() {
 }
 
 #[tokio::test]
+async fn a_client_of_http_1_0_is_told_of_a_broken_body_by_a_reset() {
+    const ANSWER: &str = "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nTransfer-Encoding: chunked\r\n\r\n";
+    for cache in ["{ mode: on }", "{ mode: off }"] {
+        let (backend, go, _) = in_parts(&[ANSWER, "5\r\n01234\r\n"]).await;
+        let (_proxy, address) = Proxy::serving(cached(backend.address, cache)).await;
+        let mut client = Client::connect(address).await;
+        client.write("GET / HTTP/1.0\r\nHost: h\r\n\r\n").await;
+        go.add_permits(2);
+        let ended = client.stream.read_to_end(&mut Vec::new()).await;
+        assert_eq!(ended.expect_err("not an end").kind(), std::io::ErrorKind::ConnectionReset, "{cache}");
+    }
+}
+
+#[tokio::test]
 async fn answers_that_can_be_read_in_two_ways_are_not_kept() {
     let (backend, go, _) = in_parts(&[
         "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n012345",

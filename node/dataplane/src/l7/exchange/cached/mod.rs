@@ -33,6 +33,7 @@ use crate::cache::rules::Asked;
 use crate::cache::status::{Fwd, Outcome as Became, Status};
 use crate::cache::{Cache, Policy};
 use crate::l7::conn::Conn;
+use crate::l7::forward::hides_fields;
 use crate::l7::head::Framing;
 use crate::l7::record::Record;
 use crate::l7::unread::ClientBody;
@@ -177,6 +178,10 @@ fn passes(conn: &Conn, record: &Record, policy: &Policy, parts: &Parts) -> Optio
     }
     if is_for_member(&parts.headers) {
         return pass(Fwd::Bypass, Some("precondition"));
+    }
+    // Keys and variants are made of what the client has sent: a member would answer without it.
+    if hides_fields(&parts.headers) {
+        return pass(Fwd::Bypass, Some("connection"));
     }
     if policy.key.is_poisoned(&parts.headers) {
         return pass(Fwd::Bypass, Some("unkeyed-field"));

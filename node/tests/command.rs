@@ -25,6 +25,13 @@ fn wrong_usage_says_what_and_ends_with_2() {
             &["run", "--cache-memory", "5"],
             "--cache-memory: \"5\" is no size; write it as 256MiB or 1GiB, from 1MiB, or `0`",
         ),
+        (
+            &["run", "--cache-disk-max", "1GiB"],
+            "--cache-disk-max says how much, but not where: give --cache-disk DIR",
+        ),
+        (&["run", "--cache-disk", "x", "--cache-disk-max", "5"], "--cache-disk-max: \"5\" is no size"),
+        (&["run", "--cache-disk", "x", "--cache-memory", "0"], "takes memory on its way"),
+        (&["run", "--data-dir", "x", "--cache-disk", "x"], "give cached responses a folder of their own"),
         (&["run", "--memory-max", "2GB"], "--memory-max: \"2GB\" is no size; write it as 512MiB or 2GiB"),
     ] {
         let output = trestle(args);

@@ -294,6 +294,14 @@ impl Writer {
             false => Tee::Offered(offer),
         };
         self.fill.state.lock().written_down = self.is_written();
+        self.hold_all_unless_written();
+    }
+
+    /// What does not go to the disk may take all that there is.
+    fn hold_all_unless_written(&mut self) {
+        if matches!(self.disk, Tee::No) {
+            self.most_held = u64::MAX;
+        }
     }
 
     fn is_written(&self) -> bool {
@@ -320,6 +328,7 @@ impl Writer {
             }
         }
         state.written_down = self.is_written();
+        self.hold_all_unless_written();
     }
 
     /// Waits until the next piece may come.

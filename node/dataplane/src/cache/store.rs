@@ -118,7 +118,10 @@ impl Store {
     pub(crate) fn spec(&self, key: u128, own: &Spec) -> Option<Spec> {
         match self.slots.get(&key) {
             Some(Slot::Varied(varied)) => varied.spec.with(own),
-            _ => Some(own.clone()),
+            _ => match self.disk.as_ref().and_then(|disk| disk.spec(key)) {
+                Some(spec) => spec.with(own),
+                None => Some(own.clone()),
+            },
         }
     }
 
@@ -129,12 +132,7 @@ impl Store {
         self.put_slot(key, spec, at, entry);
     }
 
-    /// Makes room for one that is on its way to the disk alone.
-    pub(crate) fn clear(&self, at: u128) {
-        self.forget(at);
-    }
-
-    fn put_slot(&self, key: u128, spec: &Spec, at: u128, entry: Arc<Entry>) {
+    pub(super) fn put_slot(&self, key: u128, spec: &Spec, at: u128, entry: Arc<Entry>) {
         if !spec.is_empty() {
             let varied = self.varied(key, spec);
             let mut variants = varied.variants.lock();
@@ -178,33 +176,29 @@ impl Store {
         Some(entry)
     }
 
-    /// A response lies on disk now. False: something else has come in its place meanwhile.
-    pub(super) fn settle_on_disk(
+    /// A response lies on disk now.
+    pub(super) fn put_written(
         &self,
         key: u128,
         spec: &Spec,
-        at: u128,
         (stem, body): (Arc<Stem>, OnDisk),
         budget: &Arc<Budget>,
-    ) -> bool {
-        match self.slots.get(&at) {
-            Some(Slot::Apart(_)) => return false,
-            Some(Slot::Entry(entry)) if !Arc::ptr_eq(&entry.stem, &stem) => return false,
-            _ => {}
+    ) {
+        // Without room for it, it is found where it lies.
+        if let Some(hold) = budget.hold(stem.weight) {
+            let at = body.object.at;
+            self.put_slot(key, spec, at, Arc::new(Entry::new(stem, Body::Disk(body), hold)));
         }
-        match budget.hold(stem.weight) {
-            Some(hold) => self.put_slot(key, spec, at, Arc::new(Entry::new(stem, Body::Disk(body), hold))),
-            // It is found where it lies.
-            None => self.slots.invalidate(&at),
-        }
-        true
     }
 
     /// Puts an entry in the place of what was kept there, with the same body. `current`: nothing has invalidated it since
     /// its request was sent.
     pub(crate) fn replace(&self, at: u128, entry: Arc<Entry>, current: bool) {
-        if let (Some(disk), Body::Disk(body)) = (&self.disk, &entry.body) {
-            disk.freshen(body, &entry.stem, current);
+        match (&self.disk, &entry.body) {
+            (Some(disk), Body::Disk(body)) => disk.freshen(body, &entry.stem, current),
+            // That is on its way with the head that it had.
+            (Some(disk), Body::Memory(_)) => disk.forget(at),
+            (None, _) => {}
         }
         self.slots.insert(at, Slot::Entry(entry));
     }

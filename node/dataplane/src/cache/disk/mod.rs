@@ -37,7 +37,7 @@ use parking_lot::Mutex;
 
 use super::Invalidations;
 use super::budget::Budget;
-use super::entry::Stem;
+use super::entry::{Entry, Stem};
 use super::key::Secret;
 use super::vary::Spec;
 use crate::metrics::Counter;
@@ -108,6 +108,8 @@ struct Shared {
     chores: Mutex<Vec<Chore>>,
     /// Bodies that are being written, by key.
     open: Mutex<HashMap<u128, Arc<Ticket>, ahash::RandomState>>,
+    /// Responses that have come whole and are not all written, unless something else has come in their place.
+    settling: Mutex<HashMap<u128, Settling, ahash::RandomState>>,
     reads: reading::Queue,
     /// The newest time that any file has; whole seconds, by the wall clock. A clock that shows less was set back.
     newest: AtomicU64,
@@ -117,6 +119,12 @@ struct Shared {
     problem: Mutex<Option<String>>,
     counts: Counts,
     stop: AtomicBool,
+}
+
+struct Settling {
+    stem: Arc<Stem>,
+    /// All of it, if it is still in memory.
+    entry: Option<Arc<Entry>>,
 }
 
 /// What is to be done to a file.
@@ -175,6 +183,7 @@ impl Disk {
             orders,
             chores: Mutex::default(),
             open: Mutex::default(),
+            settling: Mutex::default(),
             reads: reading::Queue::default(),
             newest: AtomicU64::new(0),
             started: Instant::now(),
@@ -254,8 +263,14 @@ impl Disk {
         reading::load(&self.shared, object).await
     }
 
+    /// What is on its way there, and still in memory.
+    pub(crate) fn settling(&self, at: u128) -> Option<Arc<Entry>> {
+        self.shared.settling.lock().get(&at)?.entry.clone()
+    }
+
     /// It is not to be served any more.
     pub(crate) fn forget(&self, at: u128) {
+        self.shared.settling.lock().remove(&at);
         let mut index = self.shared.index.lock();
         let Some(object) = index.get(at).map(Arc::clone) else { return };
         index.remove(&object);
@@ -361,3 +376,6 @@ impl OnDisk {
         Reading::begin(&self.shared, &self.object, (start, end), trailers)
     }
 }
+
+#[cfg(test)]
+mod tests;

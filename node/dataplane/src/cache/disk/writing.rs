@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{
     AtomicBool, AtomicU8, AtomicU32, Ordering::Acquire, Ordering::Relaxed, Ordering::Release,
 };
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TrySendError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,9 +24,9 @@ use tokio::time::Instant;
 use super::chunk::{CHUNK, DATA, SUM, file_length, place};
 use super::head::{Head, Life, MARK_AT, PREFIX, Prefix, ROOM_MAX, encode, read, room};
 use super::index::{Object, Room, WEIGHT, cost};
-use super::{Chore, OnDisk, Shared};
+use super::{Chore, OnDisk, Settling, Shared};
 use crate::cache::budget::Hold;
-use crate::cache::entry::{PIECE, Stem};
+use crate::cache::entry::{Entry, PIECE, Stem};
 use crate::cache::store::Store;
 use crate::cache::vary::Spec;
 use crate::wall_clock;
@@ -65,6 +65,8 @@ pub(crate) struct Ending {
     pub(crate) stem: Arc<Stem>,
     pub(crate) spec: Spec,
     pub(crate) trailers: Option<HeaderMap>,
+    /// The response, if all of it is in memory.
+    pub(crate) entry: Option<Arc<Entry>>,
     /// Where it is found from then on.
     pub(crate) store: Store,
 }
@@ -130,9 +132,9 @@ fn begin(shared: &Shared, ticket: Ticket) -> Option<Arc<Ticket>> {
 }
 
 impl Shared {
-    /// It is not written on; what there is of it goes.
-    fn give_up(&self, ticket: &Arc<Ticket>) {
-        if !ticket.given_up.swap(true, Release) {
+    /// It is not written on; what there is of it goes. `lost`: it would have been kept.
+    fn give_up(&self, ticket: &Arc<Ticket>, lost: bool) {
+        if !ticket.given_up.swap(true, Release) && lost {
             self.counts.not_kept.inc();
         }
         self.close(ticket);
@@ -153,7 +155,7 @@ impl Writing {
 
     pub(crate) fn push(&mut self, data: &Bytes) {
         let Some(ticket) = self.ticket.as_ref().filter(|ticket| !ticket.given_up.load(Acquire)) else {
-            return self.give_up();
+            return self.give_up(true);
         };
         let size = data.len() + PIECE;
         let holds = self.shared.queued.hold(size).zip(self.shared.budget.hold(size));
@@ -162,22 +164,30 @@ impl Writing {
             self.shared.orders.try_send(order).is_ok()
         });
         if !sent {
-            self.give_up();
+            self.give_up(true);
         }
     }
 
-    /// The body is whole.
+    /// The body is whole. It is found from now on, as long as nothing else is put in its place.
     pub(crate) fn finish(mut self, ending: Ending) {
         let Some(ticket) = self.ticket.take() else { return };
+        let settling = Settling { stem: Arc::clone(&ending.stem), entry: ending.entry.clone() };
+        self.shared.settling.lock().insert(ticket.at, settling);
         let order = Order::End(Arc::clone(&ticket), Box::new(ending));
-        if self.shared.orders.try_send(order).is_err() {
+        let sent = self.shared.orders.try_send(order);
+        if let Err(
+            TrySendError::Full(Order::End(_, ending)) | TrySendError::Disconnected(Order::End(_, ending)),
+        ) = sent
+        {
+            self.shared.keep_in_memory(&ticket, *ending);
             self.ticket = Some(ticket);
+            self.give_up(true);
         }
     }
 
-    fn give_up(&mut self) {
+    fn give_up(&mut self, lost: bool) {
         if let Some(ticket) = self.ticket.take() {
-            self.shared.give_up(&ticket);
+            self.shared.give_up(&ticket, lost);
             let _ = self.shared.orders.try_send(Order::Wake);
         }
     }
@@ -185,7 +195,7 @@ impl Writing {
 
 impl Drop for Writing {
     fn drop(&mut self) {
-        self.give_up();
+        self.give_up(false);
     }
 }
 
@@ -216,13 +226,21 @@ impl From<std::io::Error> for Fault {
 
 pub(super) fn run(shared: &Arc<Shared>, orders: &Receiver<Order>) {
     let mut open: HashMap<u64, Open> = HashMap::new();
+    let mut swept = std::time::Instant::now();
     while !shared.stop.load(Acquire) {
         let order = match orders.recv_timeout(SWEEP) {
             Ok(order) => order,
             Err(RecvTimeoutError::Timeout) => Order::Wake,
             Err(RecvTimeoutError::Disconnected) => break,
         };
+        // A full queue has no room for who says so.
+        let sweeps = matches!(order, Order::Wake) || swept.elapsed() > SWEEP;
         act(shared, &mut open, order);
+        if sweeps {
+            swept = std::time::Instant::now();
+            let gone = open.extract_if(|_, open| open.ticket.given_up.load(Acquire));
+            gone.for_each(|(_, open)| shared.throw_away(open));
+        }
         shared.do_chores();
     }
     // Nobody hands over more by now.
@@ -255,8 +273,9 @@ fn act(shared: &Arc<Shared>, open: &mut HashMap<u64, Open>, order: Order) {
             }
         }
         Order::End(ticket, ending) => {
-            if let Some(there) = open.remove(&ticket.id) {
-                shared.finish(there, *ending);
+            match open.remove(&ticket.id) {
+                Some(there) => shared.finish(there, *ending),
+                None => shared.keep_in_memory(&ticket, *ending),
             }
             shared.close(&ticket);
         }
@@ -267,10 +286,7 @@ fn act(shared: &Arc<Shared>, open: &mut HashMap<u64, Open>, order: Order) {
             }
             Err(error) => shared.fails(&error.to_string()),
         },
-        Order::Wake => {
-            let gone = open.extract_if(|_, open| open.ticket.given_up.load(Acquire));
-            gone.for_each(|(_, open)| shared.throw_away(open));
-        }
+        Order::Wake => {}
     }
 }
 
@@ -292,7 +308,7 @@ impl Shared {
     }
 
     fn failed(&self, ticket: &Arc<Ticket>, fault: &Fault) {
-        self.give_up(ticket);
+        self.give_up(ticket, true);
         if let Fault::Io(error) = fault {
             self.fails(&error.to_string());
         }
@@ -379,15 +395,39 @@ impl Shared {
         };
         match finished {
             Ok(Some(object)) => {
-                self.counts.written.inc();
                 self.works();
                 self.put(object, open.room, ending);
+                self.counts.written.inc();
             }
-            Ok(None) => self.throw_away(open),
+            Ok(None) => {
+                self.throw_away(open);
+                self.keep_in_memory(&ticket, ending);
+            }
             Err(fault) => {
                 self.failed(&ticket, &fault);
                 self.throw_away(open);
+                self.keep_in_memory(&ticket, ending);
             }
+        }
+    }
+
+    /// Whether it is still the newest of its key. It settles no longer.
+    fn settles(&self, at: u128, stem: &Arc<Stem>) -> bool {
+        let mut settling = self.settling.lock();
+        let is_newest = settling.get(&at).is_some_and(|there| Arc::ptr_eq(&there.stem, stem));
+        if is_newest {
+            settling.remove(&at);
+        }
+        is_newest
+    }
+
+    /// It does not come to lie on disk.
+    fn keep_in_memory(&self, ticket: &Ticket, ending: Ending) {
+        let Ending { stem, spec, entry, store, .. } = ending;
+        if self.settles(ticket.at, &stem)
+            && let Some(entry) = entry
+        {
+            store.put_slot(ticket.primary, &spec, ticket.at, entry);
         }
     }
 
@@ -434,7 +474,7 @@ impl Shared {
 
     /// Lets it be found.
     fn put(self: &Arc<Self>, object: Object, room: Room, ending: Ending) {
-        let Ending { stem, spec, trailers, store } = ending;
+        let Ending { stem, spec, trailers, store, .. } = ending;
         let object = Arc::new(object);
         let mut out = Vec::new();
         self.slots[usize::from(object.slot)].store(true, Release);
@@ -446,15 +486,12 @@ impl Shared {
         {
             self.do_chore(&Chore::Mark(Arc::clone(&object)));
         }
-        let (at, primary) = (object.at, object.primary);
-        let body = OnDisk {
-            shared: Arc::clone(self),
-            object: Arc::clone(&object),
-            trailers: trailers.map(Arc::new),
-        };
-        if !store.settle_on_disk(primary, &spec, at, (stem, body), &self.budget)
-            && self.index.lock().remove(&object)
-        {
+        let trailers = trailers.map(Arc::new);
+        let body = OnDisk { shared: Arc::clone(self), object: Arc::clone(&object), trailers };
+        // Known there before it settles no longer, so that it is found at any time.
+        if self.settles(object.at, &stem) {
+            store.put_written(object.primary, &spec, (stem, body), &self.budget);
+        } else if self.index.lock().remove(&object) {
             self.folder.remove(object.id);
         }
     }

@@ -133,19 +133,18 @@ impl Filler {
         let holds = !cache.purges.has(&stem.mark, stem.named())
             && stem.generation == cache.invalidations.generation(errand.key.slot);
         let (body, writing) = writer.end(trailers.clone());
-        let writing = writing.filter(|_| holds);
-        match body.filter(|_| holds) {
-            Some(body) => {
-                let entry = Arc::new(Entry::new(Arc::clone(&stem), body, hold));
-                cache.store.put(errand.key.primary, &variant.spec, variant.key, entry);
+        if holds {
+            let entry = body.map(|body| Arc::new(Entry::new(Arc::clone(&stem), body, hold)));
+            let (primary, spec) = (errand.key.primary, variant.spec);
+            match (writing, entry) {
+                (Some(writing), entry) => {
+                    cache.store.remove(variant.key);
+                    let store = cache.store.clone();
+                    writing.finish(Ending { stem, spec, trailers, entry, store });
+                }
+                (None, Some(entry)) => cache.store.put(primary, &spec, variant.key, entry),
+                (None, None) => {}
             }
-            // Until it lies on disk nothing is found, rather than something older.
-            None if writing.is_some() => cache.store.clear(variant.key),
-            None => {}
-        }
-        if let Some(writing) = writing {
-            let (spec, store) = (variant.spec, cache.store.clone());
-            writing.finish(Ending { stem, spec, trailers, store });
         }
         if target.is_for_one() {
             // It goes with the client that it is for.

@@ -85,6 +85,9 @@ impl Lookup<'_> {
             }
             _ => miss.at,
         };
+        if let Some(entry) = disk.settling(at) {
+            return Some(self.judge(at, entry, miss.fwd, Instant::now()));
+        }
         let loaded = disk.load(at).await?;
         // Purges have been counted anew since, or are not known of yet: nobody can say what it has seen.
         if loaded.stem.mark.number() > self.cache.purges.latest() {

@@ -199,7 +199,7 @@ mod tests {
         let order = Order {
             prefixes: vec!["https://Shop.example.com/img".to_owned()],
             all: true,
-            ..order(&["HTTP://example.com:80/a/../b?x"], &["news"])
+            ..order(&["HTTP://example.com.:80/a/../b?x"], &["news"])
         };
         let targets: Vec<_> = order.targets().unwrap().iter().map(shown).collect();
         assert_eq!(targets, ["http://example.com/b?x", "https://shop.example.com/img...", "tag news", "all"]);
@@ -210,6 +210,8 @@ mod tests {
         let refused = |order: Order| order.targets().unwrap_err().to_string();
         assert!(refused(Order::default()).contains("name URLs"));
         assert!(refused(order(&["/a"], &[])).starts_with("\"/a\": no URL with scheme and host"));
+        assert!(refused(order(&["ftp://a/"], &[])).contains("not of `ftp`"));
+        assert!(refused(order(&["http://me@a/"], &[])).contains("without a user"));
         assert!(refused(order(&[], &["a,b"])).starts_with("\"a,b\": a tag"));
         let long = format!("http://example.com/{}", "a".repeat(LENGTH_MAX));
         assert!(refused(order(&[&long], &[])).ends_with("longer than 2048 bytes"));

@@ -30,8 +30,9 @@ pub(crate) struct Stats {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("what").required(true).multiple(true).args(["urls", "prefixes", "tags", "all"]))]
 pub(crate) struct Purge {
-    /// With scheme and host, as clients ask for it
+    /// With scheme and host, and of the query what is in the key, in the order in which clients send it
     #[arg(value_name = "URL")]
     urls: Vec<String>,
     /// All URLs that begin so
@@ -41,7 +42,7 @@ pub(crate) struct Purge {
     #[arg(long = "tag", value_name = "TAG")]
     tags: Vec<String>,
     /// Everything
-    #[arg(long, conflicts_with_all = ["urls", "prefixes", "tags"], required_unless_present_any = ["urls", "prefixes", "tags"])]
+    #[arg(long, conflicts_with_all = ["urls", "prefixes", "tags"])]
     all: bool,
     #[command(flatten)]
     target: Target,

@@ -48,6 +48,10 @@ pub enum PurgeWhat {
 pub enum PurgeError {
     #[error("no URL with scheme and host, like https://shop.example.com/a?b=1")]
     NoUrl,
+    #[error("a URL of http or https is meant, not of `{0}`")]
+    Scheme(String),
+    #[error("name the host without a user: what is kept has none")]
+    User,
     #[error("its path can't be read")]
     Path,
 }
@@ -80,15 +84,20 @@ fn split(url: &str) -> Result<(Scheme, String, Uri), PurgeError> {
     let scheme = match uri.scheme_str() {
         Some("http") => Scheme::Http,
         Some("https") => Scheme::Https,
-        _ => return Err(PurgeError::NoUrl),
+        Some(other) => return Err(PurgeError::Scheme(other.to_owned())),
+        None => return Err(PurgeError::NoUrl),
     };
     let host = uri.authority().ok_or(PurgeError::NoUrl)?.as_str().to_ascii_lowercase();
+    if host.contains('@') {
+        return Err(PurgeError::User);
+    }
     Ok((scheme, host, uri))
 }
 
 /// A URL; `host` is in lower case and may have a port.
 pub(super) fn join(scheme: Scheme, host: &str, path: &str, query: Option<&str>) -> String {
     let host = bare_host(scheme, host);
+    let host = host.strip_suffix('.').unwrap_or(host);
     let mut url = String::with_capacity(host.len() + path.len() + query.map_or(0, str::len) + 10);
     // Writing to a String can't fail.
     let _ = write!(url, "{}://{host}{path}", scheme.as_str());

@@ -257,6 +257,12 @@ mod tests {
 
     proptest! {
         #[test]
+        fn languages_are_read_whatever_they_are_and_in_any_case(text in "[ -~]{0,40}") {
+            let (small, big) = (text.to_ascii_lowercase(), text.to_ascii_uppercase());
+            prop_assert_eq!(form("accept-language", &[&small]), form("accept-language", &[&big]));
+        }
+
+        #[test]
         fn the_form_is_its_own_form(lines in prop::collection::vec("[a-c,;= \"]{0,8}", 1..3)) {
             let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
             let once = form("x-a", &lines);

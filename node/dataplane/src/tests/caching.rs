@@ -54,13 +54,14 @@ pub(super) fn cache_status(reply: &Reply) -> &str {
     reply.header("cache-status").unwrap_or_default()
 }
 
+const PROXYS: (&str, &str) = ("proxy-authentication-info", "a=b");
 const FRESH: (&str, &str) = ("cache-control", "max-age=60");
 /// Kept, and to be validated from the first moment on.
 const STALE: [(&str, &str); 3] = [("cache-control", "max-age=60"), ("age", "100"), ("etag", "\"v\"")];
 
 #[tokio::test]
 async fn what_is_fresh_is_served_without_asking_again() {
-    let backend = numbered(&[FRESH, ("x-own", "1"), ("connection", "x-hop"), ("x-hop", "1")]).await;
+    let backend = numbered(&[FRESH, ("x-own", "1"), ("connection", "x-hop"), ("x-hop", "1"), PROXYS]).await;
     let (proxy, mut client) = serving(&backend, "{ mode: on }").await;
     let first = ask(&mut client, "GET /a", "").await;
     assert_eq!((first.status, first.text()), (200, "answer 1"));
@@ -70,6 +71,7 @@ async fn what_is_fresh_is_served_without_asking_again() {
         let again = ask(&mut client, "GET /a", "").await;
         assert_eq!((again.status, again.text(), again.header("x-own")), (200, "answer 1", Some("1")));
         assert_eq!((again.header("content-length"), again.header("x-hop")), (Some("8"), None));
+        assert_eq!(again.header(PROXYS.0), None, "it was for another");
         assert!(again.header("age").is_some_and(|age| age.parse::<u64>().is_ok_and(|age| age < 30)));
         assert!(cache_status(&again).starts_with("trestle; hit; ttl="), "{}", again.head);
     }

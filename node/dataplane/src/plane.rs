@@ -202,7 +202,7 @@ impl Inner {
         if snapshot.has_compression()
             && let Err(error) = self.compression.open()
         {
-            tracing::error!(%error, "no threads for compression: the workers do all of it");
+            tracing::error!(%error, "not all threads for compression could be started");
         }
         if let (Some(log), Some(tap)) = (&snapshot.log, &*self.log.lock()) {
             tap.open(log);

@@ -63,8 +63,8 @@ struct Here {
     rest: Bytes,
     /// Something was coded and not flushed.
     dirty: bool,
-    /// It has had its turn: others first.
-    tired: bool,
+    /// Bytes coded since others had their turn.
+    turn: usize,
 }
 
 /// What comes of looking at a member's next frame.
@@ -79,7 +79,7 @@ impl Coded {
     /// `inner` has a body, and tells of its record.
     pub(crate) fn new(stream: Stream, inner: Answer, conn: &Rc<Conn>, keeper: Option<Keeper>) -> Self {
         let Stream { coder, coding, hold, length } = stream;
-        let here = Here { coder, rest: Bytes::new(), dirty: false, tired: false };
+        let here = Here { coder, rest: Bytes::new(), dirty: false, turn: 0 };
         let mut coded = Self {
             inner,
             conn: Rc::clone(conn),
@@ -219,12 +219,13 @@ impl Coded {
     fn here(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Interrupted>> {
         let Way::Here(here) = &mut self.way else { return Poll::Ready(Ok(())) };
         if !here.rest.is_empty() {
-            if mem::take(&mut here.tired) {
+            if here.turn >= SLICE {
+                here.turn = 0;
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
             let slice = here.rest.split_to(here.rest.len().min(SLICE));
-            here.tired = slice.len() == SLICE;
+            here.turn += slice.len();
             here.dirty = true;
             if here.coder.code(&slice).is_err() {
                 return Poll::Ready(Err(self.failed()));
@@ -247,6 +248,7 @@ impl Coded {
             Next::End => return Poll::Ready(self.finish()),
             Next::Pause => {
                 let Way::Here(here) = &mut self.way else { return Poll::Pending };
+                here.turn = 0;
                 if !mem::take(&mut here.dirty) {
                     return Poll::Pending;
                 }

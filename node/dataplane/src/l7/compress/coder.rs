@@ -3,26 +3,38 @@
 //! Levels are chosen for speed: what a response costs here, it costs each time. Windows are small, so that memory is
 //! (RFC 9659 has clients take 8 MiB of zstd, RFC 7932 16 MiB of brotli).
 
+use std::cell::RefCell;
 use std::fmt;
 use std::io::{self, Write};
 
 use brotli::CompressorWriter;
 use brotli::enc::BrotliEncoderParams;
-use flate2::Compression;
-use flate2::write::GzEncoder;
+use flate2::write::ZlibEncoder;
+use flate2::{Compress, Compression};
 use trestle_config::model::Algorithm;
 use zstd::stream::write::Encoder;
 
 const GZIP_LEVEL: u32 = 5;
-const BROTLI_QUALITY: i32 = 4;
 /// The binary logarithm of its bytes.
+const GZIP_WINDOW: u8 = 15;
+/// Of a thread. To make one takes longer than to compress a short response with it.
+const GZIP_SPARES: usize = 4;
+const BROTLI_QUALITY: i32 = 4;
 const BROTLI_WINDOW: i32 = 16;
 const BROTLI_BUFFER: usize = 4 << 10;
 const ZSTD_LEVEL: i32 = 3;
 const ZSTD_WINDOW: u32 = 17;
 
+/// zlib's own writer, of a stream that has the header and the end of gzip.
+type Gzip = Box<ZlibEncoder<Vec<u8>>>;
+
+thread_local! {
+    /// At their beginning.
+    static SPARES: RefCell<Vec<Gzip>> = const { RefCell::new(Vec::new()) };
+}
+
 pub(crate) enum Coder {
-    Gzip(Box<GzEncoder<Vec<u8>>>),
+    Gzip(Gzip),
     Brotli(Box<CompressorWriter<Vec<u8>>>),
     Zstd(Box<Encoder<'static, Vec<u8>>>),
 }
@@ -50,7 +62,10 @@ impl Coder {
     /// `length`: of all that will come, if that is known; short bodies take less memory then.
     pub(crate) fn new(algorithm: Algorithm, length: Option<u64>) -> io::Result<Self> {
         Ok(match algorithm {
-            Algorithm::Gzip => Self::Gzip(Box::new(GzEncoder::new(Vec::new(), Compression::new(GZIP_LEVEL)))),
+            Algorithm::Gzip => Self::Gzip(SPARES.with_borrow_mut(Vec::pop).unwrap_or_else(|| {
+                let stream = Compress::new_gzip(Compression::new(GZIP_LEVEL), GZIP_WINDOW);
+                Box::new(ZlibEncoder::new_with_compress(Vec::new(), stream))
+            })),
             Algorithm::Brotli => {
                 let params = BrotliEncoderParams {
                     quality: BROTLI_QUALITY,
@@ -91,7 +106,15 @@ impl Coder {
     /// Ends the stream; what is left of it.
     pub(crate) fn finish(self) -> io::Result<Vec<u8>> {
         match self {
-            Self::Gzip(encoder) => encoder.finish(),
+            Self::Gzip(mut encoder) => {
+                let rest = encoder.reset(Vec::new())?;
+                SPARES.with_borrow_mut(|spares| {
+                    if spares.len() < GZIP_SPARES {
+                        spares.push(encoder);
+                    }
+                });
+                Ok(rest)
+            }
             Self::Brotli(encoder) => Ok(encoder.into_inner()),
             Self::Zstd(encoder) => encoder.finish(),
         }

@@ -94,7 +94,14 @@ impl Lanes {
         for index in 0..count {
             let lanes = Arc::clone(self);
             let thread = std::thread::Builder::new().name(format!("compress-{index}"));
-            threads.push(thread.spawn(move || lanes.run())?);
+            match thread.spawn(move || lanes.run()) {
+                Ok(thread) => threads.push(thread),
+                Err(error) => {
+                    // Some are as good, but slower.
+                    self.queue.lock().open = !threads.is_empty();
+                    return Err(error);
+                }
+            }
         }
         Ok(())
     }

@@ -91,6 +91,9 @@ impl Policy {
             }
             return None;
         }
+        if length == Some(0) && *method != Method::HEAD {
+            return None;
+        }
         let told = head.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
         let length = told.or(length.filter(|_| *method != Method::HEAD));
         if length == Some(0) || !may_be_coded(status, head) || !self.types.have(head) {

@@ -26,6 +26,8 @@ pub(super) struct Lookup<'a> {
     pub(super) is_get: bool,
     /// The rule edits bodies: the client gets the whole of each.
     pub(super) edited: bool,
+    /// The rule has responses compressed.
+    pub(super) coded: bool,
 }
 
 pub(super) enum Decision {
@@ -150,7 +152,7 @@ impl Lookup<'_> {
     fn serve(&self, (at, entry): (u128, &Arc<Entry>), now: Instant, status: Status) -> Box<Served> {
         let request = (!self.edited).then_some(self.request);
         let mut served = Served::kept(entry, request, self.is_get, now, status);
-        served.place = Some((at, Arc::clone(entry)));
+        served.place = self.coded.then(|| (at, Arc::clone(entry)));
         served
     }
 

@@ -73,6 +73,7 @@ pub(super) async fn serve(
         request: &parts.headers,
         is_get: record.method == Method::GET,
         edited: rule.body_edits.is_some(),
+        coded: record.wish.is_some(),
     };
     let mut now = record.started;
     for round in 0..=ROUNDS_MAX {

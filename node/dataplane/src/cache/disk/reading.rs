@@ -108,8 +108,9 @@ pub(super) fn run(shared: &Arc<Shared>) {
         match job {
             Job::Load(object, found) => {
                 let loaded = shared.load(&object, &mut buffer).map(Arc::new);
-                found.send_replace(Some(loaded));
+                // First, so that who comes after the answer reads what is there by then.
                 shared.reads.loads.lock().remove(&object.at);
+                found.send_replace(Some(loaded));
             }
             // Nobody may want it any more.
             Job::Chunk(_, _, _, chunk) if chunk.is_closed() => {}

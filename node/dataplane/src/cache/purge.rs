@@ -320,7 +320,9 @@ mod tests {
             ("http://h:8080/", Ok("http://h:8080/")),
             ("/a", Err(PurgeError::NoUrl)),
             ("h/a", Err(PurgeError::NoUrl)),
-            ("ftp://h/", Err(PurgeError::NoUrl)),
+            ("ftp://h/", Err(PurgeError::Scheme("ftp".to_owned()))),
+            ("http://me@h/", Err(PurgeError::User)),
+            ("http://h.:80/", Ok("http://h/")),
             ("http://h/%00", Err(PurgeError::Path)),
         ] {
             assert_eq!(purged_url(url).as_deref(), expected.as_ref().copied(), "{url}");

@@ -126,7 +126,9 @@ async fn a_client_of_http_1_0_is_told_of_a_broken_body_by_a_reset() {
         let (_proxy, address) = Proxy::serving(cached(backend.address, cache)).await;
         let mut client = Client::connect(address).await;
         client.write("GET / HTTP/1.0\r\nHost: h\r\n\r\n").await;
-        go.add_permits(2);
+        go.add_permits(1);
+        client.rest_until(b"\r\n\r\n").await;
+        go.add_permits(1);
         let ended = client.stream.read_to_end(&mut Vec::new()).await;
         assert_eq!(ended.expect_err("not an end").kind(), std::io::ErrorKind::ConnectionReset, "{cache}");
     }

@@ -387,13 +387,19 @@ fn host_and_port(text: &str) -> Result<String, String> {
 
 fn size(text: &str) -> Result<u64, String> {
     let wrong = || format!("{text:?} is no size; write it as 512MiB or 2GiB, from 64MiB");
-    bytes(text).filter(|bytes| *bytes >= 64 << 20).ok_or_else(wrong)
+    at_least(64 << 20, "64MiB", text, bytes(text).ok_or_else(wrong)?)
 }
 
 fn cache_memory(text: &str) -> Result<u64, String> {
     let wrong = || format!("{text:?} is no size; write it as 256MiB or 1GiB, from 1MiB, or `0`");
-    let bytes = if text == "0" { Some(0) } else { bytes(text) };
-    bytes.filter(|bytes| *bytes == 0 || *bytes >= 1 << 20).ok_or_else(wrong)
+    if text == "0" {
+        return Ok(0);
+    }
+    at_least(1 << 20, "1MiB", text, bytes(text).ok_or_else(wrong)?)
+}
+
+fn at_least(least: u64, named: &str, text: &str, bytes: u64) -> Result<u64, String> {
+    if bytes >= least { Ok(bytes) } else { Err(format!("{text:?} is too little: {named} at least")) }
 }
 
 fn bytes(text: &str) -> Option<u64> {

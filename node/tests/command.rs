@@ -32,6 +32,7 @@ fn wrong_usage_says_what_and_ends_with_2() {
         (&["run", "--cache-disk", "x", "--cache-disk-max", "5"], "--cache-disk-max: \"5\" is no size"),
         (&["run", "--cache-disk", "x", "--cache-memory", "0"], "takes memory on its way"),
         (&["run", "--data-dir", "x", "--cache-disk", "x"], "give cached responses a folder of their own"),
+        (&["run", "--memory-max", "63MiB"], "--memory-max: \"63MiB\" is too little: 64MiB at least"),
         (&["run", "--memory-max", "2GB"], "--memory-max: \"2GB\" is no size; write it as 512MiB or 2GiB"),
     ] {
         let output = trestle(args);

@@ -148,7 +148,7 @@ async fn what_is_not_to_be_touched_goes_as_it_is() {
             if varies { Some("gzip") } else { (path == "coded").then_some("deflate") },
             "{path}"
         );
-        assert_eq!(reply.header("vary").is_some(), varies, "{path}");
+        assert_eq!(reply.header("vary").is_some(), varies || path == "part", "{path}");
         if !varies {
             let length = reply.header("content-length").map(str::to_owned);
             assert!(

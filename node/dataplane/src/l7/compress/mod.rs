@@ -94,6 +94,13 @@ impl Policy {
         if length == Some(0) && *method != Method::HEAD {
             return None;
         }
+        if status == StatusCode::PARTIAL_CONTENT {
+            // It says what the whole would (RFC 9110, section 15.3.7).
+            if is_plain(head) && (self.types.have(head) || types::has_parts(head)) {
+                vary(head);
+            }
+            return None;
+        }
         let told = head.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
         let length = told.or(length.filter(|_| *method != Method::HEAD));
         if length == Some(0) || !may_be_coded(status, head) || !self.types.have(head) {
@@ -101,6 +108,10 @@ impl Policy {
         }
         let is_short = length.is_some_and(|length| length < self.min);
         if is_short && !wish.choice.refuses_identity {
+            // Where its length is not told it is short by chance: its end has come with its head.
+            if told.is_none() {
+                vary(head);
+            }
             return None;
         }
         vary(head);
@@ -126,13 +137,13 @@ impl Wish {
 /// Whether there is a whole body that is as its member made it, and may be made otherwise.
 fn may_be_coded(status: StatusCode, head: &HeaderMap) -> bool {
     let has_other = matches!(status.as_u16(), 204 | 205 | 206 | 226 | 304 | 416);
-    !status.is_informational()
-        && !has_other
-        && !head.contains_key(CONTENT_RANGE)
-        && head
-            .get_all(CONTENT_ENCODING)
-            .iter()
-            .all(|coding| coding.as_bytes().eq_ignore_ascii_case(b"identity"))
+    !status.is_informational() && !has_other && !head.contains_key(CONTENT_RANGE) && is_plain(head)
+}
+
+/// Whether it is not coded, and nothing forbids that it is.
+fn is_plain(head: &HeaderMap) -> bool {
+    let mut codings = head.get_all(CONTENT_ENCODING).iter();
+    codings.all(|coding| coding.as_bytes().eq_ignore_ascii_case(b"identity"))
         && !types::is_stream(head)
         && !forbids(head)
 }

@@ -88,6 +88,11 @@ fn begins(text: &str, with: &str) -> bool {
     text.get(..with.len()).is_some_and(|start| start.eq_ignore_ascii_case(with))
 }
 
+/// Several parts of a response, whose type stands in each.
+pub(super) fn has_parts(head: &HeaderMap) -> bool {
+    essence(head).is_some_and(|essence| essence.eq_ignore_ascii_case("multipart/byteranges"))
+}
+
 fn is_default(essence: &str) -> bool {
     let ends = |suffix: &&str| {
         let at = essence.len().checked_sub(suffix.len());

@@ -118,6 +118,24 @@ impl Stem {
         })
     }
 
+    /// One that is fresh for a minute.
+    #[cfg(test)]
+    pub(super) fn of_a_minute() -> Arc<Self> {
+        use std::time::Duration;
+        let terms = Terms {
+            lifetime: Duration::from_secs(60),
+            age: Duration::ZERO,
+            validate: false,
+            strict: false,
+            while_revalidate: Duration::ZERO,
+            if_error: Duration::ZERO,
+            withheld: Vec::new(),
+        };
+        let origin = Origin { url: "http://h/".into(), number: 0, generation: 0 };
+        let stem = Self::new(StatusCode::OK, &HeaderMap::new(), terms, Instant::now(), &origin);
+        Arc::new(stem.expect("a stem"))
+    }
+
     /// As it was written down.
     pub(super) fn restored(head: Head, terms: Terms, since: Instant, generation: u32) -> Self {
         let Head { status, fields, url, tags, number, .. } = head;

@@ -430,35 +430,15 @@ impl Drop for Writer {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use http::{HeaderValue, StatusCode};
+    use http::HeaderValue;
     use proptest::prelude::*;
-    use tokio::time::Instant;
 
     use super::super::budget::Budget;
-    use super::super::entry::Origin;
-    use super::super::rules::Terms;
     use super::*;
-
-    fn stem() -> Arc<Stem> {
-        let terms = Terms {
-            lifetime: Duration::from_secs(60),
-            age: Duration::ZERO,
-            validate: false,
-            strict: false,
-            while_revalidate: Duration::ZERO,
-            if_error: Duration::ZERO,
-            withheld: Vec::new(),
-        };
-        let origin = Origin { url: "http://h/".into(), number: 0, generation: 0 };
-        let stem = Stem::new(StatusCode::OK, &HeaderMap::new(), terms, Instant::now(), &origin);
-        Arc::new(stem.expect("a stem"))
-    }
 
     fn begin(length: Option<u64>, budget: &Arc<Budget>, most: u64) -> (Arc<Fill>, Writer) {
         let variant = Variant { spec: super::super::vary::Spec::default(), key: 0 };
-        Fill::begin(stem(), length, variant, budget.hold(0).expect("room"), most)
+        Fill::begin(Stem::of_a_minute(), length, variant, budget.hold(0).expect("room"), most)
     }
 
     fn next(follow: &mut Follow) -> Poll<Option<Result<Vec<u8>, Reason>>> {

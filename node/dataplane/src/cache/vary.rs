@@ -14,6 +14,7 @@ use http::{HeaderMap, HeaderValue};
 
 use super::directives::cut;
 use super::key::Secret;
+use crate::l7::values::thousandths;
 
 const NAMES_MAX: usize = 8;
 pub(super) const VARIANTS_MAX: usize = 64;
@@ -154,23 +155,6 @@ fn languages<'a>(lines: impl Iterator<Item = &'a [u8]>, out: &mut Vec<u8>) {
         out.extend_from_slice(itoa::Buffer::new().format(weight).as_bytes());
         out.push(b',');
     }
-}
-
-/// A weight (RFC 9110, section 12.4.2).
-fn thousandths(text: &[u8]) -> Option<u16> {
-    let (whole, rest) = text.split_first()?;
-    let digits = match rest {
-        [] => rest,
-        [b'.', digits @ ..] => digits,
-        _ => return None,
-    };
-    if !matches!(whole, b'0' | b'1') || digits.len() > 3 || !digits.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    let part =
-        [100, 10, 1].iter().zip(digits).map(|(unit, digit)| unit * u16::from(digit - b'0')).sum::<u16>();
-    let weight = u16::from(whole - b'0') * 1000 + part;
-    (weight <= 1000).then_some(weight)
 }
 
 /// Codings that are accepted at all, each once. What refuses one is kept apart: without it, it would be accepted.

@@ -9,6 +9,7 @@ use trestle_config::model::Scheme;
 
 use super::head::{Framing, has_token};
 use super::trace::{TRACEPARENT, TRACESTATE, Trace};
+use super::values;
 
 pub(crate) const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub(crate) const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -159,10 +160,7 @@ pub(crate) fn hides_fields(headers: &HeaderMap) -> bool {
 
 /// Without those that are removed anyway.
 fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
-    let options =
-        headers.get_all(CONNECTION).into_iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
-    options
-        .map(<[u8]>::trim_ascii)
+    values::listed(headers, CONNECTION)
         .filter(|option| !option.eq_ignore_ascii_case(b"keep-alive"))
         .filter_map(|option| HeaderName::from_bytes(option).ok())
         // A client could make these vanish and change what the request is.

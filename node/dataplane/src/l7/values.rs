@@ -11,6 +11,28 @@ pub(crate) fn header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iter
     headers.get_all(name).into_iter().map(|value| Cow::Borrowed(value.as_bytes()))
 }
 
+/// Elements of a field that is a list without quoted commas, without the space around them; empty ones too (RFC 9110,
+/// section 5.6.1).
+pub(crate) fn listed(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &[u8]> {
+    let lines = headers.get_all(name).into_iter().map(|value| value.as_bytes());
+    lines.flat_map(|line| line.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii)
+}
+
+/// A weight in thousandths: at most three digits, 1 at most (RFC 9110, section 12.4.2).
+pub(crate) fn thousandths(text: &[u8]) -> Option<u16> {
+    let (whole, digits) = match text {
+        [whole, b'.', digits @ ..] => (*whole, digits),
+        [whole] => (*whole, &[][..]),
+        _ => return None,
+    };
+    if !matches!(whole, b'0' | b'1') || digits.len() > 3 || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let digit = |place: usize| digits.get(place).map_or(0, |digit| u16::from(digit - b'0'));
+    let sum = (0..3).fold(u16::from(whole - b'0'), |sum, place| sum * 10 + digit(place));
+    (sum <= 1000).then_some(sum)
+}
+
 /// Values of one cookie, as they were sent (RFC 6265, section 4.2.1).
 pub(crate) fn cookie<'a>(headers: &'a HeaderMap, name: &'a str) -> impl Iterator<Item = Cow<'a, [u8]>> {
     let pairs = headers.get_all(COOKIE).into_iter().flat_map(|line| line.as_bytes().split(|b| *b == b';'));

@@ -3,30 +3,12 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
 
 use super::*;
-use crate::cache::entry::Origin;
-use crate::cache::rules::Terms;
 use crate::cache::store::Store;
 
 const LENGTH: u64 = 1 << 20;
 const KEY: (u128, u128, u16) = (1, 1, 0);
-
-fn stem() -> Arc<Stem> {
-    let terms = Terms {
-        lifetime: Duration::from_secs(60),
-        age: Duration::ZERO,
-        validate: false,
-        strict: false,
-        while_revalidate: Duration::ZERO,
-        if_error: Duration::ZERO,
-        withheld: Vec::new(),
-    };
-    let origin = Origin { url: "http://h/".into(), number: 0, generation: 0 };
-    let stem = Stem::new(StatusCode::OK, &HeaderMap::new(), terms, tokio::time::Instant::now(), &origin);
-    Arc::new(stem.expect("a stem"))
-}
 
 struct Rig {
     disk: Disk,
@@ -54,7 +36,7 @@ impl Rig {
     }
 
     fn writing(&self) -> Writing {
-        let offer = self.disk.offer(KEY, &stem(), Some(LENGTH)).expect("it is long");
+        let offer = self.disk.offer(KEY, &Stem::of_a_minute(), Some(LENGTH)).expect("it is long");
         offer.take().expect("it can be written")
     }
 
@@ -72,7 +54,13 @@ impl Rig {
             self.until("it is taken", || self.disk.shared.queued.used() == 0);
         });
         let store = Store::new(1 << 20, None);
-        writing.finish(Ending { stem: stem(), spec: Spec::default(), trailers: None, entry: None, store });
+        writing.finish(Ending {
+            stem: Stem::of_a_minute(),
+            spec: Spec::default(),
+            trailers: None,
+            entry: None,
+            store,
+        });
         self.until("it is written", || self.disk.stats().written == 1);
     }
 }
@@ -129,8 +117,8 @@ async fn without_memory_a_member_is_asked_and_a_head_is_read_once_for_all() {
 fn a_key_is_written_once_at_a_time() {
     let rig = Rig::new();
     let first = rig.writing();
-    assert!(rig.disk.offer(KEY, &stem(), Some(LENGTH)).expect("it is long").take().is_none());
-    assert!(rig.disk.offer(KEY, &stem(), Some(1000)).is_none(), "it is short");
+    assert!(rig.disk.offer(KEY, &Stem::of_a_minute(), Some(LENGTH)).expect("it is long").take().is_none());
+    assert!(rig.disk.offer(KEY, &Stem::of_a_minute(), Some(1000)).is_none(), "it is short");
     drop(first);
     rig.until("it is given up", || rig.files() == 0);
     rig.write();

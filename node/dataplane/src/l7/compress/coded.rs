@@ -264,12 +264,9 @@ impl Coded {
 
     fn finish(&mut self) -> Result<(), Interrupted> {
         let Way::Here(here) = mem::replace(&mut self.way, Way::Over) else { return Ok(()) };
-        let mut coder = here.coder;
-        let mut coded = coder.take();
-        match coder.finish() {
+        match here.coder.finish() {
             Ok(rest) => {
-                coded.extend_from_slice(&rest);
-                self.out = coded.into();
+                self.out = rest.into();
                 Ok(())
             }
             Err(_) => Err(self.failed()),

@@ -103,7 +103,7 @@ impl Coder {
         }
     }
 
-    /// Ends the stream; what is left of it.
+    /// Ends the stream; what is left of it, with all that was coded and not taken.
     pub(crate) fn finish(self) -> io::Result<Vec<u8>> {
         match self {
             Self::Gzip(mut encoder) => {

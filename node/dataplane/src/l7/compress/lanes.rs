@@ -192,10 +192,7 @@ impl Job {
             self.coder.code(piece)?;
         }
         if self.finish {
-            let mut coded = self.coder.take();
-            let rest = self.coder.finish()?;
-            coded.extend_from_slice(&rest);
-            return Ok((coded, None));
+            return Ok((self.coder.finish()?, None));
         }
         if self.flush {
             self.coder.flush()?;

@@ -28,6 +28,7 @@ use http::response::Parts;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use trestle_config::model::{self, Algorithm};
 
+use super::head::has_token;
 use super::record::Record;
 use super::substitute;
 use crate::cache::budget::{Budget, Hold};
@@ -150,19 +151,12 @@ fn is_plain(head: &HeaderMap) -> bool {
 
 /// RFC 9111, section 5.2.2.6.
 fn forbids(head: &HeaderMap) -> bool {
-    let lines = head.get_all(CACHE_CONTROL);
-    let mut directives = lines.iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
-    directives.any(|directive| directive.trim_ascii().eq_ignore_ascii_case(b"no-transform"))
+    head.get_all(CACHE_CONTROL).iter().any(|line| has_token(line.as_bytes(), b"no-transform"))
 }
 
 fn vary(head: &mut HeaderMap) {
-    let lines = head.get_all(VARY);
-    let mut names = lines.iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
-    let is_told = |name: &[u8]| {
-        let name = name.trim_ascii();
-        name == b"*" || name.eq_ignore_ascii_case(b"accept-encoding")
-    };
-    if !names.any(is_told) {
+    let tells = |line: &[u8]| has_token(line, b"*") || has_token(line, b"accept-encoding");
+    if !head.get_all(VARY).iter().any(|line| tells(line.as_bytes())) {
         head.append(VARY, HeaderValue::from_static("Accept-Encoding"));
     }
 }

@@ -4,6 +4,8 @@ use http::HeaderMap;
 use http::header::ACCEPT_ENCODING;
 use trestle_config::model::Algorithm;
 
+use crate::l7::values;
+
 /// In thousandths.
 type Weight = u16;
 
@@ -55,8 +57,7 @@ impl Accepted {
     /// What can't be read does not count. Of a coding that is named twice, the first counts.
     fn of(request: &HeaderMap) -> Self {
         let mut accepted = Self::default();
-        let lines = request.get_all(ACCEPT_ENCODING);
-        for item in lines.iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b',')) {
+        for item in values::listed(request, ACCEPT_ENCODING) {
             let mut parts = item.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
             let coding = parts.next().unwrap_or_default();
             let Some(weight) = parts.next().map_or(Some(1000), weight) else { continue };
@@ -79,23 +80,10 @@ impl Accepted {
     }
 }
 
-/// `q=0.5` (section 12.4.2): at most three digits, 1 at most.
+/// `q=0.5`.
 fn weight(part: &[u8]) -> Option<Weight> {
     let value = part.strip_prefix(b"q").or_else(|| part.strip_prefix(b"Q"))?.trim_ascii_start();
-    let value = value.strip_prefix(b"=")?.trim_ascii_start();
-    let (whole, digits) = match value {
-        [whole, b'.', digits @ ..] => (*whole, digits),
-        [whole] => (*whole, &[][..]),
-        _ => return None,
-    };
-    if !matches!(whole, b'0' | b'1') || digits.len() > 3 || !digits.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    let mut sum = Weight::from(whole - b'0');
-    for place in 0..3 {
-        sum = sum * 10 + Weight::from(digits.get(place).map_or(0, |digit| digit - b'0'));
-    }
-    (sum <= 1000).then_some(sum)
+    values::thousandths(value.strip_prefix(b"=")?.trim_ascii_start())
 }
 
 #[cfg(test)]

@@ -4,8 +4,6 @@
 
 use std::collections::HashMap;
 
-use serde_json::Value as Json;
-
 use crate::model::Ports;
 use crate::problem::{Fault, PROBLEMS_MAX, near_miss, shown};
 use crate::scalar;
@@ -40,13 +38,11 @@ impl Sink {
 pub(crate) struct Checker<'t> {
     tree: &'t Tree<'t>,
     sink: Sink,
-    /// Names of keys that are not supported yet, around the node that is looked at.
-    later: Vec<&'static str>,
 }
 
 /// The root as an object of the schema.
 pub(crate) fn check(tree: &Tree<'_>, object: &'static Object) -> (Option<Fields>, Sink) {
-    let mut checker = Checker { tree, sink: Sink::default(), later: Vec::new() };
+    let mut checker = Checker { tree, sink: Sink::default() };
     let fields = checker.object(NodeId::ROOT, object);
     (fields, checker.sink)
 }
@@ -62,7 +58,7 @@ impl Checker<'_> {
     }
 
     fn kind(&mut self, node: NodeId, ty: &'static Type) -> Kind {
-        if self.tree.is_null(node) && !matches!(ty, Type::Open) {
+        if self.tree.is_null(node) {
             let fault = Fault::new("has no value").help("give one, or leave the key out");
             return self.bad(node, fault);
         }
@@ -82,7 +78,6 @@ impl Checker<'_> {
                     self.kind(node, of)
                 }
             }
-            Type::Open => Kind::Open(raw_json(self.tree, node)),
             _ => self.scalar(node, ty),
         }
     }
@@ -114,7 +109,7 @@ impl Checker<'_> {
                 scalar::duration_range(text).map(|(low, high)| Kind::DurationRange(low, high))
             }
             Type::Size { min, max } => scalar::size(text, *min, *max).map(Kind::Size),
-            Type::Choice { now, later } => choice(if self.is_off(node) { "off" } else { text }, now, later),
+            Type::Choice(words) => choice(if self.is_off(node) { "off" } else { text }, words),
             Type::Text(format) => typed_text(text, *format),
             _ => unreachable!("{ty:?} is no scalar"),
         };
@@ -195,8 +190,7 @@ impl Checker<'_> {
     fn object(&mut self, node: NodeId, object: &'static Object) -> Option<Fields> {
         let tree = self.tree;
         let NodeKind::Map(entries) = &tree.node(node).kind else {
-            let keys: Vec<_> =
-                object.all_keys().filter(|key| !key.later).take(4).map(|key| key.name).collect();
+            let keys: Vec<_> = object.all_keys().take(4).map(|key| key.name).collect();
             let mut fault = Fault::new(format!("expected a map, not {}", kind_name(tree, node)));
             if !keys.is_empty() {
                 fault = fault.help(format!("with keys such as `{}`", keys.join("`, `")));
@@ -210,7 +204,7 @@ impl Checker<'_> {
                 // The first counts; the second was reported when the document was read.
                 Some(key) if set.iter().any(|(k, _)| k.name == key.name) => {}
                 Some(key) => {
-                    let value = self.field(entry.value, key);
+                    let value = self.value(entry.value, &key.ty);
                     set.push((key, value));
                 }
                 // Was refused when the document was read.
@@ -233,48 +227,7 @@ impl Checker<'_> {
         Some(fields)
     }
 
-    fn field(&mut self, node: NodeId, key: &'static Key) -> Value {
-        if key.later || !self.later.is_empty() {
-            self.later.push(key.name);
-            let value = self.later_field(node, key);
-            self.later.pop();
-            return value;
-        }
-        self.value(node, &key.ty)
-    }
-
-    /// A key whose function is not built yet: its default, or a problem.
-    fn later_field(&mut self, node: NodeId, key: &'static Key) -> Value {
-        let is_map = matches!(self.tree.node(node).kind, NodeKind::Map(_));
-        if let (Type::Object(object), Default::Yaml(_), true) = (&key.ty, key.default, is_map) {
-            // Key by key, so that one that differs is named, and one that is unknown too.
-            let kind = self.object(node, object).map_or(Kind::Bad, Kind::Object);
-            return Value { node, kind };
-        }
-        if let Default::Yaml(default) = key.default
-            && let Some(kind) = self.equals_default(node, key, default)
-        {
-            return Value { node, kind };
-        }
-        let mut fault = Fault::new(format!("`{}` is not supported yet", self.later.join(".")));
-        if let Default::Yaml(default) = key.default {
-            fault = fault.help(format!("leave it out, or at its default {}", shown(default)));
-        }
-        self.sink.report(Place::Key(node), fault);
-        Value { node, kind: Kind::Bad }
-    }
-
-    fn equals_default(&self, node: NodeId, key: &'static Key, default: &str) -> Option<Kind> {
-        let reading = Tree::read(default);
-        let written = quiet(self.tree, node, &key.ty)?;
-        let default = quiet(&reading.tree, NodeId::ROOT, &key.ty)?;
-        (written.to_json() == default.to_json()).then_some(written.kind)
-    }
-
     fn required(&mut self, node: NodeId, fields: &Fields) {
-        if !self.later.is_empty() {
-            return;
-        }
         for key in fields.object.all_keys() {
             if key.default == Default::Required && !fields.has(key.name) {
                 let fault = Fault::new(format!("`{}` is missing", key.name));
@@ -290,10 +243,8 @@ impl Checker<'_> {
             Choose::AtMostOne(names) => (names, 0),
         };
         let given: Vec<_> = fields.set.iter().filter(|(key, _)| names.contains(&key.name)).collect();
-        let supported = |name: &&&str| fields.object.key(name).is_some_and(|key| !key.later);
-        let all: Vec<_> = names.iter().filter(supported).copied().collect();
         if given.len() < at_least {
-            let fault = Fault::new(format!("one of `{}` is missing", all.join("`, `")));
+            let fault = Fault::new(format!("one of `{}` is missing", names.join("`, `")));
             self.sink.report(Place::Key(node), fault);
         } else if let [(first, _), (second, value), ..] = given.as_slice() {
             let fault = Fault::new(format!("`{}` can't stand beside `{}`", second.name, first.name))
@@ -303,30 +254,12 @@ impl Checker<'_> {
     }
 }
 
-/// The value of `node`, if nothing is wrong with it.
-fn quiet(tree: &Tree<'_>, node: NodeId, ty: &'static Type) -> Option<Value> {
-    let mut checker = Checker { tree, sink: Sink::default(), later: Vec::new() };
-    let value = checker.value(node, ty);
-    (checker.sink.found.is_empty()).then_some(value)
-}
-
-/// A node without a type: numbers and booleans stay text, since nobody says what they are.
-fn raw_json(tree: &Tree<'_>, node: NodeId) -> Json {
-    match &tree.node(node).kind {
-        NodeKind::Scalar { text, .. } => Json::String(text.to_string()),
-        NodeKind::List(items) => items.iter().map(|item| raw_json(tree, *item)).collect(),
-        NodeKind::Map(entries) => {
-            Json::Object(entries.iter().map(|e| (e.key.to_string(), raw_json(tree, e.value))).collect())
-        }
-    }
-}
-
 fn unknown_key(typed: &str, object: &'static Object) -> Fault {
     let fault = Fault::new(format!("unknown key {}", shown(typed)));
     match near_miss(typed, object.all_keys().map(|key| key.name)) {
         Some(near) => fault.near(Some(near)),
         None => {
-            let keys: Vec<_> = object.all_keys().filter(|key| !key.later).map(|key| key.name).collect();
+            let keys: Vec<_> = object.all_keys().map(|key| key.name).collect();
             if keys.is_empty() { fault } else { fault.help(format!("known are `{}`", keys.join("`, `"))) }
         }
     }
@@ -362,23 +295,18 @@ fn bool(text: &str, plain: bool) -> Result<Kind, Fault> {
     }
 }
 
-fn choice(text: &str, now: &'static [&'static str], later: &'static [&'static str]) -> Result<Kind, Fault> {
-    if let Some(word) = now.iter().find(|word| **word == text) {
+fn choice(text: &str, words: &'static [&'static str]) -> Result<Kind, Fault> {
+    if let Some(word) = words.iter().find(|word| **word == text) {
         return Ok(Kind::Word(word));
     }
-    let is_status = text.len() == 3 && text.bytes().all(|b| b.is_ascii_digit());
-    if later.contains(&text) || (is_status && later.contains(&"STATUS")) {
-        return Err(Fault::new(format!("{} is not supported yet", shown(text)))
-            .help(format!("supported: `{}`", now.join("`, `"))));
-    }
-    let fault = Fault::new(format!("{} is none of `{}`", shown(text), now.join("`, `")));
-    if let Some((_, ours, with)) = elsewhere(text).filter(|(_, ours, _)| now.contains(ours)) {
+    let fault = Fault::new(format!("{} is none of `{}`", shown(text), words.join("`, `")));
+    if let Some((_, ours, with)) = elsewhere(text).filter(|(_, ours, _)| words.contains(ours)) {
         return Err(match with {
             "" => fault.near(Some(ours)),
             with => fault.help(format!("did you mean `{ours}`, with {}?", shown(with))),
         });
     }
-    Err(fault.near(near_miss(text, now.iter().copied())))
+    Err(fault.near(near_miss(text, words.iter().copied())))
 }
 
 /// Ways of balancing as other balancers call them; ours, and what goes with it.
@@ -479,7 +407,7 @@ fn expected(ty: &Type) -> &'static str {
         Type::Duration { .. } => "a duration such as `2s`",
         Type::DurationRange => "a range such as `150ms-250ms`",
         Type::Size { .. } => "a size such as `64KiB`",
-        Type::Choice { .. } => "a word",
+        Type::Choice(_) => "a word",
         Type::Text(Format::Ref(_) | Format::Name) => "a name",
         Type::Text(Format::Rate) => "a rate such as `100/s`",
         Type::Text(_) => "text",

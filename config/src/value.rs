@@ -63,8 +63,6 @@ pub(crate) enum Kind {
     Object(Fields),
     /// Prints as the value of this key if no other is set.
     Short(&'static str, Fields),
-    /// As written; only the defaults of keys that are not supported yet.
-    Open(Json),
 }
 
 /// A listener's address as it was written: which addresses a VIP has is known once all is read.
@@ -319,7 +317,6 @@ impl Value {
                 [(key, value)] if key.name == *short => value.to_json(),
                 _ => fields.to_json(),
             },
-            Kind::Open(json) => json.clone(),
         }
     }
 }

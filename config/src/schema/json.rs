@@ -1,8 +1,7 @@
 //! The language as JSON Schema, draft 2020-12: for editors and for checks before `apply`.
 //!
 //! It knows shapes, not meaning: names that dangle or listeners that clash are found by
-//! [`crate::parse`] only. Keys that are not supported yet are in it, and marked in their
-//! description.
+//! [`crate::parse`] only.
 
 use serde_json::{Map, Value as Json, json};
 
@@ -50,9 +49,6 @@ fn object(object: &'static Object, definitions: &mut Map<String, Json>) -> Json 
 fn property(key: &'static Key, definitions: &mut Map<String, Json>) -> Json {
     let mut schema = of_type(&key.ty, definitions);
     let mut description = format!("{}.", key.doc);
-    if key.later {
-        description.insert_str(0, "Not supported yet. ");
-    }
     match key.default {
         Default::Required => {}
         Default::Yaml(text) => schema["default"] = typed(&Tree::read(text).tree, NodeId::ROOT),
@@ -79,7 +75,7 @@ fn of_type(ty: &'static Type, definitions: &mut Map<String, Json>) -> Json {
             "pattern": "^(0|[1-9][0-9]*)(KiB|MiB|GiB)?$",
         }),
         Type::Text(format) => text(*format),
-        Type::Choice { now, later } => choice(now, later),
+        Type::Choice(words) => choice(words),
         Type::List { of, min } => {
             let mut schema = json!({ "type": "array", "items": of_type(of, definitions) });
             if *min > 0 {
@@ -104,7 +100,6 @@ fn of_type(ty: &'static Type, definitions: &mut Map<String, Json>) -> Json {
             json!({ "anyOf": [one, reference(object, definitions)] })
         }
         Type::OrOff(of) => json!({ "anyOf": [{ "enum": ["off", false] }, of_type(of, definitions)] }),
-        Type::Open => json!({}),
     }
 }
 
@@ -118,17 +113,12 @@ fn reference(of: &'static Object, definitions: &mut Map<String, Json>) -> Json {
     json!({ "$ref": format!("#/$defs/{}", of.name) })
 }
 
-fn choice(now: &[&str], later: &[&str]) -> Json {
-    let mut words: Vec<Json> =
-        now.iter().chain(later).filter(|w| **w != "STATUS").map(|w| Json::from(*w)).collect();
-    if now.contains(&"off") {
-        words.push(false.into());
+fn choice(words: &[&str]) -> Json {
+    let mut all: Vec<Json> = words.iter().map(|word| Json::from(*word)).collect();
+    if words.contains(&"off") {
+        all.push(false.into());
     }
-    if later.contains(&"STATUS") {
-        json!({ "anyOf": [{ "enum": words }, { "type": ["integer", "string"], "pattern": "^[1-5][0-9]{2}$" }] })
-    } else {
-        json!({ "enum": words })
-    }
+    json!({ "enum": all })
 }
 
 fn text(format: Format) -> Json {

@@ -40,8 +40,8 @@ const HEADER_NAMES: Type = Type::List { of: &Type::Text(Format::HeaderName), min
 const FILE: Type = Type::Text(Format::File);
 const POOL: Type = Type::Text(Format::Ref("pools"));
 
-const fn one_of(now: &'static [&'static str], later: &'static [&'static str]) -> Type {
-    Type::Choice { now, later }
+const fn one_of(words: &'static [&'static str]) -> Type {
+    Type::Choice(words)
 }
 
 const fn key(name: &'static str, ty: Type, default: super::Default, doc: &'static str) -> Key {
@@ -72,9 +72,9 @@ const fn named(of: &'static Type) -> Type {
 static LISTENER: Object = Object::new("listener", LISTENER_KEYS).with(POLICY_KEYS);
 static LISTENER_KEYS: &[Key] = &[
     key("bind", Type::OneOrList(&Type::Text(Format::Bind)), Required, "`ADDRESS:PORT`, `[IPv6]:PORT`, `:PORT` (all addresses) or `@VIP:PORT` (all of the VIP's), or a list; port 0 lets the system choose; for tcp and udp also `FIRST-LAST` as port"),
-    key("protocol", one_of(&["http", "https", "tcp", "udp", "tcp+udp", "tls"], &[]), Required, "What is spoken; `tls` passes TLS through unopened"),
+    key("protocol", one_of(&["http", "https", "tcp", "udp", "tcp+udp", "tls"]), Required, "What is spoken; `tls` passes TLS through unopened"),
     key("hosts", Type::List { of: &Type::Text(Format::Host), min: 1 }, Yaml("[\"*\"]"), "Hosts of requests that are served, as a route's `hosts`; routes apply as far as theirs are among them; http and https only"),
-    key("via", one_of(&["proxy", "kernel", "auto"], &[]), Yaml("proxy"), "Path of tcp and udp traffic: through this program, or packets that the kernel passes on; `auto`: the kernel's where it can"),
+    key("via", one_of(&["proxy", "kernel", "auto"]), Yaml("proxy"), "Path of tcp and udp traffic: through this program, or packets that the kernel passes on; `auto`: the kernel's where it can"),
     key("kernel", Type::Object(&KERNEL), Yaml("{}"), "Settings of the kernel path, where `via` is not `proxy`"),
     key("pool", POOL, Words("none"), "Required for tcp and udp; for http and https it answers where no route fits (else 404), for tls it gets names that `sni` has not (else they are refused)"),
     key("tls", Type::Object(&LISTENER_TLS), Words("none"), "Terminates TLS; for https, and required there, and for tcp"),
@@ -85,32 +85,32 @@ static LISTENER_KEYS: &[Key] = &[
     key("tcp", Type::Object(&TCP), Yaml("{}"), "Connections of tcp"),
     key("ftp", Type::OrOff(&Type::Object(&FTP)), Yaml("off"), "Follows FTP's data connections; tcp only"),
     key("http", Type::Object(&HTTP), Yaml("{}"), "Connections of http"),
-    key("on_limit", one_of(&["reset", "close"], &[]), Yaml("reset"), "How a connection of tcp or https above a limit ends; http answers 429 or 503"),
+    key("on_limit", one_of(&["reset", "close"]), Yaml("reset"), "How a connection of tcp or https above a limit ends; http answers 429 or 503"),
     key("use", USE, Yaml("[]"), "Policies that apply"),
 ];
 
 static KERNEL: Object = Object::new("listener.kernel", &[
-    key("mode", one_of(&["nat", "full-nat", "dsr"], &[]), Yaml("nat"), "How packets reach a member: `nat` keeps the client's address, and members answer through us; `full-nat` puts the node's in its place; `dsr` rewrites nothing, and members, which have the listener's address too, answer clients themselves"),
-    key("hash", one_of(&["client", "client-port"], &[]), Yaml("client-port"), "What a member is chosen by: the client's address, or that and its port"),
+    key("mode", one_of(&["nat", "full-nat", "dsr"]), Yaml("nat"), "How packets reach a member: `nat` keeps the client's address, and members answer through us; `full-nat` puts the node's in its place; `dsr` rewrites nothing, and members, which have the listener's address too, answer clients themselves"),
+    key("hash", one_of(&["client", "client-port"]), Yaml("client-port"), "What a member is chosen by: the client's address, or that and its port"),
     key("slots", Type::Int { min: 11, max: 65_537 }, Yaml("65537"), "Places of the pool's Maglev table, a prime: a hundred a member are plenty; all tables together have at most 1,048,592, sixteen of the largest"),
 ]);
 
 static LISTENER_TLS: Object = Object::new("listener.tls", &[
     key("certificates", Type::List { of: &Type::Text(Format::Ref("certificates")), min: 1 }, Required, "The first is the default"),
-    key("unknown_name", one_of(&["default", "reject"], &[]), Yaml("default"), "For a name that no certificate has"),
-    key("min", one_of(&["1.2", "1.3"], &[]), Yaml("\"1.2\""), "Lowest version of TLS"),
+    key("unknown_name", one_of(&["default", "reject"]), Yaml("default"), "For a name that no certificate has"),
+    key("min", one_of(&["1.2", "1.3"]), Yaml("\"1.2\""), "Lowest version of TLS"),
     key("alpn", Type::List { of: &Type::Text(Format::Alpn), min: 1 }, Words("`[h2, http/1.1]` for https, none for tcp"), "Protocols offered, the preferred first; for https `h2` and `http/1.1`, for tcp any name"),
     key("client", Type::Object(&CLIENT_TLS), Yaml("{}"), "Certificates of clients"),
 ]);
 
 static CLIENT_TLS: Object = Object::new("listener.tls.client", &[
-    key("mode", one_of(&["none", "optional", "required"], &[]), Yaml("none"), "Whether a client needs a certificate"),
+    key("mode", one_of(&["none", "optional", "required"]), Yaml("none"), "Whether a client needs a certificate"),
     key("ca_file", FILE, Words("none"), "PEM file of the authorities that are trusted; required unless `mode` is `none`"),
     key("forward", BOOL, Yaml("false"), "Passes the certificate on, in `Client-Cert` and `Client-Cert-Chain` (RFC 9440)"),
 ]);
 
 static LISTENER_PROXY_PROTOCOL: Object = Object::new("listener.proxy_protocol", &[
-    key("accept", one_of(&["off", "optional", "required"], &[]), Yaml("off"), "Whether a header is read; `required`: who sends none, or may not send one, is refused"),
+    key("accept", one_of(&["off", "optional", "required"]), Yaml("off"), "Whether a header is read; `required`: who sends none, or may not send one, is refused"),
     key("from", Type::List { of: &Type::Text(Format::NetworkOrSet), min: 0 }, Yaml("[]"), "Networks, or sets of them, that may send one; needed unless `accept` is `off`"),
     key("timeout", TIME_POSITIVE, Yaml("5s"), "From the accept to the end of the header"),
 ]);
@@ -137,7 +137,7 @@ static KEEPALIVE: Object = Object::new("listener.tcp.keepalive", &[
 
 static FTP: Object = Object::new("listener.ftp", &[
     key("ports", Type::Text(Format::DataPorts), Required, "Ports at which data connections are awaited, `30000-30999`, 1024 or above"),
-    key("auth", one_of(&["pass", "refuse"], &[]), Yaml("pass"), "`AUTH TLS` and the like: passed on, after which nothing can be followed, or refused (534)"),
+    key("auth", one_of(&["pass", "refuse"]), Yaml("pass"), "`AUTH TLS` and the like: passed on, after which nothing can be followed, or refused (534)"),
 ]);
 
 static HTTP: Object = Object::new("listener.http", &[
@@ -172,7 +172,7 @@ static RULE_KEYS: &[Key] = &[
     key("rewrite", Type::Object(&REWRITE), Words("none"), "Changes host and path before they are forwarded"),
     key("mirror", Type::List { of: &Type::Short("pool", &MIRROR), min: 0 }, Yaml("[]"), "Pools that get a copy of requests and whose answers nobody sees; bodies of up to 64 KiB go along, longer ones are not mirrored"),
     key("max_body", SIZE, Yaml("0"), "Longest request body; 0: no limit"),
-    key("upgrade", Type::List { of: &one_of(&["websocket"], &[]), min: 0 }, Yaml("[websocket]"), "Protocols that a connection may change to; `[]`: none: over HTTP/1.1 the request goes on without `Upgrade`, over HTTP/2 it is answered 501"),
+    key("upgrade", Type::List { of: &one_of(&["websocket"]), min: 0 }, Yaml("[websocket]"), "Protocols that a connection may change to; `[]`: none: over HTTP/1.1 the request goes on without `Upgrade`, over HTTP/2 it is answered 501"),
     key("use", USE, Yaml("[]"), "Policies that apply"),
 ];
 
@@ -183,7 +183,7 @@ static MATCH: Object = Object::new("rule.match", &[
     key("query", Type::Map { key: Format::Any, of: &Type::Short("exact", &VALUE) }, Yaml("{}"), "Conditions by query parameter, as `headers`"),
     key("cookies", Type::Map { key: Format::Any, of: &Type::Short("exact", &VALUE) }, Yaml("{}"), "Conditions by cookie, as `headers`"),
     key("clients", Type::List { of: &Type::Text(Format::NetworkOrSet), min: 0 }, Yaml("[]"), "Networks of the client, or sets of them"),
-    key("scheme", one_of(&["http", "https"], &[]), Words("any"), "How the client came"),
+    key("scheme", one_of(&["http", "https"]), Words("any"), "How the client came"),
 ]);
 
 const PATH_KINDS: &[&str] = &["exact", "prefix", "regex"];
@@ -225,7 +225,7 @@ static RETRY: Object = Object::new("rule.retry", &[
 ]);
 
 static REDIRECT: Object = Object::new("rule.redirect", &[
-    key("scheme", one_of(&["http", "https"], &[]), Words("the request's"), "Scheme of the target"),
+    key("scheme", one_of(&["http", "https"]), Words("the request's"), "Scheme of the target"),
     key("host", TEMPLATE, Words("the request's"), "Host of the target, without a port"),
     key("port", Type::Int { min: 1, max: 65_535 }, Words("the scheme's"), "Port of the target"),
     key("path", Type::Object(&NEW_PATH), Words("the request's"), "Path of the target"),
@@ -286,21 +286,21 @@ static SUBSTITUTION: Object = Object::new("policy.substitute", &[
 
 static FIREWALL: Object = Object::new("policy.firewall", &[
     key("rules", Type::List { of: &Type::Object(&FIREWALL_RULE), min: 0 }, Yaml("[]"), "The first that fits decides; at most 1,000"),
-    key("default", one_of(FIREWALL_ACTIONS, &[]), Yaml("allow"), "Where no rule fits"),
+    key("default", one_of(FIREWALL_ACTIONS), Yaml("allow"), "Where no rule fits"),
 ]);
 
 const FIREWALL_ACTIONS: &[&str] = &["allow", "deny", "reject"];
 static FIREWALL_RULE: Object = Object::new("policy.firewall.rule", &[
     key("from", Type::List { of: &Type::Text(Format::NetworkOrSet), min: 0 }, Yaml("[]"), "Networks of the client, or sets of them; none given: everybody"),
     key("ports", Type::List { of: &Type::Text(Format::Ports), min: 0 }, Yaml("[]"), "Ports of ours that the client came to, `25` or `8000-8999`; none given: any"),
-    key("action", one_of(FIREWALL_ACTIONS, &[]), Required, "`deny` closes a connection, `reject` resets it; requests get 403 by either, datagrams are dropped"),
+    key("action", one_of(FIREWALL_ACTIONS), Required, "`deny` closes a connection, `reject` resets it; requests get 403 by either, datagrams are dropped"),
 ]);
 
 /// Whoever waits longer has gone.
 const LIMIT_WAIT: Type = Type::Duration { min: Duration::ZERO, max: Duration::from_secs(60) };
 
 static LIMITS: Object = Object::new("policy.limits", &[
-    key("mode", one_of(&["converging", "exact"], &[]), Yaml("converging"), "How nodes agree on a count"),
+    key("mode", one_of(&["converging", "exact"]), Yaml("converging"), "How nodes agree on a count"),
     key("prefix_v6", Type::Int { min: 0, max: 128 }, Yaml("64"), "IPv6 addresses with this prefix are one client"),
     key("connections_per_client", COUNT, Yaml("0"), "Connections, or sessions of udp, of a client at once; 0: no limit; on listeners only"),
     key("connections", COUNT, Yaml("0"), "The same of all clients together; 0: no limit; on listeners only"),
@@ -312,13 +312,13 @@ static RATE_LIMIT: Object = Object::new("policy.rate_limits", &[
     key("by", Type::Text(Format::LimitBy), Required, "Who or what has the rate: `client`, `header:NAME` (each value of it), `route` or `listener`; connections know `client` and `listener` only"),
     key("rate", Type::Text(Format::Rate), Required, "How many a second, minute or hour: `100/s`, `10/m`, `1000/h`"),
     key("burst", POSITIVE, Words("the rate's number"), "How many may come at once after a pause"),
-    key("of", one_of(&["requests", "connections"], &[]), Yaml("requests"), "What is counted: requests of http, or new connections and sessions of udp (on listeners only)"),
+    key("of", one_of(&["requests", "connections"]), Yaml("requests"), "What is counted: requests of http, or new connections and sessions of udp (on listeners only)"),
     key("headers", BOOL, Yaml("false"), "Answers carry `RateLimit` and `RateLimit-Policy`"),
 ]);
 
 static BAN: Object = Object::new("policy.ban", &[
     key("after", Type::Int { min: 1, max: 10_000 }, Yaml("20"), "So many on one node, and the client is banned"),
-    key("of", Type::List { of: &one_of(&["limit", "4xx", "waf"], &[]), min: 1 }, Yaml("[limit, 4xx]"), "What counts: `limit`, refusals by limits on what the client has or sends; `4xx`, answers with such a status, ours or a member's; `waf`, requests that the web application firewall refused"),
+    key("of", Type::List { of: &one_of(&["limit", "4xx", "waf"]), min: 1 }, Yaml("[limit, 4xx]"), "What counts: `limit`, refusals by limits on what the client has or sends; `4xx`, answers with such a status, ours or a member's; `waf`, requests that the web application firewall refused"),
     key("within", BAN_TIME, Yaml("1m"), "Time in which they are counted"),
     key("for", BAN_TIME, Yaml("10m"), "Length of the ban"),
 ]);
@@ -345,11 +345,11 @@ static CORS: Object = Object::new("policy.cors", &[
 ]);
 
 static WAF: Object = Object::new("policy.waf", &[
-    key("mode", one_of(&["off", "detect", "block"], &[]), Yaml("off"), "What happens on a finding: `detect` tells of it in the log and in metrics, `block` also answers 403"),
+    key("mode", one_of(&["off", "detect", "block"]), Yaml("off"), "What happens on a finding: `detect` tells of it in the log and in metrics, `block` also answers 403"),
     key("paranoia", Type::Int { min: 1, max: 4 }, Yaml("1"), "Level of the rules; those of a higher one also find more that is innocent"),
     key("rules", Type::OneOrList(&Type::Text(Format::RuleFile)), Yaml("builtin"), "`builtin`, or files in ModSecurity's language (read by whoever applies, with what they include), or a list of them, at most 16 files"),
     key("inspect_body", Type::Size { min: 0, max: 1 << 20 }, Yaml("128KiB"), "Bytes of a body that are held back and looked at; 0: bodies are not"),
-    key("over", one_of(&["pass", "block"], &[]), Yaml("pass"), "What happens to a longer body: `pass`, it goes on after its beginning was looked at; `block`, it is a finding of rule `body-over`"),
+    key("over", one_of(&["pass", "block"]), Yaml("pass"), "What happens to a longer body: `pass`, it goes on after its beginning was looked at; `block`, it is a finding of rule `body-over`"),
     key("except", Type::List { of: &Type::Object(&WAF_EXCEPTION), min: 0 }, Yaml("[]"), "Where rules don't hold; at most 64"),
 ]);
 
@@ -360,7 +360,7 @@ static WAF_EXCEPTION: Object = Object::new("policy.waf.except", &[
 ]);
 
 static CACHE: Object = Object::new("policy.cache", &[
-    key("mode", one_of(&["off", "on"], &[]), Yaml("off"), "Whether responses are kept"),
+    key("mode", one_of(&["off", "on"]), Yaml("off"), "Whether responses are kept"),
     key("key", Type::Object(&CACHE_KEY), Yaml("{}"), "What tells two requests apart, beside scheme, host and path"),
     key("max_object", Type::Size { min: 1, max: 1 << 30 }, Yaml("16MiB"), "Longest response kept"),
     key("stale_if_error", TIME, Yaml("0s"), "How long an old response stands in for an error of its member, where the member says nothing of it"),
@@ -374,8 +374,8 @@ static CACHE_KEY: Object = Object::new("policy.cache.key", &[
 ]);
 
 static COMPRESSION: Object = Object::new("policy.compression", &[
-    key("mode", one_of(&["off", "on"], &[]), Yaml("off"), "Whether responses are compressed"),
-    key("algorithms", Type::List { of: &one_of(&["zstd", "br", "gzip"], &[]), min: 1 }, Yaml("[zstd, br, gzip]"), "Those in use; of what a client likes equally the first is taken"),
+    key("mode", one_of(&["off", "on"]), Yaml("off"), "Whether responses are compressed"),
+    key("algorithms", Type::List { of: &one_of(&["zstd", "br", "gzip"]), min: 1 }, Yaml("[zstd, br, gzip]"), "Those in use; of what a client likes equally the first is taken"),
     key("min", Type::Size { min: 0, max: 1 << 30 }, Yaml("1KiB"), "Shortest body compressed, where its length is known"),
     key("types", Type::OneOrList(&Type::Text(Format::MediaRange)), Yaml("default"), "Media types that are compressed: `text/html`, `text/*`, `*`, or `default` for texts, scripts, JSON, XML, SVG, WebAssembly and fonts that are not compressed already; or a list of them"),
 ]);
@@ -390,20 +390,20 @@ static RESPONSE_HEADER_EDITS: Object = Object::new("policy.response_headers", &[
     key("set", HEADER_TEMPLATES, Yaml("{}"), "Fields that are replaced"),
     key("add", HEADER_TEMPLATES, Yaml("{}"), "Fields that are added"),
     key("remove", HEADER_NAMES, Yaml("[]"), "Fields that are taken away"),
-    key("preset", one_of(&["none", "security"], &[]), Yaml("none"), "`security`: `X-Content-Type-Options`, `X-Frame-Options`, `Referrer-Policy` and over TLS `Strict-Transport-Security`, where the member set none"),
+    key("preset", one_of(&["none", "security"]), Yaml("none"), "`security`: `X-Content-Type-Options`, `X-Frame-Options`, `Referrer-Policy` and over TLS `Strict-Transport-Security`, where the member set none"),
 ]);
 
 // === pools ===
 
 static POOL_OBJECT: Object = Object::new("pool", &[
     key("members", Type::List { of: &Type::Short("address", &MEMBER), min: 0 }, Required, "`ADDRESS:PORT`, a DNS name in its place, or an object; may be empty"),
-    key("balance", one_of(&["round_robin", "random", "random_two", "least_request", "peak_ewma", "hash", "maglev"], &[]), Yaml("round_robin"), "How a member is chosen; `random_two` takes the less busy of two, `peak_ewma` the one of two that answers sooner, `hash` and `maglev` the same for what is alike"),
+    key("balance", one_of(&["round_robin", "random", "random_two", "least_request", "peak_ewma", "hash", "maglev"]), Yaml("round_robin"), "How a member is chosen; `random_two` takes the less busy of two, `peak_ewma` the one of two that answers sooner, `hash` and `maglev` the same for what is alike"),
     key("hash", Type::Object(&HASH), Yaml("{}"), "What `hash` and `maglev` go by"),
-    key("count", one_of(&["node", "cluster"], &[]), Yaml("node"), "What `least_request`, `random_two` and `peak_ewma` count as under way: what this node has there, or what all nodes have"),
+    key("count", one_of(&["node", "cluster"]), Yaml("node"), "What `least_request`, `random_two` and `peak_ewma` count as under way: what this node has there, or what all nodes have"),
     key("sticky", Type::OrOff(&Type::Object(&STICKY)), Yaml("off"), "Keeps a client at its member"),
-    key("protocol", one_of(&["auto", "http1", "h2c", "h2"], &[]), Yaml("auto"), "What members speak; `auto`: HTTP/1.1, and with `tls` HTTP/2 where a member offers it; `h2c`: HTTP/2 without TLS; `h2`: HTTP/2 over TLS"),
+    key("protocol", one_of(&["auto", "http1", "h2c", "h2"]), Yaml("auto"), "What members speak; `auto`: HTTP/1.1, and with `tls` HTTP/2 where a member offers it; `h2c`: HTTP/2 without TLS; `h2`: HTTP/2 over TLS"),
     key("tls", Type::OrOff(&Type::Object(&POOL_TLS)), Yaml("off"), "TLS to members, also of HTTP checks"),
-    key("proxy_protocol", one_of(&["off", "v1", "v2"], &[]), Yaml("off"), "PROXY protocol to members, in front of each connection; tcp, http and https"),
+    key("proxy_protocol", one_of(&["off", "v1", "v2"]), Yaml("off"), "PROXY protocol to members, in front of each connection; tcp, http and https"),
     key("timeout", Type::Object(&POOL_TIMEOUT), Yaml("{}"), "Limits on time"),
     key("breaker", Type::Object(&BREAKER), Yaml("{}"), "Limits on what a node puts upon the pool"),
     key("queue", Type::Object(&QUEUE), Yaml("{}"), "Requests that wait while every member has its `max_connections`"),
@@ -412,7 +412,7 @@ static POOL_OBJECT: Object = Object::new("pool", &[
     key("slow_start", TIME, Yaml("0s"), "Time in which a member that is new, or came up again, rises from a tenth of its weight to all of it"),
     key("zone_aware", BOOL, Yaml("false"), "Uses members in the node's own zone (`--zone`) alone, while half of their weight is usable"),
     key("retry_budget", Type::Share, Yaml("0.2"), "Live requests of which retries may be this share"),
-    key("on_down", one_of(&["keep", "reset"], &[]), Yaml("keep"), "What happens to connections and sessions of tcp, tls and udp at a member that goes down by its checks"),
+    key("on_down", one_of(&["keep", "reset"]), Yaml("keep"), "What happens to connections and sessions of tcp, tls and udp at a member that goes down by its checks"),
     key("health", Type::OrOff(&Type::Object(&HEALTH)), Words("a TCP check, with `tls` a handshake; `off` for a pool that only udp listeners use"), "Checks of members; `off`: all count as up"),
 ]);
 
@@ -505,7 +505,7 @@ static DNS_CHECK: Object = Object::new("pool.health.dns", &[
 ]);
 
 static EXCHANGE: Object = Object::new("pool.health.exchange", &[
-    key("over", one_of(&["tcp", "udp"], &[]), Yaml("tcp"), "What the bytes travel over"),
+    key("over", one_of(&["tcp", "udp"]), Yaml("tcp"), "What the bytes travel over"),
     key("send", TEXT, Yaml("\"\""), "Sent first, at most 4 KiB; empty: the member speaks first, over tcp only"),
     key("expect", TEXT, Yaml("\"\""), "Must occur in the first 64 KiB of the answer, over udp in the first datagram; at most 4 KiB; empty: any answer will do"),
 ]);
@@ -535,7 +535,7 @@ static VIP: Object = Object::new("vip", &[
     key("nodes", NODES, Yaml("[]"), "Nodes that may hold it; none given: all"),
     key("prefer", NODES, Yaml("[]"), "Nodes that hold it rather than others, the first most"),
     key("ttl", TTL, Yaml("1s"), "Life of the owner's lease"),
-    key("on_quorum_loss", one_of(&["release", "hold"], &[]), Yaml("release"), "`hold` gives up that there is one owner only"),
+    key("on_quorum_loss", one_of(&["release", "hold"]), Yaml("release"), "`hold` gives up that there is one owner only"),
     key("preempt", BOOL, Yaml("false"), "Moves back to a preferred node"),
     key("notify", Type::Text(Format::Program), Yaml("\"\""), "Program that is told when the owner changes"),
 ]);

@@ -2,8 +2,7 @@
 //!
 //! From these records ([`language`]) follow parsing and its messages ([`crate::check`]), the order
 //! of keys in the canonical form, the JSON Schema ([`json`]) and the tables of `docs/config.md`
-//! (`reference`, in tests). A key that is in no record is unknown; one marked [`Key::later`] is known and
-//! accepted only at its default, since its function is not built yet.
+//! (`reference`, in tests). A key that is in no record is unknown.
 
 pub(crate) mod json;
 // A table: one line a key reads better than what a formatter makes of it.
@@ -63,8 +62,6 @@ pub(crate) struct Key {
     pub(crate) name: &'static str,
     pub(crate) ty: Type,
     pub(crate) default: Default,
-    /// Known, but its function is not built yet.
-    pub(crate) later: bool,
     /// One sentence without its full stop.
     pub(crate) doc: &'static str,
 }
@@ -82,13 +79,7 @@ pub(crate) enum Default {
 
 impl Key {
     const fn new(name: &'static str, ty: Type, default: Default, doc: &'static str) -> Key {
-        Key { name, ty, default, later: false, doc }
-    }
-
-    #[allow(dead_code, reason = "for keys that are read before what they ask for is built")]
-    const fn later(mut self) -> Key {
-        self.later = true;
-        self
+        Key { name, ty, default, doc }
     }
 }
 
@@ -113,11 +104,8 @@ pub(crate) enum Type {
         max: u64,
     },
     Text(Format),
-    /// One of the words of `now`; those of `later` are not supported yet.
-    Choice {
-        now: &'static [&'static str],
-        later: &'static [&'static str],
-    },
+    /// One of these words.
+    Choice(&'static [&'static str]),
     List {
         of: &'static Type,
         min: usize,
@@ -133,9 +121,6 @@ pub(crate) enum Type {
     Short(&'static str, &'static Object),
     /// `off` (or `false`) or the value.
     OrOff(&'static Type),
-    /// A shape that is settled with its function.
-    #[allow(dead_code, reason = "for keys that are read before what they ask for is built")]
-    Open,
 }
 
 /// What a text means.

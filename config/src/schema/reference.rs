@@ -94,8 +94,7 @@ fn table(object: &Object) -> String {
             Default::Yaml(text) => format!("`{text}`"),
             Default::Words(words) => words.to_owned(),
         };
-        let later = if key.later { " *Not supported yet.*" } else { "" };
-        out.push_str(&format!("| `{}` | {} | {default} | {}.{later} |\n", key.name, value(&key.ty), key.doc));
+        out.push_str(&format!("| `{}` | {} | {default} | {}. |\n", key.name, value(&key.ty), key.doc));
     }
     match object.choose {
         Choose::Any => {}
@@ -121,11 +120,7 @@ fn value(ty: &Type) -> String {
         Type::DurationRange => "two durations".to_owned(),
         Type::Size { .. } => "size".to_owned(),
         Type::Text(format) => text(*format),
-        Type::Choice { now, later } => {
-            let mut words: Vec<_> = now.iter().map(|word| format!("`{word}`")).collect();
-            words.extend(later.iter().map(|word| format!("`{word}`[^later]")));
-            words.join(", ")
-        }
+        Type::Choice(words) => format!("`{}`", words.join("`, `")),
         Type::List { of, .. } => format!("list of {}", value(of)),
         Type::OneOrList(of) => format!("{} or a list", value(of)),
         Type::Map { key: Format::Name, of } => format!("name: {}", value(of)),
@@ -133,7 +128,6 @@ fn value(ty: &Type) -> String {
         Type::Object(object) => link(object),
         Type::Short(short, object) => format!("`{short}` or {}", link(object)),
         Type::OrOff(of) => format!("`off` or {}", value(of)),
-        Type::Open => "see there".to_owned(),
     }
 }
 

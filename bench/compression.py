@@ -8,18 +8,22 @@ As bench/proxy.py: one worker each on one core, the load and the origin on the o
 kernel accounts it. The text is this repository's documentation, over and over with numbers between; nothing is cached.
 nginx knows gzip alone; Trestle's brotli and zstd stand beside it.
 
-`wait`: small requests, one every 5 ms, while four clients fetch `--long` MiB each, again and again: without compression
-and with it. Trestle's own threads for long bodies share the proxy's one core with its worker.
+`wait`: small requests, one every 5 ms, while four clients, processes of their own, fetch `--long` MiB each again and again,
+at 40 MB/s at most: without compression and with it. Trestle's own threads for long bodies share the proxy's one core with
+its worker. Where a proxy does not keep up and small requests queue, it ends after three times its time, and says how many
+were not made.
 
 Needs nginx.
 """
-import argparse, http.client, json, os, pathlib, statistics, sys, tempfile, threading, time
+import argparse, http.client, json, multiprocessing, os, pathlib, statistics, sys, tempfile, time
 
 from proxy import LOAD_CORE, PROXY_CORE, ROOT, Proc, cpu, free_port, start_nginx, wait_port
 
 import subprocess
 
 LEVEL = 5  # Of gzip, as Trestle has it.
+EVERY = 0.005
+PACE = 40e6  # Bytes a second for each client of long bodies.
 CASES = [("nginx", "gzip"), ("trestle", "gzip"), ("trestle", "br"), ("trestle", "zstd")]
 
 
@@ -86,30 +90,36 @@ def throughput(port, pid, path, size, coding, seconds):
     return {"mib_per_cpu_s": size * count / 2**20 / (cpu(pid) - before), "ratio": size / coded}
 
 
+def fetch_long(port, coding):
+    """Until somebody ends the process."""
+    client = Client(port)
+    while True:
+        due = time.perf_counter() + client.get("/long.txt", coding) / PACE
+        time.sleep(max(0, due - time.perf_counter()))
+
+
 def waits(port, coding, seconds):
     """Milliseconds of small requests, one every 5 ms from when it was due."""
-    done, took = threading.Event(), []
-
-    def load():
-        client = Client(port)
-        while not done.is_set():
-            client.get("/long.txt", coding)
-
-    threads = [threading.Thread(target=load) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    client, due = Client(port), time.perf_counter() + 0.2
-    end = due + seconds
-    while due < end:
-        time.sleep(max(0, due - time.perf_counter()))
-        client.get("/small.txt", coding)
-        took.append((time.perf_counter() - due) * 1e3)
-        due += 0.005
-    done.set()
-    for thread in threads:
-        thread.join()
+    loads = [multiprocessing.Process(target=fetch_long, args=(port, coding), daemon=True) for _ in range(4)]
+    for load in loads:
+        load.start()
+    try:
+        took, client, begin = [], Client(port), time.perf_counter() + 0.2
+        for turn in range(int(seconds / EVERY)):
+            due = begin + turn * EVERY
+            time.sleep(max(0, due - time.perf_counter()))
+            client.get("/small.txt", coding)
+            took.append((time.perf_counter() - due) * 1e3)
+            if time.perf_counter() > begin + 3 * seconds:
+                break
+        if not all(load.is_alive() for load in loads):
+            sys.exit("a client of long bodies has failed: the figures would say nothing")
+    finally:
+        for load in loads:
+            load.terminate()
+            load.join()
     took.sort()
-    return {"p50_ms": took[len(took) // 2], "p99_ms": took[len(took) * 99 // 100], "max_ms": took[-1]}
+    return {"p50_ms": took[len(took) // 2], "p99_ms": took[len(took) * 99 // 100], "max_ms": took[-1], "not_made": int(seconds / EVERY) - len(took)}
 
 
 def medians(results):
@@ -144,7 +154,7 @@ def main():
                 for name, coding in [("nginx", None), ("trestle", None)] + CASES:
                     got = waits(ports[name], coding, a.seconds)
                     found.setdefault(f"{name} {coding or 'plain'} wait", []).append(got)
-                    print(f"round {turn + 1} {name:8} {coding or 'plain':5} wait  p99 {got['p99_ms']:.2f} ms", file=sys.stderr)
+                    print(f"round {turn + 1} {name:8} {coding or 'plain':5} wait  p99 {got['p99_ms']:.2f} ms, {got['not_made']} not made", file=sys.stderr)
             print(json.dumps({key: medians(results) for key, results in found.items()} | {"rounds": a.rounds, "seconds": a.seconds}, indent=1))
 
 

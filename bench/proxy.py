@@ -14,6 +14,9 @@ Needs nginx, haproxy, wrk, h2load and openssl. Everything listens on loopback an
 """
 import argparse, json, os, pathlib, re, resource, shutil, signal, socket, ssl, statistics, subprocess, sys, tempfile, time
 
+# What was started ends with the script, also where somebody ends that.
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROXY_CORE, LOAD_CORE = 0, 1
 ROWS = {

@@ -256,7 +256,8 @@ impl Checker<'_> {
 
 fn unknown_key(typed: &str, object: &'static Object) -> Fault {
     let fault = Fault::new(format!("unknown key {}", shown(typed)));
-    match near_miss(typed, object.all_keys().map(|key| key.name)) {
+    let meant = called_elsewhere(typed).filter(|name| object.key(name).is_some());
+    match meant.or_else(|| near_miss(typed, object.all_keys().map(|key| key.name))) {
         Some(near) => fault.near(Some(near)),
         None => {
             let keys: Vec<_> = object.all_keys().map(|key| key.name).collect();
@@ -265,12 +266,24 @@ fn unknown_key(typed: &str, object: &'static Object) -> Fault {
     }
 }
 
+/// Keys as other balancers call them, of which another of ours would be nearer by its letters.
+fn called_elsewhere(typed: &str) -> Option<&'static str> {
+    Some(match typed {
+        "cert_file" | "certificate_file" | "crt_file" => "chain_file",
+        "cert" | "certificate" | "crt" => "chain",
+        "private_key_file" => "key_file",
+        "private_key" => "key",
+        _ => return None,
+    })
+}
+
 fn map_key(text: &str, format: Format) -> Result<String, Fault> {
     match format {
         Format::Name => scalar::name(text),
         Format::HeaderName => scalar::header_name(text),
         Format::Host => scalar::host_pattern(text).map(|host| host.to_string()),
         Format::ErrorStatus => scalar::error_status(text).map(|_| text.to_owned()),
+        Format::UserName => scalar::user_name(text),
         _ => Ok(text.to_owned()),
     }
 }

@@ -27,6 +27,23 @@ pub fn normalise(path: &str, merge_slashes: bool) -> Result<Cow<'_, str>, PathEr
     Ok(Cow::Owned(remove_segments(&decoded, merge_slashes)))
 }
 
+/// A path of a config in its one form, as requests for it have it: what no target may hold is percent-encoded in these
+/// (RFC 3987, section 3.1), so it is here. What has no such form, which is refused elsewhere, stays as it is.
+pub fn of_config(path: &str) -> String {
+    let mut sent = String::with_capacity(path.len());
+    for c in path.chars() {
+        if c.is_ascii() && !matches!(c, '"' | '<' | '>' | '`') {
+            sent.push(c);
+        } else {
+            c.encode_utf8(&mut [0; 4]).bytes().for_each(|byte| sent.push_str(&format!("%{byte:02X}")));
+        }
+    }
+    match normalise(&sent, false) {
+        Ok(normal) => normal.into_owned(),
+        Err(_) => sent,
+    }
+}
+
 /// False for every path that may need work.
 fn is_normal(path: &str, merge_slashes: bool) -> bool {
     let mut previous = 0;
@@ -166,6 +183,22 @@ mod tests {
         assert_eq!(normalise("/a%00b", false), Err(PathError::Nul));
         for path in ["/%", "/%2", "/%zz", "/a%2/b", "/%+1"] {
             assert_eq!(normalise(path, false), Err(PathError::Percent), "{path}");
+        }
+    }
+
+    #[test]
+    fn what_a_config_names_is_what_requests_have() {
+        for (written, expected) in [
+            ("/a/b", "/a/b"),
+            ("/B%2fb", "/B%2Fb"),
+            ("/u%7Ev/w%41", "/u~v/wA"),
+            ("/%C3%84%20%6f", "/%C3%84%20o"),
+            ("/\u{d6}/\u{20ac}", "/%C3%96/%E2%82%AC"),
+            ("/a\"<b>`\\", "/a%22%3Cb%3E%60%5C"),
+            ("/%zz", "/%zz"),
+        ] {
+            assert_eq!(of_config(written), expected, "{written}");
+            assert_eq!(of_config(expected), expected, "{written}");
         }
     }
 

@@ -137,6 +137,11 @@ impl Store {
         if dir.exists() { lock(dir).map(drop) } else { Ok(()) }
     }
 
+    /// Whether it is some node's data folder.
+    pub fn is_in(dir: &Path) -> bool {
+        dir.join(DATABASE).exists()
+    }
+
     /// On other storage than files, to see what crashes leave of it.
     #[cfg(any(test, feature = "sim"))]
     pub(crate) fn open_on(

@@ -8,6 +8,7 @@
 pub mod backend;
 mod binary;
 pub mod cluster;
+pub mod curl;
 pub mod dns;
 mod example;
 pub mod held;

@@ -249,14 +249,21 @@ fn the_folder_stays_within_its_bound_and_belongs_to_one_node() {
     assert!(evicted.is_some_and(|count| count.parse().is_ok_and(|count: u64| count >= 8)), "{evicted:?}");
 
     let second = dir.path().join("second");
-    let disk = dir.path().join("cache").display().to_string();
-    let output = std::process::Command::new(trestle_tests::trestle())
-        .args(["run", "--bootstrap", "--cluster", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--data-dir"])
-        .arg(&second)
-        .args(["--cache-disk", &disk])
-        .output()
-        .context("it runs")
-        .expect("it ends by itself");
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success() && said.contains("is used by another process"), "{said}");
+    let taken = [
+        (dir.path().join("cache"), "is used by another process"),
+        (node.data_dir(), "is the data folder of a node"),
+    ];
+    for (folder, says) in taken {
+        let output = std::process::Command::new(trestle_tests::trestle())
+            .args(["run", "--bootstrap", "--cluster", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--data-dir"])
+            .arg(&second)
+            .arg("--cache-disk")
+            .arg(folder)
+            .output()
+            .context("it runs")
+            .expect("it ends by itself");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success());
+        assert_eq!(said.matches(says).count(), 1, "{said}");
+    }
 }

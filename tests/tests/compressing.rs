@@ -1,10 +1,10 @@
 //! `examples/compression.yaml` with its addresses mapped: curl in front, nginx behind.
 
 use std::net::SocketAddr;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::ensure;
+use trestle_tests::curl::{self, Answer};
 use trestle_tests::{Cluster, Nginx, eventually, example, free_port, http, peers};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -39,32 +39,8 @@ fn nginx() -> (Nginx, u16) {
     (nginx, port)
 }
 
-struct Answer {
-    head: String,
-    body: Vec<u8>,
-}
-
-impl Answer {
-    fn field(&self, name: &str) -> &str {
-        let fields = self.head.lines().filter_map(|line| line.split_once(": "));
-        let mut named = fields.filter(|(known, _)| known.eq_ignore_ascii_case(name));
-        named.next().map_or("", |(_, value)| value.trim())
-    }
-}
-
 fn curl(web: SocketAddr, target: &str, args: &[&str]) -> Answer {
-    let output = Command::new("curl")
-        .args(["-sS", "--max-time", "20", "-D", "-", "-H", "Host: shop.example.com"])
-        .args(args)
-        .arg(format!("http://{web}{target}"))
-        .output()
-        .expect("curl runs");
-    assert!(output.status.success(), "{target}: {}", String::from_utf8_lossy(&output.stderr));
-    let end = output.stdout.windows(4).position(|window| window == b"\r\n\r\n").expect("a head") + 4;
-    Answer {
-        head: String::from_utf8_lossy(&output.stdout[..end]).into_owned(),
-        body: output.stdout[end..].to_vec(),
-    }
+    curl::curl(web, "shop.example.com", target, args)
 }
 
 #[test]

@@ -112,6 +112,28 @@ fn start(ttl: &str, members: usize) -> Lan {
     lan
 }
 
+/// Kills the owner, node and guard, and looks at the flows of `client`, which began at `before`, a node. The owner that
+/// was, and the next.
+fn outlive_the_owner(lan: &mut Lan, client: Prober, before: usize) -> (usize, usize) {
+    let owner = wait_told(lan);
+    let killed = Instant::now();
+    lan.nodes[owner].kill_all();
+    let next = lan.owner(Some(owner));
+    lan.wait_served();
+    let outage = killed.elapsed().as_millis() as u64;
+    std::thread::sleep(Duration::from_secs(1));
+    let seen = client.stop();
+    println!("node and guard of the owner killed, served again after {outage} ms: {seen}");
+    // Where a busy machine has moved the VIP before flows were told, those may have ended.
+    if before == owner {
+        assert_eq!((&seen["open"], &seen["broken"]), (&120.into(), &0.into()), "{seen}");
+    }
+    assert_eq!(seen["members"].as_object().map(serde_json::Map::len), Some(2), "{seen}");
+    // What was lost is sent again after 200 ms, and each time after twice as long.
+    assert!(late_ms(&seen) <= 2 * outage + LOST_MS, "{seen}");
+    (owner, next)
+}
+
 #[test]
 fn established_connections_outlive_their_node() {
     if !peers::have_namespaces() {
@@ -129,22 +151,7 @@ fn established_connections_outlive_their_node() {
     // Those that began before another member came go on as well: all nodes are told of them.
     lan.apply(0, &config(SHORT, KERNEL, &pool("flows", &[1, 2, 3]))).expect("it is taken");
     wait_carried(&lan, &[1, 2, 3]);
-    let owner = wait_told(&lan);
-    let killed = Instant::now();
-    lan.nodes[owner].kill_all();
-    let next = lan.owner(Some(owner));
-    lan.wait_served();
-    let outage = killed.elapsed().as_millis() as u64;
-    std::thread::sleep(Duration::from_secs(1));
-    let seen = client.stop();
-    println!("node and guard of the owner killed, served again after {outage} ms: {seen}");
-    // Where a busy machine has moved the VIP before flows were told, those may have ended.
-    if before == owner {
-        assert_eq!((&seen["open"], &seen["broken"]), (&120.into(), &0.into()), "{seen}");
-    }
-    assert_eq!(seen["members"].as_object().map(serde_json::Map::len), Some(2), "{seen}");
-    // What was lost is sent again after 200 ms, and each time after twice as long.
-    assert!(late_ms(&seen) <= 2 * outage + LOST_MS, "{seen}");
+    let (owner, next) = outlive_the_owner(&mut lan, client, before);
 
     // On a planned move, too, and nothing is lost in it; by what a busy machine does in the meantime, not every time.
     let other = (0..3).find(|n| *n != owner && *n != next).expect("a third");
@@ -245,21 +252,7 @@ fn members_answer_clients_themselves_and_connections_outlive_the_node() {
     // Another member comes; what began before is told to the others.
     lan.apply(0, &direct_config(SHORT, &[1, 2, 3])).expect("it is taken");
     wait_members(&lan, &[at(1), at(2), at(3)]);
-    let owner = wait_told(&lan);
-    let killed = Instant::now();
-    lan.nodes[owner].kill_all();
-    let next = lan.owner(Some(owner));
-    lan.wait_served();
-    let outage = killed.elapsed().as_millis() as u64;
-    std::thread::sleep(Duration::from_secs(1));
-    let seen = client.stop();
-    println!("node and guard of the owner killed, served again after {outage} ms: {seen}");
-    // Where a busy machine has moved the VIP before flows were told, those may have ended.
-    if before == owner {
-        assert_eq!((&seen["open"], &seen["broken"]), (&120.into(), &0.into()), "{seen}");
-    }
-    assert_eq!(seen["members"].as_object().map(serde_json::Map::len), Some(2), "{seen}");
-    assert!(late_ms(&seen) <= 2 * outage + LOST_MS, "{seen}");
+    let (owner, next) = outlive_the_owner(&mut lan, client, before);
 
     // And over a planned move.
     let other = (0..3).find(|n| *n != owner && *n != next).expect("a third");

@@ -174,15 +174,11 @@ pub(super) fn bundles(root: &Fields, sink: &mut Sink) {
 
 /// Whether the value of one of [`OF_REQUESTS`] changes nothing.
 pub(crate) fn is_empty(value: &Value) -> bool {
-    let says_nothing = |value: &Value| match &value.kind {
+    match &value.kind {
         Kind::Map(entries) => entries.is_empty(),
         Kind::List(items) => items.is_empty(),
         Kind::Word(word) => matches!(*word, "none" | "off"),
-        _ => true,
-    };
-    match value.as_object() {
-        Some(fields) => fields.set.iter().all(|(_, value)| says_nothing(value)),
-        None => says_nothing(value),
+        _ => value.as_object().is_none_or(|fields| fields.set.iter().all(|(_, value)| is_empty(value))),
     }
 }
 

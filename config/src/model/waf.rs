@@ -32,6 +32,9 @@ pub const WAF_RULES: &[&str] = &[
     "body-charset",
     "body-encoding",
     "body-over",
+    "body-memory",
+    "body-ambiguous",
+    "body-doctype",
     "files-work",
 ];
 
@@ -107,4 +110,6 @@ pub enum WafField {
     /// Lower case.
     Header(String),
     Cookie(String),
+    /// What of a body is in no parameter: a text, what is no JSON, a string of JSON outside of objects.
+    Body,
 }

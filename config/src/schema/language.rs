@@ -356,7 +356,7 @@ static WAF: Object = Object::new("policy.waf", &[
 static WAF_EXCEPTION: Object = Object::new("policy.waf.except", &[
     key("rule", Type::Text(Format::WafRule), Words("any"), "A rule by its id (of a file: a number), or a class of them: `sqli`, `xss`, `body`"),
     key("path", Type::Text(Format::Path), Words("any"), "Requests for this path and what is below it"),
-    key("field", TEXT, Words("any"), "`NAME`, a parameter of the query or the body; `header:NAME`; `cookie:NAME`"),
+    key("field", TEXT, Words("any"), "`NAME`, a parameter of the query or the body; `(body)`, a body that is one text, and what of one is in no parameter; `header:NAME`; `cookie:NAME`"),
 ]);
 
 static CACHE: Object = Object::new("policy.cache", &[

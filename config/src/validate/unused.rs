@@ -1,7 +1,7 @@
 //! Settings that are right in themselves and do nothing where they stand.
 
 use super::guard::places;
-use crate::build::policies::{is_empty, written};
+use crate::build::policies::{OF_REQUESTS, is_empty, written};
 use crate::build::{pools_only_of, protocol};
 use crate::check::Sink;
 use crate::model::{Balance, Config, HashOn, Protocol};
@@ -13,6 +13,7 @@ pub(super) fn warnings(root: &Fields, config: &Config, sink: &mut Sink) {
     for (_, value) in root.map("listeners") {
         if let Some(fields) = value.as_object() {
             of_other_protocols(fields, sink);
+            of_requests_by_bundle(root, fields, sink);
             waits_with_datagrams(root, fields, sink);
             ends_that_never_come(fields, sink);
         }
@@ -37,6 +38,30 @@ fn of_other_protocols(fields: &Fields, sink: &mut Sink) {
             let word = fields.word("protocol").unwrap_or_default();
             let message = format!("settings of {key} do nothing at a listener of protocol {}", shown(word));
             sink.report(Place::Key(value.node), Fault::new(message).help(help));
+        }
+    }
+}
+
+/// What a bundle has for requests, at a listener without any. It may stand in it for others, but protects nobody here.
+fn of_requests_by_bundle(root: &Fields, fields: &Fields, sink: &mut Sink) {
+    if protocol(fields).is_none_or(Protocol::has_requests) {
+        return;
+    }
+    for value in fields.list("use").unwrap_or_default() {
+        let Some(name) = value.as_text() else { continue };
+        let Some(bundle) = root.entry("policies", name).and_then(Value::as_object) else { continue };
+        let says = |key: &&str| bundle.at(key).is_some_and(|value| !is_empty(value)) && !fields.has(key);
+        let keys: Vec<&str> = OF_REQUESTS.into_iter().filter(says).collect();
+        if !keys.is_empty() {
+            let word = fields.word("protocol").unwrap_or_default();
+            let (keys, does) = (keys.join("`, `"), if keys.len() == 1 { "does" } else { "do" });
+            let message = format!(
+                "`{keys}` of {} {does} nothing at a listener of protocol {}, which has no requests",
+                shown(name),
+                shown(word)
+            );
+            let help = "it counts on http listeners, routes and rules: use another bundle here";
+            sink.report(Place::Value(value.node), Fault::new(message).help(help));
         }
     }
 }

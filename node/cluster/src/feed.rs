@@ -533,6 +533,7 @@ mod tests {
             pinned: Default::default(),
             spans: None,
             give_back: || {},
+            body_memory: 1 << 20,
             cache_memory: 0,
             cache_disk: None,
             kernel_check: |_, _| Err("not in tests".to_owned()),

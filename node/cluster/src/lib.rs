@@ -19,7 +19,6 @@ mod folder;
 pub mod fuzzing;
 mod kept;
 mod key_status;
-mod leb128;
 mod orders;
 mod purges;
 mod reseal;
@@ -30,6 +29,7 @@ mod telling;
 mod tickets;
 mod vault;
 mod views;
+mod wire;
 
 pub mod counts;
 pub mod gossip;

@@ -67,6 +67,14 @@ pub struct Purged {
 }
 
 impl Order {
+    /// Whether a node would take it: what is wrong with it is wrong wherever it is asked for.
+    ///
+    /// # Errors
+    /// Says what is not as it should be.
+    pub fn check(&self) -> Result<(), PurgeError> {
+        self.targets().map(drop)
+    }
+
     fn targets(&self) -> Result<Vec<PurgeTarget>, PurgeError> {
         let invalid = |what: &str, why: Malformed| PurgeError::Invalid(format!("{what:?}: {why}"));
         let mut targets = Vec::new();
@@ -94,7 +102,8 @@ impl Order {
         }
         if let Some(long) = targets.iter().map(PurgeTarget::text).find(|target| target.len() > LENGTH_MAX) {
             let start: String = long.chars().take(80).collect();
-            return Err(PurgeError::Invalid(format!("{start:?}...: longer than {LENGTH_MAX} bytes")));
+            let why = format!("longer than {LENGTH_MAX} bytes: purge a prefix, a tag or all");
+            return Err(PurgeError::Invalid(format!("{start:?}...: {why}")));
         }
         Ok(targets)
     }
@@ -147,6 +156,8 @@ impl Cluster {
             let has = self.have_purged(&BTreeSet::from([node]), number, false);
             if has { &mut nodes } else { &mut silent }.push(record.profile.name.clone());
         }
+        nodes.sort();
+        silent.sort();
         Ok(Purged { number, targets: told, nodes, silent })
     }
 
@@ -212,9 +223,12 @@ mod tests {
         assert!(refused(order(&["/a"], &[])).starts_with("\"/a\": no URL with scheme and host"));
         assert!(refused(order(&["ftp://a/"], &[])).contains("not of `ftp`"));
         assert!(refused(order(&["http://me@a/"], &[])).contains("without a user"));
+        assert!(refused(order(&["http://a:99999/"], &[])).contains("no host and port"));
         assert!(refused(order(&[], &["a,b"])).starts_with("\"a,b\": a tag"));
         let long = format!("http://example.com/{}", "a".repeat(LENGTH_MAX));
-        assert!(refused(order(&[&long], &[])).ends_with("longer than 2048 bytes"));
+        assert!(
+            refused(order(&[&long], &[])).ends_with("longer than 2048 bytes: purge a prefix, a tag or all")
+        );
         assert!(refused(order(&[], &["t"; TARGETS_MAX + 1])).starts_with("at most 100 at once"));
     }
 }

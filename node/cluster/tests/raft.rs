@@ -253,6 +253,29 @@ async fn a_node_with_another_key_is_refused_and_both_sides_say_so() {
     assert_eq!(nodes[0].raft().state().nodes.len(), 1);
 }
 
+/// The joiner believes the member, which refuses the joiner: TLS 1.3 tells that late.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_joiner_whose_key_was_dropped_in_a_rotation_is_told_so() {
+    let lines = common::capture();
+    let mut world = World::new();
+    let old = ClusterKey::generate().unwrap();
+    let with_both = old.stepped().unwrap().1;
+    world.key = with_both.stepped().unwrap().1.stepped().unwrap().1;
+    let nodes = world.cluster(1).await;
+    let mut launch = Launch::new(&world, "late", Enter::Join { ask: vec![nodes[0].address.to_string()] });
+    launch.key = with_both;
+    let waiting = tokio::time::timeout(Duration::from_secs(2), launch.start()).await;
+    assert!(waiting.is_err(), "it must not come in");
+    let text = lines.text();
+    let told = |line: &str| {
+        line.contains("waiting for a cluster")
+            && line.contains(
+                "peer holds another cluster key (it refused ours); start this node with the key file",
+            )
+    };
+    assert!(text.lines().any(told), "{text}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn two_clusters_with_one_key_stay_apart() {
     let world = World::new();

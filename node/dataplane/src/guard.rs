@@ -46,7 +46,7 @@ impl Listener {
     /// Room for a connection or session of this client, which has come to this port of ours.
     pub(crate) fn admit(&self, worker: &Worker, client: IpAddr, port: u16) -> Result<Entry, Refused> {
         self.judge(worker, client, port)?;
-        if worker.shed.refuses() {
+        if worker.shed.refuses() || !worker.has_room() {
             return Err(Refused { own: false, ..self.told(Reason::Overload) });
         }
         let room = match &self.bounds {

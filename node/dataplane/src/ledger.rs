@@ -14,6 +14,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 
@@ -28,6 +29,8 @@ const GONE_MAX: usize = 65_536;
 #[derive(Debug)]
 pub(crate) struct Ledger {
     shards: PerWorker<Mutex<Shard>>,
+    /// Connections, of all shards.
+    open: AtomicUsize,
     by_kernel: Mutex<ByKernel>,
 }
 
@@ -44,7 +47,6 @@ struct Shard {
     changed: Vec<IpAddr>,
     /// Entries with no connection, all of them changed.
     gone: usize,
-    open: usize,
     /// Ends that were forgotten since `gone` was full.
     lost: u64,
 }
@@ -77,13 +79,14 @@ impl Admission {
 
 impl Ledger {
     pub(crate) fn new(workers: usize) -> Self {
-        Self { shards: PerWorker::new(workers), by_kernel: Mutex::default() }
+        Self { shards: PerWorker::new(workers), open: AtomicUsize::new(0), by_kernel: Mutex::default() }
     }
 
     /// Counts a connection of this client. About 50 ns: one free lock, one hash.
     pub(crate) fn open(self: &Arc<Self>, worker: usize, client: IpAddr, room: OfConnection) -> Admission {
         let client = client.to_canonical();
         self.shards.at(worker).lock().open(client);
+        self.open.fetch_add(1, Relaxed);
         Admission { ledger: Arc::clone(self), worker, client, room }
     }
 
@@ -151,7 +154,7 @@ impl Ledger {
 
     /// Open connections of all clients, without what the kernel carries.
     pub(crate) fn total(&self) -> usize {
-        self.shards.iter().map(|shard| shard.lock().open).sum()
+        self.open.load(Relaxed)
     }
 
     /// Clients whose end was not reported since too many had ended between two calls of
@@ -168,7 +171,6 @@ impl Shard {
             self.gone -= 1;
         }
         entry.connections += 1;
-        self.open += 1;
         Self::mark(&mut self.changed, entry, client);
     }
 
@@ -193,7 +195,6 @@ impl Shard {
             return;
         };
         entry.connections -= 1;
-        self.open -= 1;
         if entry.connections > 0 {
             Self::mark(&mut self.changed, entry, client);
         } else if self.gone < GONE_MAX {
@@ -240,6 +241,7 @@ impl Shard {
 impl Drop for Admission {
     fn drop(&mut self) {
         self.ledger.shards.at(self.worker).lock().close(self.client);
+        self.ledger.open.fetch_sub(1, Relaxed);
     }
 }
 

@@ -19,6 +19,7 @@ mod worker;
 mod listener;
 
 mod boot_time;
+mod budget;
 mod cache;
 mod l7;
 mod stream;
@@ -115,6 +116,8 @@ pub struct Options {
     /// Called on a worker's thread when many of its connections have come to rest: gives memory back that they
     /// have freed, which allocators keep for threads.
     pub give_back: fn(),
+    /// Bytes of request bodies that may be held back, to be inspected or sent again.
+    pub body_memory: u64,
     /// Bytes of memory that cached responses may take.
     pub cache_memory: u64,
     /// Where long ones are kept; `None`: nowhere but in memory.
@@ -349,9 +352,9 @@ pub struct Plane {
 
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error("worker {index} could not start: {source}")]
+    #[error("worker {index} could not start")]
     Worker { index: usize, source: std::io::Error },
-    #[error("cached responses on disk: {0}")]
+    #[error("cached responses on disk")]
     Disk(#[from] DiskError),
 }
 
@@ -657,6 +660,11 @@ impl Plane {
     /// How much of what the node has is used up; workers shed by it at once.
     pub fn set_strain(&self, strain: Strain) {
         self.inner.shed.set(strain);
+    }
+
+    /// Until the next call at most so many client connections are let in, all together. There is no bound before the first.
+    pub fn bound_connections(&self, open_max: usize) {
+        self.inner.shed.bound_connections(open_max);
     }
 
     /// As it was set last.

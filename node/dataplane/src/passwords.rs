@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use argon2::{Argon2, PasswordHash, PasswordVerifier};
+use argon2::{Argon2, Params, PasswordHash, PasswordVerifier};
 use aws_lc_rs::hmac;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
@@ -25,6 +25,9 @@ const REMEMBERED_MAX: usize = 4_096;
 const RIGHT_FOR: Duration = Duration::from_secs(60);
 /// So that a program that goes on trying a wrong one costs little.
 const WRONG_FOR: Duration = Duration::from_secs(10);
+
+/// Bytes of a password that count for bcrypt.
+const BCRYPT_READS: usize = 72;
 
 type Digest = [u8; 32];
 
@@ -150,7 +153,22 @@ fn is_of(password: &[u8], hash: &str) -> bool {
         return PasswordHash::new(hash)
             .is_ok_and(|hash| Argon2::default().verify_password(password, &hash).is_ok());
     }
-    bcrypt::verify(password, hash).unwrap_or(false)
+    // It reads no more of a password, so that a longer one would be right whatever it ends in. Looked at all the same:
+    // how long it takes tells nothing then.
+    bcrypt::verify(password, hash).unwrap_or(false) && password.len() <= BCRYPT_READS
+}
+
+/// How long a look at a password takes with this hash, about, in microseconds of a processor.
+pub(crate) fn cost(hash: &str) -> u64 {
+    /// Of bcrypt with a cost of 0, and of argon2 for each KiB in each pass.
+    const OF_BCRYPT: u64 = 60;
+    const OF_KIB: u64 = 1;
+    if hash.starts_with("$argon2") {
+        let params = PasswordHash::new(hash).ok().and_then(|hash| Params::try_from(&hash).ok());
+        return params.map_or(0, |of| u64::from(of.m_cost()) * u64::from(of.t_cost()) * OF_KIB);
+    }
+    let cost = hash.split('$').nth(2).and_then(|cost| cost.parse::<u32>().ok());
+    cost.and_then(|cost| OF_BCRYPT.checked_shl(cost)).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -173,6 +191,17 @@ mod tests {
             }
         }
         assert_eq!((passwords.right.lock().until.len(), passwords.wrong.lock().until.len()), (2, 4));
+    }
+
+    #[tokio::test]
+    async fn a_password_that_bcrypt_does_not_read_to_its_end_is_wrong() {
+        let passwords = Passwords::default();
+        let whole = "x".repeat(BCRYPT_READS);
+        let hash = bcrypt::hash(&whole, 4).expect("a hash");
+        assert_eq!(passwords.check("ann", whole.as_bytes(), &hash).await, Verdict::Right);
+        for longer in [format!("{whole}x"), format!("{whole}y")] {
+            assert_eq!(passwords.check("ann", longer.as_bytes(), &hash).await, Verdict::Wrong);
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -29,9 +29,11 @@ use trestle_config::Config;
 use crate::access_log::{self, Counts, Stdout, Tap};
 use crate::bans::Bans;
 use crate::beat::{Beat, Pulse};
+use crate::budget::Budget;
 use crate::cache::Cache;
 use crate::kernel::{self, Kernel, KernelOpen, KernelView};
 use crate::l7::compress::Works;
+use crate::l7::h2::streams_max;
 use crate::ledger::Ledger;
 use crate::limits::{AboveShare, Limits};
 use crate::listener::{Book, Opened, SocketKey};
@@ -65,6 +67,7 @@ pub(crate) struct Inner {
     pub(crate) cache: Arc<Cache>,
     pub(crate) cache_memory: u64,
     compression: Arc<Works>,
+    bodies: Arc<Budget>,
     pub(crate) shed: Arc<Shed>,
     pub(crate) tickets: Arc<Ring>,
     pub(crate) kernel: Kernel,
@@ -101,6 +104,7 @@ impl Inner {
         let rates = Arc::new(Rates::default());
         let cache = Arc::new(Cache::new(options.cache_memory, options.cache_disk, count)?);
         let compression = Arc::new(Works::new(count));
+        let bodies = Budget::new(options.body_memory);
         let shed = Arc::new(Shed::default());
         let locals = Arc::new(Locals::new(count));
         let turns = Arc::new(PerWorker::new(count));
@@ -115,6 +119,8 @@ impl Inner {
             rates: Arc::clone(&rates),
             cache: Arc::clone(&cache),
             compression: Arc::clone(&compression),
+            bodies: Arc::clone(&bodies),
+            streams_max: streams_max(options.body_memory, count),
             shed: Arc::clone(&shed),
             cuts: Arc::clone(&cuts),
             locals: Arc::clone(&locals),
@@ -142,6 +148,7 @@ impl Inner {
             cache,
             cache_memory: options.cache_memory,
             compression,
+            bodies,
             shed,
             tickets: Arc::default(),
             kernel: Kernel::new(options.kernel_check),
@@ -198,7 +205,10 @@ impl Inner {
         };
         crate::l4::ftp::warn_of_overlaps(&config, before);
         let snapshot = Arc::new(snapshot);
-        self.cache.set_in_use(snapshot.has_cache());
+        if snapshot.has_cache() {
+            self.cache.use_from_now_on();
+        }
+        self.cache.purges.set_choices(snapshot.cached_queries());
         if snapshot.has_compression()
             && let Err(error) = self.compression.open()
         {
@@ -456,6 +466,13 @@ impl Inner {
         let is_logged = snapshot.as_ref().is_some_and(|snapshot| snapshot.log.is_some());
         for (name, kind, help, value) in [
             ("trestle_revision", "gauge", "Revision in force.", revision),
+            (
+                "trestle_held_body_bytes",
+                "gauge",
+                "Bytes of request bodies that are held back or kept to be sent again.",
+                self.bodies.used(),
+            ),
+            ("trestle_held_body_max_bytes", "gauge", "As many as may be held.", self.bodies.most()),
             (
                 "trestle_access_log_dropped_total",
                 "counter",

@@ -12,11 +12,11 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use tokio::time::Instant;
-use trestle_config::model::{self, LimitBy, RateOf, WeightedPool};
+use trestle_config::model::{self, CacheQuery, LimitBy, RateOf, WeightedPool};
 use trestle_config::{Config, Contents};
 
 use crate::access_log::Log;
-use crate::cache::Policy as CachePolicy;
+use crate::cache::{EditedFields, Policy as CachePolicy};
 use crate::firewall::{self, Firewall, Firewalls};
 use crate::kernel::{self, Carried, KernelVip};
 use crate::l4::sni::Names;
@@ -254,10 +254,27 @@ impl Snapshot {
         self.has_rule(|rule| rule.compression.is_some())
     }
 
+    /// What caches count of queries, if it is not all of them.
+    pub(crate) fn cached_queries(&self) -> Vec<CacheQuery> {
+        let mut choices = Vec::new();
+        for policy in self.all_rules().filter_map(|rule| rule.cache.as_deref()) {
+            let choice = policy.key.query();
+            if *choice != CacheQuery::All && !choices.contains(choice) {
+                choices.push(choice.clone());
+            }
+        }
+        choices
+    }
+
     fn has_rule(&self, such: impl Fn(&Rule) -> bool) -> bool {
-        let rules =
-            |listener: &Arc<Listener>| listener.rules.iter().chain(&listener.fallback).any(|rule| such(rule));
-        self.listeners.values().any(rules)
+        self.all_rules().any(such)
+    }
+
+    fn all_rules(&self) -> impl Iterator<Item = &Rule> {
+        self.listeners
+            .values()
+            .flat_map(|listener| listener.rules.iter().chain(&listener.fallback))
+            .map(|rule| &**rule)
     }
 
     /// Sets that have a name.
@@ -318,10 +335,12 @@ fn turns(config: &Config, previous: Option<&Turns>) -> Turns {
 
 /// What no other rule has, nor this one once it does something else: names alone may come again, also after a restart
 /// that cached responses outlast. That it is written by `Debug` lets another release begin anew.
-fn place(listener: &str, route: &str, rule: &model::Rule) -> String {
-    let pools: Vec<&str> = rule.pools.iter().map(|weighted| weighted.pool.as_str()).collect();
+fn place(listener: &str, route: &str, rule: &model::Rule, policies: &model::Policies) -> String {
+    let pools = rule.pools.iter().map(|weighted| (&weighted.pool, &weighted.request_headers));
+    let pools: Vec<_> = pools.collect();
     let model::Rule { name, matches, rewrite, .. } = rule;
-    format!("{listener}\n{route}\n{name}\n{matches:?}\n{pools:?}\n{rewrite:?}")
+    let edits = &policies.request_headers;
+    format!("{listener}\n{route}\n{name}\n{matches:?}\n{pools:?}\n{rewrite:?}\n{edits:?}")
 }
 
 /// `None` for a pool with TLS: it is not asked at all, rather than without.
@@ -407,7 +426,7 @@ fn rules(
                 compression: None,
             }
             .with(&policies, around)
-            .cached(&policies, place(parts.listener, name, rule)),
+            .cached(&policies, place(parts.listener, name, rule, &policies)),
         )
     };
     route.rules.iter().map(rule).collect()
@@ -584,10 +603,15 @@ impl Rule {
     /// `place` names the rule among all of the node.
     fn cached(mut self, policies: &model::Policies, place: String) -> Self {
         let of_pools = self.split.edits.iter().filter_map(|edits| edits.request.as_deref());
-        let changed = self.request_edits.as_deref().into_iter().chain(of_pools).flat_map(Edits::names);
-        let changed = changed.cloned().collect();
+        let of_pools: Vec<&http::HeaderName> = of_pools.flat_map(Edits::names).collect();
+        let edits = self.request_edits.as_deref();
+        let put = edits.into_iter().flat_map(Edits::put_names);
+        let edited = EditedFields {
+            removed: edits.into_iter().flat_map(Edits::removed_names).cloned().collect(),
+            changed: put.chain(of_pools).cloned().collect(),
+        };
         let policy = policies.cache.as_ref().filter(|_| self.answer.is_none());
-        self.cache = policy.and_then(|cache| CachePolicy::compile(cache, place, changed)).map(Box::new);
+        self.cache = policy.and_then(|cache| CachePolicy::compile(cache, place, edited)).map(Box::new);
         self
     }
 

@@ -2,8 +2,11 @@
 //!
 //! Whoever measures sets it ([`crate::Plane::set_strain`]); a worker looks at one byte when a connection
 //! begins, and is woken when that changes.
+//!
+//! What is measured twice a second can be used up in between by connections that come at once. So whoever measures says
+//! also how many may be open until it looks again ([`crate::Plane::bound_connections`]).
 
-use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering::Relaxed};
 
 use tokio::sync::watch;
 
@@ -29,12 +32,13 @@ pub struct Strain {
 #[derive(Debug)]
 pub(crate) struct Shed {
     step: AtomicU8,
+    open_max: AtomicUsize,
     now: watch::Sender<Strain>,
 }
 
 impl Default for Shed {
     fn default() -> Self {
-        Self { step: AtomicU8::new(0), now: watch::Sender::default() }
+        Self { step: AtomicU8::new(0), open_max: AtomicUsize::new(usize::MAX), now: watch::Sender::default() }
     }
 }
 
@@ -59,6 +63,16 @@ impl Shed {
     pub(crate) fn refuses(&self) -> bool {
         self.step.load(Relaxed) >= Step::Refuse as u8
     }
+
+    /// Client connections that may be open.
+    pub(crate) fn bound_connections(&self, open_max: usize) {
+        self.open_max.store(open_max, Relaxed);
+    }
+
+    /// Whether there is room for one more beside so many.
+    pub(crate) fn has_room(&self, open: usize) -> bool {
+        open < self.open_max.load(Relaxed)
+    }
 }
 
 #[cfg(test)]
@@ -75,5 +89,8 @@ mod tests {
         assert_eq!(seen(Step::Spare), (true, false));
         assert_eq!(seen(Step::Refuse), (true, true));
         assert_eq!(seen(Step::None), (false, false));
+        assert!(shed.has_room(1 << 40));
+        shed.bound_connections(10);
+        assert!(shed.has_room(9) && !shed.has_room(10));
     }
 }

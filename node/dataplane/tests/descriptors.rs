@@ -1,7 +1,8 @@
 //! What happens when the process runs out of file descriptors. A process of its own, since the limit is
 //! the process's.
 
-use std::collections::BTreeMap;
+mod plane;
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::num::NonZeroUsize;
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use trestle_config::model::{Bind, Listener, Member, Pool, Protocol};
 use trestle_config::{Config, Contents};
-use trestle_dataplane::{Install, Options, Plane};
+use trestle_dataplane::{Install, Plane};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -50,20 +51,7 @@ fn cpu_seconds() -> f64 {
 #[test]
 fn without_descriptors_accepting_pauses_and_goes_on_when_there_are_some() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let options = Options {
-        workers: NonZeroUsize::MIN,
-        node: "n1".into(),
-        zone: String::new(),
-        secret: [7; 32],
-        cookies: [7; 32].into(),
-        pinned: BTreeMap::new(),
-        spans: None,
-        give_back: || {},
-        cache_memory: 0,
-        cache_disk: None,
-        kernel_check: |_, _| Err("not in tests".to_owned()),
-    };
-    let plane = Plane::start(options).expect("a plane");
+    let plane = Plane::start(plane::options(NonZeroUsize::MIN)).expect("a plane");
     let install = Install {
         revision: 1,
         config: Arc::new(config(backend())),

@@ -1,6 +1,7 @@
 //! A listener on a range of ports. A process of its own, for its descriptors, threads and memory are counted.
 
-use std::collections::BTreeMap;
+mod plane;
+
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::num::NonZeroUsize;
@@ -8,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use trestle_config::{Config, Contents};
-use trestle_dataplane::{Install, Options, Plane};
+use trestle_dataplane::{Install, Plane};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const PORTS: u16 = 1_000;
@@ -183,20 +184,7 @@ fn a_silent_port_ejects_nobody(plane: &Plane, first: u16) {
 
 #[test]
 fn a_thousand_ports_are_one_listener() {
-    let options = Options {
-        workers: NonZeroUsize::new(WORKERS).expect("some"),
-        node: "n1".into(),
-        zone: String::new(),
-        secret: [7; 32],
-        cookies: [7; 32].into(),
-        pinned: BTreeMap::new(),
-        spans: None,
-        give_back: || {},
-        cache_memory: 0,
-        cache_disk: None,
-        kernel_check: |_, _| Err("not in tests".to_owned()),
-    };
-    let plane = Plane::start(options).expect("a plane");
+    let plane = Plane::start(plane::options(NonZeroUsize::new(WORKERS).expect("some"))).expect("a plane");
     let first = free_range();
     // What the first listener of any kind costs is not the range's.
     let one = install(&plane, 1, config(first, 2));

@@ -10,7 +10,8 @@ use trestle_dataplane::{KEPT_MAX, KernelOffence, KernelView};
 
 use crate::census::{Open, heaviest};
 use crate::direct::Direct;
-use crate::programmer::{Error, InForce, Programmer};
+use crate::own::{Error, InForce};
+use crate::programmer::Programmer;
 use crate::traffic::Traffic;
 
 /// The one who programs this node's tables. Blocks while the kernel works.

@@ -13,8 +13,8 @@ use trestle_netlink::nudge::nudge;
 use trestle_netlink::route::Route;
 
 use crate::chooser::{Choosers, Tables};
+use crate::own::Error;
 use crate::places::Places;
-use crate::programmer::Error;
 use crate::ruleset::{Family, Keepers};
 use crate::shares::Shares;
 

@@ -9,33 +9,13 @@ use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lan::{Lan, Member, VIP4, VIP6, view};
+use lan::{Lan, Member, VIP4, VIP6, ask, connect, said, view};
 use trestle_config::model::{KernelHash, KernelMode};
 use trestle_dataplane::KernelView;
 use trestle_kernel_path::{Census, Programmer, support};
 use trestle_netlink::testing::{Namespace, available};
 
 const SECOND: Duration = Duration::from_secs(1);
-
-/// Who answers, and whom it sees.
-fn ask(stream: &mut TcpStream) -> (String, SocketAddr) {
-    stream.write_all(b"?").unwrap();
-    let mut answer = [0; 64];
-    let length = stream.read(&mut answer).unwrap();
-    said(&answer[..length])
-}
-
-fn said(answer: &[u8]) -> (String, SocketAddr) {
-    let text = String::from_utf8(answer.to_vec()).unwrap();
-    let (name, peer) = text.split_once(' ').unwrap_or_else(|| panic!("{text:?}"));
-    (name.to_owned(), peer.parse().unwrap())
-}
-
-fn connect(to: SocketAddr) -> TcpStream {
-    let stream = TcpStream::connect_timeout(&to, 3 * SECOND).unwrap();
-    stream.set_read_timeout(Some(5 * SECOND)).unwrap();
-    stream
-}
 
 #[test]
 fn clients_reach_members_and_are_seen_by_their_own_addresses() {

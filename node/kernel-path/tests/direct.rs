@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lan::{DNS, Lan, VIP4, VIP6, direct_view};
+use lan::{DNS, Lan, VIP4, VIP6, ask, connect, direct_view, said};
 use trestle_config::model::{Action, KernelMode};
 use trestle_dataplane::{KernelNetworks, KernelRate, KernelRule, KernelView};
 use trestle_kernel_path::{Carrier, Direct, support};
@@ -20,26 +20,6 @@ use trestle_netlink::testing::{Namespace, available};
 
 const SECOND: Duration = Duration::from_secs(1);
 const WEB: u16 = 8080;
-
-/// Who answers, and whom it sees.
-fn ask(stream: &mut TcpStream) -> (String, SocketAddr) {
-    stream.write_all(b"?").unwrap();
-    let mut answer = [0; 64];
-    let length = stream.read(&mut answer).unwrap();
-    said(&answer[..length])
-}
-
-fn said(answer: &[u8]) -> (String, SocketAddr) {
-    let text = String::from_utf8(answer.to_vec()).unwrap();
-    let (name, peer) = text.split_once(' ').unwrap_or_else(|| panic!("{text:?}"));
-    (name.to_owned(), peer.parse().unwrap())
-}
-
-fn connect(to: SocketAddr) -> TcpStream {
-    let stream = TcpStream::connect_timeout(&to, 3 * SECOND).unwrap();
-    stream.set_read_timeout(Some(5 * SECOND)).unwrap();
-    stream
-}
 
 fn datagram(to: SocketAddr) -> UdpSocket {
     let socket = UdpSocket::bind(SocketAddr::new(lan::client_ip(to.ip()), 0)).unwrap();

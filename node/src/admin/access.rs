@@ -172,20 +172,26 @@ impl Access {
             .and_then(|value| value.as_bytes().split_at_checked(7))
             .filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"bearer "))
             .map(|(_, token)| token);
-        if proof == Proof::Local && self.token.is_none() {
+        let is = |token: &Option<Token>, offered| token.as_ref().is_some_and(|token| token.is(offered));
+        // Whoever offers it wants no more than it admits to, also where nothing is asked for.
+        let only_reads = offered.is_some_and(|offered| is(&self.read_token, offered));
+        if proof == Proof::Local && self.token.is_none() && !only_reads {
             return Ok("local");
         }
-        let is = |token: &Option<Token>, offered| token.as_ref().is_some_and(|token| token.is(offered));
         match offered {
             _ if self.token.is_none() && self.read_token.is_none() => {
                 Err(unauthorized("give the cluster's key (`--key-file`): this node takes no token"))
             }
+            None if proof == Proof::Local => Err(unauthorized(
+                "give an admin token (`--token-file`): this node asks for one on loopback too, where it speaks plain \
+                 HTTP and the cluster's key (`--key-file`) proves nothing",
+            )),
             None => {
                 Err(unauthorized("give an admin token (`--token-file`) or the cluster's key (`--key-file`)"))
             }
             Some(offered) if is(&self.token, offered) => Ok("admin-token"),
-            Some(offered) if is(&self.read_token, offered) && method.is_safe() => Ok("admin-read-token"),
-            Some(offered) if is(&self.read_token, offered) => Err(ApiError::new(
+            Some(_) if only_reads && method.is_safe() => Ok("admin-read-token"),
+            Some(_) if only_reads => Err(ApiError::new(
                 StatusCode::FORBIDDEN,
                 "read_only",
                 "this token is for reading; changes take the admin token or the cluster's key",
@@ -364,6 +370,19 @@ mod tests {
         assert_eq!(asked(&reading, "GET /v1/config", READ), Ok("admin-read-token".into()));
     }
 
+    #[test]
+    fn a_token_for_reading_changes_nothing_on_loopback_either() {
+        const READ: &str = "fedcba9876543210fedc";
+        let read_token = Some(Token::new(READ).unwrap());
+        let reading = Access { read_token, ..access("127.0.0.1:7480", None) };
+        let bearer = format!("Bearer {READ}");
+        let with_it = [("host", "localhost"), ("authorization", bearer.as_str())];
+        let asked = |request: &str, headers: &[_]| judge(&reading, Proof::Local, request, headers);
+        assert_eq!(asked("POST /v1/cache/purge", &with_it), Err("read_only"));
+        assert_eq!(asked("GET /v1/status", &with_it), Ok("admin-read-token".into()));
+        assert_eq!(asked("POST /v1/cache/purge", &with_it[..1]), Ok("local".into()));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn who_offers_a_wrong_token_waits_and_few_do_at_once() {
         let wrong = Arc::new(Wrong::default());
@@ -390,6 +409,11 @@ mod tests {
             judge(&access, Proof::Local, "GET /v1/status", &[("host", "localhost")]),
             Err("unauthorized")
         );
+        let headers = [("host".parse().unwrap(), "localhost".parse().unwrap())].into_iter().collect();
+        let refused =
+            access.judge(Proof::Local, &Method::GET, &"/v1/status".parse().unwrap(), &headers).unwrap_err();
+        assert!(refused.message.starts_with("give an admin token"), "{}", refused.message);
+        assert!(refused.message.contains("`--key-file`) proves nothing"), "{}", refused.message);
     }
 
     #[test]

@@ -65,6 +65,12 @@ fn render_node(api: &Api, out: &mut String) {
     }
     counter(out, "trestle_admin_full_total", "Times that all connection slots of the admin API were taken.");
     let _ = writeln!(out, "trestle_admin_full_total {}", api.counters.full.load(Ordering::Relaxed));
+    counter(
+        out,
+        "trestle_admin_made_room_total",
+        "Connections of the admin API without a request that ended for new ones.",
+    );
+    let _ = writeln!(out, "trestle_admin_made_room_total {}", api.counters.made_room.load(Ordering::Relaxed));
 }
 
 fn render_spans(counts: &otlp::Counts, out: &mut String) {

@@ -20,6 +20,7 @@ mod metrics;
 mod openapi;
 mod routes;
 mod server;
+mod slots;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -55,6 +56,8 @@ pub(crate) struct Counters {
     answers: [AtomicU64; 5],
     /// How often all connection slots were taken.
     full: AtomicU64,
+    /// Connections that made room for others.
+    made_room: AtomicU64,
 }
 
 impl Api {

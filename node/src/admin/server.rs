@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::Router;
@@ -10,21 +9,23 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
+use super::slots::{Slot, Slots};
 use super::{Api, Counters, Proof, router};
 
-/// Connections at once; more wait in the kernel's queue, counted. Operators and scrapers need few;
-/// each may hold one body of [`super::body::BODY_MAX`].
+/// Connections at once. Operators and scrapers need few; each may hold one body of [`super::body::BODY_MAX`].
 const CONNECTIONS_MAX: usize = 64;
 
 /// For the TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// From accept, or the end of the last answer, to the end of the next head.
+/// From the beginning to the end of the first head: who comes has something to ask.
+const FIRST_HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// From the end of an answer to the end of the next head.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// After an accept that failed (descriptors used up), so that the loop does not spin.
@@ -48,17 +49,14 @@ impl Server {
     }
 
     async fn serve_with(self, service: Router, counters: &Counters, stop: CancellationToken) {
-        let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let slots = Slots::new(CONNECTIONS_MAX);
         let accept = async {
             loop {
-                if slots.available_permits() == 0 {
-                    counters.full.fetch_add(1, Ordering::Relaxed);
-                }
-                let Ok(slot) = slots.clone().acquire_owned().await else { return };
                 match self.listener.accept().await {
                     Ok((stream, peer)) => {
+                        let Some(slot) = slots.take(peer.ip(), counters).await else { continue };
                         let connection =
-                            Connection { service: service.clone(), peer, stop: stop.clone(), _slot: slot };
+                            Connection { service: service.clone(), peer, stop: stop.clone(), slot };
                         tokio::spawn(connection.run(stream, self.tls.clone()));
                     }
                     Err(e) => {
@@ -69,9 +67,7 @@ impl Server {
             }
         };
         stop.run_until_cancelled(accept).await;
-        // Each open connection holds a slot: all of them back means that all have ended.
-        let all = u32::try_from(CONNECTIONS_MAX).unwrap_or(u32::MAX);
-        let _ = slots.acquire_many(all).await;
+        slots.all_ended().await;
     }
 }
 
@@ -79,12 +75,19 @@ struct Connection {
     service: Router,
     peer: SocketAddr,
     stop: CancellationToken,
-    _slot: OwnedSemaphorePermit,
+    slot: Slot,
 }
 
 impl Connection {
     async fn run(self, stream: TcpStream, tls: Option<TlsAcceptor>) {
         let _ = stream.set_nodelay(true);
+        tokio::select! {
+            () = self.serve(stream, tls) => {}
+            () = self.slot.has_to_leave() => {}
+        }
+    }
+
+    async fn serve(&self, stream: TcpStream, tls: Option<TlsAcceptor>) {
         let Some(tls) = tls else { return self.answer(stream, Proof::Local).await };
         let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream));
         match self.stop.run_until_cancelled(handshake).await {
@@ -104,7 +107,12 @@ impl Connection {
     async fn answer(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, proof: Proof) {
         let service = hyper::service::service_fn(|mut request: http::Request<Incoming>| {
             request.extensions_mut().insert(proof);
-            self.service.clone().oneshot(request)
+            let (serving, service) = (self.slot.serve(), self.service.clone());
+            async move {
+                // It is about to be cut: nothing may be begun.
+                let Some(_serving) = serving else { return std::future::pending().await };
+                service.oneshot(request).await
+            }
         });
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
@@ -113,6 +121,7 @@ impl Connection {
         tokio::pin!(connection);
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
+            () = self.nothing_came() => return,
             () = self.stop.cancelled() => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
@@ -122,12 +131,20 @@ impl Connection {
             tracing::debug!(peer = %self.peer, error = %e, "admin connection ended early");
         }
     }
+
+    async fn nothing_came(&self) {
+        tokio::time::sleep(FIRST_HEADER_TIMEOUT).await;
+        if !self.slot.is_new() {
+            std::future::pending().await
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use axum::Extension;
     use axum::routing::get;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use trestle_cluster::identity::ClusterKey;
 
     use super::*;
@@ -198,5 +215,40 @@ mod tests {
         assert!(matches!(error, ClientError::Unreachable(_)), "{error}");
         stop.cancel();
         tokio::time::timeout(Duration::from_secs(10), task).await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_says_nothing_does_not_shut_others_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("key");
+        let key = crate::key::create(&file).unwrap();
+        for tls in [None, Some(&key)] {
+            let (address, _stop, _task) = mirror(tls).await;
+            let mut silent = Vec::new();
+            for _ in 0..3 * CONNECTIONS_MAX {
+                silent.push(TcpStream::connect(address).await.unwrap());
+            }
+            let url = format!("{}://{address}", if tls.is_some() { "https" } else { "http" });
+            let credentials = Credentials { key_file: Some(&file), ..Credentials::default() };
+            for _ in 0..5 {
+                assert!(ask(&url, credentials).await.is_ok(), "{url}");
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_says_nothing_at_first_has_less_time_than_who_has_asked_before() {
+        let (address, _stop, _task) = mirror(None).await;
+        let began = tokio::time::Instant::now();
+        let ended = async |stream: &mut TcpStream| {
+            let mut rest = Vec::new();
+            let _ = stream.read_to_end(&mut rest).await;
+            began.elapsed()
+        };
+        let (mut silent, mut before) =
+            (TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap());
+        before.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+        assert!(ended(&mut silent).await < FIRST_HEADER_TIMEOUT * 2);
+        assert!(ended(&mut before).await > FIRST_HEADER_TIMEOUT * 2);
     }
 }

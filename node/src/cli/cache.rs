@@ -2,8 +2,9 @@
 
 use http::Method;
 use serde_json::json;
+use trestle_cluster::PurgeOrder;
 
-use super::output::{Outcome, Output, table};
+use super::output::{Failure, Outcome, Output, table};
 use super::views::{CacheStats, Purged};
 use super::{Target, run_async};
 use crate::client::Call;
@@ -17,7 +18,9 @@ pub(crate) enum CacheCommand {
     #[command(after_help = "Examples:\n  trestle cache purge https://shop.example.com/cart.js\n  \
         trestle cache purge --prefix https://shop.example.com/img/\n  trestle cache purge --tag product-17 --tag news\n  \
         trestle cache purge --all\n\nIt returns once no node serves any of it. A node that is away serves nothing from \
-        its cache, but what a member says is still good, until it has heard of it.")]
+        its cache, but what a member says is still good, until it has heard of it.\n\nHow much was kept is not counted: it \
+        stays where it is until it is next asked for, or others need its room, and is held against the purge then. So a URL \
+        under which nothing was kept is purged as any other.")]
     Purge(Purge),
 }
 
@@ -114,7 +117,18 @@ fn render(stats: &CacheStats) -> String {
     text
 }
 
+/// What is wrong with it is wrong usage; the node looks at it again.
+fn check(args: &Purge) -> Result<(), Failure> {
+    let Purge { urls, prefixes, tags, all, .. } = args;
+    let (urls, prefixes, tags) = (urls.clone(), prefixes.clone(), tags.clone());
+    let order = PurgeOrder { urls, prefixes, tags, all: *all, author: String::new() };
+    order.check().map_err(|why| {
+        Failure::Usage(format!("trestle: {why}\nFor more information, try 'trestle cache purge --help'."))
+    })
+}
+
 fn purge(args: &Purge) -> Outcome {
+    check(args)?;
     let order = json!({ "urls": args.urls, "prefixes": args.prefixes, "tags": args.tags, "all": args.all });
     let call = Call::new(Method::POST, "/v1/cache/purge").body(order.to_string());
     let answer = run_async(args.target.client()?.send(&call))?;

@@ -16,11 +16,13 @@ mod route;
 mod run;
 mod views;
 
+use std::ffi::OsString;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
+use clap::error::{ContextKind, ContextValue};
 use clap::{CommandFactory, FromArgMatches, Parser};
 
 use crate::client::{Client, ClientError, Credentials, URL_DEFAULT};
@@ -220,7 +222,9 @@ pub fn main() -> ExitCode {
         }
         _ => {}
     }
-    let matches = Cli::command().get_matches();
+    let matches = Cli::command()
+        .try_get_matches_from(&arguments)
+        .unwrap_or_else(|error| with_whole_usage(error, &arguments).exit());
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
     match dispatch(&cli.command) {
         Ok(()) | Err(Failure::ClosedPipe) => ExitCode::SUCCESS,
@@ -238,6 +242,21 @@ pub fn main() -> ExitCode {
             ExitCode::from(1)
         }
     }
+}
+
+/// The parser would show as usage what was given, and what the environment has as if it were required.
+fn with_whole_usage(mut error: clap::Error, arguments: &[OsString]) -> clap::Error {
+    if error.get(ContextKind::Usage).is_some() {
+        let mut root = Cli::command();
+        root.build();
+        let mut command = &root;
+        for word in arguments.iter().skip(1) {
+            let Some(inner) = command.find_subcommand(word) else { break };
+            command = inner;
+        }
+        error.insert(ContextKind::Usage, ContextValue::StyledStr(command.clone().render_usage()));
+    }
+    error
 }
 
 fn dispatch(command: &Command) -> Outcome {

@@ -95,6 +95,7 @@ impl Traced {
             pinned: BTreeMap::new(),
             spans: Some(tap),
             give_back: || {},
+            body_memory: 1 << 20,
             cache_memory: 0,
             cache_disk: None,
             kernel_check: |_, _| Err("not in tests".to_owned()),

@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use trestle_cluster::identity::ClusterKey;
 use trestle_cluster::{Cluster, Draft, Ended, InheritedGuard, Start};
 use trestle_dataplane::{CacheDisk, CookieKeys, Options, Plane};
+use trestle_raft_store::Store;
 
 use crate::admin::{Access, Api, Server, Token};
 use crate::otlp::Exporter;
@@ -185,8 +186,21 @@ impl Prepared {
             Some(user) => user.take("data folder", dir)?,
             None => privileges::make_private("data folder", dir)?,
         }
-        if let (Some(user), Some(disk)) = (&user, &settings.cache_disk) {
-            user.take("folder of --cache-disk", disk)?;
+        if let Some(disk) = &settings.cache_disk {
+            let what = "folder of --cache-disk";
+            if Store::is_in(disk) {
+                let at = disk.display();
+                anyhow::bail!(
+                    "{at} is the data folder of a node: give cached responses a folder of their own"
+                );
+            }
+            let is_new = CacheDisk::make(disk).context(what)?;
+            if let Some(user) = &user {
+                if is_new {
+                    user.give(what, disk)?;
+                }
+                user.take(what, disk)?;
+            }
         }
         let earlier = Ports::load(dir)?;
         if key::readable_by_others(dir) {
@@ -206,7 +220,7 @@ impl Prepared {
         if let Some(user) = user {
             user.become_it()?;
         }
-        trestle_raft_store::Store::check_free(dir)?;
+        Store::check_free(dir)?;
         let cluster = Wanted::new(Use::Cluster, settings.cluster, earlier.as_ref().and_then(|e| e.cluster));
         let admin = Wanted::new(Use::Admin, settings.admin, earlier.as_ref().and_then(|e| e.admin));
         cluster.probe(dir)?;
@@ -247,10 +261,12 @@ impl Prepared {
             pinned,
             spans,
             give_back: crate::memory::give_back,
+            body_memory: body_memory(settings),
             cache_memory: cache_memory(settings),
             cache_disk: cache_disk(settings),
             kernel_check: trestle_kernel_path::support::check,
         };
+        warn_of_cache(settings);
         let plane = Plane::start(options).context("data plane")?;
         let counts = exporter.as_ref().map(Exporter::counts);
         let node = Arc::new(Node::new(plane, settings, bind, counts));
@@ -550,9 +566,27 @@ impl Ending {
 /// For cached responses, where nobody has said how much: a sixteenth of what there is.
 fn cache_memory(settings: &NodeSettings) -> u64 {
     const MOST: u64 = 1 << 30;
+    settings.cache_memory.unwrap_or_else(|| part_of_memory(settings, 16).min(MOST))
+}
+
+/// `--memory-max` may say more than there is.
+fn warn_of_cache(settings: &NodeSettings) {
+    let there = [settings.memory_max, None].into_iter().filter_map(strain::memory_there).min();
+    let told = there.and_then(|there| strain::too_much_cache(cache_memory(settings), there));
+    if let Some(told) = told {
+        tracing::warn!("{told}");
+    }
+}
+
+/// For request bodies that are held back: well below what a node sheds at, since each costs its connection too.
+fn body_memory(settings: &NodeSettings) -> u64 {
+    part_of_memory(settings, 8)
+}
+
+/// One of so many parts.
+fn part_of_memory(settings: &NodeSettings, parts: u64) -> u64 {
     const UNKNOWN: u64 = 64 << 20;
-    let of_machine = || strain::memory_there(settings.memory_max).map_or(UNKNOWN, |there| there / 16);
-    settings.cache_memory.unwrap_or_else(|| of_machine().min(MOST))
+    strain::memory_there(settings.memory_max).map_or(UNKNOWN, |there| there / parts)
 }
 
 fn cache_disk(settings: &NodeSettings) -> Option<CacheDisk> {

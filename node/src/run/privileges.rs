@@ -95,8 +95,7 @@ impl User {
         let shown = dir.display();
         if !dir.exists() {
             make_private(what, dir)?;
-            std::os::unix::fs::chown(dir, Some(self.uid), Some(self.gid))
-                .with_context(|| format!("can't give the {what} {shown} to {self}"))?;
+            self.give(what, dir)?;
         }
         let can_read = || format!("can't look into the {what} {shown}");
         let mut foreign = Vec::new();
@@ -120,6 +119,12 @@ impl User {
             self.uid,
             self.gid
         )
+    }
+
+    /// Makes a folder that was just made the user's.
+    pub(super) fn give(&self, what: &str, dir: &Path) -> anyhow::Result<()> {
+        std::os::unix::fs::chown(dir, Some(self.uid), Some(self.gid))
+            .with_context(|| format!("can't give the {what} {} to {self}", dir.display()))
     }
 
     /// Becomes the user, for good.

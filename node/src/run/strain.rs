@@ -71,11 +71,13 @@ impl Watch {
         while stop.run_until_cancelled(sleep(EVERY)).await.is_some() {
             let seen = self.look().await;
             *self.seen.lock() = seen;
+            self.plane.bound_connections(room(seen.descriptors, self.plane.open_connections()));
             if let Some(dropped) = queues.hear(backlog::dropped(), Instant::now()) {
                 tracing::warn!(
                     dropped,
-                    "connections were dropped, since more waited to be accepted than a listener's queue takes: \
-                     more workers, `rate_limits`, or a larger net.core.somaxconn help"
+                    "the kernel dropped connections, since more waited to be accepted than a socket's queue takes. It \
+                     counts all programs of this network namespace together: trestle_listener_accept_queue shows \
+                     whether these are ours. If so, more workers, `rate_limits`, or a larger net.core.somaxconn help"
                 );
             }
             let Some(strain) = judge.hear(&seen, Instant::now()) else { continue };
@@ -107,6 +109,14 @@ impl Watch {
         let (memory, descriptors) = looked.await.unwrap_or_default();
         Seen { memory, descriptors, turn }
     }
+}
+
+/// How many client connections may be open, where so many are and so many descriptors are used: what is left up to the
+/// mark at which new ones are refused may be used up before the next look.
+fn room(descriptors: Option<Part>, open: usize) -> usize {
+    let Some(Part { used, of }) = descriptors else { return usize::MAX };
+    let left = (of / 100 * REFUSE + of % 100 * REFUSE / 100).saturating_sub(used);
+    open.saturating_add(usize::try_from(left).unwrap_or(usize::MAX))
 }
 
 /// Bytes of memory that the process has to itself; `max`: at most, as the operator says.
@@ -197,6 +207,18 @@ impl Judge {
     }
 }
 
+/// What is amiss with so much for the cache, on a node that has so much in all.
+pub(super) fn too_much_cache(cache: u64, there: u64) -> Option<String> {
+    let most = u64::try_from(u128::from(there) * u128::from(SPARE) / 100).unwrap_or(u64::MAX);
+    let (cache_text, there_text) = (mebibytes(cache), mebibytes(there));
+    (cache > most).then(|| {
+        format!(
+            "--cache-memory is {cache_text}, and there are {there_text}: before the cache is full this node sheds \
+             its clients, from {SPARE} % of its memory on"
+        )
+    })
+}
+
 fn mebibytes(bytes: u64) -> String {
     format!("{} MiB", bytes >> 20)
 }
@@ -204,6 +226,27 @@ fn mebibytes(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_left_of_descriptors_may_be_used_before_the_next_look() {
+        let part = |used, of| Some(Part { used, of });
+        assert_eq!(room(part(100, 1_000), 50), 50 + 850);
+        assert_eq!(room(part(40, 64), 3), 3 + 20);
+        assert_eq!(room(part(980, 1_000), 50), 50);
+        assert_eq!(
+            room(part(1, u64::MAX), 0),
+            usize::try_from(u64::MAX / 100 * 95 + 14 - 1).unwrap_or(usize::MAX)
+        );
+        assert_eq!(room(None, 50), usize::MAX);
+    }
+
+    #[test]
+    fn a_cache_beyond_the_memory_is_told_of() {
+        let told = too_much_cache(900 << 30, 23 << 30).expect("too much");
+        assert!(told.contains("921600 MiB") && told.contains("23552 MiB"), "{told}");
+        assert_eq!((too_much_cache(84, 100), too_much_cache(85, 100)), (None, None));
+        assert!(too_much_cache(86, 100).is_some() && too_much_cache(u64::MAX, u64::MAX).is_some());
+    }
 
     const MIB: u64 = 1 << 20;
 

@@ -3,9 +3,9 @@
 //! Numbers are LEB128 unless said otherwise; a message fits one datagram.
 //!
 //! ```text
-//! message  format 1 | node | session 8 bytes | version | floor | ack | delta
-//! ack      0, or 1 | session 8 bytes | table | n | n × ( gap | length )
-//! delta    0, or 1 | from | to - from | n | n × ( (version - last) × 2 + is IPv6 | address | connections | rate )
+//! message  format 1 | node | session 8 bytes | version | floor | 0, or 1 | ack | 0, or 1 | delta of entries
+//! ack      session 8 bytes | table | n | n × ( gap | length )
+//! entry    (version - last) × 2 + is IPv6 | address | connections | rate
 //! ```
 
 use std::net::IpAddr;
@@ -13,14 +13,17 @@ use std::net::IpAddr;
 use trestle_raft_store::types::NodeId;
 
 use super::ranges::Ranges;
-use crate::leb128::{number, number_len, put, take};
+use crate::wire::{
+    Change, MAX_DELTA_HEAD, number, number_len, optional, put, put_optional, put_span, put_whole,
+    short_number, span, take, whole,
+};
 
 const FORMAT: u8 = 2;
 /// Bytes of the largest message without entries.
 pub(crate) const MAX_HEAD: usize =
-    1 + 10 + 8 + 10 + 10 + (1 + 8 + 10 + 1 + Ranges::MOST * 20) + MAX_DELTA_HEAD;
-/// Of them, what announces a delta.
-const MAX_DELTA_HEAD: usize = 1 + 10 + 10 + 3;
+    1 + 10 + 8 + 10 + 10 + (1 + 8 + 10 + 1 + Ranges::MOST * 20) + (1 + MAX_DELTA_HEAD);
+
+pub(crate) type Delta = crate::wire::Delta<Entry>;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Message {
@@ -43,17 +46,6 @@ pub(crate) struct Ack {
     /// Grows whenever the sender had to begin the table anew.
     pub(crate) table: u64,
     pub(crate) got: Ranges,
-}
-
-/// All changes after `from` up to `to`, except those that a later change has overtaken. It says that
-/// whatever the receiver has: nothing is left out because it was acknowledged, for the receiver may
-/// have begun its table anew while this was under way.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Delta {
-    pub(crate) from: u64,
-    pub(crate) to: u64,
-    /// By version, strictly ascending, within (from, to].
-    pub(crate) entries: Vec<Entry>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,17 +79,11 @@ impl Message {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = vec![FORMAT];
         put(&mut out, self.node);
-        out.extend_from_slice(&self.session.to_be_bytes());
+        put_whole(&mut out, self.session);
         put(&mut out, self.version);
         put(&mut out, self.floor);
-        match &self.ack {
-            None => out.push(0),
-            Some(ack) => ack.encode(&mut out),
-        }
-        match &self.delta {
-            None => out.push(0),
-            Some(delta) => delta.encode(&mut out),
-        }
+        put_optional(&mut out, self.ack.as_ref(), Ack::encode);
+        put_optional(&mut out, self.delta.as_ref(), Delta::encode);
         out
     }
 
@@ -109,7 +95,7 @@ impl Message {
         }
         let message = Message {
             node: number(input)?,
-            session: u64::from_be_bytes(take(input)?),
+            session: whole(input)?,
             version: number(input)?,
             floor: number(input)?,
             ack: optional(input, Ack::decode)?,
@@ -124,20 +110,18 @@ impl Message {
 
 impl Ack {
     fn encode(&self, out: &mut Vec<u8>) {
-        out.push(1);
-        out.extend_from_slice(&self.session.to_be_bytes());
+        put_whole(out, self.session);
         put(out, self.table);
         out.push(self.got.iter().len() as u8);
         let mut last = 0;
         for (from, to) in self.got.iter() {
-            put(out, from - last);
-            put(out, to - from);
+            put_span(out, (from - last, to - last));
             last = to;
         }
     }
 
     fn decode(input: &mut &[u8]) -> Option<Ack> {
-        let session = u64::from_be_bytes(take(input)?);
+        let session = whole(input)?;
         let table = number(input)?;
         let [ranges] = take::<1>(input)?;
         if usize::from(ranges) > Ranges::MOST {
@@ -145,69 +129,41 @@ impl Ack {
         }
         let (mut got, mut last) = (Ranges::default(), 0u64);
         for _ in 0..ranges {
-            let from = last.checked_add(number(input)?)?;
-            let to = from.checked_add(number(input)?)?;
-            got.insert(from, to);
+            let (from, to) = span(input)?;
+            let to = last.checked_add(to)?;
+            got.insert(last + from, to);
             last = to;
         }
         Some(Ack { session, table, got })
     }
 }
 
-impl Delta {
-    fn encode(&self, out: &mut Vec<u8>) {
-        out.push(1);
-        put(out, self.from);
-        put(out, self.to - self.from);
-        put(out, self.entries.len() as u64);
-        let mut last = self.from;
-        for entry in &self.entries {
-            put(out, (entry.version - last) << 1 | u64::from(entry.client.is_ipv6()));
-            match entry.client {
-                IpAddr::V4(ip) => out.extend_from_slice(&ip.octets()),
-                IpAddr::V6(ip) => out.extend_from_slice(&ip.octets()),
-            }
-            put(out, u64::from(entry.connections));
-            put(out, u64::from(entry.rate));
-            last = entry.version;
-        }
+impl Change for Entry {
+    /// Of IPv4.
+    const LEAST: usize = 1 + 4 + 1 + 1;
+
+    fn version(&self) -> u64 {
+        self.version
     }
 
-    fn decode(input: &mut &[u8]) -> Option<Delta> {
-        let from = number(input)?;
-        let to = from.checked_add(number(input)?)?;
-        let count = usize::try_from(number(input)?).ok()?;
-        // An entry has seven bytes at least: no length is believed before it is there.
-        if count > input.len() / 7 {
-            return None;
+    fn encode(&self, last: u64, out: &mut Vec<u8>) {
+        put(out, (self.version - last) << 1 | u64::from(self.client.is_ipv6()));
+        match self.client {
+            IpAddr::V4(ip) => out.extend_from_slice(&ip.octets()),
+            IpAddr::V6(ip) => out.extend_from_slice(&ip.octets()),
         }
-        let mut entries = Vec::with_capacity(count);
-        let mut last = from;
-        for _ in 0..count {
-            let head = number(input)?;
-            let version = last.checked_add(head >> 1)?;
-            let client = match head & 1 {
-                0 => IpAddr::from(take::<4>(input)?),
-                _ => IpAddr::from(take::<16>(input)?),
-            };
-            let connections = u32::try_from(number(input)?).ok()?;
-            let rate = u32::try_from(number(input)?).ok()?;
-            if version == last || version > to {
-                return None;
-            }
-            entries.push(Entry { version, client, connections, rate });
-            last = version;
-        }
-        Some(Delta { from, to, entries })
+        put(out, self.connections.into());
+        put(out, self.rate.into());
     }
-}
 
-/// `None` inside: absent. `None` outside: malformed.
-fn optional<T>(input: &mut &[u8], decode: fn(&mut &[u8]) -> Option<T>) -> Option<Option<T>> {
-    match take::<1>(input)? {
-        [0] => Some(None),
-        [1] => Some(Some(decode(input)?)),
-        _ => None,
+    fn decode(last: u64, input: &mut &[u8]) -> Option<Self> {
+        let head = number(input)?;
+        let client = match head & 1 {
+            0 => IpAddr::from(take::<4>(input)?),
+            _ => IpAddr::from(take::<16>(input)?),
+        };
+        let (connections, rate) = (short_number(input)?, short_number(input)?);
+        Some(Entry { version: last.checked_add(head >> 1)?, client, connections, rate })
     }
 }
 

@@ -26,4 +26,5 @@ mod tls;
 
 pub use certificate::{PeerIdentity, Standing};
 pub use key::{Both, ClusterKey, KeyError, KeyId, Stage, Step};
+pub(crate) use tls::is_of_other_key;
 pub use tls::{NodeIdentity, handshake_refusal};

@@ -134,7 +134,7 @@ impl ClusterKey {
 /// Why a handshake failed, in words for the log of the side that sees `error`: both sides of a
 /// handshake between different keys say so, the one that refused and the one that was refused.
 pub fn handshake_refusal(error: &io::Error) -> String {
-    let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) else {
+    let Some(tls) = of_tls(error) else {
         return match error.kind() {
             io::ErrorKind::UnexpectedEof => "peer closed the connection in the handshake".to_owned(),
             _ => error.to_string(),
@@ -159,6 +159,22 @@ pub fn handshake_refusal(error: &io::Error) -> String {
         }
         other => other.to_string(),
     }
+}
+
+/// Whether a handshake failed since the two sides hold different keys, whichever of them refused the other.
+pub(crate) fn is_of_other_key(error: &io::Error) -> bool {
+    matches!(
+        of_tls(error),
+        Some(
+            rustls::Error::InvalidCertificate(
+                CertificateError::UnknownIssuer | CertificateError::BadSignature
+            ) | rustls::Error::AlertReceived(AlertDescription::UnknownCA | AlertDescription::DecryptError)
+        )
+    )
+}
+
+fn of_tls(error: &io::Error) -> Option<&rustls::Error> {
+    error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>())
 }
 
 fn provider() -> Arc<CryptoProvider> {

@@ -499,8 +499,8 @@ fn a_rate_that_nobody_needs_any_more_is_forgotten_by_all() {
 }
 
 #[test]
-fn thousands_of_clients_have_their_rates_at_once() {
-    let mut crowd = Crowd::new(4, 3, &vec![spec(10.0, 10.0); 3_000], Fault::None);
+fn a_thousand_clients_have_their_rates_at_once() {
+    let mut crowd = Crowd::new(4, 3, &vec![spec(10.0, 10.0); 1_000], Fault::None);
     for at in 0..crowd.subjects.len() {
         let mut demand = [2.0, 2.0, 2.0];
         demand[at % 3] = 12.0;
@@ -514,9 +514,9 @@ fn thousands_of_clients_have_their_rates_at_once() {
     let (all, least) = (admitted.iter().sum::<u64>(), admitted.iter().min());
     let bytes = (crowd.world.nodes[&0].core.stats().sent_bytes - bytes) / 10;
     eprintln!(
-        "3,000 clients above their rate: {all} of 300000 in 10 s, {least:?} of 100 at least, {bytes} bytes a second"
+        "1,000 clients above their rate: {all} of 100000 in 10 s, {least:?} of 100 at least, {bytes} bytes a second"
     );
-    within(all as f64, 300_000.0, "all");
+    within(all as f64, 100_000.0, "all");
     assert!(least.is_some_and(|least| *least >= 85), "{least:?}");
     assert_eq!(crowd.violation, None);
 }

@@ -3,9 +3,9 @@
 //! Numbers are LEB128 unless said otherwise; a message fits one datagram.
 //!
 //! ```text
-//! message  format 1 | node | session 8 bytes | epoch | version | floor | ack | delta
-//! ack      0, or 1 | session 8 bytes | table | upto
-//! delta    0, or 1 | from | to - from | n | n × ( version - last | key 8 bytes | claim )
+//! message  format 1 | node | session 8 bytes | epoch | version | floor | 0, or 1 | ack | 0, or 1 | delta of entries
+//! ack      session 8 bytes | table | upto
+//! entry    version - last | key 8 bytes | claim
 //! claim    0: gone, or limit × 4 + 1 + want | holds
 //!          of a rate (an odd key): 0, or 1 + want | holds | demand | fill | 0, or units | heir | serial
 //! ```
@@ -14,13 +14,18 @@ use trestle_dataplane::rates::{WHOLE, is_rate};
 use trestle_raft_store::types::NodeId;
 
 use crate::gossip::MAX_COUNTS_PAYLOAD;
-use crate::leb128::{number, number_len, put, take};
+use crate::wire::{
+    Change, MAX_DELTA_HEAD, number, number_len, optional, put, put_optional, put_whole, short_number, take,
+    whole,
+};
 
 const FORMAT: u8 = 2;
 /// Bytes of the largest message without entries.
-pub(super) const MAX_HEAD: usize = 1 + 10 + 8 + 10 + 10 + 10 + (1 + 8 + 10 + 10) + (1 + 10 + 10 + 3);
+pub(super) const MAX_HEAD: usize = 1 + 10 + 8 + 10 + 10 + 10 + (1 + 8 + 10 + 10) + (1 + MAX_DELTA_HEAD);
 const MAX_ENTRY: usize = 10 + 8 + 1 + 5 + 5 + 5 + (5 + 10 + 10);
 const _: () = assert!(MAX_HEAD + MAX_ENTRY <= MAX_COUNTS_PAYLOAD, "each delta must carry an entry at least");
+
+pub(crate) type Delta = crate::wire::Delta<Entry>;
 
 /// How much a node would like to hold more. What is wanted hard goes first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -84,15 +89,6 @@ pub(crate) struct Ack {
     pub(crate) upto: u64,
 }
 
-/// All changes after `from` up to `to`, except those that a later change has overtaken.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Delta {
-    pub(crate) from: u64,
-    pub(crate) to: u64,
-    /// By version, strictly ascending, within (from, to].
-    pub(crate) entries: Vec<Entry>,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub(crate) version: u64,
@@ -130,7 +126,7 @@ impl Claim {
             3 => Want::Hard,
             _ => return None,
         };
-        let (limit, holds) = (u32::try_from(head >> 2).ok()?, u32::try_from(number(input)?).ok()?);
+        let (limit, holds) = (u32::try_from(head >> 2).ok()?, short_number(input)?);
         if is_rate(key) {
             let flow = Flow::decode(input)?;
             return (limit == 0).then_some(Some(Claim { holds, limit: WHOLE, want, flow }));
@@ -156,8 +152,7 @@ impl Flow {
     }
 
     fn decode(input: &mut &[u8]) -> Option<Flow> {
-        let mut next = || u32::try_from(number(input)?).ok();
-        let (demand, fill, gift) = (next()?, next()?, next()?);
+        let (demand, fill, gift) = (short_number(input)?, short_number(input)?, short_number(input)?);
         if gift == 0 {
             return Some(Flow { demand, fill, ..Flow::default() });
         }
@@ -169,23 +164,12 @@ impl Message {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = vec![FORMAT];
         put(&mut out, self.node);
-        out.extend_from_slice(&self.session.to_be_bytes());
+        put_whole(&mut out, self.session);
         put(&mut out, self.epoch);
         put(&mut out, self.version);
         put(&mut out, self.floor);
-        match &self.ack {
-            None => out.push(0),
-            Some(ack) => {
-                out.push(1);
-                out.extend_from_slice(&ack.session.to_be_bytes());
-                put(&mut out, ack.table);
-                put(&mut out, ack.upto);
-            }
-        }
-        match &self.delta {
-            None => out.push(0),
-            Some(delta) => delta.encode(&mut out),
-        }
+        put_optional(&mut out, self.ack.as_ref(), Ack::encode);
+        put_optional(&mut out, self.delta.as_ref(), Delta::encode);
         out
     }
 
@@ -197,7 +181,7 @@ impl Message {
         }
         let message = Message {
             node: number(input)?,
-            session: u64::from_be_bytes(take(input)?),
+            session: whole(input)?,
             epoch: number(input)?,
             version: number(input)?,
             floor: number(input)?,
@@ -212,64 +196,43 @@ impl Message {
 }
 
 impl Ack {
+    fn encode(&self, out: &mut Vec<u8>) {
+        put_whole(out, self.session);
+        put(out, self.table);
+        put(out, self.upto);
+    }
+
     fn decode(input: &mut &[u8]) -> Option<Ack> {
-        Some(Ack { session: u64::from_be_bytes(take(input)?), table: number(input)?, upto: number(input)? })
+        Some(Ack { session: whole(input)?, table: number(input)?, upto: number(input)? })
     }
 }
 
-impl Delta {
-    fn encode(&self, out: &mut Vec<u8>) {
-        out.push(1);
-        put(out, self.from);
-        put(out, self.to - self.from);
-        put(out, self.entries.len() as u64);
-        let mut last = self.from;
-        for entry in &self.entries {
-            put(out, entry.version - last);
-            out.extend_from_slice(&entry.key.to_be_bytes());
-            match entry.claim {
-                None => out.push(0),
-                Some(claim) => {
-                    put(out, claim.head(entry.key));
-                    put(out, claim.holds.into());
-                    if is_rate(entry.key) {
-                        claim.flow.encode(out);
-                    }
+impl Change for Entry {
+    const LEAST: usize = 1 + 8 + 1;
+
+    fn version(&self) -> u64 {
+        self.version
+    }
+
+    fn encode(&self, last: u64, out: &mut Vec<u8>) {
+        put(out, self.version - last);
+        put_whole(out, self.key);
+        match self.claim {
+            None => out.push(0),
+            Some(claim) => {
+                put(out, claim.head(self.key));
+                put(out, claim.holds.into());
+                if is_rate(self.key) {
+                    claim.flow.encode(out);
                 }
             }
-            last = entry.version;
         }
     }
 
-    fn decode(input: &mut &[u8]) -> Option<Delta> {
-        let from = number(input)?;
-        let to = from.checked_add(number(input)?)?;
-        let count = usize::try_from(number(input)?).ok()?;
-        // An entry has ten bytes at least: no length is believed before it is there.
-        if count > input.len() / 10 {
-            return None;
-        }
-        let mut entries = Vec::with_capacity(count);
-        let mut last = from;
-        for _ in 0..count {
-            let version = last.checked_add(number(input)?)?;
-            if version == last || version > to {
-                return None;
-            }
-            let key = u64::from_be_bytes(take(input)?);
-            entries.push(Entry { version, key, claim: Claim::decode(key, input)? });
-            last = version;
-        }
-        Some(Delta { from, to, entries })
-    }
-}
-
-/// `None` inside: absent. `None` outside: malformed.
-fn optional<T>(input: &mut &[u8], decode: fn(&mut &[u8]) -> Option<T>) -> Option<Option<T>> {
-    match take::<1>(input)? {
-        [0] => Some(None),
-        [1] => Some(Some(decode(input)?)),
-        _ => None,
+    fn decode(last: u64, input: &mut &[u8]) -> Option<Self> {
+        let version = last.checked_add(number(input)?)?;
+        let key = whole(input)?;
+        Some(Entry { version, key, claim: Claim::decode(key, input)? })
     }
 }
 

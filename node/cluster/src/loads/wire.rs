@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use trestle_raft_store::types::NodeId;
 
 use crate::gossip::MAX_COUNTS_PAYLOAD as MAX_PAYLOAD;
-use crate::leb128::{number, number_len, put, take};
+use crate::wire::{number, number_len, put, put_whole, short_number, take, whole};
 
 const FORMAT: u8 = 1;
 /// Bytes of the largest message without entries.
@@ -58,10 +58,10 @@ impl Message {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = vec![FORMAT];
         put(&mut out, self.node);
-        out.extend_from_slice(&self.session.to_be_bytes());
+        put_whole(&mut out, self.session);
         put(&mut out, self.round);
-        out.extend_from_slice(&self.from.to_be_bytes());
-        out.extend_from_slice(&self.to.to_be_bytes());
+        put_whole(&mut out, self.from);
+        put_whole(&mut out, self.to);
         let mut last = self.from;
         for (key, count) in &self.entries {
             put(&mut out, key - last);
@@ -79,16 +79,16 @@ impl Message {
         }
         let mut message = Message {
             node: number(input)?,
-            session: u64::from_be_bytes(take(input)?),
+            session: whole(input)?,
             round: number(input)?,
-            from: u64::from_be_bytes(take(input)?),
-            to: u64::from_be_bytes(take(input)?),
+            from: whole(input)?,
+            to: whole(input)?,
             entries: BTreeMap::new(),
         };
         let mut last = message.from;
         while !input.is_empty() {
             let key = last.checked_add(number(input)?)?;
-            let count = u32::try_from(number(input)?).ok()?;
+            let count = short_number(input)?;
             if key > message.to || message.entries.insert(key, count).is_some() {
                 return None;
             }

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::founding::{Answer, Seeker, Verdict};
 use crate::now_ms;
-use crate::raft::{Ask, Enter, Entered, Local, Member, ProposeError, Refused, stranger};
+use crate::raft::{Ask, DialError, Enter, Entered, Local, Member, ProposeError, Refused, stranger};
 use crate::rt::{Instant, sleep, timeout};
 
 /// Addresses to ask; more are a mistake.
@@ -108,7 +108,7 @@ async fn seek(local: &Local, ask: &[String], replace: bool) -> Result<Entry, Ent
 
 async fn greet(local: &Local, address: &str) -> Answer {
     let call = async {
-        let mut client = stranger(&local.identity, address).await.map_err(|e| e.to_string())?;
+        let mut client = stranger(&local.identity, address).await.map_err(|e| unheard(&e))?;
         let reply = client.hello(local.hello()).await.map_err(|e| format!("{address}: {}", e.message()))?;
         Ok::<_, String>(reply.into_inner())
     };
@@ -116,6 +116,17 @@ async fn greet(local: &Local, address: &str) -> Answer {
         Ok(Ok(reply)) => understood(local, reply),
         Ok(Err(why)) => Answer::Silent(why),
         Err(_) => Answer::Silent(format!("{address}: no answer within {HELLO_TIMEOUT:?}")),
+    }
+}
+
+/// Why an address does not answer, and what to do where waiting is no help.
+fn unheard(error: &DialError) -> String {
+    match error {
+        DialError::OtherKey { .. } => format!(
+            "{error}; start this node with the key file that the cluster's nodes have now \
+             (`trestle key show FILE` tells files apart)"
+        ),
+        other => other.to_string(),
     }
 }
 
@@ -143,7 +154,7 @@ async fn join(
 ) -> Result<(NodeId, Uuid), Result<Refusal, String>> {
     let profile = codec::encode(&local.profile).map_err(|e| Err(e.to_string()))?.into();
     let call = async {
-        let mut client = stranger(&local.identity, address).await.map_err(|e| e.to_string())?;
+        let mut client = stranger(&local.identity, address).await.map_err(|e| unheard(&e))?;
         let reply = client.join(JoinRequest { profile, replace }).await;
         let reply = reply.map_err(|status| match Refused::of(&status) {
             Some(_) => status.message().to_owned(),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
+use tokio::io::AsyncBufReadExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -13,10 +14,11 @@ use tokio_rustls::client::TlsStream;
 use trestle_raft_store::types::NodeId;
 use uuid::Uuid;
 
-use crate::identity::{PeerIdentity, handshake_refusal};
+use crate::identity::{PeerIdentity, handshake_refusal, is_of_other_key};
 
 /// Name lookup and TCP connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Until the peer has said something.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why there is no connection. Nothing was sent to the peer in any of these cases.
@@ -26,6 +28,9 @@ pub(crate) enum DialError {
     Connect { address: String, reason: String },
     #[error("{address}: {reason}")]
     Handshake { address: String, reason: String },
+    /// One side refused the other's certificate.
+    #[error("{address}: {reason}")]
+    OtherKey { address: String, reason: String },
     #[error("{address} answers as {found}, not as node {expected}")]
     WrongPeer { address: String, expected: NodeId, found: String },
     #[error("no address of node {0} is known")]
@@ -63,11 +68,16 @@ pub(crate) async fn dial(
     stream.set_nodelay(true).map_err(|e| refused(e.to_string()))?;
 
     let failed = |reason: String| DialError::Handshake { address: address.to_owned(), reason };
-    let name = ServerName::try_from("trestle").map_err(|e| failed(e.to_string()))?;
-    let stream = timeout(HANDSHAKE_TIMEOUT, TlsConnector::from(tls.clone()).connect(name, stream))
+    let stream = timeout(HANDSHAKE_TIMEOUT, handshake(tls, stream))
         .await
         .map_err(|_| failed("no TLS handshake in time".to_owned()))?
-        .map_err(|e: io::Error| failed(handshake_refusal(&e)))?;
+        .map_err(|error| {
+            let reason = handshake_refusal(&error);
+            match is_of_other_key(&error) {
+                true => DialError::OtherKey { address: address.to_owned(), reason },
+                false => failed(reason),
+            }
+        })?;
     let identity = stream
         .get_ref()
         .1
@@ -83,4 +93,15 @@ pub(crate) async fn dial(
         return Err(DialError::WrongPeer { address: address.to_owned(), expected: node, found });
     }
     Ok((stream, identity))
+}
+
+/// TLS 1.3 tells a client that it was refused only after the client's own half is done. A node that takes it speaks
+/// first, as servers of HTTP/2 do: so the handshake is over with that, and whoever is refused learns why.
+async fn handshake(tls: &Arc<ClientConfig>, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+    let name = ServerName::try_from("trestle").map_err(io::Error::other)?;
+    let mut stream = TlsConnector::from(tls.clone()).connect(name, stream).await?;
+    if stream.fill_buf().await?.is_empty() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(stream)
 }

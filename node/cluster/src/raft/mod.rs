@@ -42,7 +42,6 @@ mod silence;
 pub(crate) use accept::Caller;
 pub use ask::ProposeError;
 pub(crate) use ask::{Ask, Attempt, NO_LEADER};
-#[cfg(feature = "sim")]
 pub(crate) use dial::DialError;
 pub(crate) use local::Local;
 pub use member::Metrics;

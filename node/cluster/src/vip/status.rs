@@ -154,7 +154,7 @@ pub(crate) fn warnings(status: &VipStatus) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use trestle_config::model::{OnQuorumLoss, VipAddress};
+    use trestle_config::model::VipAddress;
     use trestle_raft_store::types::{NodeProfile, NodeRecord, Role, Seat, VipHolder, VipRecord};
     use uuid::Uuid;
 
@@ -192,13 +192,7 @@ mod tests {
             };
             let config = Vip {
                 addresses: vec![VipAddress { ip: [198, 18, 0, 100].into(), prefix: 24 }],
-                interface: None,
-                nodes: Vec::new(),
-                prefer: Vec::new(),
-                ttl: Duration::from_secs(1),
-                on_quorum_loss: OnQuorumLoss::Release,
-                preempt: false,
-                notify: None,
+                ..Vip::default()
             };
             World {
                 state,

@@ -1,10 +1,10 @@
 //! Coded forms of a body that is kept, so that it is compressed once for each algorithm and not for each client.
 //!
 //! The first client that is served a body from the cache in a coding has it coded on its way; what goes out to it is kept
-//! ([`Keeper`]). Others have theirs coded meanwhile, by themselves. A form goes with its body: with the entry, by whatever
-//! that goes, or when nobody is being sent it any more.
+//! ([`Keeper`]), where the body is: in memory, or on disk ([`super::disk`]). Others have theirs coded meanwhile, by
+//! themselves. A form goes with its body: with the entry, by whatever that goes, or when nobody is being sent it any more.
 //!
-//! Invariant: a form is whole; its memory is held like that of the body, and weighs with the entry.
+//! Invariant: a form is whole; the memory of one in memory is held like that of the body, and weighs with the entry.
 
 use std::sync::Arc;
 use std::sync::OnceLock;
@@ -16,8 +16,9 @@ use tokio::time::Instant;
 use trestle_config::model::Algorithm;
 
 use super::Cache;
-use super::budget::Hold;
+use super::disk::FormWriting;
 use super::entry::{Body, Entry, PIECE, Pieces};
+use crate::budget::Hold;
 
 /// A client that takes longer for a body than this is not the only one to have its form kept.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -57,7 +58,13 @@ impl Forms {
 }
 
 /// Keeps what goes out to a client.
-pub(crate) struct Keeper {
+pub(crate) enum Keeper {
+    Memory(Gathering),
+    Disk(FormWriting),
+}
+
+/// A form that is to lie in memory.
+pub(crate) struct Gathering {
     cache: Arc<Cache>,
     at: u128,
     entry: Arc<Entry>,
@@ -70,12 +77,15 @@ pub(crate) struct Keeper {
 
 impl std::fmt::Debug for Keeper {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Keeper").field("algorithm", &self.algorithm).finish_non_exhaustive()
+        f.write_str(match self {
+            Keeper::Memory(_) => "Keeper::Memory",
+            Keeper::Disk(_) => "Keeper::Disk",
+        })
     }
 }
 
 impl Keeper {
-    /// `None`: somebody else does, or it lies on disk.
+    /// `None`: somebody else does, or it can't be kept now.
     pub(crate) fn begin(
         cache: &Arc<Cache>,
         at: u128,
@@ -83,8 +93,41 @@ impl Keeper {
         algorithm: Algorithm,
         now: Instant,
     ) -> Option<Self> {
-        let Body::Memory(body) = &entry.body else { return None };
-        let (body, hold) = (Arc::clone(body), cache.budget.hold(0)?);
+        match &entry.body {
+            Body::Disk(body) => body.keep_coded(&entry.stem, algorithm).map(Keeper::Disk),
+            Body::Memory(body) => {
+                let body = Arc::clone(body);
+                Gathering::begin(cache, (at, entry), body, algorithm, now).map(Keeper::Memory)
+            }
+        }
+    }
+
+    /// False: there is no room, or the disk does not take it.
+    pub(crate) fn push(&mut self, data: &Bytes) -> bool {
+        match self {
+            Keeper::Memory(gathering) => gathering.push(data),
+            Keeper::Disk(writing) => writing.push(data),
+        }
+    }
+
+    /// That was all.
+    pub(crate) fn finish(self) {
+        match self {
+            Keeper::Memory(gathering) => gathering.finish(),
+            Keeper::Disk(writing) => writing.finish(),
+        }
+    }
+}
+
+impl Gathering {
+    fn begin(
+        cache: &Arc<Cache>,
+        (at, entry): (u128, Arc<Entry>),
+        body: Arc<Pieces>,
+        algorithm: Algorithm,
+        now: Instant,
+    ) -> Option<Self> {
+        let hold = cache.budget.hold(0)?;
         {
             let mut form = body.forms().at(algorithm).lock();
             match &*form {
@@ -105,8 +148,7 @@ impl Keeper {
         })
     }
 
-    /// False: there is no room.
-    pub(crate) fn push(&mut self, data: &Bytes) -> bool {
+    fn push(&mut self, data: &Bytes) -> bool {
         let fits = self.hold.grow(data.len() + PIECE);
         if fits {
             // What it is a part of may be larger.
@@ -115,8 +157,7 @@ impl Keeper {
         fits
     }
 
-    /// That was all.
-    pub(crate) fn finish(mut self) {
+    fn finish(mut self) {
         let Some(hold) = self.cache.budget.hold(0) else { return };
         let hold = std::mem::replace(&mut self.hold, hold);
         let weight = usize::try_from(hold.bytes()).unwrap_or(usize::MAX);
@@ -132,7 +173,7 @@ impl Keeper {
     }
 }
 
-impl Drop for Keeper {
+impl Drop for Gathering {
     fn drop(&mut self) {
         // It came to nothing: the next one may try.
         let mut form = self.body.forms().at(self.algorithm).lock();

@@ -6,7 +6,6 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderValue};
 
-use super::directives::cut;
 use super::rules::{date, date_of};
 
 /// Fields of a request that make its answer depend on what the client has.
@@ -66,16 +65,14 @@ fn names(list: &[u8], tag: Option<&[u8]>) -> bool {
     if list.trim_ascii() == b"*" {
         return true;
     }
-    let Some(tag) = tag else { return false };
-    let mut rest = list;
-    while !rest.is_empty() {
-        let (item, after) = cut(rest);
-        if opaque(item.trim_ascii()) == opaque(tag) {
-            return true;
-        }
-        rest = after;
-    }
-    false
+    let Some(tag) = tag.filter(|tag| !tag.is_empty()) else { return false };
+    // Up to the next comma outside of quotes; in a tag nothing is escaped (section 8.8.3).
+    let mut open = false;
+    let mut items = list.split(|byte| {
+        open ^= *byte == b'"';
+        *byte == b',' && !open
+    });
+    items.any(|item| opaque(item.trim_ascii()) == opaque(tag))
 }
 
 fn opaque(tag: &[u8]) -> &[u8] {
@@ -127,10 +124,12 @@ pub(crate) fn describes(told: &HeaderMap, head: &HeaderMap, length: u64) -> Opti
 }
 
 /// Brings a head up to date by that of a 304 (section 3.2). What says how the body that stands here is coded and cut
-/// stays.
+/// stays. A weak tag does not become a strong one: servers that code bodies have it in their 304s (section 4.3.4 would have
+/// the body fetched anew each time), and the bytes that stand here are not those that it is of.
 pub(crate) fn refresh(head: &mut HeaderMap, confirmed: &HeaderMap) {
     for name in confirmed.keys() {
-        if [CONTENT_LENGTH, CONTENT_ENCODING, CONTENT_RANGE].contains(name) {
+        let is_weak = || head.get(ETAG).is_some_and(|tag| tag.as_bytes().starts_with(b"W/"));
+        if [CONTENT_LENGTH, CONTENT_ENCODING, CONTENT_RANGE].contains(name) || *name == ETAG && is_weak() {
             continue;
         }
         head.remove(name);
@@ -168,6 +167,7 @@ mod tests {
             (&[(IF_NONE_MATCH, " * ")], true),
             (&[(IF_NONE_MATCH, "\"a\"")], false),
             (&[(IF_NONE_MATCH, "a,b")], false),
+            (&[(IF_NONE_MATCH, "\"a\\\", \"a,b\"")], true),
             (&[(IF_NONE_MATCH, "")], false),
         ] {
             assert_eq!(is_current(&headers(request), &strong), expected, "{request:?}");
@@ -188,6 +188,12 @@ mod tests {
         let made = headers(&[(DATE, T0)]);
         assert!(is_current(&headers(&[(IF_MODIFIED_SINCE, T0)]), &made));
         assert!(!is_current(&headers(&[(IF_MODIFIED_SINCE, T0)]), &headers(&[(DATE, T1)])));
+    }
+
+    #[test]
+    fn a_tag_that_is_none_is_nobodys() {
+        let empty = headers(&[(ETAG, "")]);
+        assert!(!is_current(&headers(&[(IF_NONE_MATCH, "\"b\",,\"c\"")]), &empty));
     }
 
     #[test]
@@ -232,6 +238,12 @@ mod tests {
         assert_eq!(head, headers(&expected));
         assert!(!confirms(&headers(&[(ETAG, "\"b\"")]), &head));
         assert!(confirms(&headers(&[(ETAG, "W/\"a\"")]), &head));
+
+        let (weak, strong) = (headers(&[(ETAG, "W/\"a\"")]), headers(&[(ETAG, "\"a\"")]));
+        let mut head = weak.clone();
+        assert!(confirms(&strong, &head));
+        refresh(&mut head, &strong);
+        assert_eq!(head, weak);
     }
 
     #[test]

@@ -64,6 +64,8 @@ impl OfResponse {
             None => {
                 let mut all = Self::default();
                 each(headers, &CACHE_CONTROL, |name, value| all.take(name, value));
+                // What stands behind a quote that nothing ends may have been meant as a directive.
+                all.no_store |= headers.get_all(CACHE_CONTROL).iter().any(|line| is_open(line.as_bytes()));
                 all
             }
         }
@@ -171,31 +173,52 @@ pub(super) fn seconds(text: &[u8]) -> Option<Duration> {
     Some(Duration::from_secs(text.iter().fold(0, add)))
 }
 
+/// Whether nobody on the way may change the body, or the client does not want it changed (sections 5.2.2.6 and 5.2.1.6).
+pub(crate) fn forbids_transforming(headers: &HeaderMap) -> bool {
+    let said = |field| directives(headers, field).any(|(name, _)| name.eq_ignore_ascii_case(b"no-transform"));
+    said(&CACHE_CONTROL) || said(&CDN_CACHE_CONTROL)
+}
+
 /// Hands over each directive with what it is given, without quotes.
 fn each(headers: &HeaderMap, field: &HeaderName, mut take: impl FnMut(&[u8], Option<&[u8]>)) {
-    for line in headers.get_all(field) {
-        let mut rest = line.as_bytes();
-        while !rest.is_empty() {
+    for (name, value) in directives(headers, field) {
+        match value {
+            Some([b'"', inner @ .., b'"']) if inner.contains(&b'\\') => {
+                let bare: Vec<u8> = unescaped(inner);
+                take(name, Some(&bare));
+            }
+            Some([b'"', inner @ .., b'"']) => take(name, Some(inner)),
+            value => take(name, value),
+        }
+    }
+}
+
+/// Each directive with what it is given, as it stands there.
+fn directives<'a>(
+    headers: &'a HeaderMap,
+    field: &HeaderName,
+) -> impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)> {
+    let mut lines = headers.get_all(field).iter();
+    let mut rest: &[u8] = &[];
+    std::iter::from_fn(move || {
+        loop {
+            while rest.is_empty() {
+                rest = lines.next()?.as_bytes();
+            }
             let (item, after) = cut(rest);
             rest = after;
             let item = item.trim_ascii();
-            let Some(at) = item.iter().position(|byte| *byte == b'=') else {
-                if !item.is_empty() {
-                    take(item, None);
+            match item.iter().position(|byte| *byte == b'=') {
+                // With space before its value it is malformed, and counts as if it had none.
+                Some(at) if item[..at].ends_with(b" ") || item[..at].ends_with(b"\t") => {
+                    return Some((item[..at].trim_ascii_end(), None));
                 }
-                continue;
-            };
-            let (name, value) = (&item[..at], &item[at + 1..]);
-            match value {
-                [b'"', inner @ .., b'"'] if inner.contains(&b'\\') => {
-                    let bare: Vec<u8> = unescaped(inner);
-                    take(name, Some(&bare));
-                }
-                [b'"', inner @ .., b'"'] => take(name, Some(inner)),
-                value => take(name, Some(value)),
+                Some(at) => return Some((&item[..at], Some(&item[at + 1..]))),
+                None if item.is_empty() => {}
+                None => return Some((item, None)),
             }
         }
-    }
+    })
 }
 
 fn unescaped(text: &[u8]) -> Vec<u8> {
@@ -212,18 +235,41 @@ fn unescaped(text: &[u8]) -> Vec<u8> {
 
 /// Up to the next comma outside of quotes, and what follows it.
 pub(super) fn cut(text: &[u8]) -> (&[u8], &[u8]) {
-    let mut quoted = false;
-    let mut escaped = false;
-    for (at, byte) in text.iter().enumerate() {
+    let mut quotes = Quotes::default();
+    match text.iter().position(|byte| quotes.is_outside(*byte) && *byte == b',') {
+        Some(at) => (&text[..at], &text[at + 1..]),
+        None => (text, &[]),
+    }
+}
+
+/// A quote begins in it that does not end.
+fn is_open(text: &[u8]) -> bool {
+    let mut quotes = Quotes::default();
+    text.iter().for_each(|byte| {
+        quotes.is_outside(*byte);
+    });
+    quotes.open
+}
+
+/// Quoted strings (RFC 9110, section 5.6.4), byte by byte.
+#[derive(Default)]
+struct Quotes {
+    open: bool,
+    escaped: bool,
+}
+
+impl Quotes {
+    /// Whether this byte, the next one, stands outside of them.
+    fn is_outside(&mut self, byte: u8) -> bool {
+        let was_open = self.open;
         match byte {
-            _ if escaped => escaped = false,
-            b'\\' if quoted => escaped = true,
-            b'"' => quoted = !quoted,
-            b',' if !quoted => return (&text[..at], &text[at + 1..]),
+            _ if self.escaped => self.escaped = false,
+            b'\\' if self.open => self.escaped = true,
+            b'"' => self.open = !self.open,
             _ => {}
         }
+        !was_open
     }
-    (text, &[])
 }
 
 /// A member's value, as far as directives have one.
@@ -234,8 +280,7 @@ enum Item<'a> {
     Text(&'a [u8]),
 }
 
-/// Members of a dictionary (RFC 8941, section 4.2.2). Inner lists and byte sequences, which no directive has, are
-/// taken for faults.
+/// Members of a dictionary (RFC 9651, section 4.2.2). Those that no directive has, such as inner lists, are read over.
 fn dictionary(text: &[u8]) -> Option<Vec<(&[u8], Item<'_>)>> {
     let mut members = Vec::new();
     let mut rest = text.trim_ascii();
@@ -246,6 +291,7 @@ fn dictionary(text: &[u8]) -> Option<Vec<(&[u8], Item<'_>)>> {
             return None;
         }
         let (item, after) = match after {
+            [b'=', b'(', list @ ..] => (Item::Text(b""), inner_list(list)?),
             [b'=', value @ ..] => item(value)?,
             _ => (Item::Flag(true), after),
         };
@@ -263,6 +309,22 @@ fn dictionary(text: &[u8]) -> Option<Vec<(&[u8], Item<'_>)>> {
 
 fn is_key(byte: u8) -> bool {
     byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'-' | b'.' | b'*')
+}
+
+/// What follows an inner list, whose parenthesis has been read.
+fn inner_list(mut text: &[u8]) -> Option<&[u8]> {
+    loop {
+        let after = text.trim_ascii_start();
+        match after {
+            [b')', rest @ ..] => return Some(rest),
+            [] => return None,
+            _ => {}
+        }
+        text = parameters(item(after)?.1)?;
+        if !matches!(text, [b' ' | b')', ..]) {
+            return None;
+        }
+    }
 }
 
 fn item(text: &[u8]) -> Option<(Item<'_>, &[u8])> {
@@ -285,19 +347,20 @@ fn item(text: &[u8]) -> Option<(Item<'_>, &[u8])> {
             let digits = text[1..].iter().take_while(|byte| byte.is_ascii_digit()).count();
             (digits > 0).then(|| (Item::Text(&text[..=digits]), &text[digits + 1..]))
         }
-        b'"' => {
-            let mut escaped = false;
-            for (at, byte) in text.iter().enumerate().skip(1) {
-                match byte {
-                    _ if escaped => escaped = false,
-                    b'\\' => escaped = true,
-                    b'"' => return Some((Item::Text(&text[1..at]), &text[at + 1..])),
-                    0x20..=0x7e => {}
-                    _ => return None,
-                }
-            }
-            None
+        b'"' => quoted(text),
+        // A byte sequence, a date and a string of Unicode.
+        b':' => {
+            let end = 1 + text[1..].iter().position(|byte| *byte == b':')?;
+            let is_base64 = |byte: &u8| byte.is_ascii_alphanumeric() || b"+/=".contains(byte);
+            text[1..end].iter().all(is_base64).then(|| (Item::Text(&text[1..end]), &text[end + 1..]))
         }
+        b'@' => {
+            let signed = text[1..].strip_prefix(b"-").unwrap_or(&text[1..]);
+            let digits = signed.iter().take_while(|byte| byte.is_ascii_digit()).count();
+            let (date, rest) = text.split_at(text.len() - signed.len() + digits);
+            (digits > 0 && !rest.starts_with(b".")).then_some((Item::Text(date), rest))
+        }
+        b'%' => quoted(&text[1..]).filter(|_| text[1..].starts_with(b"\"")),
         first if first.is_ascii_alphabetic() || *first == b'*' => {
             let (token, rest) =
                 until(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~:/".contains(byte));
@@ -305,6 +368,20 @@ fn item(text: &[u8]) -> Option<(Item<'_>, &[u8])> {
         }
         _ => None,
     }
+}
+
+fn quoted(text: &[u8]) -> Option<(Item<'_>, &[u8])> {
+    let mut escaped = false;
+    for (at, byte) in text.iter().enumerate().skip(1) {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = true,
+            b'"' => return Some((Item::Text(&text[1..at]), &text[at + 1..])),
+            0x20..=0x7e => {}
+            _ => return None,
+        }
+    }
+    None
 }
 
 /// What follows the parameters of a member, which say nothing to us.
@@ -372,6 +449,14 @@ mod tests {
     }
 
     #[test]
+    fn what_is_malformed_counts_at_its_strictest() {
+        assert!(response("max-age=60, foo=\"a, no-store").no_store, "a quote that does not end");
+        assert!(!response("max-age=60, foo=\"a, no-store\"").no_store);
+        assert_eq!(response("max-age=60, private =\"x-a\"").private, Scope::All);
+        assert_eq!(response("max-age =60").max_age, secs(0));
+    }
+
+    #[test]
     fn no_cache_and_private_may_be_about_fields() {
         let fields = |names: &[&'static str]| {
             Scope::Fields(names.iter().map(|name| HeaderName::from_static(name)).collect())
@@ -399,6 +484,9 @@ mod tests {
             ("max-age=60", secs(60)),
             ("max-age=60;a=b;c, foo=\"x\"", secs(60)),
             ("max-age=1, max-age=60", secs(60)),
+            ("x=(a \"b\";c=1 2.5);q=1, max-age=60", secs(60)),
+            ("x=(), y=:aGk=:, z=@-1, max-age=60", secs(60)),
+            ("x=%\"f%c3%bc\", max-age=60", secs(60)),
             // Well formed, and without a time.
             ("max-age=6.5", None),
             ("max-age=\"60\"", None),
@@ -407,6 +495,10 @@ mod tests {
             ("MAX-AGE=60", secs(9)),
             ("max-age=60,", secs(9)),
             ("max-age=60 x", secs(9)),
+            ("max-age=60, x=(a", secs(9)),
+            ("max-age=60, x=(a\"b\")", secs(9)),
+            ("max-age=60, x=:a", secs(9)),
+            ("max-age=60, x=@1.5", secs(9)),
             ("max-age= 60", secs(9)),
             ("", secs(9)),
             ("&", secs(9)),
@@ -414,7 +506,33 @@ mod tests {
             assert_eq!(of(targeted).max_age, max_age, "{targeted}");
         }
         assert!(of("no-store").no_store && !of("no-store=?0").no_store);
+        assert!(of("no-store, x=(a b)").no_store);
+        assert_eq!(of("private=(a b)").private, Scope::All);
+        // However deep it looks.
+        for sign in ["@", "(", "%", ":", ";"] {
+            assert_eq!(of(&format!("max-age=60, x={}", sign.repeat(60_000))).max_age, secs(9), "{sign}");
+        }
         assert_eq!(of("private=\"a\"").private, Scope::Fields(vec![HeaderName::from_static("a")]));
+    }
+
+    #[test]
+    fn what_stands_in_quotes_forbids_nothing() {
+        for (lines, expected) in [
+            (&["no-transform"][..], true),
+            (&["max-age=60, No-Transform"], true),
+            (&["private=\"a, b\",no-transform"], true),
+            (&["x=\"\\\", a\", no-transform"], true),
+            (&["max-age=60", "no-transform"], true),
+            (&["private=\"no-transform\""], false),
+            (&["x=\"a, no-transform\""], false),
+            (&["x=\"a, no-transform, b\", max-age=60"], false),
+            (&["x=\"\\\", no-transform, \""], false),
+            (&["no-transformer, x=no-transform", ""], false),
+            (&[], false),
+        ] {
+            let headers = headers(&lines.iter().map(|line| ("cache-control", *line)).collect::<Vec<_>>());
+            assert_eq!(forbids_transforming(&headers), expected, "{lines:?}");
+        }
     }
 
     #[test]

@@ -2,22 +2,22 @@
 //!
 //! All of its memory is its own: what members send lies in the buffers of their connections, and a value of ten bytes
 //! would hold one of these for as long as it is kept. It is counted to the byte where that is known, and by a guess on the
-//! safe side where libraries allocate ([`FIELD`]); see [`super::budget`].
+//! safe side where libraries allocate ([`FIELD`]); see [`crate::budget`].
 
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use http::header::{self, AGE, CONTENT_LENGTH};
+use http::header::{self, AGE, CONTENT_LENGTH, DATE};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use tokio::time::Instant;
 use trestle_config::model::Algorithm;
 
-use super::budget::Hold;
 use super::coded::Forms;
 use super::disk::OnDisk;
 use super::disk::head::Head;
 use super::purge::{Mark, Named};
-use super::rules::{Terms, Why};
+use super::rules::{Terms, Why, date};
+use crate::budget::Hold;
 
 const CACHE_TAG: HeaderName = HeaderName::from_static("cache-tag");
 const SURROGATE_KEY: HeaderName = HeaderName::from_static("surrogate-key");
@@ -54,6 +54,8 @@ pub(crate) struct Stem {
     pub(crate) mark: Mark,
     /// Of its URL's slot when its request was sent: see [`super::Invalidations`].
     pub(crate) generation: u32,
+    /// When its request was sent, or that by which it was last confirmed. `None`: before this process began, perhaps.
+    sent: Option<Instant>,
     /// Bytes of it in memory.
     pub(crate) weight: usize,
 }
@@ -64,6 +66,7 @@ pub(crate) struct Origin {
     pub(crate) url: Box<str>,
     pub(crate) number: u64,
     pub(crate) generation: u32,
+    pub(crate) sent: Instant,
 }
 
 /// A whole body.
@@ -115,6 +118,7 @@ impl Stem {
             tags,
             mark: Mark::at(origin.number),
             generation: origin.generation,
+            sent: Some(origin.sent),
         })
     }
 
@@ -131,7 +135,7 @@ impl Stem {
             if_error: Duration::ZERO,
             withheld: Vec::new(),
         };
-        let origin = Origin { url: "http://h/".into(), number: 0, generation: 0 };
+        let origin = Origin { url: "http://h/".into(), number: 0, generation: 0, sent: Instant::now() };
         let stem = Self::new(StatusCode::OK, &HeaderMap::new(), terms, Instant::now(), &origin);
         Arc::new(stem.expect("a stem"))
     }
@@ -141,7 +145,19 @@ impl Stem {
         let Head { status, fields, url, tags, number, .. } = head;
         let weight = weight(&fields, &tags, &url);
         let head = packed(&fields, |_| false);
-        Self { weight, status, head, terms, since, url, tags, mark: Mark::at(number), generation }
+        let (mark, sent) = (Mark::at(number), None);
+        Self { weight, status, head, terms, since, url, tags, mark, generation, sent }
+    }
+
+    /// It is what its member said later than `other`: it was asked later, and its date, in seconds, does not say otherwise
+    /// (RFC 9111, section 4).
+    pub(super) fn is_newer_than(&self, other: &Stem) -> bool {
+        let dated = |stem: &Stem| date(&stem.head, DATE);
+        self.sent.zip(other.sent).is_some_and(|(own, others)| own > others) && dated(self) >= dated(other)
+    }
+
+    pub(super) fn was_asked_after(&self, sent: Instant) -> bool {
+        self.sent.is_some_and(|own| own > sent)
     }
 
     pub(crate) fn age(&self, now: Instant) -> std::time::Duration {
@@ -176,6 +192,15 @@ impl Body {
         match self {
             Body::Memory(body) => body.trailers.as_ref(),
             Body::Disk(body) => body.trailers.as_deref(),
+        }
+    }
+
+    /// The very same bytes.
+    fn is(&self, other: &Body) -> bool {
+        match (self, other) {
+            (Body::Memory(own), Body::Memory(other)) => Arc::ptr_eq(own, other),
+            (Body::Disk(own), Body::Disk(other)) => Arc::ptr_eq(&own.object, &other.object),
+            _ => false,
         }
     }
 }
@@ -219,6 +244,11 @@ impl Pieces {
 }
 
 impl Entry {
+    /// The same response, whatever its head says by now.
+    pub(super) fn is(&self, other: &Entry) -> bool {
+        self.body.is(&other.body)
+    }
+
     pub(crate) fn new(stem: Arc<Stem>, body: Body, hold: Hold) -> Self {
         Self { stem, body, _hold: hold }
     }

@@ -4,29 +4,37 @@
 //! their clients take them. The first byte reaches all of them before the member has sent the last.
 //!
 //! As long as the body is to be kept, pieces stay, and the member is read as fast as it sends: its length is bounded by the
-//! rule's `max_object`, its memory by the [`Budget`](super::budget::Budget). A body that turns out too long for either is
+//! rule's `max_object`, its memory by the [`Budget`](crate::budget::Budget). A body that turns out too long for either is
 //! [let go](Writer::push): nobody can join any more, pieces go as soon as all have read them, and the member waits for the
-//! slowest of those who are there ([`WINDOW`]).
+//! slowest of those who are there ([`WINDOW`]). Who keeps others waiting for long, and is slower than [`PACE`], is sent no
+//! more of it ([`Writer::hurry`]).
 //!
 //! Invariant: a fill ends once, whole or broken. What is broken is never kept, and whoever follows it hears so.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::Frame;
 use parking_lot::Mutex;
 use slab::Slab;
+use tokio::time::Instant;
 
-use super::budget::Hold;
 use super::disk::{Offer, Writing};
 use super::entry::{Body, PIECE, Stem};
+use crate::budget::Hold;
 use crate::metrics::Reason;
 
 /// Of a body that is not kept, bytes between the member and the slowest follower.
 const WINDOW: usize = 256 << 10;
+
+/// Of a body that is not kept, the slowest follower may keep others waiting for so long, and for a second more for each
+/// [`PACE`] bytes that it takes.
+const HELD_UP_MAX: Duration = Duration::from_secs(5);
+const PACE: usize = 256 << 10;
 
 /// Pieces are parts of buffers of this size, or of what is left.
 const BUFFER: usize = 64 << 10;
@@ -83,6 +91,8 @@ struct State {
 struct Reader {
     next: usize,
     waker: Option<Waker>,
+    /// For how long others have waited for it, less what it has made up for.
+    held_up: Duration,
 }
 
 /// One client's view of it.
@@ -102,6 +112,8 @@ pub(crate) struct Writer {
     /// Of it, in memory.
     most_held: u64,
     disk: Tee,
+    /// Since when it waits for the slowest follower.
+    waits: Option<Instant>,
     /// It is to be kept also if nobody waits for it.
     pub(crate) anyway: bool,
 }
@@ -154,6 +166,7 @@ impl Fill {
             most,
             most_held: u64::MAX,
             disk: Tee::No,
+            waits: None,
             anyway: false,
         };
         (fill, writer)
@@ -165,7 +178,7 @@ impl Fill {
         if !state.kept || matches!(state.end, Some(Err(_))) {
             return None;
         }
-        let at = state.followers.insert(Reader { next: 0, waker: None });
+        let at = state.followers.insert(Reader { next: 0, waker: None, held_up: Duration::ZERO });
         Some(Follow { fill: Arc::clone(self), at, trailers_sent: false })
     }
 }
@@ -195,6 +208,16 @@ impl State {
             self.there -= piece.len();
         }
         self.wake_writer();
+    }
+
+    /// The member has waited for so long for those who are the last.
+    fn charge(&mut self, waited: Duration) {
+        let end = self.gone + self.pieces.len();
+        // Who is alone keeps nobody waiting.
+        if self.followers.iter().any(|(_, reader)| reader.next == end) {
+            let last = self.followers.iter_mut().filter(|(_, reader)| reader.next == self.gone);
+            last.for_each(|(_, reader)| reader.held_up += waited);
+        }
     }
 
     /// It is not kept in memory, or not any more.
@@ -240,12 +263,14 @@ impl Follow {
         let mut state = self.fill.state.lock();
         let state = &mut *state;
         let Some(reader) = state.followers.get_mut(self.at) else {
-            return Poll::Ready(Some(Err(Reason::Internal)));
+            return Poll::Ready(Some(Err(Reason::ClientSlow)));
         };
         // Never gone before all have read it.
         if let Some(piece) = state.pieces.get(reader.next - state.gone) {
             let piece = piece.clone();
             reader.next += 1;
+            let made_up = Duration::from_secs_f64(piece.len() as f64 / PACE as f64);
+            reader.held_up = reader.held_up.saturating_sub(made_up);
             state.forget();
             return Poll::Ready(Some(Ok(Frame::data(piece))));
         }
@@ -346,7 +371,32 @@ impl Writer {
             Some(waker) => waker.clone_from(cx.waker()),
             None => state.writer = Some(cx.waker().clone()),
         }
-        if state.kept || state.there < WINDOW { Poll::Ready(Wanted::More) } else { Poll::Pending }
+        if !state.kept && state.there >= WINDOW {
+            self.waits.get_or_insert_with(Instant::now);
+            return Poll::Pending;
+        }
+        if let Some(since) = self.waits.take() {
+            state.charge(since.elapsed());
+        }
+        Poll::Ready(Wanted::More)
+    }
+
+    /// It has waited for the slowest for a while. Those who have kept others waiting for longer than they may are sent no
+    /// more.
+    pub(crate) fn hurry(&mut self) {
+        let Some(since) = &mut self.waits else { return };
+        let now = Instant::now();
+        let waited = now.saturating_duration_since(std::mem::replace(since, now));
+        let mut state = self.fill.state.lock();
+        state.charge(waited);
+        let followers = &mut state.followers;
+        followers.retain(|_, reader| {
+            let may_stay = reader.held_up <= HELD_UP_MAX;
+            // It hears so.
+            reader.waker.take_if(|_| !may_stay).into_iter().for_each(Waker::wake);
+            may_stay
+        });
+        state.forget();
     }
 
     /// Appends a piece.
@@ -433,8 +483,8 @@ mod tests {
     use http::HeaderValue;
     use proptest::prelude::*;
 
-    use super::super::budget::Budget;
     use super::*;
+    use crate::budget::Budget;
 
     fn begin(length: Option<u64>, budget: &Arc<Budget>, most: u64) -> (Arc<Fill>, Writer) {
         let variant = Variant { spec: super::super::vary::Spec::default(), key: 0 };
@@ -516,6 +566,44 @@ mod tests {
             assert!(writer.end(None).0.is_none());
             assert_eq!(next(&mut fast), Poll::Ready(None));
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_read_holds_nobody_up_for_long() {
+        let budget = Budget::new(1 << 20);
+        let (fill, mut writer) = begin(None, &budget, 10);
+        let (mut fast, mut slow, mut dead) =
+            (fill.follow().expect("open"), fill.follow().expect("open"), fill.follow().expect("open"));
+        writer.push(Bytes::from(vec![1; WINDOW]));
+        let mut waited = 0;
+        while wanted(&mut writer).is_pending() {
+            waited += 1;
+            assert!(waited < 10, "it waits for ever");
+            let _ = (next(&mut fast), next(&mut slow));
+            tokio::time::advance(Duration::from_secs(1)).await;
+            writer.hurry();
+        }
+        assert!(waited >= 5, "{waited} s");
+        assert_eq!(next(&mut dead), Poll::Ready(Some(Err(Reason::ClientSlow))));
+        // Who is slow and does what it can stays.
+        for _ in 0..60 {
+            writer.push(Bytes::from(vec![2; WINDOW]));
+            assert_eq!(read(&mut fast).len(), WINDOW);
+            assert_eq!(wanted(&mut writer), Poll::Pending);
+            tokio::time::advance(Duration::from_secs(1)).await;
+            writer.hurry();
+            assert_eq!(read(&mut slow).len(), WINDOW);
+            assert_eq!(wanted(&mut writer), Poll::Ready(Wanted::More));
+        }
+        // Nobody waits for it any more.
+        drop(fast);
+        writer.push(Bytes::from(vec![3; WINDOW]));
+        for _ in 0..60 {
+            assert_eq!(wanted(&mut writer), Poll::Pending);
+            tokio::time::advance(Duration::from_secs(1)).await;
+            writer.hurry();
+        }
+        assert_eq!(read(&mut slow).len(), WINDOW);
     }
 
     #[test]

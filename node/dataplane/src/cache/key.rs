@@ -8,6 +8,7 @@
 //! Fields that a client may send, that members are known to go by and that stand in no key are [`POISON`]: a request
 //! that has one is answered without the cache, and nothing of it is kept.
 
+use std::borrow::Cow;
 use std::hash::Hasher;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -105,7 +106,8 @@ impl KeyRule {
     pub(crate) fn compile(settings: &model::CacheKey, place: String) -> Self {
         let header = |name: &String| HeaderName::from_bytes(name.as_bytes()).ok();
         Self {
-            scope: place,
+            // Values alone would meet those of another choice.
+            scope: format!("{place}\n{settings:?}"),
             headers: settings.headers.iter().filter_map(header).collect(),
             cookies: settings.cookies.iter().map(|name| name.as_str().into()).collect(),
             query: settings.query.clone(),
@@ -145,16 +147,13 @@ impl KeyRule {
         slot(secret, host_of(of), of.path, query)
     }
 
+    pub(crate) fn query(&self) -> &CacheQuery {
+        &self.query
+    }
+
     /// The URL by which it is purged: with what of the query counts.
     pub(crate) fn url(&self, of: &Subject<'_>) -> String {
-        let query = match (&self.query, of.query) {
-            (CacheQuery::All, query) => query.map(str::to_owned),
-            (CacheQuery::Only(names), Some(query)) => {
-                let pairs: Vec<&str> = chosen(query, names).collect();
-                (!pairs.is_empty()).then(|| pairs.join("&"))
-            }
-            (CacheQuery::None, _) | (CacheQuery::Only(_), None) => None,
-        };
+        let query = counted(&self.query, of.query);
         let host = String::from_utf8_lossy(host_of(of)).to_ascii_lowercase();
         super::purge::join(of.scheme, &host, of.path, query.as_deref())
     }
@@ -208,6 +207,18 @@ pub(super) fn slot(secret: &Secret, host: &[u8], path: &str, query: Option<&str>
     (hasher.finish128().as_u128() & 0xffff) as u16
 }
 
+/// What of a query is in the URL by which a response is purged.
+pub(super) fn counted<'a>(choice: &CacheQuery, query: Option<&'a str>) -> Option<Cow<'a, str>> {
+    match choice {
+        CacheQuery::All => query.map(Cow::Borrowed),
+        CacheQuery::Only(names) => {
+            let pairs: Vec<&str> = chosen(query?, names).collect();
+            (!pairs.is_empty()).then(|| pairs.join("&").into())
+        }
+        CacheQuery::None => None,
+    }
+}
+
 /// Pairs of the query whose parameter is one of these, as they were sent.
 fn chosen<'a>(query: &'a str, names: &'a [String]) -> impl Iterator<Item = &'a str> {
     query.split('&').filter(move |pair| {
@@ -222,7 +233,7 @@ fn part(hasher: &mut SipHasher13, bytes: &[u8]) {
     hasher.write(bytes);
 }
 
-fn list<'a>(hasher: &mut SipHasher13, values: impl Iterator<Item = std::borrow::Cow<'a, [u8]>>) {
+fn list<'a>(hasher: &mut SipHasher13, values: impl Iterator<Item = Cow<'a, [u8]>>) {
     let mut count: u64 = 0;
     for value in values {
         part(hasher, &value);
@@ -274,6 +285,30 @@ mod tests {
         }
         assert_eq!(key(&all, "/a", &[("host", "h"), ("accept", "x"), ("cookie", "sid=1")]), plain);
         assert_ne!(key(&all, "/a?b&c", &[]), key(&all, "/a?c&b", &[]));
+    }
+
+    #[test]
+    fn another_choice_makes_another_key() {
+        let choices = [
+            (vec![], vec![], CacheQuery::All),
+            (vec![], vec![], CacheQuery::None),
+            (vec![], vec![], CacheQuery::Only(vec!["id".to_owned()])),
+            (vec!["x-a"], vec![], CacheQuery::None),
+            (vec!["x-b"], vec![], CacheQuery::None),
+            (vec![], vec!["x-a"], CacheQuery::None),
+            (vec![], vec!["x-b"], CacheQuery::None),
+        ];
+        let of = |(headers, cookies, query): &(Vec<&str>, Vec<&str>, CacheQuery)| {
+            let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+            let (headers, cookies, query) = (owned(headers), owned(cookies), query.clone());
+            let rule = KeyRule::compile(&model::CacheKey { headers, cookies, query }, "all/0".to_owned());
+            key(&rule, "/a", &[("x-a", "1"), ("x-b", "1"), ("cookie", "x-a=1; x-b=1")])
+        };
+        let keys: std::collections::BTreeSet<u128> = choices.iter().map(of).collect();
+        assert_eq!(keys.len(), choices.len());
+        let some = rule(CacheQuery::All);
+        let spaced = key(&some, "/a", &[("cookie", "lang =de")]);
+        assert_ne!(spaced, key(&some, "/a", &[]), "some read it as a cookie of that name");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! What is decided, and where: [`key`] says which requests are alike, [`vary`] which of the responses for a key fits,
 //! [`rules`] what may be kept and served again (they read [`directives`]), [`conditional`] and [`range`] what a client gets
 //! of it. An [`entry`] is a response that is kept, in the [`store`]; a [`fill`] is one on its way there, which [`flights`]
-//! let others wait for; the [`budget`] bounds the memory of all of them. [`purge`] knows what was thrown away, [`status`]
+//! let others wait for; the [budget](crate::budget) bounds the memory of all of them. [`purge`] knows what was thrown away, [`status`]
 //! tells what became of a request. How a request passes through all that is [`crate::l7`]'s.
 //!
 //! Invariants:
@@ -14,7 +14,6 @@
 //!
 //! Behind the store stands a tier on [`disk`], for long responses, if the operator wants one.
 
-pub(crate) mod budget;
 pub(crate) mod coded;
 pub(crate) mod conditional;
 pub(crate) mod directives;
@@ -40,8 +39,8 @@ use http::HeaderName;
 use trestle_config::model;
 
 use crate::boot_time;
+use crate::budget::Budget;
 use crate::metrics::{Counter, PerWorker};
-use budget::Budget;
 use disk::Disk;
 pub use disk::{CacheDisk, CacheDiskStats, DiskError};
 use flights::Flights;
@@ -50,6 +49,7 @@ use purge::Purges;
 use rules::Leave;
 use status::Outcome;
 use store::Store;
+use vary::Fate;
 
 /// What an operator wants of a rule's responses.
 #[derive(Debug)]
@@ -57,19 +57,35 @@ pub(crate) struct Policy {
     pub(crate) key: KeyRule,
     pub(crate) max_object: u64,
     pub(crate) leave: Leave,
-    /// Request fields that the config changes on their way to a member.
+    pub(crate) edited: EditedFields,
+}
+
+/// Request fields that the config edits on their way to a member.
+#[derive(Debug, Default)]
+pub(crate) struct EditedFields {
+    /// Of any request.
+    pub(crate) removed: Box<[HeaderName]>,
     pub(crate) changed: Box<[HeaderName]>,
 }
 
 impl Policy {
     /// `place`: the rule's, by a name of its own.
-    pub(crate) fn compile(settings: &model::Cache, place: String, changed: Vec<HeaderName>) -> Option<Self> {
+    pub(crate) fn compile(settings: &model::Cache, place: String, edited: EditedFields) -> Option<Self> {
         settings.on.then(|| Self {
             key: KeyRule::compile(&settings.key, place),
             max_object: settings.max_object,
             leave: Leave { negative: settings.negative, stale_if_error: settings.stale_if_error },
-            changed: changed.into(),
+            edited,
         })
+    }
+
+    pub(crate) fn fate(&self, name: &HeaderName) -> Fate {
+        let EditedFields { removed, changed } = &self.edited;
+        match (changed.contains(name), removed.contains(name)) {
+            (true, _) => Fate::Changed,
+            (false, true) => Fate::Removed,
+            (false, false) => Fate::Sent,
+        }
     }
 }
 
@@ -82,7 +98,7 @@ pub(crate) struct Cache {
     pub(crate) invalidations: Arc<Invalidations>,
     /// By CLOCK_BOOTTIME, in nanoseconds.
     trusted_until: AtomicU64,
-    /// Some rule has a cache.
+    /// Some rule has a cache, or had one since this node began.
     in_use: AtomicBool,
     counters: PerWorker<Counters>,
 }
@@ -166,12 +182,13 @@ impl Cache {
         self.trusted_until.store(until.map_or(0, boot_time::ns), Release);
     }
 
-    pub(crate) fn is_in_use(&self) -> bool {
-        self.in_use.load(Relaxed)
+    /// Something may be kept, also if nobody is served it now.
+    pub(crate) fn may_hold(&self) -> bool {
+        self.in_use.load(Relaxed) || self.store.disk().is_some()
     }
 
-    pub(crate) fn set_in_use(&self, in_use: bool) {
-        self.in_use.store(in_use, Relaxed);
+    pub(crate) fn use_from_now_on(&self) {
+        self.in_use.store(true, Relaxed);
     }
 
     pub(crate) fn count(&self, worker: usize, outcome: Outcome) {

@@ -7,21 +7,30 @@
 //!
 //! Bounds: [`URLS_MAX`], [`TAGS_MAX`] and [`PREFIXES_MAX`] purges are told apart. Beyond that the oldest are forgotten
 //! and count as purges of everything: what is older than those is lost, and nothing that was purged comes back.
+//!
+//! A rule may count only some of a URL's query. Its responses are known by that part alone, so a purge of a URL is also one
+//! of what each such choice leaves of it ([`Purges::set_choices`]).
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt::Write;
 use std::hash::Hash;
+use std::mem::take;
 use std::sync::atomic::{AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
 
 use http::Uri;
 use http::uri::PathAndQuery;
 use parking_lot::RwLock;
-use trestle_config::model::Scheme;
+use percent_encoding::{AsciiSet, utf8_percent_encode};
+use trestle_config::model::{CacheQuery, Scheme};
 use trestle_config::path;
 
-use super::key::bare_host;
+use super::key::{bare_host, counted};
+use crate::l7::head::is_host;
 
 const URLS_MAX: usize = 16_384;
+/// With very many choices of very many parameters all counts as purged.
+const CHOSEN_MAX: usize = 4 * URLS_MAX;
 const TAGS_MAX: usize = 4_096;
 const PREFIXES_MAX: usize = 256;
 
@@ -52,6 +61,10 @@ pub enum PurgeError {
     Scheme(String),
     #[error("name the host without a user: what is kept has none")]
     User,
+    #[error(
+        "it has no host and port that a request could name (letters beyond ASCII are written as xn--...)"
+    )]
+    Host,
     #[error("its path can't be read")]
     Path,
 }
@@ -80,7 +93,12 @@ pub fn purged_prefix(prefix: &str) -> Result<String, PurgeError> {
 }
 
 fn split(url: &str) -> Result<(Scheme, String, Uri), PurgeError> {
-    let uri: Uri = url.parse().map_err(|_| PurgeError::NoUrl)?;
+    let host = url.split_once("://").and_then(|(_, rest)| rest.split(['/', '?', '#']).next());
+    if host.is_some_and(|host| !host.is_ascii()) {
+        return Err(PurgeError::Host);
+    }
+    let sent: Cow<'_, str> = utf8_percent_encode(url, SHOWN).into();
+    let uri: Uri = sent.parse().map_err(|_| PurgeError::NoUrl)?;
     let scheme = match uri.scheme_str() {
         Some("http") => Scheme::Http,
         Some("https") => Scheme::Https,
@@ -91,8 +109,14 @@ fn split(url: &str) -> Result<(Scheme, String, Uri), PurgeError> {
     if host.contains('@') {
         return Err(PurgeError::User);
     }
+    if !is_host(host.as_bytes()) || host.ends_with(':') {
+        return Err(PurgeError::Host);
+    }
     Ok((scheme, host, uri))
 }
+
+/// Letters beyond ASCII, always, and this as clients send them, who may show them otherwise (RFC 3987, section 3.1).
+const SHOWN: &AsciiSet = &AsciiSet::EMPTY.add(b' ');
 
 /// A URL; `host` is in lower case and may have a port.
 pub(super) fn join(scheme: Scheme, host: &str, path: &str, query: Option<&str>) -> String {
@@ -143,6 +167,9 @@ struct Table {
     /// Whatever has a lower number is purged.
     floor: u64,
     urls: HashMap<Box<str>, u64, ahash::RandomState>,
+    /// What choices leave of them, where that is another URL.
+    chosen: HashMap<Box<str>, u64, ahash::RandomState>,
+    choices: Vec<CacheQuery>,
     tags: HashMap<Box<str>, u64, ahash::RandomState>,
     prefixes: HashMap<Box<str>, u64, ahash::RandomState>,
 }
@@ -165,9 +192,19 @@ impl Purges {
         let mut table = self.table.write();
         // Numbers never go back: what is kept has been held against them.
         let (latest, floor) = (table.latest.max(floor), table.floor.max(floor));
-        *table = Table { latest, floor, ..Table::default() };
+        let choices = take(&mut table.choices);
+        *table = Table { latest, floor, choices, ..Table::default() };
         purges.into_iter().for_each(|purge| table.add(purge));
         self.latest.store(table.latest, Release);
+    }
+
+    /// What rules count of queries from now on.
+    pub(crate) fn set_choices(&self, choices: Vec<CacheQuery>) {
+        let mut table = self.table.write();
+        if table.choices != choices {
+            table.choices = choices;
+            table.choose_anew();
+        }
     }
 
     /// Whether something that is kept was purged; if not, it is not looked at again until something else is.
@@ -200,16 +237,46 @@ impl Table {
         self.latest = self.latest.max(number);
         let lost = match what {
             PurgeWhat::All => Some(number),
-            PurgeWhat::Url(url) => put(&mut self.urls, url.into(), number, URLS_MAX),
+            PurgeWhat::Url(url) => {
+                self.choose(&url, number);
+                let lost = put(&mut self.urls, url.into(), number, URLS_MAX);
+                if lost.is_some() {
+                    self.choose_anew();
+                }
+                lost
+            }
             PurgeWhat::Tag(tag) => put(&mut self.tags, tag.into(), number, TAGS_MAX),
             PurgeWhat::Prefix(prefix) => put(&mut self.prefixes, prefix.into(), number, PREFIXES_MAX),
         };
         self.floor = self.floor.max(lost.unwrap_or_default());
     }
 
+    fn choose_anew(&mut self) {
+        self.chosen.clear();
+        let urls = take(&mut self.urls);
+        urls.iter().for_each(|(url, number)| self.choose(url, *number));
+        self.urls = urls;
+    }
+
+    fn choose(&mut self, url: &str, number: u64) {
+        let Some((bare, query)) = url.split_once('?') else { return };
+        for choice in &self.choices {
+            let own = counted(choice, Some(query)).map_or_else(|| bare.into(), |own| format!("{bare}?{own}"));
+            if own != url {
+                let known = self.chosen.entry(own.into()).or_default();
+                *known = number.max(*known);
+            }
+        }
+        if self.chosen.len() > CHOSEN_MAX {
+            self.chosen.clear();
+            self.floor = self.latest;
+        }
+    }
+
     fn has(&self, number: u64, named: Named<'_>) -> bool {
         let since = |purged: &u64| *purged > number;
         number < self.floor
+            || self.chosen.get(named.url).is_some_and(since)
             || self.urls.get(named.url).is_some_and(since)
             || named.tags.iter().any(|tag| self.tags.get(tag).is_some_and(since))
             || self.prefixes.iter().any(|(prefix, purged)| since(purged) && named.url.starts_with(&**prefix))
@@ -277,6 +344,28 @@ mod tests {
     }
 
     #[test]
+    fn a_purge_of_a_url_is_one_of_what_rules_count_of_its_query() {
+        let purges = Purges::default();
+        let only = |names: &[&str]| CacheQuery::Only(names.iter().map(|name| (*name).to_owned()).collect());
+        purges.set_choices(vec![only(&["id", "page"])]);
+        purges.add([purge(1, PurgeWhat::Url("http://h/a?id=1&utm=9&page=2".into()))]);
+        for (url, expected) in [
+            ("http://h/a?id=1&page=2", true),
+            ("http://h/a?id=1&utm=9&page=2", true),
+            ("http://h/a?id=1", false),
+            ("http://h/a", false),
+        ] {
+            assert_eq!(has(&purges, 0, url, &[]), expected, "{url}");
+        }
+        // Purges that were made before go by choices that come, or come back, after them.
+        purges.set_choices(vec![only(&["id"]), CacheQuery::None]);
+        assert!(has(&purges, 0, "http://h/a?id=1", &[]) && has(&purges, 0, "http://h/a", &[]));
+        assert!(!has(&purges, 0, "http://h/a?id=1&page=2", &[]));
+        purges.set(0, [purge(2, PurgeWhat::Url("http://h/b?id=1&x".into()))]);
+        assert!(has(&purges, 1, "http://h/b?id=1", &[]) && !has(&purges, 2, "http://h/b?id=1", &[]));
+    }
+
+    #[test]
     fn what_was_looked_at_is_not_looked_at_again() {
         let purges = Purges::default();
         purges.add([purge(5, PurgeWhat::Tag("t".into()))]);
@@ -322,13 +411,23 @@ mod tests {
             ("h/a", Err(PurgeError::NoUrl)),
             ("ftp://h/", Err(PurgeError::Scheme("ftp".to_owned()))),
             ("http://me@h/", Err(PurgeError::User)),
+            ("http://h:65535/", Ok("http://h:65535/")),
+            ("http://h:65536/", Err(PurgeError::Host)),
+            ("http://h:99999/a", Err(PurgeError::Host)),
+            ("http://h:80a/", Err(PurgeError::Host)),
+            ("http://h:/a", Err(PurgeError::Host)),
+            ("http://[::1]:99999/", Err(PurgeError::Host)),
             ("http://h.:80/", Ok("http://h/")),
             ("http://h/%00", Err(PurgeError::Path)),
+            ("http://h/caf\u{e9}/a b?\u{e9}", Ok("http://h/caf%C3%A9/a%20b?%C3%A9")),
+            ("http://caf\u{e9}/", Err(PurgeError::Host)),
         ] {
             assert_eq!(purged_url(url).as_deref(), expected.as_ref().copied(), "{url}");
         }
         assert_eq!(purged_prefix("http://H:80/img").as_deref(), Ok("http://h/img"));
         assert_eq!(purged_prefix("http://h").as_deref(), Ok("http://h/"));
+        assert_eq!(purged_prefix("http://h:99999/img"), Err(PurgeError::Host));
+        assert_eq!(purged_prefix("http://h/b\u{e4}").as_deref(), Ok("http://h/b%C3%A4"));
     }
 
     proptest! {

@@ -19,6 +19,7 @@ use http::header::{AGE, AUTHORIZATION, COOKIE, DATE, ETAG, EXPIRES, LAST_MODIFIE
 use http::{HeaderMap, HeaderName, StatusCode};
 
 use super::directives::{OfRequest, OfResponse, Scope, seconds};
+use super::store::Whom;
 
 /// Of what is kept by the heuristic.
 const HEURISTIC_MAX: Duration = Duration::from_secs(24 * 3600);
@@ -85,6 +86,8 @@ pub(crate) enum Why {
     Authorization,
     Vary,
     SetCookie,
+    /// Only the heuristic says for how long, and the request has a cookie.
+    Cookie,
     Partial,
     /// The request wants none of it kept.
     Asked,
@@ -107,6 +110,7 @@ impl Why {
             Why::Authorization => "authorization",
             Why::Vary => "vary",
             Why::SetCookie => "set-cookie",
+            Why::Cookie => "cookie",
             Why::Partial => "partial",
             Why::Asked => "request-no-store",
             Why::NotFresh => "not-fresh",
@@ -118,7 +122,16 @@ impl Why {
 
     /// Whether the next response for the same key will most likely not be kept either, whoever asks.
     pub(crate) fn is_of_response(self) -> bool {
-        !matches!(self, Why::Authorization | Why::Asked | Why::NoRoom)
+        self.whom() == Some(Whom::All)
+    }
+
+    /// For whom that is so. `None`: for this client, this time.
+    pub(crate) fn whom(self) -> Option<Whom> {
+        match self {
+            Why::Authorization | Why::Asked | Why::NoRoom => None,
+            Why::Cookie => Some(Whom::Cookied),
+            _ => Some(Whom::All),
+        }
     }
 }
 
@@ -185,7 +198,11 @@ pub(crate) fn judge(
     let lifetime = match explicit {
         Some(lifetime) => lifetime,
         None if is_negative(status) && !leave.negative.is_zero() => leave.negative,
-        None if asked.cookie || sets_cookie => return Err(Why::NotFresh),
+        None if sets_cookie => return Err(Why::NotFresh),
+        None if asked.cookie => {
+            // Whether another would have it kept.
+            return Err(heuristic(&said, status, headers, came).map_or(Why::NotFresh, |_| Why::Cookie));
+        }
         None => heuristic(&said, status, headers, came).ok_or(Why::NotFresh)?,
     };
     let validate = said.no_cache == Scope::All;

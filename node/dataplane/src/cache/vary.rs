@@ -2,14 +2,15 @@
 //!
 //! A [`Spec`] is the set of request fields that responses for a key were said to vary by; it grows when a response names
 //! another one. Values are brought into one form before they are compared, so that clients that mean the same share a
-//! response: lists without the space around their commas, of `Accept-Encoding` only which codings are accepted, in the
-//! order of their names, and `Accept-Language` in small letters, in the order of its weights. Languages of one weight stay
-//! in the order in which they stand: members may go by it (RFC 9110, section 12.5.4).
+//! response: of `Accept-Encoding` only which codings are accepted, in the order of their names, `Accept-Language` in small
+//! letters, in the order of its weights, and `Accept` without the space around its commas. Languages of one weight stay in
+//! the order in which they stand: members may go by it (RFC 9110, section 12.5.4). All other fields count byte for byte: who
+//! does not know that one is a list can't say what means the same, and would serve a response to those it is not for.
 //!
 //! Bounds: [`NAMES_MAX`] fields; [`VARIANTS_MAX`] variants of a key, of which the oldest goes for a new one. A response
 //! that varies by more, by everything, or by what the proxy itself tells its members is not kept.
 
-use http::header::{ACCEPT_ENCODING, ACCEPT_LANGUAGE, HeaderName, VARY};
+use http::header::{ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, HeaderName, VARY};
 use http::{HeaderMap, HeaderValue};
 
 use super::directives::cut;
@@ -35,6 +36,15 @@ const OURS: [&str; 9] = [
 /// Fields that are in every key.
 const IN_KEY: [&str; 4] = ["host", "x-forwarded-host", "x-forwarded-proto", "x-forwarded-port"];
 
+/// What becomes of a client's field on its way to a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    Sent,
+    /// From no request does it get there: nobody can be told apart by it.
+    Removed,
+    Changed,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub(crate) struct Spec {
     names: Box<[HeaderName]>,
@@ -42,16 +52,17 @@ pub(crate) struct Spec {
 
 impl Spec {
     /// What a response varies by. `None`: it can't be told which requests it fits.
-    pub(crate) fn of(response: &HeaderMap, changed: impl Fn(&HeaderName) -> bool) -> Option<Self> {
+    pub(crate) fn of(response: &HeaderMap, fate: impl Fn(&HeaderName) -> Fate) -> Option<Self> {
         let mut names: Vec<HeaderName> = Vec::new();
         for line in response.get_all(VARY) {
             let listed = line.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
             for name in listed.filter(|name| !name.is_empty()) {
                 let name = HeaderName::from_bytes(name).ok().filter(|name| name.as_str() != "*")?;
-                if OURS.contains(&name.as_str()) || changed(&name) {
+                let fate = fate(&name);
+                if OURS.contains(&name.as_str()) || fate == Fate::Changed {
                     return None;
                 }
-                if !IN_KEY.contains(&name.as_str()) && !names.contains(&name) {
+                if fate == Fate::Sent && !IN_KEY.contains(&name.as_str()) && !names.contains(&name) {
                     names.push(name);
                 }
             }
@@ -109,6 +120,13 @@ fn write(name: &HeaderName, request: &HeaderMap, out: &mut Vec<u8>) {
     if *name == ACCEPT_LANGUAGE {
         return languages(lines, out);
     }
+    if *name != ACCEPT {
+        // With its length before it, so that no two sequences of lines are alike.
+        return lines.for_each(|line| {
+            out.extend_from_slice(&(line.len() as u64).to_le_bytes());
+            out.extend_from_slice(line);
+        });
+    }
     let mut first = true;
     for mut rest in lines {
         while !rest.is_empty() {
@@ -130,22 +148,9 @@ fn write(name: &HeaderName, request: &HeaderMap, out: &mut Vec<u8>) {
 fn languages<'a>(lines: impl Iterator<Item = &'a [u8]>, out: &mut Vec<u8>) {
     let mut languages: Vec<(u16, Vec<u8>)> = Vec::new();
     for item in lines.flat_map(|line| line.split(|byte| *byte == b',')) {
-        let text: Vec<u8> = item.to_ascii_lowercase();
-        let mut parts = text.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
-        let language = parts.next().unwrap_or_default();
-        // What can't be read as a weight tells clients apart as it is.
-        let (mut weight, mut rest) = (1000, Vec::new());
-        for part in parts {
-            match part.strip_prefix(b"q=").and_then(thousandths) {
-                Some(told) => weight = told,
-                None => {
-                    rest.push(b';');
-                    rest.extend_from_slice(part);
-                }
-            }
-        }
+        let (weight, language, rest) = weighed(item);
         if !language.is_empty() || !rest.is_empty() {
-            languages.push((weight, [language, &rest].concat()));
+            languages.push((weight, [language, rest].concat()));
         }
     }
     languages.sort_by_key(|(weight, _)| std::cmp::Reverse(*weight));
@@ -157,18 +162,32 @@ fn languages<'a>(lines: impl Iterator<Item = &'a [u8]>, out: &mut Vec<u8>) {
     }
 }
 
+/// The weight in thousandths, and what has it, in small letters. What can't be read as a weight tells clients apart as it
+/// is.
+fn weighed(item: &[u8]) -> (u16, Vec<u8>, Vec<u8>) {
+    let text = item.to_ascii_lowercase();
+    let mut parts = text.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
+    let name = parts.next().unwrap_or_default().to_vec();
+    let (mut weight, mut rest) = (1000, Vec::new());
+    for part in parts {
+        match part.strip_prefix(b"q=").and_then(thousandths) {
+            Some(told) => weight = told,
+            None => {
+                rest.push(b';');
+                rest.extend_from_slice(part);
+            }
+        }
+    }
+    (weight, name, rest)
+}
+
 /// Codings that are accepted at all, each once. What refuses one is kept apart: without it, it would be accepted.
 fn codings<'a>(lines: impl Iterator<Item = &'a [u8]>, out: &mut Vec<u8>) {
     let mut codings: Vec<(Vec<u8>, bool)> = Vec::new();
     for item in lines.flat_map(|line| line.split(|byte| *byte == b',')) {
-        let mut parts = item.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
-        let coding = parts.next().unwrap_or_default().to_ascii_lowercase();
-        let refused = parts.any(|part| {
-            let weight = part.strip_prefix(b"q=").or_else(|| part.strip_prefix(b"Q="));
-            weight.is_some_and(|weight| !weight.iter().any(|byte| (b'1'..=b'9').contains(byte)))
-        });
-        if !coding.is_empty() {
-            codings.push((coding, refused));
+        let (weight, coding, rest) = weighed(item);
+        if !coding.is_empty() || !rest.is_empty() {
+            codings.push(([coding, rest].concat(), weight == 0));
         }
     }
     codings.sort_unstable();
@@ -187,7 +206,13 @@ mod tests {
     use super::*;
 
     fn spec(vary: &'static str) -> Option<Spec> {
-        Spec::of(&HeaderMap::from_iter([(VARY, HeaderValue::from_static(vary))]), |name| name == "x-set")
+        Spec::of(&HeaderMap::from_iter([(VARY, HeaderValue::from_static(vary))]), |name| {
+            match name.as_str() {
+                "x-set" => Fate::Changed,
+                "x-gone" => Fate::Removed,
+                _ => Fate::Sent,
+            }
+        })
     }
 
     fn form(name: &'static str, lines: &[&str]) -> String {
@@ -210,6 +235,7 @@ mod tests {
             ("accept-encoding", &["gzip, br"], &["br;q=0.5,gzip"]),
             ("accept-encoding", &["GZIP"], &["gzip;q=1.0, gzip"]),
             ("accept-encoding", &["gzip;q=0"], &["gzip;Q=0.000"]),
+            ("accept", &["text/html, */*;q=0.1"], &["text/html,,*/*;q=0.1"]),
         ] {
             assert_eq!(form(name, one), form(name, other));
         }
@@ -220,10 +246,19 @@ mod tests {
             ("accept-language", &["de;q=0.5,en"], &["de;q=0.6,en"]),
             ("accept-language", &["de;q=2"], &["de"]),
             ("accept-language", &["de;q=0"], &[""]),
-            ("x", &["\"a, b\""], &["\"a,b\""]),
+            ("accept", &["a/b;x=\"a, b\""], &["a/b;x=\"a,b\""]),
+            ("origin", &["https://a.test"], &["https://a.test,"]),
+            ("cookie", &["lang=de"], &["lang=de,,"]),
+            ("user-agent", &["Moz,X"], &["Moz , X"]),
+            ("x", &["1", "2"], &["1,2"]),
+            ("x", &["1", "2"], &["12"]),
+            ("x", &[""], &[","]),
+            ("x", &[""], &["", ""]),
             ("accept-encoding", &["gzip"], &["gzip;q=0"]),
             ("accept-encoding", &["gzip;q=0"], &[""]),
             ("accept-encoding", &["gzip"], &["gzip, br"]),
+            ("accept-encoding", &["gzip;q=x"], &["gzip;q=0"]),
+            ("accept-encoding", &["gzip; q =0"], &["gzip"]),
         ] {
             assert_ne!(form(name, one), form(name, other));
         }
@@ -234,7 +269,7 @@ mod tests {
         for vary in ["*", "a, *", "X-Forwarded-For", "x-set", "a,b,c,d,e,f,g,h,i", "a b"] {
             assert_eq!(spec(vary), None, "{vary}");
         }
-        assert!(spec("Host, X-Forwarded-Proto, ,").is_some_and(|spec| spec.is_empty()));
+        assert!(spec("Host, X-Forwarded-Proto, ,X-Gone").is_some_and(|spec| spec.is_empty()));
         let both = spec("b, A").and_then(|spec| spec.with(&self::spec("c, a").expect("a spec")));
         assert_eq!(both, spec("a,b,c"));
     }
@@ -249,9 +284,9 @@ mod tests {
         #[test]
         fn the_form_is_its_own_form(lines in prop::collection::vec("[a-c,;= \"]{0,8}", 1..3)) {
             let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
-            let once = form("x-a", &lines);
+            let once = form("accept", &lines);
             if !once.contains('"') {
-                prop_assert_eq!(form("x-a", &[&once[1..]]), once.clone());
+                prop_assert_eq!(form("accept", &[&once[1..]]), once.clone());
             }
         }
     }

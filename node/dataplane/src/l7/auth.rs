@@ -9,13 +9,15 @@ use http::{HeaderMap, HeaderValue};
 use trestle_config::model;
 
 use crate::metrics::Reason;
-use crate::passwords::{Passwords, Verdict};
+use crate::passwords::{self, Passwords, Verdict};
 
 #[derive(Debug)]
 pub(crate) struct Auth {
     /// What asks for a password.
     challenge: HeaderValue,
     users: BTreeMap<String, String>,
+    /// The one that takes longest to look at.
+    costliest: String,
 }
 
 impl Auth {
@@ -30,6 +32,12 @@ impl Auth {
         Some(Box::new(Self {
             challenge: challenge.unwrap_or(HeaderValue::from_static("Basic realm=\"restricted\"")),
             users: auth.users.clone(),
+            costliest: auth
+                .users
+                .values()
+                .max_by_key(|hash| passwords::cost(hash))
+                .cloned()
+                .unwrap_or_default(),
         }))
     }
 
@@ -41,9 +49,7 @@ impl Auth {
         let (user, password) = credentials(headers).ok_or(Reason::Unauthorized)?;
         let known = self.users.get(&user);
         // For a name that nobody has the look takes as long, so that names can't be found out.
-        let any = self.users.values().next();
-        let Some(hash) = known.or(any) else { return Err(Reason::Unauthorized) };
-        match passwords.check(&user, &password, hash).await {
+        match passwords.check(&user, &password, known.unwrap_or(&self.costliest)).await {
             Verdict::Right if known.is_some() => Ok(()),
             Verdict::Right | Verdict::Wrong => Err(Reason::Unauthorized),
             Verdict::Busy => Err(Reason::AuthBusy),
@@ -95,6 +101,23 @@ mod tests {
         ] {
             assert_eq!(of(bad), None, "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_name_that_nobody_has_takes_as_long_as_the_costliest_hash() {
+        let costliest = |hashes: &[&str]| {
+            let users = hashes.iter().enumerate().map(|(at, hash)| (at.to_string(), (*hash).to_owned()));
+            let auth = Auth::compile(&model::Auth { realm: String::new(), users: users.collect() });
+            auth.expect("it has users").costliest
+        };
+        let (cheap, dear) = ("$2y$04$a", "$2b$11$a");
+        assert_eq!(costliest(&[cheap, dear]), dear);
+        assert_eq!(costliest(&[dear, cheap]), dear);
+        let small = "$argon2id$v=19$m=64,t=1,p=1$c29tZXNhbHQ$4mqQiyq0VpIzuZmp+8eSF3YJ7Av58TkEJ4LIdOVsAc4";
+        let large = "$argon2id$v=19$m=65536,t=3,p=4$c29tZXNhbHQ$QCiFc5jLZ9nBYpvJzCPQnW3AaXNpbsCQpSDNCmBbWtQ";
+        assert_eq!(costliest(&[small, large, cheap]), large);
+        assert_eq!(costliest(&[small, dear]), dear);
+        assert_eq!(costliest(&[cheap, small]), cheap);
     }
 
     #[test]

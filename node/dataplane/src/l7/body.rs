@@ -21,9 +21,12 @@ use super::compress::Opened;
 use super::compress::coded::Coded;
 use super::conn::Conn;
 use super::exchange::Stored;
+use super::forward::clean_trailers;
+use super::held::{Bodies, Gathering};
 use super::record::Record;
 use super::transfer::Transfer;
 use super::unread::ClientBody;
+use crate::budget::Hold;
 use crate::cache::coded::Keeper;
 use crate::metrics::Reason;
 
@@ -62,11 +65,16 @@ pub(crate) struct UploadLimits {
 }
 
 const RATE_GRACE: Duration = Duration::from_secs(10);
+/// As long as a client may be silent at most, however much it has sent before: the rate is that of late.
+const CREDIT_MAX: Duration = Duration::from_secs(30);
+/// What a piece takes that is kept, beside its bytes.
+const KEPT_PIECE: usize = 64;
 
 /// How long a client was waited for. While it is not asked for more, since the member takes no more, its time
 /// stands still.
 #[derive(Debug, Default)]
 struct Waits {
+    /// With what was earned above [`CREDIT_MAX`], which is lost.
     before: Duration,
     since: Option<Instant>,
 }
@@ -77,7 +85,9 @@ impl Waits {
         self.since = Some(now);
         // Three centuries of it can't overflow.
         let earned = Duration::from_millis(bytes.min(1 << 50) * 1000 / u64::from(rate.max(1)));
-        (RATE_GRACE + earned).saturating_sub(self.before)
+        let all = RATE_GRACE + earned;
+        self.before = self.before.max(all.saturating_sub(CREDIT_MAX));
+        all.saturating_sub(self.before)
     }
 
     fn end(&mut self, now: impl FnOnce() -> Instant) {
@@ -92,6 +102,8 @@ pub(crate) struct Streaming {
     /// What was read before it was asked for, and goes first.
     ahead: Bytes,
     trailers: Option<HeaderMap>,
+    /// For what is ahead, if it was waited for.
+    hold: Option<Hold>,
     source: Source,
     state: Rc<UploadState>,
     limits: UploadLimits,
@@ -121,7 +133,8 @@ pub(crate) struct Kept {
     pieces: RefCell<Vec<Bytes>>,
     /// Bytes that may be kept yet.
     room: Cell<usize>,
-    /// More came than is kept, or trailers.
+    hold: RefCell<Option<Hold>>,
+    /// More came than is kept, or than the node has room for, or trailers.
     lost: Cell<bool>,
     /// The client has sent all: of a body in chunks that is known only when its end was read.
     ended: Cell<bool>,
@@ -130,11 +143,12 @@ pub(crate) struct Kept {
 }
 
 impl Kept {
-    pub(crate) fn new(client: ClientBody, room: usize) -> Rc<Self> {
+    pub(crate) fn new(client: ClientBody, room: usize, bodies: &Bodies) -> Rc<Self> {
         Rc::new(Self {
             client: RefCell::new(client),
             pieces: RefCell::default(),
             room: Cell::new(room),
+            hold: RefCell::new(bodies.hold()),
             lost: Cell::new(false),
             ended: Cell::new(false),
             attempt: Cell::new(0),
@@ -153,15 +167,20 @@ impl Kept {
 
     fn keep(&self, frame: &Frame<Bytes>) {
         match frame.data_ref() {
-            Some(data) if !self.lost.get() && data.len() <= self.room.get() => {
+            Some(data) if !self.lost.get() && data.len() <= self.room.get() && self.hold_more(data.len()) => {
                 self.room.set(self.room.get() - data.len());
                 self.pieces.borrow_mut().push(data.clone());
             }
             _ => {
                 self.lost.set(true);
                 self.pieces.borrow_mut().clear();
+                self.hold.replace(None);
             }
         }
+    }
+
+    fn hold_more(&self, bytes: usize) -> bool {
+        self.hold.borrow_mut().as_mut().is_some_and(|hold| hold.grow(bytes + KEPT_PIECE))
     }
 }
 
@@ -237,46 +256,74 @@ impl Upload {
     }
 
     fn of(source: Source, state: Rc<UploadState>, limits: UploadLimits) -> Self {
-        let waits = Waits::default();
-        let (ahead, trailers, timer) = (Bytes::new(), None, None);
-        let streaming =
-            Streaming { ahead, trailers, source, state, limits, waits, timer, for_rate: false, moved: true };
+        let streaming = Streaming {
+            ahead: Bytes::new(),
+            trailers: None,
+            hold: None,
+            source,
+            state,
+            limits,
+            waits: Waits::default(),
+            timer: None,
+            for_rate: false,
+            moved: true,
+        };
         Upload::Stream(Box::new(streaming))
     }
 }
 
+/// How much of a body is here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Gathered {
+    Whole,
+    /// More than was asked for.
+    Beginning,
+    /// The node holds as many bytes of bodies as it may.
+    NoRoom,
+}
+
 impl Streaming {
-    /// Reads until all of the body is here, or more than `most` bytes are, with the same limits as ever. It is sent
-    /// afterwards as if it came then. True: that is all.
-    pub(crate) async fn gather(&mut self, most: usize) -> Result<bool, Interrupted> {
+    /// Reads until all of the body is here, or more than `most` bytes are, with the same limits as ever, or as far as there
+    /// is room. It is sent afterwards as if it came then.
+    pub(crate) async fn gather(&mut self, most: usize, bodies: &Bodies) -> Result<Gathered, Interrupted> {
         let mut more = BytesMut::new();
-        let whole = loop {
-            let Some(frame) = poll_fn(|cx| self.poll_source(cx)).await else { break true };
+        let mut gathering: Option<Gathering<'_>> = None;
+        let gathered = loop {
+            let next = poll_fn(|cx| {
+                if gathering.as_ref().is_some_and(|gathering| gathering.poll_ended(cx)) {
+                    return Poll::Ready(Some(Err(self.fail(Reason::BodyMemory))));
+                }
+                self.poll_source(cx)
+            });
+            let Some(frame) = next.await else { break Gathered::Whole };
             match frame?.into_data() {
                 // As it is, if nothing follows.
-                Ok(data) if self.ahead.is_empty() => self.ahead = data,
-                Ok(data) => {
-                    if more.is_empty() {
-                        more.extend_from_slice(&self.ahead);
-                    }
-                    more.extend_from_slice(&data);
+                Ok(data) if more.is_empty() && self.source.is_end_stream() => {
+                    self.ahead = data;
+                    break Gathered::Whole;
                 }
+                // Copied, so that the buffer of the connection of which it is a part can go.
+                Ok(data) => more.extend_from_slice(&data),
                 Err(frame) => {
                     self.trailers = frame.into_trailers().ok();
-                    break true;
+                    break Gathered::Whole;
                 }
             }
             if self.source.is_end_stream() {
-                break true;
+                break Gathered::Whole;
             }
-            if self.ahead.len().max(more.len()) > most {
-                break false;
+            if !gathering.get_or_insert_with(|| bodies.gather()).grow_to(more.capacity()) {
+                break Gathered::NoRoom;
+            }
+            if more.len() > most {
+                break Gathered::Beginning;
             }
         };
         if !more.is_empty() {
             self.ahead = more.freeze();
         }
-        Ok(whole)
+        self.hold = gathering.and_then(|gathering| gathering.done());
+        Ok(gathered)
     }
 
     /// What [`Streaming::gather`] has read.
@@ -286,6 +333,7 @@ impl Streaming {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Interrupted>>> {
         if !self.ahead.is_empty() {
+            self.hold = None;
             return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.ahead)))));
         }
         if let Some(trailers) = self.trailers.take() {
@@ -378,6 +426,14 @@ impl Streaming {
     }
 }
 
+fn clean(polled: &mut Poll<Option<Result<Frame<Bytes>, Interrupted>>>) {
+    if let Poll::Ready(Some(Ok(frame))) = polled
+        && let Some(trailers) = frame.trailers_mut()
+    {
+        clean_trailers(trailers);
+    }
+}
+
 impl Body for Upload {
     type Data = Bytes;
     type Error = Interrupted;
@@ -386,11 +442,13 @@ impl Body for Upload {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Interrupted>>> {
-        match self.get_mut() {
+        let mut polled = match self.get_mut() {
             Upload::None => Poll::Ready(None),
             Upload::Pieces(pieces) => Poll::Ready(pieces.pop_front().map(|piece| Ok(Frame::data(piece)))),
             Upload::Stream(streaming) => streaming.poll(cx),
-        }
+        };
+        clean(&mut polled);
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
@@ -597,7 +655,7 @@ impl Answer {
     pub(crate) fn coded(self, opened: Option<Opened>, conn: &Rc<Conn>, keeper: Option<Keeper>) -> Self {
         match opened {
             Some(Opened::Stream(stream)) => Answer::Coded(Box::new(Coded::new(*stream, self, conn, keeper))),
-            Some(Opened::Kept(_)) | None => self,
+            Some(Opened::Kept(_) | Opened::Form) | None => self,
         }
     }
 }
@@ -610,7 +668,7 @@ impl Body for Answer {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Interrupted>>> {
-        match self.get_mut() {
+        let mut polled = match self.get_mut() {
             Answer::None => Poll::Ready(None),
             Answer::Page(page) if page.is_empty() => Poll::Ready(None),
             Answer::Page(page) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(page))))),
@@ -623,7 +681,9 @@ impl Body for Answer {
             Answer::Whole(whole) => Poll::Ready(whole.next().map(Ok)),
             Answer::Stored(stored) => stored.poll(cx),
             Answer::Coded(coded) => coded.poll(cx),
-        }
+        };
+        clean(&mut polled);
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
@@ -664,7 +724,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_client_has_ten_seconds_and_one_for_each_256_bytes_while_it_is_waited_for() {
+    fn a_client_has_ten_seconds_and_one_for_each_256_bytes_while_it_is_waited_for_and_never_more_than_thirty()
+    {
         let (mut waits, start) = (Waits::default(), Instant::now());
         let at = |secs| start + Duration::from_secs(secs);
         let secs = Duration::from_secs;
@@ -678,6 +739,12 @@ mod tests {
         waits.end(|| at(110));
         waits.end(|| unreachable!("nobody waits"));
         assert_eq!(waits.begin(at(110), 2560, 256), secs(6));
-        assert!(waits.begin(at(110), u64::MAX, 1) > secs(1 << 40));
+        // However much came before.
+        assert_eq!(waits.begin(at(110), 1 << 20, 256), CREDIT_MAX);
+        waits.end(|| at(139));
+        assert_eq!(waits.begin(at(139), 1 << 20, 256), secs(1));
+        waits.end(|| at(139));
+        assert_eq!(waits.begin(at(139), (1 << 20) + 512, 256), secs(3));
+        assert_eq!(waits.begin(at(139), u64::MAX, 1), CREDIT_MAX);
     }
 }

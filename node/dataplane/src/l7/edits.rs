@@ -48,8 +48,15 @@ impl Edits {
 
     /// Fields that are not as they were afterwards.
     pub(crate) fn names(&self) -> impl Iterator<Item = &HeaderName> {
-        let put = self.set.iter().chain(&self.add).map(|(name, _)| name);
-        self.remove.iter().chain(put)
+        self.removed_names().chain(self.put_names())
+    }
+
+    pub(crate) fn removed_names(&self) -> impl Iterator<Item = &HeaderName> {
+        self.remove.iter()
+    }
+
+    pub(crate) fn put_names(&self) -> impl Iterator<Item = &HeaderName> {
+        self.set.iter().chain(&self.add).map(|(name, _)| name)
     }
 
     /// The values of variables are those before any of the edits.

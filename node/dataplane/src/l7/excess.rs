@@ -19,13 +19,18 @@ const LINGER_TIME: Duration = Duration::from_secs(1);
 /// Seconds: nobody knows when others end, and who comes too often is only refused again.
 const WAIT: HeaderValue = HeaderValue::from_static("1");
 
+/// What [`tell`] answers.
+pub(crate) fn status(reason: Reason) -> u16 {
+    reason.status().filter(|status| *status == 429).unwrap_or(503)
+}
+
 /// Answers whatever the client is about to ask, and closes.
 pub(crate) async fn tell(mut stream: TcpStream, reason: Reason) {
     const OF_CLIENT: &[u8] = b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 1\r\nConnection: close\r\n\
         Content-Type: text/plain; charset=utf-8\r\nContent-Length: 22\r\n\r\n429 Too Many Requests\n";
     const OF_ALL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n\
         Content-Type: text/plain; charset=utf-8\r\nContent-Length: 24\r\n\r\n503 Service Unavailable\n";
-    let answer = if reason.status() == Some(429) { OF_CLIENT } else { OF_ALL };
+    let answer = if status(reason) == 429 { OF_CLIENT } else { OF_ALL };
     let talk = async {
         if stream.write_all(answer).await.is_err() || stream.shutdown().await.is_err() {
             return;
@@ -41,11 +46,11 @@ pub(crate) async fn tell(mut stream: TcpStream, reason: Reason) {
     let _ = timeout(LINGER_TIME, talk).await;
 }
 
-/// A client that is refused since somebody has too much should not come back at once.
+/// A client that is refused since somebody has too much, or the node, should not come back at once.
 /// `wait`: seconds until its rate lets it through again, as this node sees it.
 pub(super) fn mark(reason: Reason, wait: u16, headers: &mut http::HeaderMap) {
     match reason {
-        Reason::RequestLimit => headers.insert(RETRY_AFTER, WAIT),
+        Reason::RequestLimit | Reason::BodyMemory => headers.insert(RETRY_AFTER, WAIT),
         Reason::RateLimit => headers.insert(RETRY_AFTER, HeaderValue::from(wait.max(1))),
         _ => None,
     };

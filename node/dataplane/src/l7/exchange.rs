@@ -13,10 +13,10 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use http::header::{EXPECT, ORIGIN};
+use http::header::{EXPECT, MAX_FORWARDS, ORIGIN};
 use http::request::Parts;
 use http::uri::Scheme as UriScheme;
-use http::{HeaderMap, HeaderName, Method, Request, Response, Uri, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, Version};
 use http_body::Body;
 use hyper::body::Incoming;
 use tokio::time::Instant;
@@ -150,6 +150,7 @@ async fn exchange(conn: &Conn, record: &mut Record, request: Request<ClientBody>
     }
     record.target = parts.uri.clone();
     record.keep_header_for_log(&parts.headers);
+    forward::hide_fields(&mut parts.headers);
     record.pass_listener()?;
     if let Some(method) = cors::preflight(&record.method, &parts.headers)
         && let Some(answer) = answer_preflight(record, &parts.headers, &method)?
@@ -189,6 +190,14 @@ async fn exchange(conn: &Conn, record: &mut Record, request: Request<ClientBody>
     if let Some(answer) = &rule.answer {
         return answer.answer(record, &parts.headers, record.prefix).map(Outcome::Local);
     }
+    match forward::hops_left(&record.method, &parts.headers) {
+        Some(0) if record.method == Method::OPTIONS => {
+            return Ok(Outcome::Local(Response::new(Answer::None)));
+        }
+        // An answer to TRACE would be the request, credentials and all (section 9.3.8).
+        Some(0) => return Err(Reason::Unsupported),
+        _ => {}
+    }
     if let Some(policy) = rule.cache.as_deref() {
         // Boxed: most have none.
         return Box::pin(cached::serve(conn, record, (rule, policy), parts, body)).await;
@@ -218,7 +227,7 @@ async fn ask(
             let room = if may_be_repeated(rule, &record.method) { rule.retry.buffer } else { 0 };
             let room = if rule.mirrors.is_empty() { room } else { room.max(mirror::BODY_MAX) };
             if room > 0 {
-                let body = Kept::new(body, room);
+                let body = Kept::new(body, room, &conn.client.worker.bodies);
                 kept = Some(Rc::clone(&body));
                 Upload::kept(&body, state, upload_limits(record, rule))
             } else {
@@ -365,6 +374,9 @@ fn prepare(
         learned::unmark(headers, &rule.learned);
     }
     forward::prepare(headers, origin);
+    if let Some(left) = forward::hops_left(&record.method, headers) {
+        headers.insert(MAX_FORWARDS, HeaderValue::from(left.saturating_sub(1)));
+    }
     if let Some(question) = &record.question {
         question.put(headers);
     }

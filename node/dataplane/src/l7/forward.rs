@@ -1,10 +1,11 @@
 //! Header fields on their way through a proxy (RFC 9110, sections 7.6 and 10.1.4).
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, COOKIE, HOST, HeaderName, TE, TRANSFER_ENCODING, UPGRADE, VIA,
+    self, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST, HeaderName, MAX_FORWARDS,
+    TE, TRANSFER_ENCODING, UPGRADE, VIA,
 };
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Request, Uri};
+use http::{HeaderMap, HeaderValue, Method, Request, Uri};
 use trestle_config::model::Scheme;
 
 use super::head::{Framing, has_token};
@@ -18,6 +19,9 @@ pub(crate) const FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forward
 /// RFC 9440. A client that sends them would pass for another.
 const CLIENT_CERT: HeaderName = HeaderName::from_static("client-cert");
 const CLIENT_CERT_CHAIN: HeaderName = HeaderName::from_static("client-cert-chain");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Fields that [`prepare`] may add.
@@ -78,6 +82,17 @@ pub(crate) fn prepare(headers: &mut HeaderMap, origin: Origin<'_>) {
     headers.append(VIA, origin.via.clone());
 }
 
+/// Proxies that the request may yet go through, where its client says so (RFC 9110, section 7.6.2).
+pub(crate) fn hops_left(method: &Method, headers: &HeaderMap) -> Option<u64> {
+    if !matches!(*method, Method::OPTIONS | Method::TRACE) {
+        return None;
+    }
+    let mut all = headers.get_all(MAX_FORWARDS).into_iter();
+    let (Some(value), None) = (all.next(), all.next()) else { return None };
+    let digits = value.to_str().ok().filter(|value| value.bytes().all(|byte| byte.is_ascii_digit()))?;
+    digits.parse().ok()
+}
+
 /// A browser may cut its cookies into many fields (RFC 9113, section 8.2.3); whoever does not speak HTTP/2
 /// expects one.
 pub(crate) fn join_cookies(headers: &mut HeaderMap) {
@@ -131,6 +146,37 @@ pub(crate) fn clean(headers: &mut HeaderMap) {
     remove_hop_by_hop(headers, |_| false);
 }
 
+/// Takes out of trailers what has no place there (RFC 9110, section 6.5.1): fields that frame, route or authenticate, that
+/// say what a body is or how long it is kept, and those of a connection, which break a message of HTTP/2 (RFC 9113, section
+/// 8.2.2).
+pub(crate) fn clean_trailers(trailers: &mut HeaderMap) {
+    const OF_HEADERS: [HeaderName; 19] = [
+        header::AGE,
+        header::AUTHORIZATION,
+        header::CACHE_CONTROL,
+        header::CONTENT_ENCODING,
+        header::CONTENT_LENGTH,
+        header::CONTENT_RANGE,
+        header::CONTENT_TYPE,
+        header::EXPECT,
+        header::EXPIRES,
+        header::HOST,
+        header::LOCATION,
+        header::MAX_FORWARDS,
+        header::PROXY_AUTHENTICATE,
+        header::PROXY_AUTHORIZATION,
+        header::SET_COOKIE,
+        header::TE,
+        header::TRAILER,
+        header::VARY,
+        header::WWW_AUTHENTICATE,
+    ];
+    for name in OF_HEADERS {
+        trailers.remove(name);
+    }
+    remove_hop_by_hop(trailers, |_| false);
+}
+
 /// Those named by `Connection`, those that are so without being named, and those that are `unwanted`.
 fn remove_hop_by_hop(headers: &mut HeaderMap, unwanted: impl Fn(&str) -> bool) {
     // Few heads have any: a pass over what is there is cheaper than a search for each that might be.
@@ -148,14 +194,23 @@ fn remove_hop_by_hop(headers: &mut HeaderMap, unwanted: impl Fn(&str) -> bool) {
 
 /// Whether the client has members get the request without fields of its choice.
 pub(crate) fn hides_fields(headers: &HeaderMap) -> bool {
-    headers.contains_key(CONNECTION)
-        && named_by_connection(headers).iter().any(|name| {
-            let name = name.as_str();
-            name != "close"
-                && !is_hop_by_hop(name)
-                && !is_for_this_proxy(name)
-                && !name.starts_with("trailer")
-        })
+    headers.contains_key(CONNECTION) && named_by_connection(headers).iter().any(is_hidden)
+}
+
+/// Takes the fields away of which the client has it that members do not get them, so that nobody here goes by them
+/// either: a body whose type no member learns is looked at as one without.
+pub(crate) fn hide_fields(headers: &mut HeaderMap) {
+    if headers.contains_key(CONNECTION) {
+        for name in named_by_connection(headers).iter().filter(|name| is_hidden(name)) {
+            headers.remove(name);
+        }
+    }
+}
+
+/// Whether `Connection` hides a field by naming it. Those of the connection itself are still needed here.
+fn is_hidden(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    name != "close" && !is_hop_by_hop(name) && !is_for_this_proxy(name) && !name.starts_with("trailer")
 }
 
 /// Without those that are removed anyway.
@@ -182,11 +237,11 @@ fn is_for_this_proxy(name: &str) -> bool {
     ) || is_disguised(name)
 }
 
-/// A field that [`prepare`] sets, with underscores: CGI and what descends from it (WSGI, PHP, Rack) make one
-/// variable of both.
+/// A field that is set or taken away here, or by which bodies are framed and read, with underscores: CGI and what
+/// descends from it (WSGI, PHP, Rack) make one variable of both.
 fn is_disguised(name: &str) -> bool {
     // Lengths first: nearly every field is none of these.
-    if !matches!(name.len(), 11 | 12 | 15 | 16 | 17) || !name.contains('_') {
+    if !matches!(name.len(), 10..=12 | 14..=17) || !name.contains('_') {
         return false;
     }
     let ours = [
@@ -197,6 +252,13 @@ fn is_disguised(name: &str) -> bool {
         &REQUEST_ID,
         &CLIENT_CERT,
         &CLIENT_CERT_CHAIN,
+        &CONTENT_LENGTH,
+        &CONTENT_TYPE,
+        &CONTENT_ENCODING,
+        &TRANSFER_ENCODING,
+        &KEEP_ALIVE,
+        &PROXY_CONNECTION,
+        &HTTP2_SETTINGS,
     ];
     let same = |(ours, theirs): (u8, u8)| ours == theirs || (ours, theirs) == (b'-', b'_');
     ours.iter()
@@ -225,6 +287,25 @@ mod tests {
         ] {
             assert_eq!(hides_fields(&headers(&[("connection", value)])), expected, "{value}");
         }
+        let mut sent = headers(&[
+            ("connection", "close, Content-Type, cookie, te, upgrade, host, content-length, expect, trailer"),
+            ("content-type", "image/png"),
+            ("cookie", "a=b"),
+            ("cookie", "c=d"),
+            ("te", "trailers"),
+            ("upgrade", "websocket"),
+            ("host", "a"),
+            ("content-length", "1"),
+            ("expect", "100-continue"),
+            ("trailer", "x-sum"),
+            ("accept", "*/*"),
+        ]);
+        hide_fields(&mut sent);
+        let mut left: Vec<&str> = sent.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        let expected =
+            ["accept", "connection", "content-length", "expect", "host", "te", "trailer", "upgrade"];
+        assert_eq!(left, expected);
         assert!(!hides_fields(&headers(&[("cookie", "a")])));
     }
 
@@ -325,14 +406,25 @@ mod tests {
                 ("x_request_id", "mine"),
                 ("client_cert", ":AAAA:"),
                 ("client_cert-chain", ":AAAA:"),
+                ("transfer_encoding", "chunked"),
+                ("content_length", "4"),
+                ("content_type", "image/png"),
+                ("content_encoding", "gzip"),
+                ("keep_alive", "5"),
+                ("proxy_connection", "close"),
+                ("http2_settings", "AAAA"),
                 ("x_forwarded_fox", "passes"),
                 ("x_own", "passes"),
+                ("content_range", "passes"),
             ],
             Framing::None,
             false,
         );
-        assert_eq!(lines, [&OURS[..], &["x_forwarded_fox: passes", "x_own: passes"]].concat());
-        for name in [FORWARDED_FOR, FORWARDED_PROTO, FORWARDED_HOST, FORWARDED_PORT, REQUEST_ID] {
+        assert_eq!(
+            lines,
+            [&["content_range: passes"], &OURS[..], &["x_forwarded_fox: passes", "x_own: passes"]].concat()
+        );
+        for name in [FORWARDED_FOR, FORWARDED_PROTO, FORWARDED_HOST, FORWARDED_PORT, REQUEST_ID, KEEP_ALIVE] {
             assert!(is_disguised(&name.as_str().replace('-', "_")) && !is_disguised(name.as_str()));
         }
     }

@@ -9,11 +9,13 @@
 //! A request for a WebSocket (RFC 8441) is made one of HTTP/1.1, and its stream a [`super::tunnel`].
 //!
 //! Bounds: `h2_streams` requests at once; for each at most [`WINDOW`] bytes of a body that nobody has read
-//! and [`UNSENT_MAX`] of an answer that the client has not taken.
+//! and [`UNSENT_MAX`] of an answer that the client has not taken. Over all connections as many requests as
+//! a part of the node's memory holds ([`streams_max`]); beyond them a connection that has more than [`FEW`] is
+//! ended.
 
 use std::cell::Cell;
 use std::convert::Infallible;
-use std::future::{Future, poll_fn};
+use std::future::{Future, pending, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -21,6 +23,7 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use futures::future::Either;
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE};
 use http::{HeaderMap, HeaderValue, Method, Request, Uri};
 use http_body::Body;
@@ -39,13 +42,15 @@ use super::conn::{Conn, HttpVersion};
 use super::exchange;
 use super::frames::{Followed, Frames, Told};
 use super::head::{
-    FIELD_LINES_MAX, Framing, HTTP_PORT, HTTPS_PORT, REQUEST_LINE_MAX, is_host, is_origin, is_same_host,
+    BodyFields, FIELD_LINES_MAX, Framing, HTTP_PORT, HTTPS_PORT, REQUEST_LINE_MAX, is_host, is_origin,
+    is_same_host,
 };
 use super::refused::Flaw;
 use crate::alarm::Alarm;
 use crate::batch::batched;
 use crate::metrics::{H2Code, Reason};
 use crate::stream::Stream;
+use crate::worker::Place;
 
 /// Flow control: of a stream, and of a connection.
 const WINDOW: u32 = 64 << 10;
@@ -53,6 +58,18 @@ const CONNECTION_WINDOW: u32 = 1 << 20;
 
 /// Of one stream.
 const UNSENT_MAX: usize = 64 << 10;
+
+/// Bytes that a request takes here, beside its body: a task, its future, and what h2 and hyper have of it.
+const STREAM: usize = 16 << 10;
+
+/// Requests that any connection may have.
+const FEW: usize = 8;
+
+/// How many requests a worker may have open, where bodies that are held back may take so many bytes of the node's memory:
+/// twice as much of it, all workers together.
+pub(crate) fn streams_max(body_memory: u64, workers: usize) -> usize {
+    usize::try_from(body_memory.saturating_mul(2)).unwrap_or(usize::MAX) / STREAM / workers.max(1)
+}
 
 /// A connection on which nothing moves is asked whether it lives, and ended when it says nothing.
 const PING_AFTER: Duration = Duration::from_secs(30);
@@ -85,6 +102,8 @@ struct Streams {
     idle_since: Cell<Instant>,
     /// Broken off by the client, since when.
     resets: Cell<(Instant, u32)>,
+    /// It has asked for more than there is room for.
+    crowds: Cell<bool>,
 }
 
 /// One of them, until all that belongs to it has ended.
@@ -95,14 +114,21 @@ pub(crate) struct OpenStream {
     /// As the client numbers it, if that is certain.
     id: Option<u32>,
     broken_off: Cell<bool>,
+    _place: Option<Place>,
 }
 
 impl OpenStream {
-    fn new(session: &Session) -> Self {
+    /// `None`: there is no room for it.
+    fn new(session: &Session) -> Option<Self> {
         let all = &session.streams;
+        let worker = &session.client.worker;
+        let place = worker.streams.take(worker.streams_max);
+        if place.is_none() && all.open.get() >= FEW {
+            return None;
+        }
         all.open.set(all.open.get() + 1);
         let (frames, id) = (Rc::clone(&session.frames), session.frames.begun());
-        Self { all: Rc::clone(all), frames, id, broken_off: Cell::new(false) }
+        Some(Self { all: Rc::clone(all), frames, id, broken_off: Cell::new(false), _place: place })
     }
 
     /// Has this header block sent before the answer.
@@ -145,6 +171,7 @@ pub(crate) async fn serve(client: Rc<Client>, stream: Stream) {
             open: Cell::new(0),
             idle_since: Cell::new(now),
             resets: Cell::new((now, 0)),
+            crowds: Cell::new(false),
         }),
         frames: Frames::new(now),
         used: Cell::new(false),
@@ -179,6 +206,11 @@ pub(crate) async fn serve(client: Rc<Client>, stream: Stream) {
                 if let Err(error) = outcome {
                     tracing::debug!(%error, "client connection ended early");
                 }
+                return Poll::Ready(());
+            }
+            if session.streams.crowds.get() {
+                tracing::debug!(client = ?session.client.address, "client has more requests open than there is room for");
+                session.ended(Reason::Overload);
                 return Poll::Ready(());
             }
             if session.frames.let_go() {
@@ -217,8 +249,13 @@ impl Session {
         &self,
         mut request: Request<Incoming>,
     ) -> impl Future<Output = Result<http::Response<super::body::Answer>, Infallible>> + use<> {
+        let Some(stream) = OpenStream::new(self) else {
+            // It never comes to be: nothing more is read of the connection, which ends.
+            self.streams.crowds.set(true);
+            return Either::Left(pending());
+        };
         let mut conn = Conn::new(Rc::clone(&self.client), HttpVersion::Http2);
-        conn.stream = Some(OpenStream::new(self));
+        conn.stream = Some(stream);
         if wants_websocket(&request) {
             *conn.tunnel.borrow_mut() = Some(as_http1(&mut request));
             conn.gate.upgrade.set(true);
@@ -228,7 +265,7 @@ impl Session {
         self.used.set(true);
         self.next.set(Some(Rc::clone(&conn)));
         // hyper, the spawner and the task's cell each move what they get.
-        Box::pin(exchange::serve(conn, request))
+        Either::Right(Box::pin(exchange::serve(conn, request)))
     }
 
     fn watch(&self, cx: &mut Context<'_>) -> Watch {
@@ -350,8 +387,11 @@ fn flaw<B>(request: &Request<B>) -> Option<Flaw> {
     if !is_origin(request.method().as_str().as_bytes(), target.as_bytes()) {
         return Some(Flaw::Target);
     }
-    if headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some() {
-        return Some(Flaw::TwoLengths);
+    // A member of HTTP/1 gets it as it stands here.
+    let mut body = BodyFields::default();
+    let mut lengths = headers.get_all(CONTENT_LENGTH).into_iter();
+    if let Some(flaw) = lengths.find_map(|length| body.content_length(length.as_bytes()).err()) {
+        return Some(flaw);
     }
     let fields = || (!headers.values().all(is_trimmed)).then_some(Flaw::Field);
     flaw_of_host(uri, headers).or_else(fields)
@@ -393,12 +433,9 @@ struct Spawner(Rc<Session>);
 impl<F: Future<Output = ()> + 'static> Executor<F> for Spawner {
     fn execute(&self, future: F) {
         match self.0.next.take() {
-            Some(conn) => {
-                spawn_local(run(conn, future));
-            }
-            None => {
-                spawn_local(future);
-            }
+            Some(conn) => drop(spawn_local(run(conn, future))),
+            None if self.0.streams.crowds.get() => {}
+            None => drop(spawn_local(future)),
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use http::HeaderMap;
 
-use super::body::Streaming;
+use super::body::{Gathered, Streaming};
 use super::exchange::after;
 use super::head::Framing;
 use super::record::Record;
@@ -38,22 +38,36 @@ pub(super) async fn body(
         judge(record, waf, over.into_iter().collect())?;
     }
     let deadline = after(record.started, rule.timeout.request, Reason::RequestTimeout);
-    let gathered = record.conn.alarm.within(deadline.map(|(at, _)| at), body.gather(waf.body_max)).await;
+    let bodies = &record.conn.client.worker.bodies;
+    let gather = body.gather(waf.body_max, bodies);
+    let gathered = record.conn.alarm.within(deadline.map(|(at, _)| at), gather).await;
     let malformed = record.conn.gate.malformed_body.get();
-    let whole = match gathered {
-        Ok(Ok(whole)) => whole,
+    let gathered = match gathered {
+        Ok(Ok(gathered)) => gathered,
         Ok(Err(_)) if malformed => return Err(Reason::BadRequest),
         Ok(Err(interrupted)) => return Err(interrupted.0),
         Err(Elapsed) => return Err(Reason::RequestTimeout),
     };
+    if gathered == Gathered::NoRoom {
+        pass_unread(record, waf)?;
+    }
     let (bytes, trailers) = body.gathered();
-    let is_over = !whole || bytes.len() > waf.body_max;
+    let is_over = gathered == Gathered::Beginning || bytes.len() > waf.body_max;
     let over = if is_over && !known { waf.over(record.target.path()) } else { None };
     let looked_at = &bytes[..bytes.len().min(waf.body_max)];
     let mut hits: Vec<Hit> = over.into_iter().collect();
     hits.extend(waf.body(record.target.path(), form, looked_at, trailers));
     judge(record, waf, hits)?;
     by_files(record, waf, headers, Some((form, looked_at)))
+}
+
+/// What becomes of a body that there is no room for: it may go on after its beginning was looked at, which is told; but
+/// where attacks are refused, not knowing is no reason to let it in.
+fn pass_unread(record: &mut Record, waf: &Waf) -> Result<(), Reason> {
+    match waf.unread(record.target.path()) {
+        Some(_) if waf.blocks() => Err(Reason::BodyMemory),
+        found => judge(record, waf, found.into_iter().collect()),
+    }
 }
 
 /// Before rules of files, when all that is looked at of the request is here.

@@ -106,5 +106,6 @@ pub(super) fn closes(reason: Reason) -> bool {
             | Reason::ClientHeaderTimeout
             | Reason::ClientBodyTimeout
             | Reason::ClientBodySlow
+            | Reason::BodyMemory
     )
 }

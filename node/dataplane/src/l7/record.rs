@@ -78,6 +78,8 @@ pub(crate) struct Record {
     pub(crate) attempts: u32,
     /// What became of it in the cache; `None`: its rule has none.
     pub(crate) cache: Option<CacheStatus>,
+    /// Where something stale is kept until all of its answer has come, which is not kept.
+    pub(crate) supersedes: Option<u128>,
     /// What its client takes of compression; `None`: its rule has none, or that is decided.
     pub(crate) wish: Option<Box<Wish>>,
     /// How its answer is compressed.
@@ -168,6 +170,7 @@ impl Record {
             cache: None,
             wish: None,
             coding: None,
+            supersedes: None,
             question: None,
             flaw: None,
             hits: Vec::new(),
@@ -378,6 +381,9 @@ impl Record {
         }
         if reason == Reason::BadRequest && self.conn.gate.malformed_body.get() {
             self.flaw = Some(Flaw::Chunk);
+        }
+        if let Some(at) = self.supersedes.filter(|_| reason == Reason::Done) {
+            self.conn.client.worker.cache.store.supersede(at);
         }
         let took = now - self.started;
         self.count(reason, took);

@@ -376,7 +376,7 @@ fn rank<'a>(entry: &Entry<'a>) -> (Reverse<Closeness>, u64, &'a str, usize) {
 
 /// A configured path in the form in which requests are looked up.
 pub(crate) fn normal(path: &str) -> String {
-    path::normalise(path, false).map_or_else(|_| path.to_owned(), |path| path.into_owned())
+    path::of_config(path)
 }
 
 /// The elements with which both begin.

@@ -228,11 +228,15 @@ pub(crate) fn alter(headers: &mut HeaderMap) {
 
 pub(crate) fn weaken(headers: &mut HeaderMap) {
     // The same to a reader, not byte by byte (RFC 9110, section 8.8.1).
-    let strong = headers.get(ETAG).filter(|tag| !tag.as_bytes().starts_with(b"W/"));
-    let weak = strong.map(|tag| HeaderValue::from_bytes(&[b"W/", tag.as_bytes()].concat()));
-    if let Some(Ok(weak)) = weak {
-        headers.insert(ETAG, weak);
+    let Some(tag) = headers.get(ETAG).map(HeaderValue::as_bytes) else { return };
+    if tag.starts_with(b"W/\"") {
+        return;
     }
+    // What is no tag can't be made a weak one, and would be taken for a strong one.
+    match HeaderValue::from_bytes(&[b"W/", tag].concat()).ok().filter(|_| tag.starts_with(b"\"")) {
+        Some(weak) => headers.insert(ETAG, weak),
+        None => headers.remove(ETAG),
+    };
 }
 
 fn is_encoded(headers: &HeaderMap) -> bool {
@@ -266,6 +270,17 @@ mod tests {
 
     fn html() -> HeaderMap {
         HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("text/html"))])
+    }
+
+    #[test]
+    fn a_strong_tag_becomes_weak_and_what_is_no_tag_goes() {
+        for (tag, weak) in
+            [("\"v\"", Some("W/\"v\"")), ("W/\"v\"", Some("W/\"v\"")), ("abc", None), ("W/abc", None)]
+        {
+            let mut headers = HeaderMap::from_iter([(ETAG, HeaderValue::from_static(tag))]);
+            weaken(&mut headers);
+            assert_eq!(headers.get(ETAG).map(HeaderValue::as_bytes), weak.map(str::as_bytes), "{tag}");
+        }
     }
 
     /// Runs at once, since nothing in it waits for anything.

@@ -33,13 +33,14 @@ pub(crate) fn thousandths(text: &[u8]) -> Option<u16> {
     (sum <= 1000).then_some(sum)
 }
 
-/// Values of one cookie, as they were sent (RFC 6265, section 4.2.1).
+/// Values of one cookie, as they were sent (RFC 6265, section 4.2.1). Of names the space around them goes, as with those
+/// who read them leniently (section 5.2).
 pub(crate) fn cookie<'a>(headers: &'a HeaderMap, name: &'a str) -> impl Iterator<Item = Cow<'a, [u8]>> {
     let pairs = headers.get_all(COOKIE).into_iter().flat_map(|line| line.as_bytes().split(|b| *b == b';'));
     pairs.filter_map(move |pair| {
         let pair = pair.trim_ascii();
         let equals = pair.iter().position(|b| *b == b'=')?;
-        (&pair[..equals] == name.as_bytes()).then(|| Cow::Borrowed(&pair[equals + 1..]))
+        (pair[..equals].trim_ascii_end() == name.as_bytes()).then(|| Cow::Borrowed(&pair[equals + 1..]))
     })
 }
 
@@ -77,7 +78,7 @@ mod tests {
     fn cookies_come_in_one_line_or_several() {
         let mut headers = HeaderMap::new();
         headers.append(COOKIE, HeaderValue::from_static("a=1; b=2;c=; a=3"));
-        headers.append(COOKIE, HeaderValue::from_static("a=4=5;bare; =x"));
+        headers.append(COOKIE, HeaderValue::from_static("a =4=5;bare; =x"));
         assert_eq!(texts(cookie(&headers, "a")), ["1", "3", "4=5"]);
         assert_eq!(texts(cookie(&headers, "c")), [""]);
         assert_eq!(texts(cookie(&headers, "bare")), [""; 0]);

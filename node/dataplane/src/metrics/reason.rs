@@ -119,6 +119,8 @@ reasons! {
     ListenerLimit => ("listener_limit", 503, No);
     /// The node is overloaded: it lets nobody new in until it is not.
     Overload => ("overload", 503, No);
+    /// The node holds as many bytes of request bodies as it may, and this one had to be held too.
+    BodyMemory => ("body_memory", 503, No);
     /// The client has as many requests in flight as `limits` let it.
     RequestLimit => ("request_limit", 429, No);
     /// It had a slot of an exact limit, and this node has lost its slots: it has no seat any more.
@@ -130,6 +132,8 @@ reasons! {
     NotCached => ("not_cached", 504, No);
     /// A long response that lies on disk turned out broken after its beginning had been sent.
     CacheBroken => ("cache_broken", 0, No);
+    /// It took a long response so slowly that others, who are sent the same one, had to wait for it.
+    ClientSlow => ("client_slow", 0, No);
 
     /// No route fits, and the listener has no pool.
     NoRoute => ("no_route", 404, No);
@@ -159,6 +163,9 @@ reasons! {
     UpstreamBroken => ("upstream_broken", 502, No);
     /// What the member sent is not HTTP (or FTP), or not safe to pass on.
     UpstreamMalformed => ("upstream_malformed", 502, No);
+    /// Members have answered several others with 500, 502, 503 or 504, one after the other, for whose answers this request
+    /// has waited.
+    MemberFailed => ("member_failed", 503, No);
     /// No answer in `timeout.first_byte`.
     FirstByteTimeout => ("first_byte_timeout", 504, No);
     /// One attempt took longer than `timeout.attempt`.

@@ -62,6 +62,7 @@ impl Proxy {
             pinned: BTreeMap::new(),
             spans: None,
             give_back: || {},
+            body_memory: 64 << 20,
             cache_memory: 64 << 20,
             cache_disk: None,
             kernel_check: |_, _| Err("not in tests".to_owned()),

@@ -132,7 +132,7 @@ async fn malformed_requests_are_refused_alone_as_documented() {
     assert!(taken > 3 && resets > 20);
     let counted = r#"trestle_listener_h2_resets_total{listener="web",code="protocol_error"}"#;
     until("all are counted", || proxy.metric(counted).is_some_and(|n| n >= f64::from(resets as u32))).await;
-    for detail in ["no_host", "two_hosts", "host", "other_host", "target", "two_lengths", "field"] {
+    for detail in ["no_host", "two_hosts", "host", "other_host", "target", "length", "two_lengths", "field"] {
         let detail = format!("\"reason\":\"bad_request\",\"detail\":\"{detail}\"");
         proxy.log.line(&["\"protocol\":\"HTTP/2.0\"", "\"status\":400", &detail]).await;
     }

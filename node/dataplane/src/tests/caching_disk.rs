@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 
 use super::caching::{ask, cache_status, cached, response};
+use super::compressing::{self, plain, text};
 use crate::testing::{Backend, Client, Proxy, Reply, until};
 use crate::{CacheDisk, CacheDiskStats, Purge, PurgeWhat};
 
@@ -32,20 +33,34 @@ impl Place {
 
     /// Starts a node of this cluster there, and waits until it knows what lies there.
     async fn start_in(&mut self, cluster: [u8; 16], backend: SocketAddr) -> (Proxy, Client) {
+        self.start_with(cluster, cached(backend, "{ mode: on }")).await
+    }
+
+    async fn start_with(&mut self, cluster: [u8; 16], config: trestle_config::Config) -> (Proxy, Client) {
+        let proxy = self.proxy();
+        proxy.plane.enter_cluster(cluster);
+        until("what is there is known", || disk_of(&proxy).indexed).await;
+        let client = self.serve(&proxy, config).await;
+        (proxy, client)
+    }
+
+    /// Starts a node that is of no cluster yet.
+    fn proxy(&self) -> Proxy {
         let disk = CacheDisk { dir: self.dir.path().to_owned(), max: self.max, least: LEAST };
         let port = self.port;
-        let proxy = Proxy::with(|options| {
+        Proxy::with(|options| {
             options.cache_disk = Some(disk);
             if port != 0 {
                 options.pinned.insert(("web".to_owned(), 0), port);
             }
-        });
-        proxy.plane.enter_cluster(cluster);
-        until("what is there is known", || disk_of(&proxy).indexed).await;
-        let bound = proxy.install(1, cached(backend, "{ mode: on }")).await;
+        })
+    }
+
+    async fn serve(&mut self, proxy: &Proxy, config: trestle_config::Config) -> Client {
+        let bound = proxy.install(1, config).await;
         let address = *bound[0].state.as_ref().expect("listens");
         self.port = address.port();
-        (proxy, Client::connect(address).await)
+        Client::connect(address).await
     }
 
     async fn start(&mut self, backend: &Backend) -> (Proxy, Client) {
@@ -200,6 +215,19 @@ async fn what_breaks_on_the_way_is_cut_short_and_never_wrong() {
     assert!(!is_hit(&reply) && reply.body == body(1, LONG));
 }
 
+#[tokio::test]
+async fn what_is_cut_short_under_the_node_is_a_miss() {
+    let (mut place, (backend, _)) = (Place::new(), backend(LONG, FRESH).await);
+    let (proxy, mut client) = place.start(&backend).await;
+    ask(&mut client, "GET /a", "").await;
+    written(&proxy, 1).await;
+    let file = std::fs::OpenOptions::new().write(true).open(place.file()).expect("it is there");
+    file.set_len(LONG as u64 / 2).expect("it can be cut");
+    let reply = ask(&mut client, "GET /a", "").await;
+    assert!(!is_hit(&reply) && reply.body == body(1, LONG), "{}", reply.head);
+    assert_eq!(disk_of(&proxy).corrupt, 1);
+}
+
 fn flip(file: &Path, at: u64) {
     let mut bytes = std::fs::read(file).expect("readable");
     bytes[usize::try_from(at).expect("an index")] ^= 1;
@@ -320,6 +348,91 @@ async fn the_folder_stays_within_its_bound_and_what_is_asked_for_stays() {
     let (proxy, _) = place.start(&backend).await;
     until("those beyond a smaller bound are gone", || place.files().len() == 3).await;
     assert_eq!(disk_of(&proxy).objects, 3);
+}
+
+#[tokio::test]
+async fn what_comes_before_the_folder_is_known_takes_nothing_from_it() {
+    let (mut place, (backend, count)) = (Place::new(), backend(LONG, FRESH).await);
+    let (proxy, mut client) = place.start(&backend).await;
+    ask(&mut client, "GET /a", "").await;
+    written(&proxy, 1).await;
+    let file = place.file();
+    drop(proxy);
+
+    // It can't know whose purges it will hear of, and so asks its member.
+    let proxy = place.proxy();
+    let mut client = place.serve(&proxy, cached(backend.address, "{ mode: on }")).await;
+    assert_eq!(ask(&mut client, "GET /a", "").await.body, body(1, LONG));
+    proxy.plane.enter_cluster(CLUSTER);
+    until("what is there is known", || disk_of(&proxy).indexed).await;
+    let newer = ask(&mut client, "GET /a", "").await;
+    assert!(is_hit(&newer) && newer.body == body(1, LONG), "{}", newer.head);
+    assert_eq!((disk_of(&proxy).objects, place.file()), (1, file));
+    drop(proxy);
+
+    // Something newer was there in the meantime: what lies there is served once its member has said that it holds.
+    let (_proxy, mut client) = place.start(&backend).await;
+    let again = ask(&mut client, "GET /a", "").await;
+    assert!(cache_status(&again).starts_with("trestle; fwd=stale; fwd-status=304"), "{}", again.head);
+    assert!(is_hit(&ask(&mut client, "GET /a", "").await));
+    assert_eq!(count.load(Relaxed), 3);
+}
+
+#[tokio::test]
+async fn a_body_on_disk_is_compressed_once_and_its_forms_go_with_it() {
+    const LENGTH: usize = 2_000_000;
+    const KEPT: [(&str, &str); 2] = [("content-type", "text/html"), ("cache-control", "max-age=3600")];
+    let page = Bytes::from(text(LENGTH));
+    let body = page.clone();
+    let backend = Backend::answering(move |_| response(200, &KEPT, body.clone())).await;
+    let on = || compressing::with(&backend, "compression: { mode: on }, cache: { mode: on }");
+    let mut place = Place::new();
+    let gzip = "Accept-Encoding: gzip\r\n";
+    let (proxy, mut client) = place.start_with(CLUSTER, on()).await;
+    assert_eq!(plain(&ask(&mut client, "GET /a", gzip).await), page);
+    written(&proxy, 1).await;
+    let coded = ask(&mut client, "GET /a", gzip).await;
+    assert!(is_hit(&coded) && plain(&coded) == page, "{}", coded.head);
+    written(&proxy, 2).await;
+    let served_as_kept = async |client: &mut Client, coded: &Reply| {
+        let reply = ask(client, "GET /a", gzip).await;
+        let length = coded.body.len().to_string();
+        let told = (reply.header("content-encoding"), reply.header("content-length"), reply.header("vary"));
+        assert_eq!(told, (Some("gzip"), Some(length.as_str()), Some("Accept-Encoding")), "{}", reply.head);
+        assert!(is_hit(&reply) && reply.body == coded.body, "the same bytes");
+    };
+    served_as_kept(&mut client, &coded).await;
+    assert_eq!(proxy.metric("trestle_compression_kept_total"), Some(1.0));
+    // Others get theirs, and it is kept as well.
+    let plainly = ask(&mut client, "GET /a", "").await;
+    assert!(plainly.body == page && plainly.header("content-encoding").is_none());
+    assert_eq!(ask(&mut client, "GET /a", &format!("{gzip}Range: bytes=1-9\r\n")).await.body, page[1..10]);
+    assert_eq!(plain(&ask(&mut client, "GET /a", "Accept-Encoding: br\r\n").await), page);
+    written(&proxy, 3).await;
+    assert_eq!(disk_of(&proxy).objects, 3);
+    drop(proxy);
+
+    let (proxy, mut client) = place.start_with(CLUSTER, on()).await;
+    served_as_kept(&mut client, &coded).await;
+    assert_eq!((backend.seen().len(), disk_of(&proxy).objects), (1, 3));
+    drop(proxy);
+
+    // A form that has changed is made anew.
+    let is_form = |file: &PathBuf| std::fs::metadata(file).is_ok_and(|found| found.len() < LENGTH as u64);
+    let forms: Vec<_> = place.files().into_iter().filter(is_form).collect();
+    assert_eq!(forms.len(), 2);
+    forms.iter().for_each(|form| flip(form, 10_000));
+    let (proxy, mut client) = place.start_with(CLUSTER, on()).await;
+    let anew = ask(&mut client, "GET /a", gzip).await;
+    assert!(is_hit(&anew) && plain(&anew) == page, "{}", anew.head);
+    written(&proxy, 1).await;
+    served_as_kept(&mut client, &anew).await;
+    assert_eq!(disk_of(&proxy).corrupt, 1);
+
+    proxy.plane.purge([Purge { number: 1, what: PurgeWhat::All }]);
+    ask(&mut client, "HEAD /a", "").await;
+    until("forms go with their body", || place.files().is_empty()).await;
+    assert_eq!((disk_of(&proxy).objects, disk_of(&proxy).bytes), (0, 0));
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use super::caching::{ask, cache_status, cached, response, serving};
 use crate::testing::{Backend, Client, Proxy, until};
 
 /// Reads one request; false: none came.
-async fn take(stream: &mut TcpStream) -> bool {
+pub(super) async fn take(stream: &mut TcpStream) -> bool {
     let mut seen = Vec::new();
     while !seen.ends_with(b"\r\n\r\n") {
         if stream.read_buf(&mut seen).await.unwrap_or(0) == 0 {
@@ -43,13 +43,35 @@ async fn in_parts(parts: &'static [&'static str]) -> (Backend, Arc<Semaphore>, A
     (backend, go, requests)
 }
 
+/// Answers requests in turn, each when it is let to; all further ones as the last.
+async fn in_turn(answers: &'static [&'static str]) -> (Backend, Arc<Semaphore>, Arc<AtomicUsize>) {
+    let (go, requests) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (gate, count) = (Arc::clone(&go), Arc::clone(&requests));
+    let backend = Backend::raw(move |mut stream| {
+        let (gate, count) = (Arc::clone(&gate), Arc::clone(&count));
+        async move {
+            while take(&mut stream).await {
+                let number = count.fetch_add(1, Relaxed);
+                gate.acquire().await.expect("open").forget();
+                let _ = stream.write_all(answers[number.min(answers.len() - 1)].as_bytes()).await;
+            }
+        }
+    })
+    .await;
+    (backend, go, requests)
+}
+
 const HEAD: &str = "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 10\r\n\r\n";
 const GET: &str = "GET /a HTTP/1.1\r\nHost: shop\r\n\r\n";
 
 async fn waiting(address: std::net::SocketAddr, count: usize) -> Vec<Client> {
+    waiting_with(address, count, "").await
+}
+
+async fn waiting_with(address: std::net::SocketAddr, count: usize, fields: &str) -> Vec<Client> {
     let client = || async {
         let mut client = Client::connect(address).await;
-        client.write(GET).await;
+        client.write(format!("GET /a HTTP/1.1\r\nHost: shop\r\n{fields}\r\n")).await;
         client
     };
     join_all((0..count).map(|_| client())).await
@@ -298,4 +320,98 @@ async fn all_who_wait_hear_of_a_member_that_fails() {
         assert_eq!(client.reply().await.status, 502);
     }
     assert!(requests.load(Relaxed) < 20, "{}", requests.load(Relaxed));
+}
+
+const KEPT: &str =
+    "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nETag: \"v\"\r\nContent-Length: 2\r\n\r\nok";
+const HOLDS: &str = "HTTP/1.1 304 Not Modified\r\nCache-Control: max-age=60\r\nETag: \"v\"\r\n\r\n";
+const BUSY: &str = "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 4\r\n\r\nbusy";
+
+#[tokio::test]
+async fn all_who_reload_at_once_are_one_request() {
+    for fields in ["Cache-Control: no-cache\r\n", "Cache-Control: max-age=0\r\n", "Pragma: no-cache\r\n"] {
+        for warm in [false, true] {
+            let (backend, go, requests) = in_turn(if warm { &[KEPT, HOLDS] } else { &[KEPT] }).await;
+            let (proxy, address) = Proxy::serving(cached(backend.address, "{ mode: on }")).await;
+            if warm {
+                go.add_permits(1);
+                assert_eq!(waiting(address, 1).await[0].reply().await.text(), "ok");
+                until("it has left", || proxy.plane.open_connections() == 0).await;
+            }
+            let before = requests.load(Relaxed);
+            let mut clients = waiting_with(address, 20, fields).await;
+            until("all have asked", || proxy.plane.open_connections() == 20).await;
+            until("one asks", || requests.load(Relaxed) > before).await;
+            go.add_permits(20);
+            for client in &mut clients {
+                let reply = client.reply().await;
+                assert_eq!((reply.status, reply.text()), (200, "ok"));
+            }
+            // One, and perhaps one for those whose request had not been read by then.
+            let asked = requests.load(Relaxed) - before;
+            assert!(asked <= 3, "{asked} requests, {fields}, {warm}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn while_members_fail_one_asks_at_a_time_and_the_next_answer_is_for_all() {
+    let (backend, go, requests) = in_turn(&[BUSY, BUSY, KEPT]).await;
+    let (proxy, address) = Proxy::serving(cached(backend.address, "{ mode: on }")).await;
+    let mut clients = waiting(address, 20).await;
+    until("all have asked", || proxy.plane.open_connections() == 20).await;
+    for asked in 1..=3 {
+        until("one asks", || requests.load(Relaxed) == asked).await;
+        go.add_permits(1);
+    }
+    let replies = join_all(clients.iter_mut().map(Client::reply)).await;
+    let failed = replies.iter().filter(|reply| reply.status == 503 && reply.text() == "busy").count();
+    let served = replies.iter().filter(|reply| reply.status == 200).count();
+    assert_eq!((failed, served, requests.load(Relaxed)), (2, 18, 3));
+}
+
+#[tokio::test]
+async fn members_that_fail_on_and_on_are_not_asked_by_all_who_wait() {
+    let (backend, go, requests) = in_turn(&[BUSY]).await;
+    let (proxy, address) = Proxy::serving(cached(backend.address, "{ mode: on }")).await;
+    let mut clients = waiting(address, 20).await;
+    until("all have asked", || proxy.plane.open_connections() == 20).await;
+    until("one asks", || requests.load(Relaxed) > 0).await;
+    go.add_permits(100);
+    for client in &mut clients {
+        assert_eq!(client.reply().await.status, 503);
+    }
+    // Four for those who wait, and some for whoever was read late or hears late.
+    assert!(requests.load(Relaxed) <= 12, "{}", requests.load(Relaxed));
+    proxy.log.line(&["member_failed"]).await;
+}
+
+#[tokio::test]
+async fn who_reloads_and_is_answered_for_himself_takes_nothing_fresh_from_others() {
+    let own = "HTTP/1.1 400 Bad Request\r\nCache-Control: private\r\nContent-Length: 0\r\n\r\n";
+    let (backend, go, requests) = in_turn(Box::leak(Box::new([KEPT, own]))).await;
+    let (proxy, address) = Proxy::serving(cached(backend.address, "{ mode: on }")).await;
+    go.add_permits(2);
+    assert_eq!(waiting(address, 1).await[0].reply().await.text(), "ok");
+    until("the response is kept", || proxy.plane.cache_stats().entries == 1).await;
+    let reloads = waiting_with(address, 1, "Cache-Control: no-cache\r\nX-Bad: 1\r\n").await;
+    assert_eq!({ reloads }[0].reply().await.status, 400);
+    let reply = waiting(address, 1).await[0].reply().await;
+    assert_eq!((reply.status, requests.load(Relaxed)), (200, 2), "{}", reply.head);
+}
+
+#[tokio::test]
+async fn what_a_304_says_to_vary_by_tells_clients_apart() {
+    let first = "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nAge: 60\r\nETag: \"v\"\r\nContent-Length: 2\r\n\r\nde";
+    let varies =
+        "HTTP/1.1 304 Not Modified\r\nCache-Control: max-age=60\r\nVary: X-Lang\r\nETag: \"v\"\r\n\r\n";
+    let other = "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nVary: X-Lang\r\nContent-Length: 2\r\n\r\nfr";
+    let (backend, go, _) = in_turn(Box::leak(Box::new([first, varies, other]))).await;
+    let (proxy, address) = Proxy::serving(cached(backend.address, "{ mode: on }")).await;
+    go.add_permits(3);
+    let german = "X-Lang: de\r\n";
+    assert_eq!(waiting_with(address, 1, german).await[0].reply().await.text(), "de");
+    until("the response is kept", || proxy.plane.cache_stats().entries == 1).await;
+    assert_eq!(waiting_with(address, 1, german).await[0].reply().await.text(), "de");
+    assert_eq!(waiting_with(address, 1, "X-Lang: fr\r\n").await[0].reply().await.text(), "fr");
 }

@@ -189,12 +189,62 @@ async fn what_is_stale_stands_in_for_errors_where_it_may() {
         status.store(503, Relaxed);
         let reply = ask(&mut client, "GET /a", "").await;
         assert_eq!(reply.status, expected, "{control} {cache}");
+        assert_eq!(ask(&mut client, "HEAD /a", "").await.status, expected, "{control} {cache}");
         if expected == 200 {
             assert!(cache_status(&reply).starts_with("trestle; fwd=stale; fwd-status=503"), "{}", reply.head);
             drop(backend);
             let reply = ask(&mut client, "GET /a", "").await;
             assert_eq!((reply.status, reply.text()), (200, "kept"), "also when nobody answers");
         }
+    }
+}
+
+#[tokio::test]
+async fn what_is_stale_goes_only_once_something_else_has_come_whole() {
+    for (length, at_once, expected) in
+        [(10, false, (200, "kept")), (10, true, (200, "kept")), (4, false, (503, "error"))]
+    {
+        let (step, go) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
+        let (current, may_end) = (Arc::clone(&step), Arc::clone(&go));
+        let backend = Backend::raw(move |mut stream| {
+            let (current, may_end) = (Arc::clone(&current), Arc::clone(&may_end));
+            async move {
+                let _ = stream.read(&mut [0; 1000]).await;
+                let (status, control, length, text) = match current.load(Relaxed) {
+                    0 => (200, "max-age=60, stale-if-error=60\r\nAge: 70", 4, "kept"),
+                    1 => (200, "no-store", length, "open"),
+                    _ => (503, "no-store", 5, "error"),
+                };
+                let answer = format!(
+                    "HTTP/1.1 {status} X\r\nCache-Control: {control}\r\nContent-Length: {length}\r\n\r\n{text}"
+                );
+                let _ = stream.write_all(answer.as_bytes()).await;
+                if current.load(Relaxed) == 1 {
+                    drop(may_end.acquire().await);
+                }
+            }
+        })
+        .await;
+        let (proxy, mut client) = serving(&backend, "{ mode: on }").await;
+        assert_eq!(ask(&mut client, "GET /a", "").await.text(), "kept");
+        until("the response is kept", || proxy.plane.cache_stats().entries == 1).await;
+        step.store(1, Relaxed);
+        let web = proxy.plane.listeners()[0].state.clone().expect("listens");
+        let mut other = Client::connect(web).await;
+        go.add_permits(usize::from(at_once));
+        other.write("GET /a HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n").await;
+        let mut seen = Vec::new();
+        while !at_once && !seen.ends_with(b"open") {
+            let read = other.stream.read_buf(&mut seen).await.expect("it begins");
+            assert!(read > 0, "{}", String::from_utf8_lossy(&seen));
+        }
+        go.add_permits(usize::from(!at_once));
+        let _ = other.stream.read_to_end(&mut seen).await;
+        // If it breaks off before anything of it has gone out, what is kept stands in.
+        assert!(!seen.starts_with(b"HTTP/1.1 5"), "{}", String::from_utf8_lossy(&seen));
+        step.store(2, Relaxed);
+        let reply = ask(&mut client, "GET /a", "").await;
+        assert_eq!((reply.status, reply.text()), expected);
     }
 }
 

@@ -14,6 +14,30 @@ use crate::testing::{
 };
 
 #[tokio::test]
+async fn a_request_that_may_go_no_further_ends_here() {
+    let backend = Backend::named("hello").await;
+    let (_proxy, address) = Proxy::serving(config(&[backend.address])).await;
+    let ask = async |method: &str, hops: &str| {
+        send(address, format!("{method} / HTTP/1.1\r\nHost: a\r\nMax-Forwards: {hops}\r\n\r\n")).await
+    };
+    let reply = ask("OPTIONS", "0").await;
+    assert_eq!((reply.status, reply.text()), (200, ""));
+    assert_eq!(ask("TRACE", "0").await.status, 501);
+    assert!(backend.seen().is_empty(), "{:?}", backend.seen());
+    for (method, hops, left) in [
+        ("OPTIONS", "1", "0"),
+        ("TRACE", "10", "9"),
+        // It is of no other method's business, and what is no number says nothing.
+        ("GET", "0", "0"),
+        ("OPTIONS", "x", "x"),
+        ("OPTIONS", "-1", "-1"),
+    ] {
+        assert_eq!(ask(method, hops).await.status, 200, "{method} {hops}");
+        assert_eq!(backend.last().header("max-forwards"), Some(left), "{method} {hops}");
+    }
+}
+
+#[tokio::test]
 async fn the_backend_learns_who_asked_and_the_log_tells() {
     let backend = Backend::named("hello").await;
     let (proxy, address) = Proxy::serving(config(&[backend.address])).await;

@@ -164,6 +164,40 @@ async fn bodies_and_trailers_go_both_ways_over_http2() {
 }
 
 #[tokio::test]
+async fn of_trailers_goes_on_what_has_its_place_there() {
+    const ANSWER: &[u8] =
+        b"HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n2\r\nok\r\n0\r\n\
+        X-Sum: 7\r\nSet-Cookie: a=b\r\nContent-Length: 9\r\nConnection: x\r\nTE: y\r\nUpgrade: z\r\n\r\n";
+    let backend = Backend::raw(|mut stream: TcpStream| async move {
+        while stream.read(&mut [0; 4096]).await.is_ok_and(|count| count > 0) {
+            let _ = stream.write_all(ANSWER).await;
+        }
+    })
+    .await;
+    for cache in ["{ mode: off }", "{ mode: on }"] {
+        let (_proxy, address) = Proxy::serving(written(&format!(
+            "pools: {{ app: {{ members: [\"{}\"] }} }}\nroutes: {{ all: {{ rules: [{{ pools: [app], cache: {cache} }}] }} }}\n",
+            backend.address
+        )))
+        .await;
+        let mut client = connect(address).await;
+        for _ in 0..2 {
+            let body = send(&mut client, get("/")).await.expect("an answer").into_body();
+            let whole = timeout(PATIENCE, body.collect()).await.expect("in time").expect("a whole body");
+            let trailers = whole.trailers().cloned();
+            assert_eq!(whole.to_bytes(), "ok");
+            assert_eq!(
+                trailers,
+                Some(HeaderMap::from_iter([(
+                    "x-sum".parse().expect("a name"),
+                    HeaderValue::from_static("7")
+                )]))
+            );
+        }
+    }
+}
+
+#[tokio::test]
 async fn bodies_are_edited_over_http2_with_trailers_and_without() {
     let backend = h2c(async |request: Request<Incoming>| {
         let (sender, body) = body_of_frames();

@@ -7,6 +7,7 @@ mod bad_input;
 mod caching;
 mod caching_disk;
 mod caching_fills;
+mod caching_order;
 mod caching_purges;
 mod compressing;
 mod compressing_streams;

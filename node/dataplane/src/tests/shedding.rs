@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::testing::{Backend, Client, Proxy, until, written};
+use crate::testing::{Backend, Client, Proxy, config, frames, until, written};
 use crate::{Step, Strain};
 
 fn strained(step: Step) -> Strain {
@@ -89,11 +89,65 @@ async fn in_the_second_step_nobody_new_is_let_in_and_who_is_there_stays() {
     for listener in ["web", "raw"] {
         let ended = format!("trestle_listener_ended_total{{listener=\"{listener}\",reason=\"overload\"}}");
         until("it is counted", || proxy.metric(&ended) == Some(1.0)).await;
-        proxy.log.line(&[&format!("\"listener\":\"{listener}\""), "\"reason\":\"overload\""]).await;
+        let line = [&format!("\"listener\":\"{listener}\""), "\"reason\":\"overload\""];
+        let line = proxy.log.line(&line).await;
+        assert_eq!(line.contains("\"status\":503"), listener == "web", "{line}");
     }
     tcp.write_all(b"on").await.expect("it is open");
     tcp.read_exact(&mut [0; 2]).await.expect("it goes on");
 
     proxy.plane.set_strain(Strain::default());
     assert_eq!(Client::connect(web).await.get("/").await.status, 200);
+}
+
+#[tokio::test]
+async fn nobody_is_let_in_beyond_what_there_are_descriptors_for_until_there_are_more() {
+    let (proxy, _backends, web, _raw) = serving().await;
+    let mut kept = Client::connect(web).await;
+    assert_eq!(kept.get("/").await.status, 200);
+    proxy.plane.bound_connections(1);
+    let reply = Client::connect(web).await.reply().await;
+    assert_eq!((reply.status, reply.header("connection")), (503, Some("close")));
+    proxy.log.line(&["\"reason\":\"overload\""]).await;
+    assert_eq!(kept.get("/").await.status, 200, "who is there stays");
+    drop(kept);
+    until("it has left", || proxy.plane.open_connections() == 0).await;
+    assert_eq!(Client::connect(web).await.get("/").await.status, 200);
+    until("it has left", || proxy.plane.open_connections() == 0).await;
+    proxy.plane.bound_connections(2);
+    let mut others = [Client::connect(web).await, Client::connect(web).await];
+    for other in &mut others {
+        assert_eq!(other.get("/").await.status, 200);
+    }
+}
+
+#[tokio::test]
+async fn a_connection_of_http2_with_many_requests_ends_where_there_is_no_memory_for_them() {
+    let backend = Backend::raw(|stream| async move {
+        // Never answers.
+        let _stream = stream;
+        std::future::pending::<()>().await;
+    })
+    .await;
+    // For eight requests.
+    let proxy = Proxy::with(|options| options.body_memory = 64 << 10);
+    let bound = proxy.install(1, config(&[backend.address])).await;
+    let address = *bound[0].state.as_ref().expect("listens");
+    let requests = |count: u32| (0..count).flat_map(|n| frames::request(2 * n + 1, "/")).collect::<Vec<u8>>();
+    let mut greedy = frames::Frames::connect(address).await;
+    greedy.send(&requests(8)).await;
+    until("they are open", || backend.connections() == 8).await;
+    let mut modest = frames::Frames::connect(address).await;
+    modest.send(&requests(4)).await;
+    until("they are open", || backend.connections() == 12).await;
+    greedy.send(&frames::request(17, "/")).await;
+    greedy.end().await;
+    until("it is counted", || {
+        let ended = r#"trestle_listener_ended_total{listener="web",reason="overload"}"#;
+        proxy.metric(ended) == Some(1.0)
+    })
+    .await;
+    // There is room again.
+    modest.send(&(4..8).flat_map(|n| frames::request(2 * n + 1, "/")).collect::<Vec<u8>>()).await;
+    until("they are open", || backend.connections() >= 16).await;
 }

@@ -358,8 +358,12 @@ fn with_crs(paranoia: u8, builtin: bool) -> Option<Waf> {
 }
 
 impl Asked {
-    /// As a browser sends it, before rules of files and the built-in ones.
-    fn judged_by_all(&self, waf: &Waf) -> Option<Hit> {
+    fn method(&self) -> &'static str {
+        if self.body.is_empty() { "GET" } else { "POST" }
+    }
+
+    /// As a browser sends it.
+    fn head(&self) -> HeaderMap {
         let mut headers = self.headers.clone();
         for (name, value) in [
             ("host", "shop.example.com"),
@@ -371,9 +375,15 @@ impl Asked {
         if !self.body.is_empty() {
             headers.insert("content-length", self.body.len().into());
         }
+        headers
+    }
+
+    /// Before rules of files and the built-in ones.
+    fn judged_by_all(&self, waf: &Waf) -> Option<Hit> {
+        let headers = self.head();
         let asked = FilesAsked {
             client: [198, 51, 100, 7].into(),
-            method: if self.body.is_empty() { "GET" } else { "POST" },
+            method: self.method(),
             path: &self.path,
             query: self.query.as_deref(),
             version: http::Version::HTTP_11,
@@ -384,6 +394,30 @@ impl Asked {
         let body = form.as_ref().map(|form| (form, &*self.body));
         self.judged(waf).or_else(|| waf.by_files(&asked, &headers, body).into_iter().next_back())
     }
+
+    fn on_the_wire(&self) -> Vec<u8> {
+        let query = self.query.as_deref().map(|query| format!("?{query}")).unwrap_or_default();
+        let mut wire = format!("{} {}{query} HTTP/1.1\r\n", self.method(), self.path).into_bytes();
+        for (name, value) in &self.head() {
+            wire.extend([name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
+        }
+        [&*wire, b"\r\n", &self.body].concat()
+    }
+}
+
+/// Each attack in a query, and each innocent request: what it is and its bytes in hexadecimal, on a line of its own.
+#[test]
+#[ignore = "for bench/waf.py, which asks others the same; into the file that TRESTLE_WAF_CORPUS names"]
+fn the_corpus_is_written_down() {
+    let in_query = |what: &'static str, text: &'static str| {
+        let asked = |attack: &str| placed(attack).into_iter().next().expect("a query").1;
+        attacks(text).into_iter().map(move |attack| (format!("{what}: {attack}"), asked(&attack)))
+    };
+    let all = in_query("sqli", SQLI).chain(in_query("xss", XSS)).chain(innocent());
+    let hex = |bytes: Vec<u8>| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let lines = all.map(|(what, asked)| format!("{what:?}\t{}\n", hex(asked.on_the_wire())));
+    let file = std::env::var_os("TRESTLE_WAF_CORPUS").expect("TRESTLE_WAF_CORPUS names a file");
+    std::fs::write(file, lines.collect::<String>()).expect("written");
 }
 
 #[test]

@@ -23,7 +23,9 @@ const fn marks() -> [bool; 256] {
     marks[0xc2] = true;
     marks[0xca] = true;
     marks[0xe0] = true;
+    marks[0xe1] = true;
     marks[0xe2] = true;
+    marks[0xe3] = true;
     marks[0xef] = true;
     marks[0xf0] = true;
     marks
@@ -188,9 +190,10 @@ fn escape(rest: &[u8], out: &mut Vec<u8>) -> usize {
     }
 }
 
-/// `+ADw-`: UTF-7 (RFC 2152) of a few characters, at least one of them from ASCII and no letter or digit.
+/// `+ADw-`: UTF-7 (RFC 2152) of a few characters of ASCII. Text that only looks like it has bits to spare at the end, or
+/// has no sign.
 fn utf7(rest: &[u8], out: &mut Vec<u8>) -> usize {
-    const LENGTH_MAX: usize = 64;
+    const LENGTH_MAX: usize = 256;
     let sextet = |byte: &u8| match byte {
         b'A'..=b'Z' => Some(byte - b'A'),
         b'a'..=b'z' => Some(byte - b'a' + 26),
@@ -203,19 +206,23 @@ fn utf7(rest: &[u8], out: &mut Vec<u8>) -> usize {
     if rest.get(1) != Some(&b'A') {
         return 0;
     }
-    let length = rest[1..].iter().take(LENGTH_MAX).take_while(|byte| sextet(byte).is_some()).count();
-    let (mut bits, mut have, mut units) = (0u32, 0u32, Vec::new());
-    for byte in &rest[1..=length] {
-        bits = bits << 6 | u32::from(sextet(byte).unwrap_or_default());
+    let (mut length, mut bits, mut have, mut units) = (0, 0u32, 0u32, Vec::new());
+    for sextet in rest[1..].iter().take(LENGTH_MAX).map_while(sextet) {
+        length += 1;
+        bits = bits << 6 | u32::from(sextet);
         have += 6;
         if have >= 16 {
             have -= 16;
-            units.push((bits >> have) as u16);
+            match u8::try_from(bits >> have) {
+                Ok(unit) if unit.is_ascii() => units.push(unit),
+                _ => return 0,
+            }
             bits &= (1 << have) - 1;
         }
     }
-    let is_sign = |unit: &u16| u8::try_from(*unit).is_ok_and(|byte| byte.is_ascii_punctuation());
-    if units.is_empty() || !units.iter().all(|unit| *unit < 0x80) || !units.iter().any(is_sign) {
+    let is_text = |unit: &u8| unit.is_ascii_graphic() || unit.is_ascii_whitespace();
+    let is_exact = bits == 0 && have < 6 && units.iter().all(is_text);
+    if units.is_empty() || !is_exact && !units.iter().any(u8::is_ascii_punctuation) {
         return 0;
     }
     units.iter().for_each(|unit| push(u32::from(*unit), out));
@@ -230,7 +237,7 @@ fn plain_utf8(rest: &[u8], out: &mut Vec<u8>) -> usize {
         (first @ (0xc0 | 0xc1), Some(a), ..) => (u32::from(first & 0x1f) << 6 | a, 2),
         (0xc2, Some(a), ..) => (0x80 | a, 2),
         (0xca, Some(a), ..) => (0x280 | a, 2),
-        (first @ (0xe0 | 0xe2 | 0xef), Some(a), Some(b), _) => (u32::from(first & 0xf) << 12 | a << 6 | b, 3),
+        (first @ (0xe0..=0xe3 | 0xef), Some(a), Some(b), _) => (u32::from(first & 0xf) << 12 | a << 6 | b, 3),
         (0xf0, Some(a), Some(b), Some(c)) => (a << 12 | b << 6 | c, 4),
         _ => return 0,
     };
@@ -238,8 +245,9 @@ fn plain_utf8(rest: &[u8], out: &mut Vec<u8>) -> usize {
         0 => return length,
         // Overlong: fewer bytes would have done.
         1..0x80 => code as u8,
-        // No-break space, and its kin in other lengths.
-        0xa0 | 0x2000..=0x200b | 0x2028 | 0x2029 => b' ',
+        // No-break space and its kin in other lengths, and marks without a width that readers skip as spaces.
+        0x85 | 0xa0 | 0x1680 | 0x180e | 0x2000..=0x200b | 0x2028 | 0x2029 | 0x202f | 0x205f | 0x2060 => b' ',
+        0x3000 | 0xfeff => b' ',
         0x2bb..=0x2bc | 0x2018..=0x201b | 0x2032 => b'\'',
         0x201c..=0x201f | 0x2033 => b'"',
         0x2039 => b'<',
@@ -301,6 +309,8 @@ mod tests {
         check(b"java&Tab;script&colon;x", "java\tscript:x");
         check(br"\u003cscript\x3e\74\u{3c}", "<script><<");
         check(b"+ADw-script+AD4-x", "<script>x");
+        check(b"+AFU-NION +AFMARQ-LECT", "UNION SELECT");
+        check("a\u{3000}b\u{feff}c\u{202f}d\u{1680}e".as_bytes(), "a b c d e");
         check(b"\xc0\xbcscript\xc0\xbe \xe0\x80\xa7 \xf0\x80\x80\xbc", "<script> ' <");
         check("＜script＞ ＇".as_bytes(), "<script> '");
         check(b"scr\0ipt", "script");
@@ -321,6 +331,9 @@ mod tests {
             "&copy=1",
             "\\d+\\w",
             "AB+AC",
+            "1+ABC",
+            "a+AGAINST",
+            "日本語。かな",
             "%zz%u12",
         ] {
             assert_eq!(round(value.as_bytes()), None, "{value}");

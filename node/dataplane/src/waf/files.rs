@@ -16,7 +16,7 @@ use trestle_config::model::{Content, WafRule};
 use trestle_seclang::{Arg, Engine, Fault, Limits, Processor, Request, Rules, Skips, Source, Verdict};
 
 use super::body::{self, Form, Part};
-use super::inspection::{is_below, is_it, percent};
+use super::inspection::{is_it, percent};
 use super::rules::Rule;
 use super::{Exception, FINDINGS_MAX, Hit, Place, RuleName};
 use crate::metrics::Counter;
@@ -232,9 +232,12 @@ fn request<'a>(asked: &Asked<'a>, headers: &'a HeaderMap, body: Option<(&'a Form
         fields.push((name.as_str(), value.as_bytes()));
         if *name == http::header::COOKIE {
             for pair in value.as_bytes().split(|byte| *byte == b';').map(<[u8]>::trim_ascii) {
-                let at = memchr::memchr(b'=', pair).unwrap_or(pair.len());
-                let value = pair.get(at + 1..).unwrap_or_default();
-                if !pair.is_empty() && !add(Source::Cookie, &pair[..at], &percent(value)) {
+                // One without a name is a value.
+                let (name, value) = match memchr::memchr(b'=', pair) {
+                    Some(at) => (&pair[..at], &pair[at + 1..]),
+                    None => ([].as_slice(), pair),
+                };
+                if !pair.is_empty() && !add(Source::Cookie, name, &percent(value)) {
                     break;
                 }
             }
@@ -259,9 +262,11 @@ fn request<'a>(asked: &Asked<'a>, headers: &'a HeaderMap, body: Option<(&'a Form
             Form::Text | Form::Unknown => Processor::None,
         };
         form.read(bytes, &mut |part| match part {
-            // As ModSecurity calls them.
-            Part::Field { name, value } if is_json => add(source, &[b"json.", name].concat(), value),
-            Part::Field { name, value } => add(source, name, value),
+            // As ModSecurity calls them; what has no name stays without.
+            Part::Field { name, value } if is_json && !name.is_empty() => {
+                add(source, &[b"json.", name].concat(), value)
+            }
+            Part::Field { name, value } | Part::Element { name, value, .. } => add(source, name, value),
             Part::File { name, file } => add(Source::File, name, file),
             Part::Head { name, line } => add(Source::PartHeader, name, line),
             Part::Broken(_) => true,
@@ -282,11 +287,5 @@ fn request<'a>(asked: &Asked<'a>, headers: &'a HeaderMap, body: Option<(&'a Form
         args,
         body: body.map_or(&[], |(_, bytes)| bytes),
         processor,
-    }
-}
-
-impl Exception {
-    fn is_about(&self, path: &str) -> bool {
-        self.path.as_deref().is_none_or(|prefix| is_below(path, prefix))
     }
 }

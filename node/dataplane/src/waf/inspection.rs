@@ -7,10 +7,11 @@ use base64::engine::general_purpose::STANDARD;
 use http::HeaderMap;
 use trestle_config::model::{WafField, WafMode};
 
-use super::body::{self, Form, Part};
+use super::body::{self, Form, Part, WHOLE};
+use super::decode;
 use super::engine::{Kind, Scratch};
 use super::rules::Rules;
-use super::{Exception, FINDINGS_MAX, Hit, Place, RuleName, Waf};
+use super::{Exception, FINDINGS_MAX, Hit, Place, RuleName, Waf, is_secret};
 
 #[derive(Debug)]
 pub(super) struct Inspection<'a> {
@@ -26,8 +27,7 @@ pub(super) struct Inspection<'a> {
 
 impl<'a> Inspection<'a> {
     pub(super) fn new(waf: &'a Waf, path: &str) -> Self {
-        let about =
-            |exception: &&Exception| exception.path.as_deref().is_none_or(|prefix| is_below(path, prefix));
+        let about = |exception: &&Exception| exception.is_about(path);
         let (everywhere, exceptions): (Vec<_>, Vec<_>) =
             waf.exceptions.iter().filter(about).partition(|exception| exception.field.is_none());
         let rules = everywhere.iter().fold(waf.rules, |rules, exception| rules.without(exception.rules));
@@ -71,8 +71,10 @@ impl<'a> Inspection<'a> {
                 return;
             }
             match name.as_str() {
-                // They frame the message, or name a host that was checked.
-                "host" | "content-length" | "transfer-encoding" | "connection" | "te" | "upgrade" => {}
+                // What nearly all are has nothing in it.
+                "host" if value.as_bytes().iter().all(|byte| is_of_host(*byte)) => {}
+                // They frame the message.
+                "content-length" | "transfer-encoding" | "connection" | "te" | "upgrade" => {}
                 "cookie" => self.cookies(value.as_bytes()),
                 "authorization" | "proxy-authorization" => self.credentials(name.as_str(), value.as_bytes()),
                 name => self.header(name.as_bytes(), value.as_bytes(), kind(name)),
@@ -102,7 +104,8 @@ impl<'a> Inspection<'a> {
             let pair = pair.trim_ascii();
             let (name, value) = match memchr::memchr(b'=', pair) {
                 Some(at) => (&pair[..at], &pair[at + 1..]),
-                None => (pair, [].as_slice()),
+                // A value without a name (RFC 6265bis, section 5.7).
+                None => ([].as_slice(), pair),
             };
             let quoted = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\""));
             if !self.field(Place::Cookie, name, &percent(quoted.unwrap_or(value))) {
@@ -131,11 +134,25 @@ impl<'a> Inspection<'a> {
     fn part(&mut self, place: Place, part: Part<'_>) -> bool {
         match part {
             Part::Field { name, value } | Part::File { name, file: value } => self.field(place, name, value),
+            Part::Element { name, value, around } => {
+                let before = self.hits.len();
+                let goes_on = self.field(place, name, value);
+                if self.hits.len() > before
+                    && !is_secret(place, name)
+                    && around.iter().any(|level| is_secret(place, level.name))
+                {
+                    let found = self.hits.split_off(before);
+                    self.hits.extend(found.into_iter().map(Hit::hidden));
+                }
+                goes_on
+            }
             // Its names stand in it by themselves.
             Part::Head { .. } => true,
             Part::Broken(rule) => {
-                if self.rules(place, b"").has(rule) {
-                    self.hits.push(Hit::new(RuleName::Builtin(rule), (place, b""), b""));
+                let rule_name = RuleName::Builtin(rule);
+                let is_new = self.hits.iter().all(|hit| hit.rule != rule_name);
+                if is_new && self.rules(place, b"").has(rule) {
+                    self.hits.push(Hit::new(rule_name, (place, b""), b""));
                 }
                 !self.is_full()
             }
@@ -177,8 +194,31 @@ pub(super) fn percent(text: &[u8]) -> Cow<'_, [u8]> {
     }
 }
 
+fn is_of_host(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b':' | b'_' | b'[' | b']')
+}
+
+impl Exception {
+    pub(super) fn is_about(&self, path: &str) -> bool {
+        self.path.as_deref().is_none_or(|prefix| is_below(path, prefix) && !climbs(path))
+    }
+}
+
+/// Whether some server takes a segment of this path, which is in its normal form, for `..`: with a parameter (`..;`),
+/// before a backslash or an encoded slash, or encoded twice.
+fn climbs(path: &str) -> bool {
+    let is_up = |segment: &[u8]| {
+        let end = memchr::memchr(b';', segment).unwrap_or(segment.len());
+        segment[..end].iter().filter(|byte| **byte > b' ').eq(b"..")
+    };
+    let has_up = |path: &[u8]| path.split(|byte| matches!(byte, b'/' | b'\\')).any(is_up);
+    let once = percent(path.as_bytes());
+    let twice = decode::round(&once);
+    has_up(path.as_bytes()) || has_up(&once) || twice.as_deref().is_some_and(has_up)
+}
+
 /// By whole segments.
-pub(super) fn is_below(path: &str, prefix: &str) -> bool {
+fn is_below(path: &str, prefix: &str) -> bool {
     path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
@@ -191,6 +231,7 @@ pub(super) fn is_it(field: &WafField, place: Place, name: &[u8]) -> bool {
                 || place == Place::Body
                     && name.strip_suffix(wanted).is_some_and(|before| before.ends_with(b"."))
         }
+        (WafField::Body, Place::Body) => name == WHOLE,
         (WafField::Header(wanted), Place::Header) => name.eq_ignore_ascii_case(wanted.as_bytes()),
         (WafField::Cookie(wanted), Place::Cookie) => name == wanted.as_bytes(),
         _ => false,
@@ -221,4 +262,38 @@ fn kind(header: &str) -> Kind {
                 | "want-digest"
         );
     if structured { Kind::Structured } else { Kind::Free }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_that_leads_out_for_some_servers_is_below_nothing() {
+        let exception = |path: &str| Exception {
+            rules: Rules::NONE,
+            of_files: crate::waf::files::OfFiles::None,
+            path: Some(path.into()),
+            field: None,
+        };
+        for path in ["/cms", "/cms/a", "/cms/a..b/..c/d..", "/cms/.../x;y", "/cms/a%2Fb", "/cms/%25"] {
+            assert!(exception("/cms").is_about(path), "{path}");
+        }
+        for path in [
+            "/cms/..;/x",
+            "/cms/..;a=b/x",
+            "/cms/..%5cx",
+            "/cms/..%5Cx",
+            "/cms/a%5c..%5c..%5cx",
+            "/cms/..%2fx",
+            "/cms/%252e%252e%252fx",
+            "/cms/%252e./x",
+            "/cms/..%00/x",
+            "/cms/%c0%ae%c0%ae/x",
+            "/cmsx",
+        ] {
+            assert!(!exception("/cms").is_about(path), "{path}");
+        }
+        assert!(Exception { path: None, ..exception("") }.is_about("/cms/..;/x"));
+    }
 }

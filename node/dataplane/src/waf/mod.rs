@@ -21,10 +21,12 @@ mod rules;
 
 use std::sync::Arc;
 
-use http::HeaderMap;
-use trestle_config::Contents;
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderValue};
 use trestle_config::model::{self, WafField, WafMode, WafRule};
+use trestle_config::{Contents, path};
 
+use crate::l7::head;
 use crate::metrics::Counter;
 pub(crate) use body::Form;
 use engine::Engine;
@@ -123,12 +125,18 @@ pub(crate) struct Hit {
 
 impl Hit {
     fn new(rule: RuleName, (place, name): (Place, &[u8]), matched: &[u8]) -> Self {
-        let matched = if is_secret(place, name) {
-            format!("({} bytes, not shown)", matched.len()).into_bytes().into()
-        } else {
-            matched.into()
-        };
-        Self { rule, place, name: name[..name.len().min(NAME_SHOWN)].into(), matched }
+        // What stands before the sign in a value that was cut at one of its semicolons is of the value.
+        let name = if place == Place::Cookie && !name.iter().all(is_of_cookie_name) { b"" } else { name };
+        let is_secret = is_secret(place, name);
+        let name = name[..name.len().min(NAME_SHOWN)].into();
+        let hit = Self { rule, place, name, matched: matched.into() };
+        if is_secret { hit.hidden() } else { hit }
+    }
+
+    /// As it may be told of what stands in something that is called like a secret.
+    fn hidden(mut self) -> Self {
+        self.matched = format!("({} bytes, not shown)", self.matched.len()).into_bytes().into();
+        self
     }
 
     /// As `query:q`.
@@ -136,6 +144,11 @@ impl Hit {
         let label = self.place.label().as_bytes();
         if self.name.is_empty() { label.to_vec() } else { [label, b":", &self.name].concat() }
     }
+}
+
+/// A token (RFC 6265, section 4.1.1), or as PHP has members of its arrays.
+fn is_of_cookie_name(byte: &u8) -> bool {
+    head::is_token(*byte) || matches!(byte, b'[' | b']')
 }
 
 /// Whether a log should not have it, though a rule found something there: cookies, credentials, and whatever is
@@ -205,7 +218,7 @@ impl Waf {
                 Some(WafRule::Id(_)) => Rules::NONE,
             },
             of_files: OfFiles::of(except.rule.as_ref()),
-            path: except.path.as_deref().map(|path| path.trim_end_matches('/').into()),
+            path: except.path.as_deref().map(|path| path::of_config(path).trim_end_matches('/').into()),
             field: except.field.clone(),
         };
         if policy.mode == WafMode::Off {
@@ -241,7 +254,7 @@ impl Waf {
 
     /// Counts what was found; true: the request must not pass.
     pub(crate) fn refuses(&self, hits: &[Hit]) -> bool {
-        let blocks = self.mode == WafMode::Block;
+        let blocks = self.blocks();
         let of = if blocks { &self.counters.blocked } else { &self.counters.detected };
         for hit in hits {
             if let RuleName::Builtin(rule) = hit.rule {
@@ -317,6 +330,15 @@ impl Waf {
         if self.refuses_longer { self.broken(path, Rule::BodyOver) } else { None }
     }
 
+    /// Of a body that the node had no room for.
+    pub(crate) fn unread(&self, path: &str) -> Option<Hit> {
+        self.broken(path, Rule::BodyMemory)
+    }
+
+    pub(crate) fn blocks(&self) -> bool {
+        self.mode == WafMode::Block
+    }
+
     fn broken(&self, path: &str, rule: Rule) -> Option<Hit> {
         let inspection = Inspection::new(self, path);
         let at = (Place::Body, [].as_slice());
@@ -343,6 +365,12 @@ pub(crate) fn any_bytes(data: &[u8]) {
     if let Some(decoded) = decode::round(body) {
         assert!(decoded.len() <= body.len());
     }
+    // Its first line, as what a body says that it is.
+    let line = body.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    if let Ok(value) = HeaderValue::from_bytes(line) {
+        let headers = HeaderMap::from_iter([(CONTENT_TYPE, value)]);
+        let _ = (Form::of(&headers), Form::disguise(&headers));
+    }
 }
 
 #[cfg(test)]
@@ -368,6 +396,20 @@ mod tests {
         }
         for (place, name) in [(Place::Body, "author"), (Place::Query, "q"), (Place::Path, "")] {
             assert!(shown(place, name), "{name}");
+        }
+    }
+
+    #[test]
+    fn of_a_cookie_the_name_alone_is_told() {
+        let at = |name: &str| {
+            let hit = Hit::new(RuleName::File(1), (Place::Cookie, name.as_bytes()), b"' or 1=1");
+            assert!(hit.matched.ends_with(b"shown)"), "{name}");
+            String::from_utf8(hit.at()).expect("text")
+        };
+        assert_eq!(at("sid"), "cookie:sid");
+        assert_eq!(at("prefs[lang]"), "cookie:prefs[lang]");
+        for name in ["", "hunter2' or 1", "hunter2\"<img src", "a b", "a,b", "\u{e9}"] {
+            assert_eq!(at(name), "cookie", "{name}");
         }
     }
 

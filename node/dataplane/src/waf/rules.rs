@@ -95,6 +95,12 @@ rules! {
     BodyEncoding => ("body-encoding", Body, 1);
     /// The body is longer than what is looked at, and `over` says that this is refused.
     BodyOver => ("body-over", Body, 1);
+    /// The node holds as many bytes of bodies as it may: of this one only the beginning was looked at.
+    BodyMemory => ("body-memory", Body, 1);
+    /// The body is written so that readers differ in what is a field of it, or in how it is read at all.
+    BodyAmbiguous => ("body-ambiguous", Body, 1);
+    /// A document of XML that declares what its own words mean.
+    BodyDoctype => ("body-doctype", Body, 1);
     /// The request takes more work than rules of files may take.
     FilesWork => ("files-work", Files, 1);
 }
@@ -112,6 +118,9 @@ impl Rules {
             | 1 << Rule::BodyCharset as u64
             | 1 << Rule::BodyEncoding as u64
             | 1 << Rule::BodyOver as u64
+            | 1 << Rule::BodyMemory as u64
+            | 1 << Rule::BodyAmbiguous as u64
+            | 1 << Rule::BodyDoctype as u64
             | 1 << Rule::FilesWork as u64,
     );
 

@@ -60,7 +60,7 @@ pub(super) async fn opened(carried: Carried) {
         return worker.count_refused(&listener, ends.client, Reason::HandshakeFailed, began.elapsed());
     };
     let facts = Facts { told: Some(&told), ..tls.facts() };
-    let asked = Asked { version: Some(tls.version), name: tls.name.as_deref() };
+    let asked = Asked { version: Some(tls.version), name: tls.name.as_deref(), status: None };
     relay(
         (worker, &listener, pool),
         Secured::new(stream, settings.buffer),
@@ -85,7 +85,7 @@ pub(super) async fn by_name(carried: Carried) {
     let Some(pool) = listener.through.find(hello.name.as_deref()).or(listener.pool.as_ref()).cloned() else {
         tracing::debug!(listener = %listener.name, %client, name = hello.name, "nobody has this TLS name");
         say_unknown(&carried.stream);
-        let asked = Asked { version: None, name: hello.name.as_deref() };
+        let asked = Asked { name: hello.name.as_deref(), ..Asked::default() };
         return worker.count_refused_of(listener, client, Reason::UnknownName, (began.elapsed(), asked));
     };
     pass(carried, pool, &hello).await;
@@ -127,7 +127,7 @@ async fn pass(carried: Carried, pool: Arc<Pool>, hello: &Hello) {
     let Carried { worker, listener, stream, ends, told, port, carriage } = carried;
     let (authority, alpn) = (hello.name.as_deref(), hello.alpn.as_deref());
     let facts = Facts { told: Some(&told), authority, alpn, ..Facts::default() };
-    let asked = Asked { version: None, name: authority };
+    let asked = Asked { name: authority, ..Asked::default() };
     relay((worker, &listener, pool), Socket::new(stream), (&ends, facts, port, carriage), asked).await;
 }
 
@@ -203,7 +203,7 @@ impl Worker {
     }
 
     /// The same, of one that has asked for something.
-    fn count_refused_of(
+    pub(super) fn count_refused_of(
         &self,
         listener: &ListenerRef,
         client: SocketAddr,

@@ -34,6 +34,8 @@ use crate::{l4, l7};
 
 /// Connections above a limit that are told so at once, a worker; more are ended without a word.
 const TURNED_AWAY_MAX: usize = 256;
+/// The same where descriptors run out.
+const TURNED_AWAY_FEW: usize = 8;
 
 /// What a connection is told, from outside of its task.
 #[derive(Debug)]
@@ -254,6 +256,11 @@ impl Worker {
         self.ledger.arrived(self.index, client, arrivals);
     }
 
+    /// For one more connection, as far as descriptors go.
+    pub(crate) fn has_room(&self) -> bool {
+        self.shed.has_room(self.ledger.total())
+    }
+
     /// Ends a connection that is not let in before anything is read of it.
     fn turn_away(
         self: &Rc<Self>,
@@ -265,10 +272,21 @@ impl Worker {
         if let Some(policy) = listener.settings.policies.ban.as_ref().filter(|_| own) {
             self.bans.note(policy, client.ip(), &listener.name, (reason, 0), Instant::now());
         }
-        self.count_refused(listener, client, reason, Duration::ZERO);
         let told = self.turned_away.get();
+        // Whoever is told so has a descriptor until he has gone.
+        let told_max = if self.has_room() { TURNED_AWAY_MAX } else { TURNED_AWAY_FEW };
+        let answers = matches!(ending, Ending::Told(_))
+            && listener.settings.protocol == Protocol::Http
+            && told < told_max;
+        let status = answers.then(|| l7::excess::status(reason));
+        self.count_refused_of(
+            listener,
+            client,
+            reason,
+            (Duration::ZERO, Asked { status, ..Asked::default() }),
+        );
         match ending {
-            Ending::Told(_) if listener.settings.protocol == Protocol::Http && told < TURNED_AWAY_MAX => {
+            _ if answers => {
                 self.turned_away.set(told + 1);
                 let worker = Rc::clone(self);
                 spawn_local(async move {

@@ -39,9 +39,11 @@ use tokio_util::sync::CancellationToken;
 use crate::access_log::{Lines, Tap};
 use crate::bans::{self, Bans};
 use crate::beat::{BEATS, Pulse};
+use crate::budget::Budget;
 use crate::cache::Cache;
 use crate::l4;
 use crate::l7::compress::Works;
+use crate::l7::held::Bodies;
 use crate::ledger::Ledger;
 use crate::limits::Limits;
 use crate::listener::{Opened, Socket, SocketKey, accept};
@@ -126,6 +128,10 @@ pub(crate) struct Equipment {
     pub(crate) rates: Arc<Rates>,
     pub(crate) cache: Arc<Cache>,
     pub(crate) compression: Arc<Works>,
+    /// For request bodies that are held back.
+    pub(crate) bodies: Arc<Budget>,
+    /// Requests of HTTP/2 that a worker may have open.
+    pub(crate) streams_max: usize,
     pub(crate) shed: Arc<Shed>,
     pub(crate) cuts: Arc<Cuts>,
     pub(crate) locals: Arc<Locals>,
@@ -159,6 +165,10 @@ pub(crate) struct Worker {
     pub(crate) rates: Arc<Rates>,
     pub(crate) cache: Arc<Cache>,
     pub(crate) compression: Arc<Works>,
+    pub(crate) bodies: Bodies,
+    /// Open requests of HTTP/2, over all connections, and how many there may be.
+    pub(crate) streams: Places,
+    pub(crate) streams_max: usize,
     /// Stale responses that are being validated while they are served.
     pub(crate) refreshes: Places,
     pub(crate) shed: Arc<Shed>,
@@ -248,6 +258,9 @@ impl Worker {
             rates: equipment.rates,
             cache: equipment.cache,
             compression: equipment.compression,
+            bodies: Bodies::new(equipment.bodies),
+            streams: Places::default(),
+            streams_max: equipment.streams_max,
             refreshes: Places::default(),
             shed: equipment.shed,
             turned_away: Cell::new(0),
@@ -317,6 +330,9 @@ impl Worker {
                     self.upstreams.sweep(now);
                     self.clock.set(wall_clock());
                     self.end_flows();
+                    if self.shed.refuses() {
+                        self.bodies.end_some();
+                    }
                     if self.rested.get() >= RESTED_MANY || self.shed.spares() {
                         self.rested.set(0);
                         (self.give_back)();

@@ -12,12 +12,14 @@ use crate::l4::ftp::Mode;
 use crate::request_id::RequestId;
 use crate::snapshot::Listener;
 
-/// What a client of TLS has asked for.
+/// What a client of TLS has asked for, and what one of http was told.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Asked<'a> {
     /// Where its TLS ends here.
     pub(super) version: Option<&'static str>,
     pub(super) name: Option<&'a str>,
+    /// Of one that was turned away with an answer.
+    pub(super) status: Option<u16>,
 }
 
 pub(super) struct Relayed<'a> {
@@ -45,6 +47,9 @@ impl Relayed<'_> {
                 line.text(key, value.as_bytes());
             }
         }
+        if let Some(status) = self.asked.status {
+            line.number("status", status.into());
+        }
         line.number("bytes_in", ended.bytes_in)
             .number("bytes_out", ended.bytes_out)
             .number("duration_us", micros(self.took))
@@ -67,7 +72,7 @@ impl Facts for Relayed<'_> {
         match variable {
             LogVariable::Time => field.text(&timestamp(self.id.unix_ms)),
             LogVariable::TimeCommon => field.text(&common(self.id.unix_ms)),
-            LogVariable::Status => field.status(0),
+            LogVariable::Status => field.status(self.asked.status.unwrap_or(0)),
             LogVariable::BytesIn => field.number(ended.bytes_in),
             LogVariable::BytesOut => field.number(ended.bytes_out),
             LogVariable::DurationUs => field.number(micros(self.took)),

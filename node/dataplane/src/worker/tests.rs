@@ -41,6 +41,8 @@ async fn forty_connections_that_wait_in_the_queue_of_a_closing_socket_are_answer
         rates: Arc::default(),
         cache: Arc::new(Cache::new(0, None, 1).expect("no disk, no error")),
         compression: Arc::new(crate::l7::compress::Works::new(1)),
+        bodies: crate::budget::Budget::new(1 << 20),
+        streams_max: 100,
         shed: Arc::default(),
         ledger: Arc::new(Ledger::new(1)),
         locals: Arc::new(Locals::new(1)),

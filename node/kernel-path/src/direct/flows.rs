@@ -13,8 +13,8 @@ use trestle_netlink::nudge::nudge;
 use super::{Direct, FLOWS_A_PIECE, table};
 use crate::census::{self, Open};
 use crate::chooser::Choosers;
+use crate::own::Error;
 use crate::places::Places;
-use crate::programmer::Error;
 use crate::ruleset::{Family, goes_on};
 
 /// How long flows are remembered that came to an address which went elsewhere: it may come right back, and meanwhile
@@ -109,7 +109,7 @@ impl Direct {
         for family in Family::ALL {
             let of = family.flows();
             for map in [of.open, of.ending] {
-                let listed = self.nft.elements(table(&self.name), map)?.unwrap_or_default();
+                let listed = self.own.nft.elements(table(&self.own.name()), map)?.unwrap_or_default();
                 let mut gone = Vec::new();
                 for element in listed {
                     let value = element.value.as_deref().unwrap_or_default();
@@ -198,8 +198,8 @@ impl Direct {
     fn forget_all(&mut self, map: &str, keys: &[Vec<u8>]) -> Result<(), Error> {
         let elements: Vec<Element<'_>> = keys.iter().map(|key| Element::new(key)).collect();
         let mut batch = Batch::new();
-        batch.delete_elements(table(&self.name), map, &elements);
-        Ok(self.nft.commit(&batch.finish())?)
+        batch.delete_elements(table(&self.own.name()), map, &elements);
+        Ok(self.own.nft.commit(&batch.finish())?)
     }
 }
 

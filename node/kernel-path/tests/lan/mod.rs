@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -36,6 +36,26 @@ pub(crate) struct MemberHost {
 
 /// A service; ends when dropped.
 pub(crate) struct Member(Arc<AtomicBool>);
+
+/// Who answers, and whom it sees.
+pub(crate) fn ask(stream: &mut TcpStream) -> (String, SocketAddr) {
+    stream.write_all(b"?").unwrap();
+    let mut answer = [0; 64];
+    let length = stream.read(&mut answer).unwrap();
+    said(&answer[..length])
+}
+
+pub(crate) fn said(answer: &[u8]) -> (String, SocketAddr) {
+    let text = String::from_utf8(answer.to_vec()).unwrap();
+    let (name, peer) = text.split_once(' ').unwrap_or_else(|| panic!("{text:?}"));
+    (name.to_owned(), peer.parse().unwrap())
+}
+
+pub(crate) fn connect(to: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect_timeout(&to, Duration::from_secs(3)).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    stream
+}
 
 impl Lan {
     pub(crate) fn new(balancers: usize, members: &[&str]) -> Self {

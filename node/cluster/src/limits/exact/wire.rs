@@ -3,9 +3,10 @@
 //! Numbers are LEB128 unless said otherwise; a message fits one datagram.
 //!
 //! ```text
-//! message  format 1 | node | session 8 bytes | serial | view 8 bytes | settled 1 | version | ack | delta
-//! ack      0, or 1 | session 8 bytes | upto
-//! delta    0, or 1 | from | to - from | n | n × entry
+//! message  format 1 | node | session 8 bytes | serial | view 8 bytes | settled 1 | version
+//!          | 0, or 1 | ack | 0, or 1 | delta
+//! ack      session 8 bytes | upto
+//! delta    from | to - from | n | n × entry
 //! entry    0 | key 8 bytes | birth | seen | returned | limit | hard | soft    a borrower to its home
 //!          1 + denied + 2 × scarce | key 8 bytes | birth | granted | others  a home to its borrower
 //! ```
@@ -13,11 +14,14 @@
 use trestle_raft_store::types::NodeId;
 
 use crate::gossip::MAX_COUNTS_PAYLOAD;
-use crate::leb128::{number, put, take};
+use crate::wire::{
+    MAX_DELTA_HEAD, flag, number, optional, put, put_optional, put_span, put_whole, short_number, span, take,
+    whole,
+};
 
 const FORMAT: u8 = 1;
 /// Bytes of the largest message without entries.
-const MAX_HEAD: usize = 1 + 10 + 8 + 10 + 8 + 1 + 10 + (1 + 8 + 10) + (1 + 10 + 10 + 3);
+const MAX_HEAD: usize = 1 + 10 + 8 + 10 + 8 + 1 + 10 + (1 + 8 + 10) + (1 + MAX_DELTA_HEAD);
 const MAX_ENTRY: usize = 1 + 8 + 10 + 10 + 10 + 5 + 5 + 5;
 /// Entries that fit a message in any case.
 pub(super) const ENTRIES_MAX: usize = (MAX_COUNTS_PAYLOAD - MAX_HEAD) / MAX_ENTRY;
@@ -103,23 +107,13 @@ impl Message {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = vec![FORMAT];
         put(&mut out, self.node);
-        out.extend_from_slice(&self.session.to_be_bytes());
+        put_whole(&mut out, self.session);
         put(&mut out, self.serial);
-        out.extend_from_slice(&self.view.to_be_bytes());
+        put_whole(&mut out, self.view);
         out.push(u8::from(self.settled));
         put(&mut out, self.version);
-        match &self.ack {
-            None => out.push(0),
-            Some(ack) => {
-                out.push(1);
-                out.extend_from_slice(&ack.session.to_be_bytes());
-                put(&mut out, ack.upto);
-            }
-        }
-        match &self.delta {
-            None => out.push(0),
-            Some(delta) => delta.encode(&mut out),
-        }
+        put_optional(&mut out, self.ack.as_ref(), Ack::encode);
+        put_optional(&mut out, self.delta.as_ref(), Delta::encode);
         out
     }
 
@@ -131,19 +125,13 @@ impl Message {
         }
         let message = Message {
             node: number(input)?,
-            session: u64::from_be_bytes(take(input)?),
+            session: whole(input)?,
             serial: number(input)?,
-            view: u64::from_be_bytes(take(input)?),
+            view: whole(input)?,
             settled: flag(input)?,
             version: number(input)?,
-            ack: match flag(input)? {
-                false => None,
-                true => Some(Ack { session: u64::from_be_bytes(take(input)?), upto: number(input)? }),
-            },
-            delta: match flag(input)? {
-                false => None,
-                true => Some(Delta::decode(input)?),
-            },
+            ack: optional(input, Ack::decode)?,
+            delta: optional(input, Delta::decode)?,
         };
         let sound =
             input.is_empty() && message.delta.as_ref().is_none_or(|delta| delta.to <= message.version);
@@ -151,25 +139,26 @@ impl Message {
     }
 }
 
-fn flag(input: &mut &[u8]) -> Option<bool> {
-    match take::<1>(input)? {
-        [0] => Some(false),
-        [1] => Some(true),
-        _ => None,
+impl Ack {
+    fn encode(&self, out: &mut Vec<u8>) {
+        put_whole(out, self.session);
+        put(out, self.upto);
+    }
+
+    fn decode(input: &mut &[u8]) -> Option<Ack> {
+        Some(Ack { session: whole(input)?, upto: number(input)? })
     }
 }
 
 impl Delta {
     fn encode(&self, out: &mut Vec<u8>) {
-        out.push(1);
-        put(out, self.from);
-        put(out, self.to - self.from);
+        put_span(out, (self.from, self.to));
         put(out, self.entries.len() as u64);
         for entry in &self.entries {
             match entry.word {
                 Word::Ask(ask) => {
                     out.push(0);
-                    out.extend_from_slice(&entry.key.to_be_bytes());
+                    put_whole(out, entry.key);
                     put(out, ask.birth);
                     put(out, ask.seen);
                     put(out, ask.returned);
@@ -179,7 +168,7 @@ impl Delta {
                 }
                 Word::Grant(grant) => {
                     out.push(1 + u8::from(grant.denied) + 2 * u8::from(grant.scarce));
-                    out.extend_from_slice(&entry.key.to_be_bytes());
+                    put_whole(out, entry.key);
                     put(out, grant.birth);
                     put(out, grant.granted);
                     put(out, grant.others.into());
@@ -189,8 +178,7 @@ impl Delta {
     }
 
     fn decode(input: &mut &[u8]) -> Option<Delta> {
-        let from = number(input)?;
-        let to = from.checked_add(number(input)?)?;
+        let (from, to) = span(input)?;
         let count = usize::try_from(number(input)?).ok()?;
         if count > ENTRIES_MAX {
             return None;
@@ -203,20 +191,19 @@ impl Delta {
 impl Entry {
     fn decode(input: &mut &[u8]) -> Option<Entry> {
         let [kind] = take::<1>(input)?;
-        let key = u64::from_be_bytes(take(input)?);
+        let key = whole(input)?;
         let word = match kind {
             0 => {
                 let (birth, seen, returned) = (number(input)?, number(input)?, number(input)?);
-                let mut next = || u32::try_from(number(input)?).ok();
-                let ask = Ask { birth, seen, returned, limit: next()?, hard: next()?, soft: next()? };
+                let (limit, hard, soft) = (short_number(input)?, short_number(input)?, short_number(input)?);
+                let ask = Ask { birth, seen, returned, limit, hard, soft };
                 // Nobody returns what it does not have, or has more than there is.
                 (returned <= seen && seen - returned <= u64::from(u32::MAX)).then_some(Word::Ask(ask))?
             }
             1..=4 => {
                 let (denied, scarce) = (matches!(kind, 2 | 4), matches!(kind, 3 | 4));
                 let (birth, granted) = (number(input)?, number(input)?);
-                let others = u32::try_from(number(input)?).ok()?;
-                Word::Grant(Grant { birth, granted, others, denied, scarce })
+                Word::Grant(Grant { birth, granted, others: short_number(input)?, denied, scarce })
             }
             _ => return None,
         };

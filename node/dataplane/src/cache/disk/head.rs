@@ -283,6 +283,7 @@ pub(super) mod tests {
     use http::header::VARY;
     use proptest::prelude::*;
 
+    use super::super::super::vary::Fate;
     use super::*;
 
     pub(in crate::cache::disk) fn head(url: &str, length: u64) -> Head {
@@ -297,7 +298,7 @@ pub(super) mod tests {
             at: 5,
             primary: 4,
             slot: 9,
-            spec: Spec::of(&vary, |_| false).expect("a spec"),
+            spec: Spec::of(&vary, |_| Fate::Sent).expect("a spec"),
             url: url.into(),
             tags: ["a".into(), "b c".into()].into(),
             number: 77,

@@ -13,7 +13,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed};
 
-use crate::cache::budget::Hold;
+use crate::budget::Hold;
 use crate::cache::vary::Spec;
 
 const BLOCK: u64 = 4096;
@@ -221,7 +221,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::cache::budget::Budget;
+    use crate::budget::Budget;
 
     fn object(at: u128, length: u64) -> Arc<Object> {
         Arc::new(Object {

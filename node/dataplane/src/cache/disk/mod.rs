@@ -2,7 +2,7 @@
 //!
 //! A body that is longer than [`CacheDisk::least`] goes to a file while it goes to clients ([`writing`]), and is served
 //! from there ([`reading`]); its head comes to the store in memory when it is asked for. [`index`] knows what is there,
-//! within its bounds; [`scan`] builds it anew after a start. [`head`] and [`chunk`] are the form of a file, [`folder`]
+//! within its bounds; [`scan`] builds it anew after a start. Coded [`forms`] of a body lie beside it. [`head`] and [`chunk`] are the form of a file, [`folder`]
 //! where files lie.
 //!
 //! Invariants:
@@ -16,6 +16,7 @@
 
 mod chunk;
 mod folder;
+mod forms;
 pub(crate) mod head;
 mod index;
 mod reading;
@@ -23,8 +24,8 @@ mod scan;
 mod stats;
 mod writing;
 
-use std::collections::HashMap;
-use std::path::PathBuf;
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
@@ -36,14 +37,15 @@ use http::HeaderMap;
 use parking_lot::Mutex;
 
 use super::Invalidations;
-use super::budget::Budget;
 use super::entry::{Entry, Stem};
 use super::key::Secret;
 use super::vary::Spec;
+use crate::budget::Budget;
 use crate::metrics::Counter;
 use chunk::Sums;
 pub use folder::DiskError;
 use folder::Folder;
+pub(crate) use forms::{Form, FormWriting};
 use index::{Index, Object};
 pub(crate) use reading::{Loaded, Reading, Ready};
 pub use stats::CacheDiskStats;
@@ -72,6 +74,14 @@ pub struct CacheDisk {
 impl CacheDisk {
     /// What `least` is unless somebody wants it otherwise.
     pub const LEAST: u64 = 1 << 20;
+
+    /// Makes the folder, unless it is there; none above it. Whether it was not there.
+    ///
+    /// # Errors
+    /// It can't be made.
+    pub fn make(dir: &Path) -> Result<bool, DiskError> {
+        folder::make(dir)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -94,6 +104,7 @@ pub(crate) struct Disk {
 struct Shared {
     settings: CacheDisk,
     folder: Folder,
+    keys: Secret,
     sums: Sums,
     budget: Arc<Budget>,
     queued: Arc<Budget>,
@@ -103,6 +114,7 @@ struct Shared {
     slots: Box<[AtomicBool]>,
     realm: OnceLock<[u8; 16]>,
     indexed: AtomicBool,
+    outdated: Mutex<Outdated>,
     orders: SyncSender<Order>,
     /// What must not be lost if the queue is full; as many as there are objects at most.
     chores: Mutex<Vec<Chore>>,
@@ -125,6 +137,13 @@ struct Settling {
     stem: Arc<Stem>,
     /// All of it, if it is still in memory.
     entry: Option<Arc<Entry>>,
+}
+
+/// Keys under which something has come or gone before it was known what lies on disk.
+enum Outdated {
+    Keys(HashSet<u128, ahash::RandomState>),
+    /// Too many to tell.
+    All,
 }
 
 /// What is to be done to a file.
@@ -169,10 +188,12 @@ impl Disk {
     ) -> Result<Self, DiskError> {
         let folder = Folder::open(&settings.dir)?;
         let (orders, ordered) = sync_channel(ORDERS);
-        let mut sums = [0; 16];
+        let (mut keys, mut sums) = ([0; 16], [0; 16]);
+        keys.copy_from_slice(&folder.secret[..16]);
         sums.copy_from_slice(&folder.secret[16..]);
         let shared = Arc::new(Shared {
             index: Mutex::new(Index::new(settings.max, OBJECTS_MAX)),
+            keys: Secret::of(keys),
             sums: Sums::of(sums),
             queued: Budget::new(QUEUED_MAX.min(budget.most() / 4)),
             budget: Arc::clone(budget),
@@ -180,6 +201,7 @@ impl Disk {
             slots: (0..=u16::MAX).map(|_| AtomicBool::new(false)).collect(),
             realm: OnceLock::new(),
             indexed: AtomicBool::new(false),
+            outdated: Mutex::new(Outdated::Keys(HashSet::default())),
             orders,
             chores: Mutex::default(),
             open: Mutex::default(),
@@ -217,9 +239,7 @@ impl Disk {
 
     /// By which keys are made, as long as the folder is there.
     pub(crate) fn secret(&self) -> Secret {
-        let mut half = [0; 16];
-        half.copy_from_slice(&self.shared.folder.secret[..16]);
-        Secret::of(half)
+        self.shared.keys
     }
 
     /// From now on purges are those of this cluster: what is there of it is indexed, and more is kept. Only the first
@@ -246,9 +266,14 @@ impl Disk {
         }
     }
 
+    /// Whether a body of so many bytes is for the disk.
+    pub(crate) fn is_for(&self, length: u64) -> bool {
+        self.shared.is_for(length)
+    }
+
     /// To write a body of this key to, if it turns out long. `None`: it is not written. `length`: if it is known.
     pub(crate) fn offer(&self, key: (u128, u128, u16), stem: &Stem, length: Option<u64>) -> Option<Offer> {
-        let is_long = length.is_none_or(|length| length > self.shared.settings.least);
+        let is_long = length.is_none_or(|length| self.is_for(length));
         is_long.then(|| Offer::new(&self.shared, key, stem, length)).flatten()
     }
 
@@ -270,12 +295,16 @@ impl Disk {
 
     /// It is not to be served any more.
     pub(crate) fn forget(&self, at: u128) {
-        self.shared.settling.lock().remove(&at);
-        let mut index = self.shared.index.lock();
-        let Some(object) = index.get(at).map(Arc::clone) else { return };
-        index.remove(&object);
-        drop(index);
-        self.shared.do_later([Chore::Remove(object.id)]);
+        if let Some(object) = self.shared.outdate(at) {
+            self.shared.drop_object(&object);
+        }
+    }
+
+    /// Something newer is kept in memory: once that is gone, a member is asked whether this holds.
+    pub(crate) fn doubt(&self, at: u128) {
+        if let Some(object) = self.shared.outdate(at) {
+            self.shared.mark(&object);
+        }
     }
 
     /// A member has said that it still holds. `current`: nothing has invalidated it since it was asked.
@@ -346,21 +375,70 @@ impl Shared {
 
     fn works(&self) {
         if let Some(why) = self.problem.lock().take() {
-            tracing::info!(dir = %self.settings.dir.display(), why, "cached responses are written to disk again");
+            tracing::info!(dir = %self.settings.dir.display(), was = why, "cached responses are written to disk again");
         }
+    }
+
+    fn is_for(&self, length: u64) -> bool {
+        length > self.settings.least
     }
 
     fn may_write(&self) -> bool {
         self.indexed.load(Acquire) && self.now_ms() >= self.paused_until.load(Acquire)
     }
 
+    /// Removes it, and its forms. False: it was not there any more.
+    fn drop_object(&self, object: &Arc<Object>) -> bool {
+        let mut index = self.index.lock();
+        if !index.remove(object) {
+            return false;
+        }
+        let forms = self.forget_forms(&mut index, object);
+        drop(index);
+        self.do_later(forms.chain([Arc::clone(object)]).map(|gone| Chore::Remove(gone.id)));
+        true
+    }
+
+    /// What lies there under this key; it is not the newest any more, nor is what is on its way there or not known yet.
+    fn outdate(&self, at: u128) -> Option<Arc<Object>> {
+        self.settling.lock().remove(&at);
+        if !self.indexed.load(Acquire) {
+            self.outdated.lock().add(at);
+        }
+        self.index.lock().get(at).map(Arc::clone)
+    }
+
+    /// It is asked for before it is served, also after a restart.
+    fn mark(&self, object: &Arc<Object>) {
+        if !object.invalid.swap(true, Release) {
+            self.do_later([Chore::Mark(Arc::clone(object))]);
+        }
+    }
+
     /// A file is not what it should be.
     fn corrupt(&self, object: &Arc<Object>, why: &str) {
-        if self.index.lock().remove(object) {
+        if self.drop_object(object) {
             self.counts.corrupt.inc();
             let file = self.folder.whole(object.id);
             tracing::warn!(file = %file.display(), why, "a cached response is thrown away");
-            self.do_later([Chore::Remove(object.id)]);
+        }
+    }
+}
+
+impl Outdated {
+    fn add(&mut self, at: u128) {
+        if let Outdated::Keys(keys) = self {
+            keys.insert(at);
+            if keys.len() > OBJECTS_MAX {
+                *self = Outdated::All;
+            }
+        }
+    }
+
+    fn has(&self, at: u128) -> bool {
+        match self {
+            Outdated::Keys(keys) => keys.contains(&at),
+            Outdated::All => true,
         }
     }
 }

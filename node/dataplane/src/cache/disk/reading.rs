@@ -28,7 +28,7 @@ use super::chunk::{CHUNK, DATA, SUM, chunks, data_of, file_length, place};
 use super::head::Head;
 use super::index::Object;
 use super::{OnDisk, Shared};
-use crate::cache::budget::Hold;
+use crate::budget::Hold;
 use crate::cache::entry::Stem;
 use crate::cache::rules::Terms;
 use crate::cache::vary::Spec;
@@ -151,14 +151,18 @@ pub(super) async fn load(shared: &Arc<Shared>, object: Arc<Object>) -> Option<Ar
 
 impl Shared {
     fn open_object(&self, object: &Arc<Object>) -> Option<Arc<File>> {
-        match File::open(self.folder.whole(object.id)) {
-            Ok(file) => Some(Arc::new(file)),
-            Err(error) => {
-                // Evicted meanwhile, unless it is still known of.
-                self.corrupt(object, &error.to_string());
-                None
+        let file =
+            File::open(self.folder.whole(object.id)).and_then(|file| Ok((file.metadata()?.len(), file)));
+        let why = match file {
+            Ok((length, file)) if length == file_length(object.room, object.length) => {
+                return Some(Arc::new(file));
             }
-        }
+            Ok(_) => "it has another length".to_owned(),
+            // Evicted meanwhile, unless it is still known of.
+            Err(error) => error.to_string(),
+        };
+        self.corrupt(object, &why);
+        None
     }
 
     /// A chunk that is what was written.
@@ -197,11 +201,6 @@ impl Shared {
             }
         };
         if !object.verified.load(Acquire) {
-            let is_whole = file.metadata().is_ok_and(|m| m.len() == file_length(object.room, object.length));
-            if !is_whole {
-                self.corrupt(object, "it has another length");
-                return None;
-            }
             if object.length <= VERIFIED_MAX {
                 for index in 0..chunks(object.length) {
                     self.chunk(object, &file, index, buffer)?;
@@ -281,7 +280,7 @@ impl Reading {
         let last = end.div_ceil(DATA as u64).max(next + 1);
         let skip = usize::try_from(start % DATA as u64).unwrap_or_default();
         let (hold, ahead) = place_for(shared, last - next);
-        let mut reading = Self {
+        let reading = Self {
             shared: Arc::clone(shared),
             object: Arc::clone(object),
             file: None,
@@ -297,7 +296,6 @@ impl Reading {
         };
         if reading.hold.is_some() {
             object.touch();
-            reading.ask();
         }
         reading
     }
@@ -313,6 +311,11 @@ impl Reading {
     /// Where it is known in memory.
     pub(crate) fn at(&self) -> u128 {
         self.object.at
+    }
+
+    /// All of it, of which nothing was taken yet, and nothing follows it.
+    pub(crate) fn is_untouched(&self) -> bool {
+        self.left == self.object.length && self.trailers.is_none()
     }
 
     /// Waits for its first chunk.
@@ -337,6 +340,9 @@ impl Reading {
 
     /// The next chunk; `None`: it can't be had.
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        if self.coming.is_empty() && self.next < self.end && self.hold.is_some() {
+            self.ask();
+        }
         let Some(coming) = self.coming.front_mut() else { return Poll::Ready(None) };
         let Poll::Ready(chunk) = Pin::new(coming).poll(cx) else { return Poll::Pending };
         self.coming.pop_front();

@@ -53,7 +53,7 @@ impl Rig {
             writing.push(&Bytes::from(vec![piece; 64 << 10]));
             self.until("it is taken", || self.disk.shared.queued.used() == 0);
         });
-        let store = Store::new(1 << 20, None);
+        let store = Some(Store::new(1 << 20, None));
         writing.finish(Ending {
             stem: Stem::of_a_minute(),
             spec: Spec::default(),
@@ -111,6 +111,45 @@ async fn without_memory_a_member_is_asked_and_a_head_is_read_once_for_all() {
     let mut gone = first.body.read(0, 1, false);
     assert_eq!(gone.ready().await, Ready::Gone);
     assert!(rig.disk.load(1).await.is_none());
+}
+
+/// A crowd of files is counted, and the first of them named.
+#[test]
+fn what_is_thrown_away_or_not_ours_is_named_with_why() {
+    let rig = Rig::new();
+    let elsewhere = tempfile::tempdir().expect("another folder");
+    let (root, objects) = (rig.dir.path(), rig.dir.path().join("objects"));
+    let part = objects.join("0a");
+    std::fs::create_dir(&part).expect("writable");
+    let put = |at: PathBuf| std::fs::write(at, "something").expect("writable");
+    let file = |number: u32, kind: &str| format!("0a{number:014x}.{kind}");
+    (0..20).for_each(|number| put(part.join(file(number, "obj"))));
+    put(elsewhere.path().join(file(99, "obj")));
+    std::os::unix::fs::symlink(elsewhere.path(), objects.join("0b")).expect("writable");
+    std::os::unix::fs::symlink(elsewhere.path().join(file(99, "obj")), part.join(file(99, "obj")))
+        .expect("writable");
+    put(objects.join("0c"));
+    put(root.join("notes"));
+    std::fs::create_dir(root.join("lost+found")).expect("writable");
+
+    let (found, told) = scan::look(&rig.disk.shared).expect("it goes on");
+    assert!(found.is_empty());
+    assert_eq!((told.broken.count, told.broken.first.len(), rig.disk.stats().corrupt), (20, 5, 20));
+    assert!(told.broken.first.iter().all(|(at, why)| at.starts_with(&part) && why == "it is too short"));
+    let mut foreign = told.foreign.first;
+    foreign.sort();
+    let foreign: Vec<_> = foreign.iter().map(|(at, why)| (at.as_path(), why.as_str())).collect();
+    assert_eq!(
+        foreign,
+        [
+            (root.join("notes").as_path(), "its name is none of ours"),
+            (&part.join(file(99, "obj")), "it is a symbolic link"),
+            (&objects.join("0b"), "it is a symbolic link"),
+            (&objects.join("0c"), "it is no folder"),
+        ]
+    );
+    assert!(foreign.iter().all(|(at, _)| at.exists()) && elsewhere.path().join(file(99, "obj")).exists());
+    assert!(!part.join(file(0, "obj")).exists());
 }
 
 #[test]

@@ -25,7 +25,7 @@ use super::chunk::{CHUNK, DATA, SUM, file_length, place};
 use super::head::{Head, Life, MARK_AT, PREFIX, Prefix, ROOM_MAX, encode, read, room};
 use super::index::{Object, Room, WEIGHT, cost};
 use super::{Chore, OnDisk, Settling, Shared};
-use crate::cache::budget::Hold;
+use crate::budget::Hold;
 use crate::cache::entry::{Entry, PIECE, Stem};
 use crate::cache::store::Store;
 use crate::cache::vary::Spec;
@@ -58,6 +58,7 @@ pub(super) struct Ticket {
     /// For the head.
     room: u32,
     given_up: AtomicBool,
+    pub(super) since: Instant,
 }
 
 /// What makes a body that has come whole a response.
@@ -67,8 +68,8 @@ pub(crate) struct Ending {
     pub(crate) trailers: Option<HeaderMap>,
     /// The response, if all of it is in memory.
     pub(crate) entry: Option<Arc<Entry>>,
-    /// Where it is found from then on.
-    pub(crate) store: Store,
+    /// Where it is found from then on. A coded form is found by its body.
+    pub(crate) store: Option<Store>,
 }
 
 /// A body that may turn out long enough.
@@ -102,14 +103,15 @@ impl Offer {
 
     /// Whether a body of so many bytes is to be written.
     pub(crate) fn is_for(&self, length: u64) -> bool {
-        length > self.shared.settings.least
+        self.shared.is_for(length)
     }
 
     /// `None`: it can't be written now.
     pub(crate) fn take(self) -> Option<Writing> {
         let Self { shared, key: (at, primary, slot), room, length } = self;
         let given_up = AtomicBool::new(false);
-        let ticket = Ticket { id: rand::random(), at, primary, slot, length, room, given_up };
+        let (id, since) = (rand::random(), Instant::now());
+        let ticket = Ticket { id, at, primary, slot, length, room, given_up, since };
         match shared.may_write().then(|| begin(&shared, ticket)).flatten() {
             Some(ticket) => Some(Writing { shared, ticket: Some(ticket) }),
             None => {
@@ -133,7 +135,7 @@ fn begin(shared: &Shared, ticket: Ticket) -> Option<Arc<Ticket>> {
 
 impl Shared {
     /// It is not written on; what there is of it goes. `lost`: it would have been kept.
-    fn give_up(&self, ticket: &Arc<Ticket>, lost: bool) {
+    pub(super) fn give_up(&self, ticket: &Arc<Ticket>, lost: bool) {
         if !ticket.given_up.swap(true, Release) && lost {
             self.counts.not_kept.inc();
         }
@@ -333,10 +335,12 @@ impl Shared {
     }
 
     fn evict(&self, out: &[Arc<Object>]) {
-        out.iter().for_each(|object| {
-            self.counts.evicted.inc();
+        self.counts.evicted.add(out.len() as u64);
+        for object in out {
             self.folder.remove(object.id);
-        });
+            let forms = self.forget_forms(&mut self.index.lock(), object);
+            forms.for_each(|form| self.folder.remove(form.id));
+        }
     }
 
     fn begin(&self, ticket: &Arc<Ticket>) -> Result<Open, Fault> {
@@ -425,7 +429,7 @@ impl Shared {
     fn keep_in_memory(&self, ticket: &Ticket, ending: Ending) {
         let Ending { stem, spec, entry, store, .. } = ending;
         if self.settles(ticket.at, &stem)
-            && let Some(entry) = entry
+            && let Some((entry, store)) = entry.zip(store)
         {
             store.put_slot(ticket.primary, &spec, ticket.at, entry);
         }
@@ -481,18 +485,16 @@ impl Shared {
         self.index.lock().insert(Arc::clone(&object), &spec, room, &mut out);
         self.evict(&out);
         // It may have been invalidated while it was written.
-        if self.invalidations.generation(object.slot) != stem.generation
-            && !object.invalid.swap(true, Release)
-        {
-            self.do_chore(&Chore::Mark(Arc::clone(&object)));
+        if self.invalidations.generation(object.slot) != stem.generation {
+            self.mark(&object);
         }
         let trailers = trailers.map(Arc::new);
         let body = OnDisk { shared: Arc::clone(self), object: Arc::clone(&object), trailers };
         // Known there before it settles no longer, so that it is found at any time.
-        if self.settles(object.at, &stem) {
+        if !self.settles(object.at, &stem) {
+            self.drop_object(&object);
+        } else if let Some(store) = store {
             store.put_written(object.primary, &spec, (stem, body), &self.budget);
-        } else if self.index.lock().remove(&object) {
-            self.folder.remove(object.id);
         }
     }
 

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::coder::Coder;
 use super::lanes::{self, Found, Lane, Lanes};
 use super::{Coding, Stream};
-use crate::cache::budget::Hold;
+use crate::budget::Hold;
 use crate::cache::coded::Keeper;
 use crate::l7::body::{Answer, Interrupted};
 use crate::l7::conn::Conn;

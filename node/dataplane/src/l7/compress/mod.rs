@@ -22,7 +22,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use http::header::{
-    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, IF_NONE_MATCH, VARY,
+    ACCEPT_RANGES, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, IF_NONE_MATCH, VARY,
 };
 use http::response::Parts;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
@@ -31,7 +31,9 @@ use trestle_config::model::{self, Algorithm};
 use super::head::has_token;
 use super::record::Record;
 use super::substitute;
-use crate::cache::budget::{Budget, Hold};
+use crate::budget::{Budget, Hold};
+use crate::cache::directives::forbids_transforming;
+use crate::cache::disk::Form;
 use crate::cache::entry::Pieces;
 use crate::metrics::{Counter, PerWorker};
 use coder::Coder;
@@ -69,7 +71,10 @@ impl Policy {
 
     pub(crate) fn wish(&self, request: &HeaderMap) -> Box<Wish> {
         Box::new(Wish {
-            choice: Choice::of(request, &self.algorithms),
+            choice: match forbids_transforming(request) {
+                true => Choice::NONE,
+                false => Choice::of(request, &self.algorithms),
+            },
             has: request.get_all(IF_NONE_MATCH).iter().cloned().collect(),
         })
     }
@@ -146,12 +151,7 @@ fn is_plain(head: &HeaderMap) -> bool {
     let mut codings = head.get_all(CONTENT_ENCODING).iter();
     codings.all(|coding| coding.as_bytes().eq_ignore_ascii_case(b"identity"))
         && !types::is_stream(head)
-        && !forbids(head)
-}
-
-/// RFC 9111, section 5.2.2.6.
-fn forbids(head: &HeaderMap) -> bool {
-    head.get_all(CACHE_CONTROL).iter().any(|line| has_token(line.as_bytes(), b"no-transform"))
+        && !forbids_transforming(head)
 }
 
 fn vary(head: &mut HeaderMap) {
@@ -190,12 +190,39 @@ impl Coding {
     }
 }
 
+/// A body that the cache has, whole.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Kept<'a> {
+    Memory(&'a Arc<Pieces>),
+    /// On disk, of so many bytes, with a form of it that can be read.
+    Disk(u64, &'a Form),
+}
+
 /// What a response's body becomes.
 #[derive(Debug)]
 pub(crate) enum Opened {
     /// One that was coded before, of these bytes.
     Kept(Arc<Pieces>),
+    /// The form on disk.
+    Form,
     Stream(Box<Stream>),
+}
+
+impl Kept<'_> {
+    /// What was coded before, and how many bytes that is, from how many.
+    fn coded(self, algorithm: Algorithm) -> Option<(Opened, u64, u64)> {
+        match self {
+            Kept::Memory(body) => {
+                let coded = body.coded(algorithm)?;
+                let length = coded.len();
+                Some((Opened::Kept(coded), length, body.len()))
+            }
+            Kept::Disk(plain, form) if form.algorithm == algorithm => {
+                Some((Opened::Form, form.reading.length()?, plain))
+            }
+            Kept::Disk(..) => None,
+        }
+    }
 }
 
 /// A body that is about to be coded.
@@ -207,13 +234,20 @@ pub(crate) struct Stream {
     length: Option<u64>,
 }
 
+/// With what a response is likely to be coded whose header is not finished yet.
+pub(crate) fn expected(record: &Record, parts: &Parts, length: u64) -> Option<Algorithm> {
+    let policy = record.rule()?.compression.as_deref()?;
+    let mut head = parts.headers.clone();
+    policy.choose(record.wish.as_deref()?, &record.method, parts.status, &mut head, Some(length))
+}
+
 /// Decides what becomes of a response, and makes its header say so. `length`: bytes of its body, if they are known;
 /// `kept`: it is in the cache, whole. `None`: it goes as it is.
 pub(crate) fn open(
     record: &mut Record,
     parts: &mut Parts,
     length: Option<u64>,
-    kept: Option<&Arc<Pieces>>,
+    kept: Option<Kept<'_>>,
 ) -> Option<Opened> {
     let wish = record.wish.take()?;
     let policy = record.rule()?.compression.as_deref()?;
@@ -222,13 +256,11 @@ pub(crate) fn open(
         mark(&mut parts.headers, algorithm);
         return None;
     }
-    if let Some(body) = kept
-        && let Some(coded) = body.coded(algorithm)
-    {
+    if let Some((opened, coded, plain)) = kept.and_then(|kept| kept.coded(algorithm)) {
         mark(&mut parts.headers, algorithm);
-        parts.headers.insert(CONTENT_LENGTH, HeaderValue::from(coded.len()));
-        record.coding = Some(Coding::before(algorithm, body.len()));
-        return Some(Opened::Kept(coded));
+        parts.headers.insert(CONTENT_LENGTH, HeaderValue::from(coded));
+        record.coding = Some(Coding::before(algorithm, plain));
+        return Some(opened);
     }
     let worker = &record.conn.client.worker;
     let counters = worker.compression.counters.at(worker.index);

@@ -28,13 +28,14 @@ pub(crate) struct Choice {
 }
 
 impl Choice {
+    pub(crate) const NONE: Self = Self { algorithm: None, refuses_identity: false };
+
     /// Of the algorithms in use, that which the client likes best; of those that it likes equally, the first.
     /// A client that says nothing gets a response as it is, and so does one that takes nothing that is in use: the
     /// section lets a server do that, and 406 helps nobody.
     pub(crate) fn of(request: &HeaderMap, in_use: &[Algorithm]) -> Self {
-        let none = Self { algorithm: None, refuses_identity: false };
         if !request.contains_key(ACCEPT_ENCODING) {
-            return none;
+            return Self::NONE;
         }
         let accepted = Accepted::of(request);
         let mut best: Option<(Algorithm, Weight)> = None;
@@ -47,7 +48,7 @@ impl Choice {
         let refuses_identity = accepted.identity.or(accepted.others) == Some(0);
         match best {
             // It would rather have it as it is.
-            Some((_, weight)) if accepted.identity.is_some_and(|identity| identity > weight) => none,
+            Some((_, weight)) if accepted.identity.is_some_and(|identity| identity > weight) => Self::NONE,
             best => Self { algorithm: best.map(|(algorithm, _)| algorithm), refuses_identity },
         }
     }

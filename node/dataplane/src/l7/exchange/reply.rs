@@ -3,7 +3,6 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -17,9 +16,9 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 
-use crate::cache::entry::Pieces;
+use super::cached;
 use crate::l7::body::{Ahead, Answer, Late, Whole};
-use crate::l7::compress::Opened;
+use crate::l7::compress::{Kept, Opened};
 use crate::l7::record::Record;
 use crate::l7::transfer::{Deadline, Transfer, put_back};
 use crate::l7::tunnel::{self, Upgrade};
@@ -42,7 +41,7 @@ pub(super) struct Reply {
 impl Reply {
     /// What of the body is here already is looked at first: if that is broken, the client had better hear so
     /// than get a header and the end of its connection.
-    pub(super) async fn into_response(mut self, record: Record) -> Response<Answer> {
+    pub(super) async fn into_response(mut self, mut record: Record) -> Response<Answer> {
         let (upstream, body) = (&mut self.upstream, self.response.body_mut());
         if body.is_end_stream() {
             return self.pass(record, Ahead::default());
@@ -57,6 +56,11 @@ impl Reply {
                 let failure = record.upload.as_ref().and_then(|upload| upload.failure.get());
                 if let (Some(picked), None) = (&record.picked, failure) {
                     picked.failed(FailureKind::Broken);
+                }
+                if failure.is_none()
+                    && let Some(served) = cached::in_place_of_broken(&mut record).await
+                {
+                    return served.into_response(record);
                 }
                 page::answer(record, failure.unwrap_or(Reason::UpstreamBroken))
             }
@@ -193,7 +197,7 @@ pub(super) fn dress(
     record: &mut Record,
     parts: &mut Parts,
     length: Option<u64>,
-    kept: Option<&Arc<Pieces>>,
+    kept: Option<Kept<'_>>,
 ) -> Option<Opened> {
     forward::clean(&mut parts.headers);
     record.cache.iter().for_each(|status| status.mark(&mut parts.headers));

@@ -1,6 +1,7 @@
 //! JSON (RFC 8259): every string, and every name. One value after another, as in JSON lines.
 //!
-//! Names are paths: `a.b` is `b` in `a`; lists have no step of their own.
+//! Names are paths: `a.b` is `b` in `a`; lists have no step of their own. What is no JSON has no name, whatever it
+//! stands in: a lenient reader may give it to another one.
 
 use super::{Part, WHOLE};
 use crate::waf::rules::Rule;
@@ -31,12 +32,18 @@ struct Level {
     base: usize,
     /// In an object: the next string is a name.
     wants_name: bool,
+    /// In an object: the last name has its value.
+    has_value: bool,
 }
 
 impl Reader<'_> {
     fn run(&mut self, see: &mut dyn FnMut(Part<'_>) -> bool) {
         while let Some(byte) = self.rest.first().copied() {
             let goes_on = match byte {
+                b'"' | b'{' | b'[' | b'-' | b'0'..=b'9' | b'a'..=b'z' if self.is_second() => {
+                    self.no_json(see);
+                    return;
+                }
                 b'"' => self.string(see),
                 b'{' | b'[' => {
                     self.rest = &self.rest[1..];
@@ -52,18 +59,19 @@ impl Reader<'_> {
                     self.rest = &self.rest[1..];
                     if let Some(level) = self.levels.last_mut() {
                         level.wants_name = level.is_object;
+                        level.has_value = false;
                         self.path.truncate(level.base);
                     }
                     true
                 }
-                b':' | b' ' | b'\t' | b'\r' | b'\n' => {
+                // Before each text of a sequence stands a separator (RFC 7464).
+                b':' | b' ' | b'\t' | b'\r' | b'\n' | 0x1e => {
                     self.rest = &self.rest[1..];
                     true
                 }
                 b'-' | b'0'..=b'9' | b'a'..=b'z' => self.word(see),
-                // No JSON: whoever takes it for something takes all of it.
                 _ => {
-                    see(Part::Field { name: self.name(), value: self.rest });
+                    self.no_json(see);
                     return;
                 }
             };
@@ -73,6 +81,19 @@ impl Reader<'_> {
         }
     }
 
+    /// Whether a value that begins here is one too many for its name. Notes that there is one.
+    fn is_second(&mut self) -> bool {
+        let Some(level) = self.levels.last_mut().filter(|level| level.is_object && !level.wants_name) else {
+            return false;
+        };
+        std::mem::replace(&mut level.has_value, true)
+    }
+
+    /// Whoever takes the rest for something takes all of it.
+    fn no_json(&self, see: &mut dyn FnMut(Part<'_>) -> bool) {
+        see(Part::Field { name: WHOLE, value: self.rest });
+    }
+
     fn name(&self) -> &[u8] {
         if self.path.is_empty() { WHOLE } else { &self.path }
     }
@@ -80,10 +101,10 @@ impl Reader<'_> {
     fn open(&mut self, is_object: bool, see: &mut dyn FnMut(Part<'_>) -> bool) -> bool {
         if self.levels.len() >= DEPTH_MAX {
             see(Part::Broken(Rule::BodyDepth));
-            see(Part::Field { name: self.name(), value: self.rest });
+            self.no_json(see);
             return false;
         }
-        self.levels.push(Level { is_object, base: self.path.len(), wants_name: is_object });
+        self.levels.push(Level { is_object, base: self.path.len(), wants_name: is_object, has_value: false });
         true
     }
 
@@ -95,7 +116,7 @@ impl Reader<'_> {
         let known = matches!(word, b"true" | b"false" | b"null")
             || !word.iter().any(|byte| byte.is_ascii_alphabetic() && !matches!(byte, b'e' | b'E'));
         if !known {
-            see(Part::Field { name: self.name(), value: self.rest });
+            self.no_json(see);
             return false;
         }
         self.rest = &self.rest[length..];
@@ -210,15 +231,18 @@ mod tests {
             r#"{"a":"b","c":{"d":["e",1,{"f":"g"}]},"h":null,"i":"j"}"#,
             &["a=b", "c.d=e", "c.d.f=g", "i=j"],
         );
-        check(r#"["a","b"]"#, &["body=a", "body=b"]);
-        check(r#""it's \u0027 \" \n""#, &["body=it's ' \" \n"]);
+        check(r#"["a","b"]"#, &["=a", "=b"]);
+        check(r#""it's \u0027 \" \n""#, &["=it's ' \" \n"]);
         check("{\"a\":\"b\"}\n{\"c\":\"d\"}", &["a=b", "c=d"]);
     }
 
     #[test]
     fn what_is_no_json_is_text() {
-        check("{\"a\": 'b'}", &["a='b'}"]);
-        check("{a: 1}", &["body=a: 1}"]);
+        check("{\"a\": 'b'}", &["='b'}"]);
+        check("{a: 1}", &["=a: 1}"]);
+        check("{\"a\":\"b\" \"c\":\"d\"}", &["a=b", "=\"c\":\"d\"}"]);
+        check("{\"a\":[}\"c\":\"d\"}", &["=\"c\":\"d\"}"]);
+        check("{\"a\":1 {\"c\":\"d\"}}", &["={\"c\":\"d\"}}"]);
         check("{\"a\":\"b", &["a=b"]);
         check("{\"a\":\"b\\", &["a=b\\"]);
     }

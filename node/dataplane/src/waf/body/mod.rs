@@ -5,6 +5,7 @@
 
 mod json;
 mod multipart;
+mod parameters;
 mod xml;
 
 use http::HeaderMap;
@@ -12,9 +13,11 @@ use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 
 use super::decode;
 use super::rules::Rule;
+use parameters::{Parameters, is_token};
+use xml::Level;
 
-/// Name of the field that a body has that is one text.
-pub(super) const WHOLE: &[u8] = b"body";
+/// Name of the field that a body has that is one text, and of what is in none: no parameter of a config has it.
+pub(super) const WHOLE: &[u8] = b"";
 
 /// How a body is read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +39,13 @@ pub(super) enum Part<'a> {
         name: &'a [u8],
         value: &'a [u8],
     },
+    /// Text or an attribute of XML, called as its element or by its own name.
+    Element {
+        name: &'a [u8],
+        value: &'a [u8],
+        /// The elements that it stands in, the outermost first.
+        around: &'a [Level<'a>],
+    },
     Broken(Rule),
     /// A file in a form: the field's name, and the file's.
     File {
@@ -54,46 +64,46 @@ impl Form {
     pub(crate) fn of(headers: &HeaderMap) -> Option<Self> {
         let mut types = headers.get_all(CONTENT_TYPE).iter();
         let (Some(first), None) = (types.next(), types.next()) else { return Some(Form::Unknown) };
-        let value = first.as_bytes();
-        let end = memchr::memchr2(b';', b',', value).unwrap_or(value.len());
-        let essence = value[..end].trim_ascii().to_ascii_lowercase();
-        let ends = |suffix: &[u8]| essence.ends_with(suffix);
-        Some(match essence.as_slice() {
-            b"application/x-www-form-urlencoded" => Form::Urlencoded,
-            b"application/json" | b"text/json" | b"application/x-ndjson" | b"application/csp-report" => {
-                Form::Json
-            }
-            _ if ends(b"+json") => Form::Json,
-            b"application/xml" | b"text/xml" => Form::Xml,
-            _ if ends(b"+xml") && !essence.starts_with(b"image/") => Form::Xml,
-            _ if essence.starts_with(b"multipart/") => match multipart::boundary(value) {
-                Some(boundary) => Form::Multipart { boundary },
+        let read = Parameters::of(first.as_bytes());
+        match Self::named(&read) {
+            None if is_odd(&read) => Some(Form::Unknown),
+            known => known,
+        }
+    }
+
+    fn named(read: &Parameters) -> Option<Self> {
+        let Some(slash) = memchr::memchr(b'/', &read.first) else { return Some(Form::Unknown) };
+        let (kind, subtype) = (&read.first[..slash], &read.first[slash + 1..]);
+        let has = |word: &[u8]| subtype.split(|byte| !byte.is_ascii_alphanumeric()).any(|part| part == word);
+        Some(match (kind, subtype) {
+            (b"application", b"x-www-form-urlencoded") => Form::Urlencoded,
+            // `x-ndjson`, `json5`, `x-amz-json-1.1`, `problem+json` and whatever there will be.
+            _ if memchr::memmem::find(subtype, b"json").is_some() => Form::Json,
+            (b"application", b"csp-report") => Form::Json,
+            _ if has(b"xml") => Form::Xml,
+            (b"multipart", _) => match multipart::boundary(read) {
+                Some(boundary) => Form::Multipart { boundary: boundary.to_vec() },
                 None => Form::Text,
             },
-            b"application/graphql" | b"application/javascript" => Form::Text,
-            _ if essence.starts_with(b"text/") => Form::Text,
-            _ if !essence.contains(&b'/') => Form::Unknown,
+            (b"application", b"graphql" | b"javascript") | (b"text", _) => Form::Text,
             _ => return None,
         })
     }
 
-    /// What stands in the way of reading it: its header says that it is something else than it looks like.
+    /// What stands in the way of reading it: its header says that it is something else than it looks like, or not
+    /// clearly what it is.
     pub(super) fn disguise(headers: &HeaderMap) -> Option<Rule> {
         let coded =
             |value: &http::HeaderValue| !value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity");
         if headers.get_all(CONTENT_ENCODING).iter().any(coded) {
             return Some(Rule::BodyEncoding);
         }
-        let odd =
-            headers.get_all(CONTENT_TYPE).iter().filter_map(|value| parameter(value.as_bytes(), b"charset"));
-        let known = |charset: Vec<u8>| {
-            let charset = charset.to_ascii_lowercase();
-            charset.is_empty()
-                || matches!(charset.as_slice(), b"utf-8" | b"utf8" | b"us-ascii" | b"ascii" | b"latin1")
-                || charset.starts_with(b"iso-8859-")
-                || charset.starts_with(b"windows-125")
-        };
-        (!odd.into_iter().all(known)).then_some(Rule::BodyCharset)
+        let types = headers.get_all(CONTENT_TYPE).iter();
+        let types: Vec<_> = types.map(|value| Parameters::of(value.as_bytes())).collect();
+        if !types.iter().flat_map(|read| read.each(b"charset")).all(is_known_charset) {
+            return Some(Rule::BodyCharset);
+        }
+        (types.len() > 1 || types.iter().any(is_odd)).then_some(Rule::BodyAmbiguous)
     }
 
     /// What an unknown one looks like.
@@ -108,6 +118,10 @@ impl Form {
     pub(super) fn read(&self, body: &[u8], see: &mut dyn FnMut(Part<'_>) -> bool) {
         // Readers of JSON and XML skip a byte order mark.
         let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
+        let is_wide = matches!(self, Form::Json | Form::Xml) && is_wide(body);
+        if is_wide && !see(Part::Broken(Rule::BodyCharset)) {
+            return;
+        }
         match self {
             Form::Urlencoded => pairs(body, see),
             Form::Json => json::read(body, see),
@@ -121,11 +135,50 @@ impl Form {
     }
 }
 
+/// Whether it is not one media type with parameters, or one whose parts readers find by different boundaries. A
+/// single word is no type to anybody.
+fn is_odd(read: &Parameters) -> bool {
+    let is_type = match memchr::memchr(b'/', &read.first) {
+        Some(slash) => is_token(&read.first[..slash]) && is_token(&read.first[slash + 1..]),
+        None => read.first.is_empty() && read.names().next().is_none() || is_token(&read.first),
+    };
+    let is_extended = |name: &[u8]| name.starts_with(b"boundary*") || name.starts_with(b"charset*");
+    let mut boundaries = read.each(b"boundary");
+    let has_odd_boundary = boundaries.next().is_some()
+        && (read.is_spaced || boundaries.next().is_some() || multipart::boundary(read).is_none());
+    let is_hidden = read.may_hide(b"boundary") || read.may_hide(b"charset");
+    !is_type
+        || read.is_broken
+        || read.is_loose
+        || has_odd_boundary
+        || is_hidden
+        || read.names().any(is_extended)
+}
+
+/// Those in which the signs of ASCII are what they are in ASCII, and nothing else is.
+fn is_known_charset(charset: &[u8]) -> bool {
+    let charset = charset.to_ascii_lowercase();
+    charset.is_empty()
+        || matches!(charset.as_slice(), b"utf-8" | b"utf8" | b"us-ascii" | b"ascii" | b"latin1")
+        || charset.starts_with(b"iso-8859-")
+        || charset.starts_with(b"windows-125")
+}
+
+/// `<?xm` in EBCDIC.
+const EBCDIC: &[u8] = b"\x4c\x6f\xa7\x94";
+
+/// Whether whoever reads JSON or XML takes these bytes for UTF-16, UTF-32 or EBCDIC, whatever the header says.
+fn is_wide(body: &[u8]) -> bool {
+    let head = &body[..body.len().min(4)];
+    head.contains(&0) || head.starts_with(b"\xfe\xff") || head.starts_with(b"\xff\xfe") || head == EBCDIC
+}
+
 fn guessed(body: &[u8]) -> Form {
     let head = body.trim_ascii_start();
     match head.first() {
         Some(b'{' | b'[') => Form::Json,
         Some(b'<') => Form::Xml,
+        _ if body.starts_with(EBCDIC) => Form::Xml,
         _ => match head.iter().find(|byte| matches!(byte, b'=' | b'&' | b' ' | b'\n' | b'<')) {
             Some(b'=' | b'&') => Form::Urlencoded,
             _ => Form::Text,
@@ -146,50 +199,6 @@ pub(super) fn pairs(text: &[u8], see: &mut dyn FnMut(Part<'_>) -> bool) {
     }
 }
 
-/// A parameter of a field such as `content-type`, without its quotes.
-fn parameter(value: &[u8], name: &[u8]) -> Option<Vec<u8>> {
-    let mut rest = &value[memchr::memchr(b';', value)? + 1..];
-    loop {
-        rest = rest.trim_ascii_start();
-        let end = rest.iter().position(|byte| matches!(byte, b'=' | b';'))?;
-        let (found, after) = (rest[..end].trim_ascii(), &rest[end + 1..]);
-        if rest[end] == b';' {
-            rest = after;
-            continue;
-        }
-        let after = after.trim_ascii_start();
-        let (value, next) = match after.strip_prefix(b"\"") {
-            Some(quoted) => quoted_string(quoted),
-            None => {
-                let end = memchr::memchr(b';', after).unwrap_or(after.len());
-                (after[..end].trim_ascii().to_vec(), &after[end..])
-            }
-        };
-        if found.eq_ignore_ascii_case(name) {
-            return Some(value);
-        }
-        rest = &next[(memchr::memchr(b';', next)? + 1)..];
-    }
-}
-
-/// Behind its first quote; with what follows it.
-fn quoted_string(text: &[u8]) -> (Vec<u8>, &[u8]) {
-    let mut out = Vec::new();
-    let mut at = 0;
-    while let Some(byte) = text.get(at) {
-        match byte {
-            b'"' => return (out, &text[at + 1..]),
-            b'\\' if text.get(at + 1).is_some_and(|next| matches!(next, b'"' | b'\\')) => {
-                out.push(text[at + 1]);
-                at += 1;
-            }
-            byte => out.push(*byte),
-        }
-        at += 1;
-    }
-    (out, &[])
-}
-
 #[cfg(test)]
 mod tests {
     use http::HeaderValue;
@@ -202,7 +211,7 @@ mod tests {
         let mut found = Vec::new();
         form.read(body, &mut |part| {
             found.push(match part {
-                Part::Field { name, value } => {
+                Part::Field { name, value } | Part::Element { name, value, .. } => {
                     format!("{}={}", String::from_utf8_lossy(name), String::from_utf8_lossy(value))
                 }
                 Part::File { name, file } => format!("{}={}", name.escape_ascii(), file.escape_ascii()),
@@ -230,7 +239,26 @@ mod tests {
             Some(Form::Multipart { boundary: b"x y".to_vec() })
         );
         assert_eq!(form("nonsense"), Some(Form::Unknown));
-        for kind in ["image/png", "application/grpc", "application/octet-stream", "image/svg+xml"] {
+        for kind in [
+            "application/x-json",
+            "application/json5",
+            "application/x-ndjson",
+            "application/jsonl",
+            "application/x-amz-json-1.1",
+            "application/vnd.api+json; ext=\"x\"",
+        ] {
+            assert_eq!(form(kind), Some(Form::Json), "{kind}");
+        }
+        for kind in ["image/svg+xml", "application/xhtml+xml", "text/xml-external-parsed-entity"] {
+            assert_eq!(form(kind), Some(Form::Xml), "{kind}");
+        }
+        for kind in [
+            "image/png",
+            "image/png; a=b",
+            "application/grpc",
+            "application/octet-stream",
+            "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
+        ] {
             assert_eq!(form(kind), None, "{kind}");
         }
         assert_eq!(Form::of(&HeaderMap::new()), Some(Form::Unknown));
@@ -241,8 +269,8 @@ mod tests {
         assert_eq!(fields(&Form::Urlencoded, b"a=b+c&d%5B%5D=%27&&e"), ["a=b c", "d[]='", "e="]);
         assert_eq!(fields(&Form::Unknown, b"a=b"), ["a=b"]);
         assert_eq!(fields(&Form::Unknown, b" {\"a\":\"b\"}"), ["a=", "a=b"]);
-        assert_eq!(fields(&Form::Unknown, b"hello a=b"), ["body=hello a=b"]);
-        assert_eq!(fields(&Form::Json, b"\xef\xbb\xbf[\"a\"]"), ["body=a"]);
+        assert_eq!(fields(&Form::Unknown, b"hello a=b"), ["=hello a=b"]);
+        assert_eq!(fields(&Form::Json, b"\xef\xbb\xbf[\"a\"]"), ["=a"]);
     }
 
     #[test]
@@ -254,6 +282,74 @@ mod tests {
         assert_eq!(of(CONTENT_TYPE, "application/json; charset=utf-16le"), Some(Rule::BodyCharset));
         assert_eq!(of(CONTENT_TYPE, "text/plain; charset=\"UTF-8\"; x=y"), None);
         assert_eq!(of(CONTENT_TYPE, "text/plain;x;charset=ibm037"), Some(Rule::BodyCharset));
+        assert_eq!(
+            of(CONTENT_TYPE, "application/json; charset=utf-8; charset=ibm037"),
+            Some(Rule::BodyCharset)
+        );
+    }
+
+    #[test]
+    fn a_type_that_readers_differ_in_is_read_and_a_finding() {
+        let of = |value| {
+            let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(value))]);
+            (Form::of(&headers), Form::disguise(&headers))
+        };
+        for kind in [
+            "x/y, application/x-www-form-urlencoded",
+            "image/png;application/json",
+            "image/png; a=b, application/json",
+            "image/png; a=\"b",
+            "image/png; a=\"b\" c",
+            "; application/json",
+            "image/p ng",
+            "multipart/form-data; boundary=x; boundary=y",
+            "multipart/form-data; boundary =x",
+            "multipart/form-data; boundary*=utf-8''x",
+            "multipart/form-data; boundary=\"x\\y\"",
+            "multipart/form-data; boundary=\"x;y\"",
+            "multipart/form-data; boundary=aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+            "application/json; charset*=utf-8''ibm037",
+            r#"multipart/form-data; a="\"; boundary=y; b=\""; boundary=x"#,
+        ] {
+            let (form, disguise) = of(kind);
+            assert!(form.is_some(), "{kind}");
+            assert_eq!(disguise, Some(Rule::BodyAmbiguous), "{kind}");
+        }
+        for kind in [
+            "",
+            "json",
+            "application/json;",
+            "application/json; utf-8",
+            "application/json;charset = UTF-8",
+            "multipart/form-data; boundary=----WebKitFormBoundary7MA4YWxkTrZu0gW",
+            "multipart/form-data; boundary=\"----=_Part_1_2.3\"; charset=utf-8",
+            "multipart/form-data; boundary=*****",
+            r#"multipart/related; boundary=x; start-info="application/soap+xml; action=\"urn:a\"""#,
+            "multipart/related; type=\"text/xml\"; start=\"<a@b>\"; boundary=a/b=",
+        ] {
+            assert_eq!(of(kind).1, None, "{kind}");
+        }
+        let mut both = HeaderMap::new();
+        both.append(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+        both.append(CONTENT_TYPE, HeaderValue::from_static("image/png"));
+        assert_eq!(
+            (Form::of(&both), Form::disguise(&both)),
+            (Some(Form::Unknown), Some(Rule::BodyAmbiguous))
+        );
+    }
+
+    #[test]
+    fn a_character_set_that_the_bytes_say_is_seen() {
+        for (form, body) in [
+            (Form::Xml, b"\x4c\x6f\xa7\x94\x93\x40".as_slice()),
+            (Form::Xml, b"\xff\xfe<\0a\0"),
+            (Form::Json, b"\0{\0}"),
+            (Form::Json, b"{\0}\0"),
+            (Form::Unknown, b"\x4c\x6f\xa7\x94\x93\x40"),
+        ] {
+            assert_eq!(fields(&form, body).first().map(String::as_str), Some("body-charset"), "{form:?}");
+        }
+        assert!(!fields(&Form::Json, b"\xef\xbb\xbf{\"a\":1}").contains(&"body-charset".to_owned()));
     }
 
     proptest! {

@@ -1,6 +1,14 @@
 //! Multipart (RFC 7578): values of fields, and names of files. What is in a file is not looked at.
+//!
+//! So it matters who takes a part for a file. Where readers differ and no ordinary client writes so, it is a finding
+//! ([`Rule::BodyAmbiguous`]); where some client does, the part is looked at as both.
 
-use super::{Part, WHOLE, parameter};
+use std::borrow::Cow;
+
+use super::parameters::{Parameters, is_token};
+use super::{Part, WHOLE, is_known_charset};
+use crate::waf::inspection::percent;
+use crate::waf::rules::Rule;
 
 /// Bytes of the header of a part.
 const HEAD_MAX: usize = 8 << 10;
@@ -8,8 +16,12 @@ const HEAD_MAX: usize = 8 << 10;
 /// As RFC 2046 has it: at most 70 bytes.
 const BOUNDARY_MAX: usize = 70;
 
-pub(super) fn boundary(content_type: &[u8]) -> Option<Vec<u8>> {
-    parameter(content_type, b"boundary").filter(|boundary| (1..=BOUNDARY_MAX).contains(&boundary.len()))
+/// `None`: there is none, or none that all readers take for the same.
+pub(super) fn boundary(content_type: &Parameters) -> Option<&[u8]> {
+    let boundary = content_type.get(b"boundary")?;
+    let is_clear = |byte: &u8| (b' '..0x7f).contains(byte) && !b"\";\\".contains(byte);
+    let is_one = (1..=BOUNDARY_MAX).contains(&boundary.len()) && boundary.trim_ascii() == boundary;
+    (is_one && boundary.iter().all(is_clear)).then_some(boundary)
 }
 
 pub(super) fn read(body: &[u8], boundary: &[u8], see: &mut dyn FnMut(Part<'_>) -> bool) {
@@ -23,50 +35,188 @@ pub(super) fn read(body: &[u8], boundary: &[u8], see: &mut dyn FnMut(Part<'_>) -
     if !body[..first].trim_ascii().is_empty() && !see(Part::Field { name: WHOLE, value: &body[..first] }) {
         return;
     }
-    let mut rest = &body[first + delimiter.len()..];
+    let mut from = first + delimiter.len();
+    let ends = line_end(&body[from..]);
+    if !is_line(&body[..first], &body[from..], ends) && !see(Part::Broken(Rule::BodyAmbiguous)) {
+        return;
+    }
     loop {
-        let end = finder.find(rest).unwrap_or(rest.len());
+        let end = finder.find(&body[from..]).map_or(body.len(), |at| from + at);
         // Behind the last part is nobody's either.
-        let goes_on = match rest[..end].strip_prefix(b"--") {
+        let goes_on = match body[from..end].strip_prefix(b"--") {
             Some(after) => see(Part::Field { name: WHOLE, value: after.trim_ascii() }),
-            None => part(&rest[..end], see),
+            None => part(&body[from..end], ends, see),
         };
-        if !goes_on || end == rest.len() {
+        if !goes_on || end == body.len() {
             return;
         }
-        rest = &rest[end + delimiter.len()..];
+        from = end + delimiter.len();
+        if !is_line(&body[..end], &body[from..], ends) && !see(Part::Broken(Rule::BodyAmbiguous)) {
+            return;
+        }
     }
 }
 
-fn part(bytes: &[u8], see: &mut dyn FnMut(Part<'_>) -> bool) -> bool {
-    let bytes = bytes.strip_prefix(b"\r\n").or_else(|| bytes.strip_prefix(b"\n")).unwrap_or(bytes);
-    let within = &bytes[..bytes.len().min(HEAD_MAX)];
-    let (head, value) =
-        match (memchr::memmem::find(within, b"\r\n\r\n"), memchr::memmem::find(within, b"\n\n")) {
-            (Some(end), _) => (&bytes[..end], &bytes[end + 4..]),
-            (None, Some(end)) => (&bytes[..end], &bytes[end + 2..]),
-            // No header that ends: all of it is looked at.
-            (None, None) => ([].as_slice(), bytes),
+/// How the line that begins here ends, if nothing else is on it.
+fn line_end(text: &[u8]) -> &'static [u8] {
+    match text {
+        [b'\r', b'\n', ..] => b"\r\n",
+        [b'\n', ..] => b"\n",
+        [b'\r', ..] => b"\r",
+        _ => b"",
+    }
+}
+
+/// Whether a delimiter between these is a line of its own, with the line ends that the first has: one that is not is
+/// the end of a part for some, and in the middle of it for others.
+fn is_line(before: &[u8], after: &[u8], ends: &[u8]) -> bool {
+    let begins = before.is_empty() || before.ends_with(ends) && (ends != b"\n" || !before.ends_with(b"\r\n"));
+    let is_end = |rest: &[u8]| rest.is_empty() || !line_end(rest).is_empty();
+    // The body may be cut off anywhere.
+    let ends_here = match after {
+        b"" | b"-" | b"\r" => true,
+        [b'-', b'-', rest @ ..] => is_end(rest),
+        _ => ends != b"\r" && line_end(after) == ends && !ends.is_empty(),
+    };
+    begins && ends_here
+}
+
+/// The header of a part.
+#[derive(Debug, Default)]
+struct Head<'a> {
+    /// Those that go on in the next one are one.
+    lines: Vec<Cow<'a, [u8]>>,
+    disposition: Option<Parameters>,
+    /// Readers differ in what it says.
+    is_ambiguous: bool,
+    /// Not all take it for a file, though it has a name of one.
+    may_be_field: bool,
+    /// Readers differ in the ends of names, so it has none that an exception could be about.
+    has_unclear_name: bool,
+    is_encoded: bool,
+    has_odd_charset: bool,
+}
+
+impl<'a> Head<'a> {
+    /// Up to the first line that is empty, however it ends, and how long that is. `None`: there is none.
+    fn of(bytes: &'a [u8], ends: &[u8]) -> Option<(Self, usize)> {
+        let within = &bytes[..bytes.len().min(HEAD_MAX)];
+        let mut head = Self::default();
+        let mut at = 0;
+        loop {
+            let end = at + memchr::memchr2(b'\r', b'\n', &within[at..])?;
+            let line = &within[at..end];
+            let found = line_end(&within[end..]);
+            head.is_ambiguous |= found != ends;
+            at = end + found.len();
+            if line.is_empty() {
+                break;
+            }
+            head.line(line);
+        }
+        for line in std::mem::take(&mut head.lines) {
+            head.field(&line);
+            head.lines.push(line);
+        }
+        Some((head, at))
+    }
+
+    fn line(&mut self, line: &'a [u8]) {
+        match self.lines.last_mut().filter(|_| line[0] == b' ' || line[0] == b'\t') {
+            Some(last) => {
+                self.may_be_field = true;
+                last.to_mut().extend_from_slice(line);
+            }
+            None => self.lines.push(Cow::Borrowed(line)),
+        }
+    }
+
+    fn field(&mut self, line: &[u8]) {
+        // A line that is no field ends the header for some.
+        let Some(colon) = memchr::memchr(b':', line).filter(|colon| is_token(&line[..*colon])) else {
+            self.is_ambiguous = true;
+            return;
         };
+        let value = line[colon + 1..].trim_ascii();
+        match line[..colon].to_ascii_lowercase().as_slice() {
+            b"content-disposition" => {
+                let read = Parameters::of(value);
+                // Continuations and other character sets (RFC 8187) are for file names only.
+                let is_odd = |name: &[u8]| name.contains(&b'*') && name != b"filename*";
+                self.is_ambiguous |= self.disposition.is_some()
+                    || read.is_spaced
+                    || read.has_one_twice()
+                    || read.names().any(is_odd);
+                // Some clients leave quotes in names of files as they are.
+                self.has_unclear_name |= read.is_broken || read.is_loose || read.is_escaped;
+                self.may_be_field |= self.has_unclear_name || read.each(b"filename*").any(is_no_name);
+                self.disposition.get_or_insert(read);
+            }
+            b"content-type" => {
+                let read = Parameters::of(value);
+                self.may_be_field |= read.is_broken || read.first.starts_with(b"multipart/");
+                self.has_odd_charset |= !read.each(b"charset").all(is_known_charset);
+            }
+            b"content-transfer-encoding" => {
+                let value = value.to_ascii_lowercase();
+                self.is_encoded |= !matches!(value.as_slice(), b"" | b"7bit" | b"8bit" | b"binary");
+            }
+            _ => {}
+        }
+    }
+
+    fn get(&self, name: &[u8]) -> Option<&[u8]> {
+        self.disposition.as_ref()?.get(name)
+    }
+}
+
+/// Of `filename*`: that some who read it have no name then, and so a field.
+fn is_no_name(extended: &[u8]) -> bool {
+    let mut parts = extended.splitn(3, |byte| *byte == b'\'').skip(2);
+    let name = parts.next().map(percent).unwrap_or_default();
+    !name.iter().any(|byte| *byte > b' ')
+}
+
+/// `bytes` stand between two delimiters, from behind the first.
+fn part(bytes: &[u8], ends: &[u8], see: &mut dyn FnMut(Part<'_>) -> bool) -> bool {
+    let bytes = &bytes[line_end(bytes).len()..];
+    let (head, value) = match Head::of(bytes, ends) {
+        Some((head, length)) => (head, &bytes[length..]),
+        // No header that ends: all of it is looked at. One that is too long here may be none to others.
+        None => (Head { is_ambiguous: bytes.len() > HEAD_MAX, ..Head::default() }, bytes),
+    };
     let value = value.strip_suffix(b"\n").unwrap_or(value);
     let value = value.strip_suffix(b"\r").unwrap_or(value);
-    let disposition = head.split(|byte| *byte == b'\n').find_map(|line| {
-        let colon = memchr::memchr(b':', line)?;
-        let name = line[..colon].trim_ascii();
-        name.eq_ignore_ascii_case(b"content-disposition").then(|| line[colon + 1..].trim_ascii())
-    });
-    let of = |name: &[u8]| disposition.and_then(|disposition| parameter(disposition, name));
-    let name = of(b"name").unwrap_or_else(|| WHOLE.to_vec());
-    for line in head.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii).filter(|line| !line.is_empty()) {
-        if !see(Part::Head { name: &name, line }) {
+    let name = head.get(b"name").unwrap_or(WHOLE);
+    if head.is_ambiguous && !see(Part::Broken(Rule::BodyAmbiguous)) {
+        return false;
+    }
+    for line in head.lines.iter().map(|line| line.trim_ascii()) {
+        if !see(Part::Head { name, line }) {
             return false;
         }
     }
-    match of(b"filename").or_else(|| of(b"filename*")) {
-        // One without a name is no file to everybody.
-        Some(file) if !file.is_empty() => see(Part::File { name: &name, file: &file }),
-        _ => see(Part::Field { name: &name, value }),
+    content(&head, name, value, see)
+}
+
+fn content(head: &Head<'_>, name: &[u8], value: &[u8], see: &mut dyn FnMut(Part<'_>) -> bool) -> bool {
+    let plain = head.get(b"filename").filter(|file| !file.is_empty());
+    if let Some(file) = plain.or_else(|| head.get(b"filename*")) {
+        let goes_on = see(Part::File { name, file });
+        // One with the newer parameter only, or without a name, is no file to everybody.
+        if !goes_on || plain.is_some() && !head.may_be_field {
+            return goes_on;
+        }
     }
+    if head.is_encoded && !see(Part::Broken(Rule::BodyEncoding)) {
+        return false;
+    }
+    // `_charset_` says what the others are in (RFC 7578, section 4.6).
+    let is_odd = head.has_odd_charset || name == b"_charset_" && !is_known_charset(value);
+    if is_odd && !see(Part::Broken(Rule::BodyCharset)) {
+        return false;
+    }
+    see(Part::Field { name: if head.has_unclear_name { WHOLE } else { name }, value })
 }
 
 #[cfg(test)]
@@ -85,11 +235,11 @@ mod tests {
                 Part::Field { name, value } => found.push(format!("{}={}", text(name), text(value))),
                 Part::File { name, file } => found.push(format!("{}: {}", text(name), text(file))),
                 Part::Head { line, .. } => heads.push(text(line)),
-                Part::Broken(_) => {}
+                Part::Broken(_) | Part::Element { .. } => {}
             }
             true
         });
-        assert_eq!(found, ["a=b 'c'", "f: it's.png", "e=g", "body="]);
+        assert_eq!(found, ["a=b 'c'", "f: it's.png", "e=g", "="]);
         assert_eq!(heads.len(), 4);
         assert_eq!(heads[2], "Content-Type: image/png");
     }
@@ -104,5 +254,124 @@ mod tests {
             true
         });
         assert_eq!(found, [b"a=' or 1=1"]);
+    }
+
+    /// What is told of one part of this header, each line of which ends with CRLF: fields, files and findings.
+    fn told(head: &str, value: &str) -> Vec<String> {
+        let body = format!("--x\r\n{head}\r\n{value}\r\n--x--\r\n");
+        of_body(body.as_bytes())
+    }
+
+    fn of_body(body: &[u8]) -> Vec<String> {
+        let mut found = Vec::new();
+        read(body, b"x", &mut |part| {
+            match part {
+                Part::Field { value: b"", .. } | Part::Head { .. } | Part::Element { .. } => {}
+                Part::Field { name, value } => {
+                    found.push(format!("{}={}", name.escape_ascii(), value.escape_ascii()));
+                }
+                Part::File { file, .. } => found.push(format!("file {}", file.escape_ascii())),
+                Part::Broken(rule) => found.push(rule.id().to_owned()),
+            }
+            true
+        });
+        found
+    }
+
+    #[test]
+    fn what_browsers_and_libraries_upload_is_a_file_and_nothing_else() {
+        for (disposition, more) in [
+            ("filename=\"a.png\"", ""),
+            ("filename=\"a.png\"", "Content-Type: image/png\r\n"),
+            (
+                "filename=a.png",
+                "Content-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: binary\r\n",
+            ),
+            ("filename=\"a.png\"; filename*=UTF-8''%C3%A4.png", ""),
+            ("filename=\"C:\\a.png\"", "Content-Type: text/plain; charset=utf-16\r\n"),
+            ("filename=\"a;b=c.png\"", "Content-Transfer-Encoding: base64\r\nContent-Length: 1\r\n"),
+        ] {
+            let found =
+                told(&format!("Content-Disposition: form-data; name=\"q\"; {disposition}\r\n{more}"), "v");
+            assert_eq!(found.len(), 1, "{disposition}: {found:?}");
+            assert!(found[0].starts_with("file "), "{disposition}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn a_part_that_is_a_field_to_some_is_looked_at_or_a_finding() {
+        let plain = "Content-Disposition: form-data; name=\"q\"";
+        for head in [
+            "; filename*=UTF-8''x",
+            "; filename*=UTF-8''",
+            "; filename=\"x\"; filename*=UTF-8''",
+            "; filename=\"x\"; filename*=UTF-8''%00",
+            "; filename=\"\"",
+            "; filename=\"x\"y",
+            "; filename=\"x",
+            "; filename=\"3/4\".pdf\"",
+            "; filename=\"a\\\"b\"",
+            ";\r\n filename=\"x\"",
+            "; filename=x\r\nContent-Type: multipart/mixed; boundary=y",
+        ] {
+            let found = told(&format!("{plain}{head}\r\n"), "v");
+            assert!(found.iter().any(|told| told == "q=v" || told == "=v"), "{head}: {found:?}");
+            assert!(!found.iter().any(|told| told == "body-ambiguous"), "{head}: {found:?}");
+        }
+        for head in [
+            "; filename =\"x\"",
+            "; filename= \"x\"",
+            "; filename=\"x\"; name=\"r\"",
+            "; filename=\"x\"; filename=\"\"",
+            "; filename*0=x",
+            "; name*=UTF-8''r; filename=x",
+            "; filename=x\r\nContent-Disposition: form-data; name=r",
+            "; filename=x\r\nno field",
+            "; filename=x\r\nA : b",
+            "; filename=x\nA: b",
+            "; filename=x\rA: b",
+        ] {
+            let found = told(&format!("{plain}{head}\r\n"), "v");
+            assert!(found.iter().any(|told| told == "body-ambiguous"), "{head:?}: {found:?}");
+        }
+        for (head, rule) in [
+            ("Content-Transfer-Encoding: base64", "body-encoding"),
+            ("content-transfer-encoding:Quoted-Printable", "body-encoding"),
+            ("Content-Type: text/plain; charset=ibm037", "body-charset"),
+            ("Content-Type: text/plain; charset=utf-8; charset=ibm037", "body-charset"),
+        ] {
+            assert_eq!(told(&format!("{plain}\r\n{head}\r\n"), "v"), [rule, "q=v"], "{head}");
+        }
+        let charset = told("Content-Disposition: form-data; name=_charset_\r\n", "ibm037");
+        assert_eq!(charset[0], "body-charset");
+    }
+
+    #[test]
+    fn a_header_ends_at_the_first_empty_line_however_it_ends() {
+        for ends in ["\n\n", "\r\r", "\n\r\n", "\r\n\n", "\n\r", "\r\n\r"] {
+            let head = format!("Content-Disposition: form-data; name=q{ends}");
+            let body = format!("--x\n{head}v\r\n\r\n\r\n--x--");
+            let found = of_body(body.as_bytes());
+            assert!(found.iter().any(|told| told.starts_with("q=v")), "{ends:?}: {found:?}");
+            assert!(found.iter().any(|told| told == "body-ambiguous"), "{ends:?}: {found:?}");
+        }
+        let body = b"--x\nContent-Disposition: form-data; name=q\n\nv\n--x--\n";
+        assert_eq!(of_body(body), ["q=v"], "all of one kind");
+    }
+
+    #[test]
+    fn a_delimiter_that_is_no_line_of_its_own_is_a_finding() {
+        let file = "Content-Disposition: form-data; name=z; filename=f\r\n\r\nw\r\n--x--";
+        for delimiter in ["--x\r\n", "\n--x\r\n", "\r--x\r\n", "\r\n--x \r\n", "\r\n--xy\r\n", "\r\n--x\n"] {
+            let found = told("Content-Disposition: form-data; name=q\r\n", &format!("v{delimiter}{file}"));
+            assert!(found.iter().any(|told| told == "body-ambiguous"), "{delimiter:?}: {found:?}");
+        }
+        let found = told("Content-Disposition: form-data; name=q\r\n", &format!("v\r\n--x\r\n{file}"));
+        assert_eq!(found, ["q=v", "file f"]);
+        // As much as is looked at of a longer one.
+        let whole = b"--x\r\nContent-Disposition: form-data; name=q\r\n\r\nv\r\n--x\r\n";
+        for length in whole.len() - 7..=whole.len() {
+            assert!(!of_body(&whole[..length]).iter().any(|told| told == "body-ambiguous"), "{length}");
+        }
     }
 }

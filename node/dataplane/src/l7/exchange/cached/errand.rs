@@ -9,9 +9,10 @@ use http::{HeaderMap, HeaderValue, Method, Response};
 use http_body::Body;
 use tokio::time::Instant;
 
+use super::is_failure;
 use super::lookup::Lookup;
 use super::served::Served;
-use crate::cache::budget::Hold;
+use crate::budget::Hold;
 use crate::cache::conditional::{Question, confirms, describes, refresh};
 use crate::cache::entry::{Entry, Origin, Stem};
 use crate::cache::fill::Variant;
@@ -19,6 +20,7 @@ use crate::cache::flights::{Landing, Lead};
 use crate::cache::key::Key;
 use crate::cache::rules::{Asked, Came, Terms, Why, judge};
 use crate::cache::status::Status;
+use crate::cache::store::Whom;
 use crate::cache::vary::Spec;
 use crate::cache::{Cache, Policy};
 use crate::l7::forward;
@@ -38,7 +40,6 @@ pub(super) struct Errand {
     /// As the client sent them.
     pub(super) headers: HeaderMap,
     pub(super) origin: Origin,
-    sent: Instant,
     /// `None`: nobody waits for it.
     pub(super) lead: Option<Lead>,
     /// What may still hold.
@@ -72,7 +73,6 @@ impl Errand {
             asked: lookup.asked,
             headers: lookup.request.clone(),
             origin,
-            sent: Instant::now(),
             lead: None,
             entry,
             edited: lookup.edited,
@@ -113,6 +113,15 @@ impl Errand {
         (holds && stem.terms.may_stand_in(stem.age(now))).then(|| Arc::clone(entry))
     }
 
+    /// What is kept could have been served without asking.
+    fn is_fresh(&self, now: Instant) -> bool {
+        let lives = |entry: &Arc<Entry>| {
+            let Stem { terms, .. } = &*entry.stem;
+            !terms.validate && entry.stem.age(now) < terms.lifetime
+        };
+        self.stands_in(now).is_some_and(|entry| lives(&entry))
+    }
+
     pub(super) fn serve(&self, entry: Arc<Entry>, record: &Record, mut status: Status) -> Box<Served> {
         let now = Instant::now();
         status.ttl = Some(entry.stem.terms.ttl(entry.stem.age(now)));
@@ -124,7 +133,7 @@ impl Errand {
 
     fn came(&self, now: Instant) -> Came {
         let wall = Duration::from_nanos(self.worker.unix_ns(now));
-        Came { wall, delay: now.saturating_duration_since(self.sent) }
+        Came { wall, delay: now.saturating_duration_since(self.origin.sent) }
     }
 
     /// Whether an answer may be kept. Those who wait hear what they need: that it is not for them, or, later, that it
@@ -146,11 +155,15 @@ impl Errand {
                 self.lead.iter_mut().for_each(|lead| lead.also(at, &origin));
                 self.at = at;
             }
+            // A failure says nothing of what is kept, nor of the next answer.
+            Err(_) if is_failure(response.status()) => self.land(Landing::Failed(Some(Reason::MemberFailed))),
             Err(why) => {
-                if why.is_of_response() {
-                    self.cache().store.set_apart(self.at, now);
+                let whom = why.whom();
+                // What is fresh stays for others: the client has wished for another answer by itself.
+                if let Some(whom) = whom.filter(|_| !self.is_fresh(now)) {
+                    self.cache().store.set_apart(self.at, whom, self.origin.sent, self.stands_in(now));
                 }
-                self.land(Landing::Apart);
+                self.land(Landing::Apart(whom.unwrap_or(Whom::All)));
             }
         }
         verdict
@@ -164,16 +177,22 @@ impl Errand {
         if length.is_some_and(|length| length > policy.max_object) {
             return Err(Why::TooLarge);
         }
-        let own = Spec::of(head, |name| policy.changed.contains(name)).ok_or(Why::Vary)?;
-        let spec = cache.store.spec(self.key.primary, &own).ok_or(Why::Vary)?;
-        let key = match spec.is_empty() {
-            true => self.key.primary,
-            false => spec.variant(&cache.secret, self.key.primary, &self.headers),
-        };
+        let variant = self.variant(policy, head).ok_or(Why::Vary)?;
         let stem = Stem::new(response.status(), head, terms, now, &self.origin)?;
         let hold = cache.budget.hold(stem.weight).ok_or(Why::NoRoom)?;
-        let variant = Variant { spec, key };
         Ok(Prospect { stem: Arc::new(stem), hold, variant, most: policy.max_object, length })
+    }
+
+    /// Which of the responses for the key this one is. `None`: it can't be told whom it fits.
+    fn variant(&self, policy: &Policy, head: &HeaderMap) -> Option<Variant> {
+        let (cache, primary) = (self.cache(), self.key.primary);
+        let own = Spec::of(head, |name| policy.fate(name))?;
+        let spec = cache.store.spec(primary, &own)?;
+        let key = match spec.is_empty() {
+            true => primary,
+            false => spec.variant(&cache.secret, primary, &self.headers),
+        };
+        Some(Variant { spec, key })
     }
 
     /// What a member's answer to a HEAD says of what is kept (RFC 9111, section 4.3.5): that it still holds, or that it does
@@ -182,7 +201,7 @@ impl Errand {
         let Some(entry) = &self.entry else { return };
         match describes(told, &entry.stem.head, entry.body.len()) {
             Some(true) => drop(self.freshen(told.clone(), now)),
-            Some(false) => self.cache().store.remove(self.at),
+            Some(false) => self.cache().store.remove_entry(self.at, entry),
             None => {}
         }
     }
@@ -191,7 +210,7 @@ impl Errand {
     pub(super) fn freshen(&mut self, mut confirmed: HeaderMap, now: Instant) -> Option<Arc<Entry>> {
         let entry = self.entry.take()?;
         if !confirms(&confirmed, &entry.stem.head) {
-            self.cache().store.remove(self.at);
+            self.cache().store.remove_entry(self.at, &entry);
             return None;
         }
         forward::clean(&mut confirmed);
@@ -199,10 +218,18 @@ impl Errand {
         date(&mut confirmed, came.wall);
         let mut head = entry.stem.head.clone();
         refresh(&mut head, &confirmed);
-        let leave = self.policy().map(|policy| policy.leave).unwrap_or_default();
+        let policy = self.policy();
+        let leave = policy.map(|policy| policy.leave).unwrap_or_default();
+        // It may vary by more now: what is kept does not fit all who would get it.
+        let variant = policy.and_then(|policy| self.variant(policy, &head));
+        let fits = variant.is_some_and(|variant| variant.key == self.at);
         let terms = judge(&self.asked, entry.stem.status, &head, &leave, came);
-        let kept = terms.is_ok();
         let for_all = terms.as_ref().is_ok_and(Terms::is_for_all);
+        let why = terms.as_ref().err().copied();
+        let kept = why.is_none() && fits;
+        // That this client is not to have it from what is kept, or leaves nothing to keep, is not about others.
+        let goes = !fits || why.is_some_and(Why::is_of_response);
+        let whom = why.and_then(Why::whom).unwrap_or(Whom::All);
         // What may be kept no longer goes out once more.
         let terms = terms.unwrap_or_else(|_| Terms { validate: true, ..entry.stem.terms.clone() });
         let stem = Stem::new(entry.stem.status, &head, terms, now, &self.origin).ok();
@@ -214,11 +241,12 @@ impl Errand {
         let fresh = Arc::new(Entry::new(stem, entry.body.clone(), hold));
         let store = &self.cache().store;
         if kept && room {
-            store.replace(self.at, Arc::clone(&fresh), current);
-        } else if !kept {
-            store.remove(self.at);
+            store.replace(self.at, &fresh, current);
+        } else if goes {
+            store.remove_entry(self.at, &entry);
         }
-        self.land(if for_all && room { Landing::Again } else { Landing::Apart });
+        // Those whom it does not fit look further, one by one.
+        self.land(if for_all && room { Landing::Again } else { Landing::Apart(whom) });
         Some(fresh)
     }
 }

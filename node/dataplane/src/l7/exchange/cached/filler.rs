@@ -19,16 +19,20 @@ use tokio::time::Instant;
 
 use super::errand::{Errand, Prospect};
 use crate::alarm::{Alarm, Elapsed};
-use crate::cache::budget::Hold;
+use crate::budget::Hold;
 use crate::cache::disk::Ending;
 use crate::cache::entry::{Entry, Stem};
 use crate::cache::fill::{Fill, Follow, Variant, Wanted, Writer};
 use crate::cache::flights::Landing;
+use crate::cache::store::Whom;
 use crate::l7::exchange::attempt::{after, earlier};
 use crate::l7::transfer::Deadline;
 use crate::metrics::Reason;
 use crate::pool::{FailureKind, MemberState};
 use crate::upstream::{Target, Upstream};
+
+/// While a member waits for those who follow.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Where a body comes from.
 pub(super) struct From {
@@ -69,7 +73,7 @@ impl Filler {
             writer.offer(offer, errand.cache().budget.of_fill());
         }
         let follow = fill.follow();
-        errand.land(if stem.terms.is_for_all() { Landing::Filling(fill) } else { Landing::Apart });
+        errand.land(if stem.terms.is_for_all() { Landing::Filling(fill) } else { Landing::Apart(Whom::All) });
         let filler = Self { errand, stem, hold, variant, source };
         if filler.source.body.is_end_stream() {
             filler.end(writer, None);
@@ -82,8 +86,14 @@ impl Filler {
     async fn run(mut self, mut writer: Writer) {
         let alarm = Alarm::default();
         loop {
-            // How long followers take is their own affair.
-            poll_fn(|cx| writer.poll_wanted(cx)).await;
+            // How long followers take is their own affair, and that of those who wait for them.
+            while alarm
+                .within(Some(Instant::now() + LOOK_EVERY), poll_fn(|cx| writer.poll_wanted(cx)))
+                .await
+                .is_err()
+            {
+                writer.hurry();
+            }
             let idle = after(Instant::now(), self.source.idle, Reason::Idle);
             let deadline = earlier(self.source.deadline, idle);
             let step = alarm.within(deadline.map(|(at, _)| at), self.step(&mut writer)).await;
@@ -129,9 +139,10 @@ impl Filler {
         let Self { errand, stem, hold, variant, source } = self;
         let From { upstream, target, keep, .. } = source;
         let cache = errand.cache();
-        // It must not take the place of what came after a purge.
+        // It must not take the place of what came after a purge, nor of a member's newer answer.
         let holds = !cache.purges.has(&stem.mark, stem.named())
-            && stem.generation == cache.invalidations.generation(errand.key.slot);
+            && stem.generation == cache.invalidations.generation(errand.key.slot)
+            && ![errand.key.primary, variant.key].iter().any(|at| cache.store.has_newer(*at, &stem));
         let (body, writing) = writer.end(trailers.clone());
         if holds {
             let entry = body.map(|body| Arc::new(Entry::new(Arc::clone(&stem), body, hold)));
@@ -139,7 +150,7 @@ impl Filler {
             match (writing, entry) {
                 (Some(writing), entry) => {
                     cache.store.remove(variant.key);
-                    let store = cache.store.clone();
+                    let store = Some(cache.store.clone());
                     writing.finish(Ending { stem, spec, trailers, entry, store });
                 }
                 (None, Some(entry)) => cache.store.put(primary, &spec, variant.key, entry),

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use super::is_of_member;
 use super::served::Served;
 use crate::cache::Cache;
+use crate::cache::directives::OfRequest;
 use crate::cache::disk::{Disk, Ready};
 use crate::cache::entry::{Entry, Stem};
 use crate::cache::fill::Fill;
@@ -22,6 +23,8 @@ pub(super) struct Lookup<'a> {
     pub(super) cache: &'a Cache,
     pub(super) key: Key,
     pub(super) asked: Asked,
+    /// When the request came.
+    pub(super) came: Instant,
     pub(super) request: &'a HeaderMap,
     pub(super) is_get: bool,
     /// The rule edits bodies: the client gets the whole of each.
@@ -64,15 +67,14 @@ impl Lookup<'_> {
     pub(super) fn decide(&self, now: Instant) -> Decision {
         let Found { at, varied, what } = self.look(now);
         let missed = if varied { Fwd::VaryMiss } else { Fwd::UriMiss };
-        let (entry, apart) = match what {
-            Kept::Entry(entry) => (Some(entry), false),
-            Kept::Apart => (None, true),
+        let (stale, apart) = match what {
+            Kept::Entry(entry) => return self.judge(at, entry, missed, now),
+            Kept::Apart(stale) => (stale, true),
+            Kept::Doubted(stale) => (Some(stale), false),
             Kept::Nothing => (None, false),
         };
-        match entry {
-            Some(entry) => self.judge(at, entry, missed, now),
-            None => Decision::Ask(Miss { at, fwd: missed, entry: None, apart }),
-        }
+        let entry = stale.filter(|entry| !self.cache.purges.has(&entry.stem.mark, entry.stem.named()));
+        Decision::Ask(Miss { at, fwd: missed, entry, apart })
     }
 
     /// What lies on disk where memory has nothing. `None`: nothing that is of use.
@@ -110,7 +112,7 @@ impl Lookup<'_> {
         }
         let age = stem.age(now);
         let reuse = match self.holds(stem) {
-            true => stem.terms.reuse(age, &self.asked.directives),
+            true => stem.terms.reuse(age, &self.wishes(stem)),
             false => Reuse::Validate,
         };
         let serve = |outcome| {
@@ -156,6 +158,20 @@ impl Lookup<'_> {
         served
     }
 
+    /// What the request wants of this answer. One that its member has given since the request came is as new as any.
+    fn wishes(&self, stem: &Stem) -> OfRequest {
+        match stem.since >= self.came {
+            true => OfRequest { no_cache: false, max_age: None, min_fresh: None, ..self.asked.directives },
+            false => self.asked.directives,
+        }
+    }
+
+    /// Whether only an answer will do that is not there yet.
+    pub(super) fn wants_newer(&self) -> bool {
+        let OfRequest { no_cache, max_age, min_fresh, .. } = self.asked.directives;
+        no_cache || max_age.is_some() || min_fresh.is_some()
+    }
+
     /// Whether another's answer could do.
     pub(super) fn may_wait(&self, miss: &Miss) -> bool {
         let for_all = miss.entry.as_ref().is_none_or(|entry| entry.stem.terms.is_for_all());
@@ -166,27 +182,30 @@ impl Lookup<'_> {
     /// Whether something else is kept by now.
     pub(super) fn has_changed(&self, miss: &Miss) -> bool {
         match (self.look(Instant::now()).what, &miss.entry) {
-            (Kept::Entry(now), Some(then)) => !Arc::ptr_eq(&now, then),
+            (Kept::Entry(now) | Kept::Doubted(now), Some(then)) => !Arc::ptr_eq(&now, then),
             (Kept::Nothing, None) => false,
-            (Kept::Nothing, Some(_)) | (Kept::Entry(_) | Kept::Apart, _) => true,
+            (Kept::Nothing, Some(_)) | (Kept::Entry(_) | Kept::Doubted(_) | Kept::Apart(_), _) => true,
         }
     }
 
     /// `None`: it has taken too long.
     pub(super) fn after(&self, landing: Option<Landing>, miss: &Miss, now: Instant) -> After {
         match landing {
-            Some(Landing::Filling(fill)) => self.join(&fill, now),
+            Some(Landing::Filling(fill)) => self.join(&fill, miss.fwd, now),
             Some(Landing::Again) => After::Again,
             Some(Landing::Failed(reason)) => match (self.stands_in(miss, now), reason) {
                 (Some(served), _) => After::Serve(served),
                 (None, Some(reason)) if is_of_member(reason) => After::Fail(reason),
                 _ => After::Alone,
             },
-            None | Some(Landing::Pending | Landing::Apart) => After::Alone,
+            // One more asks, and the others go on waiting.
+            None => After::Again,
+            Some(Landing::Apart(whom)) if !whom.has(self.asked.cookie) => After::Again,
+            Some(Landing::Pending | Landing::Apart(_)) => After::Alone,
         }
     }
 
-    fn join(&self, fill: &Arc<Fill>, now: Instant) -> After {
+    fn join(&self, fill: &Arc<Fill>, fwd: Fwd, now: Instant) -> After {
         let (stem, variant) = (&fill.stem, &fill.variant);
         let own = || variant.spec.variant(&self.cache.secret, self.key.primary, self.request);
         if !variant.spec.is_empty() && own() != variant.key {
@@ -195,13 +214,13 @@ impl Lookup<'_> {
         if !self.holds(stem) || self.cache.purges.has(&stem.mark, stem.named()) {
             return After::Again;
         }
-        let reuse = stem.terms.reuse(stem.age(now), &self.asked.directives);
+        let reuse = stem.terms.reuse(stem.age(now), &self.wishes(stem));
         if !matches!(reuse, Reuse::Fresh | Reuse::StaleMeanwhile) {
             return After::Alone;
         }
         match fill.follow() {
             Some(follow) => {
-                let status = Status::new(Outcome::Coalesced, Some(Fwd::UriMiss));
+                let status = Status::new(Outcome::Coalesced, Some(fwd));
                 let request = (!self.edited).then_some(self.request);
                 After::Serve(Served::joining(follow, stem, request, now, status))
             }

@@ -27,13 +27,13 @@ use super::{Outcome, ask};
 use crate::cache::conditional::{Question, is_for_member};
 use crate::cache::disk::Ready;
 use crate::cache::entry::{Entry, Origin};
-use crate::cache::flights::{Turn, landed};
+use crate::cache::flights::{Joining, Turn, landed};
 use crate::cache::key::Subject;
 use crate::cache::rules::Asked;
 use crate::cache::status::{Fwd, Outcome as Became, Status};
 use crate::cache::{Cache, Policy};
 use crate::l7::conn::Conn;
-use crate::l7::forward::hides_fields;
+use crate::l7::forward::{hides_fields, is_websocket};
 use crate::l7::head::Framing;
 use crate::l7::record::Record;
 use crate::l7::unread::ClientBody;
@@ -54,10 +54,7 @@ pub(super) async fn serve(
     parts: Parts,
     body: ClientBody,
 ) -> Result<Outcome, Reason> {
-    if record.grpc || conn.gate.upgrade.get() || conn.tunnel.borrow().is_some() {
-        return ask(conn, record, rule, parts, Some(body)).await.map(Outcome::Reply);
-    }
-    if let Some(status) = passes(conn, record, policy, &parts) {
+    if let Some(status) = passes(conn, record, (rule, policy), &parts) {
         record.cache = Some(status);
         return ask(conn, record, rule, parts, Some(body)).await.map(Outcome::Reply);
     }
@@ -70,6 +67,7 @@ pub(super) async fn serve(
         cache,
         key,
         asked: Asked::of(&parts.headers, certified),
+        came: record.started,
         request: &parts.headers,
         is_get: record.method == Method::GET,
         edited: rule.body_edits.is_some(),
@@ -83,7 +81,7 @@ pub(super) async fn serve(
             decision = loaded.unwrap_or(decision);
         }
         if let Decision::Serve(served) | Decision::ServeMeanwhile(served, _) = &mut decision
-            && let Err((at, unread)) = served.ready().await
+            && let Err((at, unread)) = served.ready(record).await
         {
             decision = Decision::Ask(lookup.unread(at, unread));
         }
@@ -108,7 +106,11 @@ pub(super) async fn serve(
         let origin = origin(cache, policy, &subject(record, &port), &lookup);
         if !lookup.is_get {
             let mut errand = Errand::new(record, &lookup, origin, (miss.at, miss.entry));
-            let reply = ask(conn, record, rule, parts, None).await?;
+            let asked = ask(conn, record, rule, parts, None).await;
+            if let Some(served) = stands_in(&errand, record, &asked, miss.fwd).await {
+                return Ok(stored(record, served));
+            }
+            let reply = asked?;
             if reply.response.status() == StatusCode::OK {
                 errand.heard(reply.response.headers(), Instant::now());
             }
@@ -116,7 +118,8 @@ pub(super) async fn serve(
         }
         let mut lead = None;
         if round < ROUNDS_MAX && lookup.may_wait(&miss) {
-            match cache.flights.join(miss.at, &origin, &cache.purges) {
+            let joining = Joining { origin: &origin, wants_newer: lookup.wants_newer(), has_time: false };
+            match cache.flights.join(miss.at, joining, &cache.purges) {
                 Turn::Lead(own) => {
                     // Somebody may have brought it while nobody led.
                     if lookup.has_changed(&miss) {
@@ -128,12 +131,14 @@ pub(super) async fn serve(
                     let landing = Box::pin(landed(landing)).await;
                     now = Instant::now();
                     match lookup.after(landing, &miss, now) {
-                        After::Serve(mut served) => match served.ready().await {
+                        After::Serve(mut served) => match served.ready(record).await {
                             Ok(()) => return Ok(stored(record, served)),
                             Err((at, unread)) => {
                                 lookup.unread(at, unread);
                             }
                         },
+                        // It may have been about that request: another asks, a few times.
+                        After::Fail(Reason::MemberFailed) if round + 1 < ROUNDS_MAX => continue,
                         After::Fail(reason) => return Err(reason),
                         After::Again => continue,
                         After::Alone => {}
@@ -156,7 +161,7 @@ async fn served(
     became: Status,
 ) -> Option<Box<Served>> {
     let mut served = errand.serve(entry?, record, became);
-    let Err((at, unread)) = served.ready().await else { return Some(served) };
+    let Err((at, unread)) = served.ready(record).await else { return Some(served) };
     if unread == Ready::Gone {
         errand.cache().store.remove(at);
     }
@@ -169,8 +174,15 @@ fn stored(record: &mut Record, served: Box<Served>) -> Outcome {
 }
 
 /// What is not looked up, and why.
-fn passes(conn: &Conn, record: &Record, policy: &Policy, parts: &Parts) -> Option<Status> {
+fn passes(conn: &Conn, record: &Record, (rule, policy): (&Rule, &Policy), parts: &Parts) -> Option<Status> {
     let pass = |fwd, detail| Some(Status { detail, ..Status::new(Became::Pass, Some(fwd)) });
+    if record.grpc {
+        return pass(Fwd::Bypass, Some("grpc"));
+    }
+    let upgrades = conn.gate.upgrade.get() && rule.websocket && is_websocket(&parts.headers);
+    if upgrades || conn.tunnel.borrow().is_some() {
+        return pass(Fwd::Bypass, Some("upgrade"));
+    }
     if !matches!(record.method, Method::GET | Method::HEAD) {
         return pass(Fwd::Method, None);
     }
@@ -180,7 +192,7 @@ fn passes(conn: &Conn, record: &Record, policy: &Policy, parts: &Parts) -> Optio
     if is_for_member(&parts.headers) {
         return pass(Fwd::Bypass, Some("precondition"));
     }
-    // Keys and variants are made of what the client has sent: a member would answer without it.
+    // Whoever has fields end here asks in a way of its own, of which others should have nothing.
     if hides_fields(&parts.headers) {
         return pass(Fwd::Bypass, Some("connection"));
     }
@@ -212,6 +224,7 @@ fn origin(cache: &Cache, policy: &Policy, subject: &Subject<'_>, lookup: &Lookup
         url: policy.key.url(subject).into(),
         number: cache.purges.latest(),
         generation: cache.invalidations.generation(lookup.key.slot),
+        sent: Instant::now(),
     }
 }
 
@@ -225,18 +238,12 @@ async fn ask_for_all(
 ) -> Result<Outcome, Reason> {
     let spare = errand.entry.is_some().then(|| parts.clone());
     record.question = Some(Box::new(errand.question()));
-    let mut reply = match ask(conn, record, rule, parts, None).await {
-        Ok(reply) => reply,
-        Err(reason) => {
-            errand.failed(Some(reason));
-            let became = Status::new(Became::Stale, Some(fwd));
-            let stale = errand.stands_in(Instant::now()).filter(|_| is_of_member(reason));
-            return match served(stale, &errand, record, became).await {
-                Some(served) => Ok(stored(record, served)),
-                None => Err(reason),
-            };
-        }
-    };
+    let asked = ask(conn, record, rule, parts, None).await;
+    if let Some(served) = stands_in(&errand, record, &asked, fwd).await {
+        errand.failed(asked.err());
+        return Ok(stored(record, served));
+    }
+    let mut reply = asked.inspect_err(|reason| errand.failed(Some(*reason)))?;
     let status = reply.response.status();
     if status == StatusCode::NOT_MODIFIED
         && let Some(parts) = spare
@@ -255,19 +262,53 @@ async fn ask_for_all(
         reply =
             ask(conn, record, rule, parts, None).await.inspect_err(|reason| errand.failed(Some(*reason)))?;
     }
-    let status = reply.response.status();
-    if matches!(status.as_u16(), 500 | 502..=504)
-        && let Some(entry) = errand.stands_in(Instant::now())
-    {
-        let fwd_status = Some(status.as_u16());
-        let became = Status { fwd_status, ..Status::new(Became::Stale, Some(fwd)) };
-        if let Some(served) = served(Some(entry), &errand, record, became).await {
-            judge(record, status);
-            errand.failed(None);
-            return Ok(stored(record, served));
-        }
-    }
     Ok(keep(record, reply, errand, fwd))
+}
+
+/// What is kept, if a member has failed and it may stand in for its answer (RFC 9111, section 4.2.4; RFC 5861, section 4).
+async fn stands_in(
+    errand: &Errand,
+    record: &mut Record,
+    asked: &Result<Reply, Reason>,
+    fwd: Fwd,
+) -> Option<Box<Served>> {
+    let fwd_status = match asked {
+        Ok(reply) if is_failure(reply.response.status()) => Some(reply.response.status()),
+        Err(reason) if is_of_member(*reason) => None,
+        _ => return None,
+    };
+    let became = Status {
+        fwd_status: fwd_status.map(|status| status.as_u16()),
+        ..Status::new(Became::Stale, Some(fwd))
+    };
+    let served = served(errand.stands_in(Instant::now()), errand, record, became).await?;
+    if let Some(status) = fwd_status {
+        judge(record, status);
+    }
+    Some(served)
+}
+
+/// What was kept, in place of an answer that broke off before anything of it had gone out.
+pub(super) async fn in_place_of_broken(record: &mut Record) -> Option<Box<Served>> {
+    let at = record.supersedes.take()?;
+    let worker = Rc::clone(&record.conn.client.worker);
+    let entry = worker.cache.store.stale(at)?;
+    if record.rule()?.body_edits.is_some() || worker.cache.purges.has(&entry.stem.mark, entry.stem.named()) {
+        return None;
+    }
+    let now = Instant::now();
+    let fwd = record.cache.and_then(|status| status.fwd);
+    let ttl = Some(entry.stem.terms.ttl(entry.stem.age(now)));
+    let became = Status { ttl, ..Status::new(Became::Stale, fwd) };
+    let mut served = Served::kept(&entry, None, record.method == Method::GET, now, became);
+    served.ready(record).await.ok()?;
+    record.cache = Some(became);
+    Some(served)
+}
+
+/// Of an answer that says that its member can't (RFC 5861, section 4).
+fn is_failure(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 500 | 502..=504)
 }
 
 /// What goes on of an answer, kept or not.
@@ -279,6 +320,8 @@ fn keep(record: &mut Record, mut reply: Reply, mut errand: Errand, fwd: Fwd) -> 
         Err(why) => {
             became.detail = Some(why.label());
             record.cache = Some(became);
+            let fails = is_failure(reply.response.status());
+            record.supersedes = (why.is_of_response() && !fails).then_some(errand.at);
             return Outcome::Reply(reply);
         }
     };
@@ -311,6 +354,7 @@ fn is_of_member(reason: Reason) -> bool {
             | Reason::UpstreamClosed
             | Reason::UpstreamBroken
             | Reason::UpstreamMalformed
+            | Reason::MemberFailed
             | Reason::FirstByteTimeout
             | Reason::AttemptTimeout
             | Reason::RequestTimeout
@@ -323,7 +367,7 @@ pub(super) fn invalidate(record: &Record, reply: &Reply) {
     let cache = &record.conn.client.worker.cache;
     let is_safe = matches!(record.method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE);
     let status = reply.response.status();
-    if is_safe || !cache.is_in_use() || !(status.is_success() || status.is_redirection()) {
+    if is_safe || !cache.may_hold() || !(status.is_success() || status.is_redirection()) {
         return;
     }
     let host = record.asked_host().map_or(&b""[..], HeaderValue::as_bytes);
@@ -339,12 +383,13 @@ pub(super) fn invalidate(record: &Record, reply: &Reply) {
 /// Path and query of what a member names, if it is of the same host.
 fn target_of(value: &HeaderValue, host: &[u8], here: &str) -> Option<(String, Option<String>)> {
     let text = value.to_str().ok()?;
-    let absolute = text.split_once("://").map(|(_, rest)| rest).or_else(|| text.strip_prefix("//"));
+    let absolute = text.split_once("://").or_else(|| Some(("", text.strip_prefix("//")?)));
     let target = match absolute {
-        Some(rest) => {
+        Some((scheme, rest)) => {
             let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
             let (authority, target) = rest.split_at(end);
-            if !authority.as_bytes().eq_ignore_ascii_case(host) {
+            let plain = |authority| without_port(authority, scheme.as_bytes());
+            if !plain(authority.as_bytes()).eq_ignore_ascii_case(plain(host)) {
                 return None;
             }
             target
@@ -362,6 +407,13 @@ fn target_of(value: &HeaderValue, host: &[u8], here: &str) -> Option<(String, Op
     Some((path, query.map(str::to_owned)))
 }
 
+/// Without the port that `scheme` has anyway (RFC 9110, section 4.2.3). Without a scheme, it is that of the request.
+fn without_port<'a>(authority: &'a [u8], scheme: &[u8]) -> &'a [u8] {
+    let may_be = |other: &str| scheme.is_empty() || scheme.eq_ignore_ascii_case(other.as_bytes());
+    let port = [("http", &b":80"[..]), ("https", b":443")].into_iter().filter(|(scheme, _)| may_be(scheme));
+    port.filter_map(|(_, port)| authority.strip_suffix(port)).next().unwrap_or(authority)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -376,6 +428,9 @@ mod tests {
             ("http://other/x", None),
             ("//other/x", None),
             ("//H:80/x#y", Some(("/x", None))),
+            ("http://h/x", Some(("/x", None))),
+            ("https://h:443/x", None),
+            ("http://h:8080/x", None),
         ] {
             let found = target_of(&HeaderValue::from_static(named), b"h:80", "/a/b");
             let found = found.as_ref().map(|(path, query)| (path.as_str(), query.as_deref()));

@@ -81,7 +81,7 @@ impl Parts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::budget::Budget;
+    use crate::budget::Budget;
     use crate::cache::entry::Body;
 
     #[test]

@@ -14,7 +14,8 @@ use tokio::time::{Instant, timeout};
 
 use super::errand::Errand;
 use super::filler::{Filler, From};
-use crate::cache::flights::Turn;
+use super::is_failure;
+use crate::cache::flights::{Joining, Turn};
 use crate::l7::body::Upload;
 use crate::l7::exchange::{edit, key, prepare};
 use crate::l7::head::Framing;
@@ -49,7 +50,8 @@ pub(super) fn begin(record: &mut Record, rule: &Rule, uri: &Uri, mut errand: Err
         return;
     }
     let Some(place) = worker.refreshes.take(REFRESHES_MAX) else { return };
-    let Turn::Lead(lead) = cache.flights.join(errand.at, &errand.origin, &cache.purges) else { return };
+    let joining = Joining { origin: &errand.origin, wants_newer: false, has_time: true };
+    let Turn::Lead(lead) = cache.flights.join(errand.at, joining, &cache.purges) else { return };
     errand.lead = Some(lead);
     record.question = Some(Box::new(errand.question()));
     let refresh = refresh(record, rule, uri, errand, place);
@@ -114,14 +116,18 @@ impl Refresh {
             errand.freshen(std::mem::take(response.headers_mut()), now);
             return;
         }
-        if matches!(status.as_u16(), 500 | 502..=504) && errand.stands_in(now).is_some() {
+        if is_failure(status) && errand.stands_in(now).is_some() {
             return errand.failed(None);
         }
-        if let Ok(prospect) = errand.judge(&mut response, now) {
-            let member = Some(Arc::clone(picked.member()));
-            let body = response.into_body();
-            let source = From { upstream, target, body, deadline: None, keep, idle, member };
-            drop(Filler::start(errand, prospect, source, true));
+        match errand.judge(&mut response, now) {
+            Ok(prospect) => {
+                let member = Some(Arc::clone(picked.member()));
+                let body = response.into_body();
+                let source = From { upstream, target, body, deadline: None, keep, idle, member };
+                drop(Filler::start(errand, prospect, source, true));
+            }
+            // Nobody reads the rest of it.
+            Err(_) => errand.cache().store.supersede(errand.at),
         }
     }
 }

@@ -15,13 +15,13 @@ use super::super::reply::dress;
 use super::parts::Parts as Several;
 use crate::cache::coded::Keeper;
 use crate::cache::conditional::{allows_range, is_current, strip};
-use crate::cache::disk::{Reading, Ready};
+use crate::cache::disk::{Form, Reading, Ready};
 use crate::cache::entry::{Body, Entry, Pieces, Stem};
 use crate::cache::fill::Follow;
 use crate::cache::range::{Part, part};
 use crate::cache::status::Status;
 use crate::l7::body::{Answer, Interrupted};
-use crate::l7::compress::Opened;
+use crate::l7::compress::{self, Kept, Opened};
 use crate::l7::record::Record;
 use crate::metrics::Reason;
 
@@ -32,6 +32,8 @@ pub(crate) struct Served {
     pub(crate) source: Source,
     /// Where it is kept, of an entry: so that a coded form can be kept there too.
     pub(crate) place: Option<(u128, Arc<Entry>)>,
+    /// Of a body on disk, the form that the client is likely to get.
+    pub(crate) form: Option<Box<Form>>,
 }
 
 /// Where its body comes from.
@@ -42,6 +44,13 @@ pub(crate) enum Source {
     Disk(Box<Reading>),
     Several(Box<Several>),
     Following(Follow),
+}
+
+/// Where all of a body is kept.
+#[derive(Clone, Copy)]
+enum Whole<'a> {
+    Memory(&'a Arc<Pieces>),
+    Disk,
 }
 
 /// Part of a body in memory.
@@ -73,7 +82,7 @@ impl Served {
     ) -> Box<Self> {
         let mut parts = parts(entry.stem.status, entry.head_at(now));
         if !is_get && request.is_none_or(|request| !is_told(request, &parts)) {
-            return Box::new(Self { status, parts, source: Source::Nothing, place: None });
+            return Box::new(Self { status, parts, source: Source::Nothing, place: None, form: None });
         }
         if request.is_some_and(|request| is_told(request, &parts)) {
             return Box::new(Self::unchanged(parts, status));
@@ -106,16 +115,29 @@ impl Served {
                 Source::Nothing
             }
         };
-        Box::new(Self { status, parts, source, place: None })
+        Box::new(Self { status, parts, source, place: None, form: None })
     }
 
     /// Waits for what has to be read first. If that can't be, where it was kept.
-    pub(crate) async fn ready(&mut self) -> Result<(), (u128, Ready)> {
+    pub(crate) async fn ready(&mut self, record: &Record) -> Result<(), (u128, Ready)> {
+        self.form = self.coded_form(record).await;
         let Source::Disk(reading) = &mut self.source else { return Ok(()) };
+        if self.form.is_some() {
+            return Ok(());
+        }
         match reading.ready().await {
             Ready::Yes => Ok(()),
             unread => Err((reading.at(), unread)),
         }
+    }
+
+    /// What is kept of a body on disk in the form that this client is likely to get.
+    async fn coded_form(&self, record: &Record) -> Option<Box<Form>> {
+        let (Some(Whole::Disk), Some((_, entry))) = (self.source.whole(), &self.place) else { return None };
+        let Body::Disk(body) = &entry.body else { return None };
+        let is_edited = record.rule().is_some_and(|rule| rule.body_edits.is_some());
+        let algorithm = compress::expected(record, &self.parts, body.len()).filter(|_| !is_edited)?;
+        body.coded(algorithm).await
     }
 
     /// Of what the client itself has had asked for, as its member sent it.
@@ -129,7 +151,7 @@ impl Served {
             return Box::new(Self::unchanged(parts, status));
         }
         let source = follow.map_or(Source::Nothing, Source::Following);
-        Box::new(Self { status, parts, source, place: None })
+        Box::new(Self { status, parts, source, place: None, form: None })
     }
 
     /// Of what another has had asked for.
@@ -146,7 +168,7 @@ impl Served {
     fn unchanged(mut parts: Parts, status: Status) -> Self {
         parts.status = StatusCode::NOT_MODIFIED;
         strip(&mut parts.headers);
-        Self { status, parts, source: Source::Nothing, place: None }
+        Self { status, parts, source: Source::Nothing, place: None, form: None }
     }
 
     pub(crate) fn into_response(self, record: Record) -> Response<Answer> {
@@ -155,13 +177,22 @@ impl Served {
 
     /// The same if the beginning of the body has been read already.
     pub(crate) fn pass(self, mut record: Record, ahead: VecDeque<Bytes>) -> Response<Answer> {
-        let Self { mut parts, mut source, place, .. } = self;
+        let Self { mut parts, mut source, place, form, .. } = self;
         record.status = parts.status.as_u16();
         let length = if ahead.is_empty() { source.length() } else { None };
-        let opened = dress(&mut record, &mut parts, length, source.whole().filter(|_| ahead.is_empty()));
-        let keeper = keeper(&record, opened.as_ref(), &source, place);
-        if let Some(Opened::Kept(coded)) = &opened {
-            source = Source::Kept(Slice::part(coded, 0, coded.len(), true));
+        let whole = source.whole().filter(|_| ahead.is_empty());
+        let kept = match (whole, &form) {
+            (Some(Whole::Memory(body)), _) => Some(Kept::Memory(body)),
+            (Some(Whole::Disk), Some(form)) => length.map(|length| Kept::Disk(length, form)),
+            (Some(Whole::Disk), None) | (None, _) => None,
+        };
+        let opened = dress(&mut record, &mut parts, length, kept);
+        let keeper = place.filter(|_| whole.is_some()).and_then(|place| keeper(&record, &opened, place));
+        match (&opened, form) {
+            (Some(Opened::Kept(coded)), _) => source = Source::Kept(Slice::part(coded, 0, coded.len(), true)),
+            (Some(Opened::Form), Some(form)) => source = Source::Disk(Box::new(form.reading)),
+            // Of another form than was expected the body itself is read.
+            _ => {}
         }
         let conn = Rc::clone(&record.conn);
         let stored = Stored { record, ahead, source };
@@ -176,16 +207,10 @@ impl Served {
     }
 }
 
-/// Has what is coded for this client kept for others, if all of the body is.
-fn keeper(
-    record: &Record,
-    opened: Option<&Opened>,
-    source: &Source,
-    place: Option<(u128, Arc<Entry>)>,
-) -> Option<Keeper> {
-    let (Some(Opened::Stream(_)), Some(_)) = (opened, source.whole()) else { return None };
+/// Has what is coded for this client kept for others.
+fn keeper(record: &Record, opened: &Option<Opened>, (at, entry): (u128, Arc<Entry>)) -> Option<Keeper> {
+    let Some(Opened::Stream(_)) = opened else { return None };
     let algorithm = record.coding.as_ref()?.algorithm;
-    let (at, entry) = place?;
     Keeper::begin(&record.conn.client.worker.cache, at, entry, algorithm, Instant::now())
 }
 
@@ -262,9 +287,10 @@ impl Source {
     }
 
     /// All of what is kept, of which nothing was taken yet.
-    fn whole(&self) -> Option<&Arc<Pieces>> {
+    fn whole(&self) -> Option<Whole<'_>> {
         match self {
-            Source::Kept(slice) if slice.is_untouched() => Some(&slice.body),
+            Source::Kept(slice) if slice.is_untouched() => Some(Whole::Memory(&slice.body)),
+            Source::Disk(reading) if reading.is_untouched() => Some(Whole::Disk),
             _ => None,
         }
     }
@@ -341,7 +367,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::cache::budget::Budget;
+    use crate::budget::Budget;
 
     fn body(pieces: &[Vec<u8>]) -> Body {
         let pieces = pieces.iter().map(|piece| Bytes::from(piece.clone())).collect();

@@ -1,8 +1,10 @@
-//! How much memory responses take: those that are kept, those that are being filled, and those that are kept no more
-//! while somebody is still being sent them.
+//! How much memory something takes, over all workers: of the cache its responses, those that are kept, those that are
+//! being filled, and those that are kept no more while somebody is still being sent them; and request bodies that are
+//! held back.
 //!
-//! Invariant: the holds together never pass the bound. The store keeps less than all of it ([`Budget::of_store`]), so that
-//! there is room for fills beside a full store; a fill that finds none is passed on and not kept.
+//! Invariant: the holds together never pass the bound. The cache's store keeps less than all of it
+//! ([`Budget::of_store`]), so that there is room for fills beside a full store; a fill that finds none is passed on and
+//! not kept.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -25,7 +27,7 @@ impl Budget {
         Arc::new(Self { most, used: AtomicU64::new(0) })
     }
 
-    pub(super) fn most(&self) -> u64 {
+    pub(crate) fn most(&self) -> u64 {
         self.most
     }
 

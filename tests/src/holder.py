@@ -1,12 +1,14 @@
 """A client that a test starts in a namespace: holds as many connections as it gets, N in all, in turn to each
-target, and tries the others again.
+target, and tries the others again. Until it is told to turn to all, it asks the first target alone.
 
-holder.py N HOST:PORT,HOST:PORT...     at each line of input prints one JSON line: what is held of each target, and
-                                       the most that was held of all of them at once
+holder.py N HOST:PORT,HOST:PORT...     "all" at its input turns it to all targets; each other line prints one of
+                                       JSON: what is held of each target, and the most that was held of all of
+                                       them at once
 """
 
 import errno
 import json
+import os
 import selectors
 import socket
 import sys
@@ -19,6 +21,7 @@ targets = [(host, int(port)) for host, port in (t.rsplit(":", 1) for t in sys.ar
 selector = selectors.DefaultSelector()
 # Slots that try again, with the time at which they do.
 waiting = [(0.0, n % len(targets)) for n in range(int(sys.argv[1]))]
+asked = 1
 held = [0] * len(targets)
 peak = 0
 
@@ -45,15 +48,22 @@ def end(sock, slot):
 selector.register(sys.stdin, selectors.EVENT_READ, None)
 while True:
     now = time.monotonic()
-    due, waiting = [t for at, t in waiting if at <= now], [(at, t) for at, t in waiting if at > now]
+    due = [target for at, target in waiting if at <= now and target < asked]
+    waiting = [(at, target) for at, target in waiting if at > now or target >= asked]
     for target in due:
         begin(target)
     for key, _ in selector.select(0.01):
         slot = key.data
         if slot is None:
-            if not sys.stdin.readline():
+            # Whole lines: a test writes each at once.
+            lines = os.read(sys.stdin.fileno(), 65536).decode()
+            if not lines:
                 sys.exit(0)
-            print(json.dumps({"held": held, "peak": peak}), flush=True)
+            for line in lines.splitlines():
+                if line == "all":
+                    asked = len(targets)
+                else:
+                    print(json.dumps({"held": held, "peak": peak}), flush=True)
             continue
         sock = key.fileobj
         try:

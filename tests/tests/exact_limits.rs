@@ -195,6 +195,11 @@ impl Holder {
         Holder(command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("python3 starts"))
     }
 
+    /// Asks all targets from now on, not the first alone.
+    fn turn_to_all(&mut self) -> anyhow::Result<()> {
+        Ok(self.0.stdin.as_mut().context("its input is ours")?.write_all(b"all\n")?)
+    }
+
     /// What it holds now of each target, and the most that it held of all at once.
     fn held(&mut self) -> anyhow::Result<(Vec<u64>, u64)> {
         self.0.stdin.as_mut().context("its input is ours")?.write_all(b"?\n")?;
@@ -234,16 +239,18 @@ fn a_partition_cuts_what_is_above_reserves_and_never_passes_the_limit() {
              pools: {{ app: {{ members: [\"198.18.0.50:9000\"] }} }}\ncluster: {{ seat: 2s }}\n"
         ),
     );
-    let targets = "198.18.0.11:81,198.18.0.12:81,198.18.0.13:81";
-    let mut holder = Holder::start(&lan, 300, targets);
-    eventually(Duration::from_secs(20), "nearly the limit is held", || {
-        let (held, _) = holder.held()?;
-        ensure!(held.iter().sum::<u64>() >= 95, "{held:?}");
-        Ok(())
-    });
-    // One node loses the two others, and no client.
+    // One node loses the two others, and no client. It has nearly all of the limit: asked alike, any two of the nodes
+    // may have come to hold it.
     let lone = (lan.leader() + 1) % 3;
     let others: Vec<usize> = (0..3).filter(|node| *node != lone).collect();
+    let targets = [lone, others[0], others[1]].map(|node| format!("{}:81", lan.nodes[node].address));
+    let mut holder = Holder::start(&lan, 300, &targets.join(","));
+    let before = eventually(Duration::from_secs(20), "nearly the limit is held at one node", || {
+        let (held, _) = holder.held()?;
+        ensure!(held[0] >= 95, "{held:?}");
+        Ok(held[0])
+    });
+    holder.turn_to_all().expect("it is told");
     let route = |node: usize, how: &str, to: usize| {
         let output =
             lan.beside(node, "ip").args(["route", how, "blackhole", &lan.nodes[to].address]).output();
@@ -257,7 +264,7 @@ fn a_partition_cuts_what_is_above_reserves_and_never_passes_the_limit() {
     let cut = Instant::now();
     let after = eventually(Duration::from_secs(10), "its slots are lent to the others", || {
         let (held, _) = holder.held()?;
-        ensure!(held[lone] <= 1 && held.iter().sum::<u64>() >= 95, "{held:?}");
+        ensure!(held[0] <= 1 && held.iter().sum::<u64>() >= 95, "{held:?}");
         Ok(held)
     });
     eprintln!("partition 1|2: {after:?} held {:?} later", cut.elapsed());
@@ -268,7 +275,8 @@ fn a_partition_cuts_what_is_above_reserves_and_never_passes_the_limit() {
     lan.nodes[lone].wait_back();
     let metrics = lan.nodes[lone].metrics().expect("metrics");
     let lost = series(&metrics, "trestle_listener_ended_total{listener=\"raw\",reason=\"slot_lost\"}");
-    assert!(lost.is_some_and(|lost| lost >= 10.0), "what was cut is told of: {lost:?}");
+    let lost = lost.expect("what was cut is counted");
+    assert!(lost + 1.0 >= before as f64, "{lost} told of, {before} were held and one may stay");
     let (held, peak) = holder.held().expect("it says so");
     eprintln!("and when it is over: {held:?}; at most {peak} at once");
     assert!(peak <= 100, "{peak} at once");

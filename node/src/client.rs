@@ -476,10 +476,18 @@ mod tests {
         Client::new(urls, Credentials::default()).unwrap()
     }
 
+    /// Bound, so that nobody else gets it, and not listening.
+    fn nobody() -> (tokio::net::TcpSocket, std::net::SocketAddr) {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let address = socket.local_addr().unwrap();
+        (socket, address)
+    }
+
     #[tokio::test]
     async fn nodes_are_tried_in_turn_until_one_answers() {
         let (url, task) = server(&[OK]).await;
-        let dead = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let (_bound, dead) = nobody();
         let answer = client(&format!("http://{dead},{url}")).send(&Call::get("/v1/status")).await.unwrap();
         assert_eq!(answer.json::<serde_json::Value>().unwrap()["leader"], 7);
         let heads = task.await.unwrap();
@@ -516,7 +524,7 @@ mod tests {
 
     #[tokio::test]
     async fn all_causes_are_told_when_no_node_answers() {
-        let dead = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let (_bound, dead) = nobody();
         let error =
             client(&format!("http://{dead}")).send(&Call::get("/healthz")).await.unwrap_err().to_string();
         assert!(error.contains(&dead.to_string()) && error.contains("refused"), "{error}");

@@ -167,9 +167,7 @@ impl Client {
     pub fn push(&mut self, span: Duration) -> usize {
         let start = Instant::now();
         while start.elapsed() < span {
-            self.slots.iter_mut().for_each(Slot::turn);
-            self.peak = self.peak.max(self.held());
-            std::thread::sleep(Duration::from_millis(1));
+            self.turn();
         }
         self.held()
     }
@@ -189,14 +187,20 @@ impl Client {
         (low, back)
     }
 
-    /// Until so many are held.
-    pub fn push_until(&mut self, held: usize) {
+    /// Until so many are held; after what time.
+    pub fn push_until(&mut self, held: usize) -> Duration {
         let start = Instant::now();
         while self.held() < held {
             assert!(start.elapsed() < Duration::from_secs(20), "{} of {held} are held", self.held());
-            self.slots.iter_mut().for_each(Slot::turn);
-            std::thread::sleep(Duration::from_millis(1));
+            self.turn();
         }
+        start.elapsed()
+    }
+
+    fn turn(&mut self) {
+        self.slots.iter_mut().for_each(Slot::turn);
+        self.peak = self.peak.max(self.held());
+        std::thread::sleep(Duration::from_millis(1));
     }
 
     pub fn held(&self) -> usize {

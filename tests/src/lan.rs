@@ -17,6 +17,7 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::wait::until_known;
 use crate::{eventually, trestle};
 
 /// The VIP of [`Lan::config`].
@@ -210,7 +211,7 @@ impl Lan {
     pub fn get(&self, host: &str) -> anyhow::Result<String> {
         let url = format!("http://{host}/");
         let client = self.ns("cl");
-        let args = ["netns", "exec", &client, "curl", "-sS", "-f", "--max-time", "1", &url];
+        let args = ["netns", "exec", &client, "curl", "-sS", "-f", "--max-time", "4", &url];
         Ok(String::from_utf8(run("ip", &args)?.stdout)?)
     }
 
@@ -218,7 +219,7 @@ impl Lan {
     pub fn apply(&self, node: usize, config: &str) -> anyhow::Result<()> {
         let file = self.dir.path().join("next.yaml");
         std::fs::write(&file, config)?;
-        self.nodes[node].cli(&["apply", "-f", path(&file)]).map(drop)
+        until_known(|| self.nodes[node].cli(&["apply", "-f", path(&file)]).map(drop))
     }
 
     /// A program in a node's namespace.

@@ -10,6 +10,7 @@ use anyhow::{Context, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use crate::wait::until_known;
 use crate::{eventually, http, trestle};
 
 /// A node and its data folder. Killed on drop.
@@ -160,7 +161,7 @@ impl Node {
     pub fn apply(&self, config: &str) -> anyhow::Result<Value> {
         let file = self.dir.join(format!("apply-{}.yaml", self.name));
         std::fs::write(&file, config)?;
-        self.json(&["apply", "-f", file.to_str().context("path")?])
+        until_known(|| self.json(&["apply", "-f", file.to_str().context("path")?]))
     }
 
     /// What the heaviest client uses of its first limit, by `trestle clients`; 0: of none.

@@ -111,6 +111,11 @@ fn the_cache_example_does_what_it_says_in_front_of_nginx() {
     for _ in 0..2 {
         assert_eq!(curl(web, "/account", &[]).field("cache-status"), "");
     }
+    // nginx notes what it has answered, a moment later.
+    eventually(SOON, "nginx has noted both", || {
+        ensure!(seen(&log, "/account").len() >= 2, "not yet");
+        Ok(())
+    });
     assert_eq!(seen(&log, "/account").len(), 2);
 
     let metrics = cluster.nodes[0].metrics().expect("metrics");

@@ -57,7 +57,8 @@ fn without_a_quorum_changes_are_refused_and_traffic_goes_on() {
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert_eq!(refused.status.code(), Some(1), "{said}");
     assert!(said.contains("quorum") || said.contains("unknown"), "it says why: {said}");
-    assert!(took < Duration::from_secs(6), "took {took:?}");
+    // Not above five, and what a busy machine adds.
+    assert!(took < Duration::from_secs(9), "took {took:?}");
     assert_eq!(http::get(web, "x", "/").expect("an answer").text(), "a", "traffic goes on");
 
     // Restarted without a quorum it serves the last revision that it had.

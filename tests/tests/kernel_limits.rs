@@ -110,7 +110,13 @@ fn a_limit_holds_over_nodes_of_both_kinds() {
     }
     let address = |node: usize| lan.nodes[node].address.clone();
     // One that is asked alone gets all but what the kernel keeps to.
-    let (mut at_first, served) = Crowd::come(&lan, &address(0), 90, 40);
+    let (mut at_first, mut served) = Crowd::come(&lan, &address(0), 90, 40);
+    // Who is not let in within 0.1 s is refused, and the node may have been busy.
+    for _ in 0..20 {
+        if served < 20 {
+            served = at_first.more(10);
+        }
+    }
     assert_eq!(served, 20);
     let (_at_kernel, served) = Crowd::come(&lan, &address(2), 90, 40);
     assert_eq!(served, 10);

@@ -155,7 +155,7 @@ fn members_are_drained_weighted_added_and_removed_under_traffic() {
     assert!(matches!((&fresh).read(&mut [0; 1]), Ok(0) | Err(_)), "nothing new gets through");
     // Also where nothing of it is.
     let wait = ["member", "drain", "echo", &at, "--all", "--wait", "--timeout"];
-    let (success, text) = said(&cluster.nodes[0], &[&wait[..], &["1500ms"]].concat());
+    let (success, text) = said(&cluster.nodes[0], &[&wait[..], &["4s"]].concat());
     assert!(
         !success && text.contains("0 on this node, 1 on others") && text.contains("still under way"),
         "{text}"
@@ -250,8 +250,10 @@ fn a_client_keeps_its_member_of_tcp_on_all_nodes_until_that_drains_and_its_deadl
     }
     let mut held: Vec<TcpStream> = raw.iter().map(|at| TcpStream::connect(at).expect("connected")).collect();
     eventually(SETTLE, "they are carried", || {
-        let open = cluster.nodes[0].json(&["member", "list"])?.to_string();
-        ensure!(open.contains("\"in_flight\":1"), "{open}");
+        for node in &cluster.nodes {
+            let open = node.json(&["member", "list"])?.to_string();
+            ensure!(open.contains("\"in_flight\":1"), "{open}");
+        }
         Ok(())
     });
     let text = done(&cluster.nodes[1], &["member", "drain", "app", &own, "--deadline", "2s"]);

@@ -77,7 +77,7 @@ fn what_is_purged_is_served_by_no_node_also_by_one_that_was_away() {
         &format!(
             "listeners: {{ web: {{ bind: \"127.0.0.1:0\", protocol: http, cache: {{ mode: on }} }} }}\n\
              routes: {{ all: {{ rules: [{{ pools: [site] }}] }} }}\n\
-             pools: {{ site: {{ members: [\"127.0.0.1:{}\"] }} }}\n",
+             pools: {{ site: {{ members: [\"127.0.0.1:{}\"] }} }}\ncluster: {{ seat: 3s }}\n",
             origin.port
         ),
     );

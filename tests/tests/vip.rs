@@ -8,7 +8,8 @@ use rustix::process::Signal;
 use trestle_tests::lan::{Prober, SETTLE, VIP};
 use trestle_tests::{Lan, eventually, holds_for, peers};
 
-/// A lease so long that a heal within half of it can't have waited for its end.
+/// A lease so long that a heal within half of it can't have waited for its end, and that no pause of a busy machine
+/// ends.
 const LONG: &str = "8s";
 const HALF_OF_LONG: u64 = 4_000;
 
@@ -25,6 +26,15 @@ fn owner_that_follows(lan: &Lan) -> usize {
     let other = (leader + 1) % lan.nodes.len();
     lan.nodes[leader].cli(&["vip", "move", "front", &lan.nodes[other].name]).expect("it moves");
     other
+}
+
+/// A node that was not asked may see a move a moment later.
+fn owned_by(lan: &Lan, node: usize) {
+    eventually(SETTLE, "all see whose it is", || {
+        let owner = lan.owner(None);
+        ensure!(owner == node, "n{} owns it", owner + 1);
+        Ok(())
+    });
 }
 
 /// Two nodes never have the address at once, unless one is frozen and its fence shut.
@@ -76,15 +86,16 @@ fn a_frozen_owner_has_its_fence_shut_and_lets_go_when_it_thaws() {
     if !peers::have_namespaces() {
         return;
     }
-    let lan = Lan::start(3, "1s");
+    let lan = Lan::start(3, "3s");
     let owner = lan.owner(None);
     lan.nodes[owner].signal_both(Signal::STOP);
-    let next = lan.owner(Some(owner));
+    lan.owner(Some(owner));
     lan.wait_served();
     holds_for(Duration::from_secs(1), "the new owner answers", || lan.get(VIP).map(drop));
     lan.nodes[owner].signal_both(Signal::CONT);
     eventually(SETTLE, "the old owner lets go", || {
-        ensure!(lan.with_address() == [next], "{:?}", lan.with_address());
+        let with = lan.with_address();
+        ensure!(with.len() == 1 && with[0] != owner, "{with:?}");
         Ok(())
     });
     holds_for(Duration::from_secs(1), "one owner, who answers", || {
@@ -98,7 +109,7 @@ fn a_planned_move_cuts_no_connection_and_fails_no_request() {
     if !peers::have_namespaces() {
         return;
     }
-    let lan = Lan::start(3, "1s");
+    let lan = Lan::start(3, LONG);
     let owner = lan.owner(None);
     let to = (owner + 1) % 3;
     let fresh = Prober::start(&lan, "probe", &format!("{VIP}:80"));
@@ -106,14 +117,14 @@ fn a_planned_move_cuts_no_connection_and_fails_no_request() {
     let polite = Prober::start(&lan, "keep", &format!("{VIP}:80"));
     std::thread::sleep(Duration::from_millis(300));
     lan.nodes[owner].cli(&["vip", "move", "front", &lan.nodes[to].name]).expect("it moves");
-    assert_eq!(lan.owner(None), to);
+    owned_by(&lan, to);
     std::thread::sleep(Duration::from_secs(2));
     let fresh = fresh.stop();
     assert_eq!(fresh["failed"], 0, "{fresh}");
-    assert!(outage(&fresh) < 900, "{fresh}");
+    assert!(outage(&fresh) < HALF_OF_LONG, "{fresh}");
     for kept in kept {
         let seen = kept.stop();
-        assert!(seen["lost"].is_null() && seen["answers"].as_u64() > Some(100), "{seen}");
+        assert!(seen["lost"].is_null() && seen["answers"].as_u64() > Some(20), "{seen}");
         println!("kept: {seen}");
     }
     let polite = polite.stop();
@@ -126,7 +137,7 @@ fn moves_in_a_row_cut_no_connection() {
     if !peers::have_namespaces() {
         return;
     }
-    let lan = Lan::start(3, "1s");
+    let lan = Lan::start(3, LONG);
     let first = lan.owner(None);
     let mut kept: Vec<_> = Vec::new();
     for step in 0..3 {
@@ -136,13 +147,13 @@ fn moves_in_a_row_cut_no_connection() {
         if step < 2 {
             let to = (first + step + 1) % 3;
             lan.nodes[first].cli(&["vip", "move", "front", &lan.nodes[to].name]).expect("it moves");
-            assert_eq!(lan.owner(None), to);
+            owned_by(&lan, to);
         }
     }
     std::thread::sleep(Duration::from_secs(4));
     for (n, kept) in kept.into_iter().enumerate() {
         let seen = kept.stop();
-        assert!(seen["lost"].is_null() && seen["answers"].as_u64() > Some(100), "connection {n}: {seen}");
+        assert!(seen["lost"].is_null() && seen["answers"].as_u64() > Some(20), "connection {n}: {seen}");
     }
 }
 
@@ -152,7 +163,7 @@ fn stopping_each_node_in_turn_fails_no_request() {
         return;
     }
     let more = "cluster: { drain: { deadline: 3s } }";
-    let config = Lan::config(&format!("addresses: [{VIP}/24]"), more);
+    let config = Lan::config(&format!("addresses: [{VIP}/24], ttl: {LONG}"), more);
     let mut lan = Lan::with_config(3, &config);
     let client = Prober::start(&lan, "probe", &format!("{VIP}:80"));
     for node in 0..3 {
@@ -170,7 +181,7 @@ fn an_owner_that_is_removed_hands_over_first_and_serves_what_it_had() {
     if !peers::have_namespaces() {
         return;
     }
-    let lan = Lan::start(3, "1s");
+    let lan = Lan::start(3, LONG);
     let owner = owner_that_follows(&lan);
     let (name, leader) = (&lan.nodes[owner].name, lan.leader());
     let fresh = Prober::start(&lan, "probe", &format!("{VIP}:80"));
@@ -182,7 +193,7 @@ fn an_owner_that_is_removed_hands_over_first_and_serves_what_it_had() {
     std::thread::sleep(Duration::from_secs(2));
     let (fresh, kept) = (fresh.stop(), kept.stop());
     assert_eq!(fresh["failed"], 0, "{fresh}");
-    assert!(kept["lost"].is_null() && kept["answers"].as_u64() > Some(100), "{kept}");
+    assert!(kept["lost"].is_null() && kept["answers"].as_u64() > Some(20), "{kept}");
 }
 
 #[test]
@@ -212,7 +223,7 @@ fn a_drained_node_gives_its_vip_away_and_takes_none() {
     if !peers::have_namespaces() {
         return;
     }
-    let lan = Lan::start(2, "1s");
+    let lan = Lan::start(2, LONG);
     let owner = lan.owner(None);
     let name = lan.nodes[owner].name.clone();
     lan.nodes[owner].cli(&["node", "drain", &name]).expect("it is drained");
@@ -221,10 +232,10 @@ fn a_drained_node_gives_its_vip_away_and_takes_none() {
     assert_eq!(status["ready"], false, "{status}");
     let refused = lan.nodes[other].cli(&["vip", "move", "front", &name]).unwrap_err().to_string();
     assert!(refused.contains("front"), "{refused}");
-    assert_eq!(lan.owner(None), other);
+    owned_by(&lan, other);
     lan.nodes[other].cli(&["node", "drain", "--undo", &name]).expect("it takes part again");
     lan.nodes[other].cli(&["vip", "move", "front", &name]).expect("it can have it again");
-    assert_eq!(lan.owner(None), owner);
+    owned_by(&lan, owner);
 }
 
 #[test]
@@ -255,7 +266,7 @@ fn an_unplugged_owner_lets_go_by_itself_and_does_not_come_back_as_one() {
     if !peers::have_namespaces() {
         return;
     }
-    let lan = Lan::start(3, "1s");
+    let lan = Lan::start(3, "3s");
     let owner = lan.owner(None);
     let (switch, port) = (lan.ns("sw"), lan.nodes[owner].name.clone());
     let link = |state: &str| {
@@ -263,10 +274,11 @@ fn an_unplugged_owner_lets_go_by_itself_and_does_not_come_back_as_one() {
         assert!(std::process::Command::new("ip").args(args).status().expect("ip runs").success());
     };
     link("down");
-    let next = lan.owner(Some(owner));
+    lan.owner(Some(owner));
     lan.wait_served();
     eventually(SETTLE, "the unplugged node has let go", || {
-        ensure!(lan.with_address() == [next], "{:?}", lan.with_address());
+        let with = lan.with_address();
+        ensure!(with.len() == 1 && with[0] != owner, "{with:?}");
         Ok(())
     });
     link("up");
@@ -317,5 +329,5 @@ fn an_address_that_a_stranger_has_is_not_taken_and_it_is_told() {
         }
         Ok(())
     });
-    lan.get(VIP).expect("the other VIP is served");
+    lan.wait_served();
 }

@@ -27,6 +27,14 @@ fn owned_by(lan: &Lan, seen_by: usize, name: &str) {
     });
 }
 
+/// A lease that no pause of a busy machine ends.
+const LONG: &str = "8s";
+
+/// With such a lease.
+fn kept(vip: &str) -> String {
+    front(&format!("ttl: {LONG}, {vip}"))
+}
+
 fn front(vip: &str) -> String {
     Lan::config(&format!("addresses: [{VIP}/24], {vip}"), "")
 }
@@ -67,7 +75,7 @@ fn a_preferred_node_gets_it_first_and_gets_it_back_only_if_asked() {
     if !peers::have_namespaces() {
         return;
     }
-    let mut lan = Lan::with_config(3, &front("prefer: [n2, n3]"));
+    let mut lan = Lan::with_config(3, &kept("prefer: [n2, n3]"));
     owned_by(&lan, 0, "n2");
     lan.nodes[1].kill_all();
     owned_by(&lan, 0, "n3");
@@ -80,19 +88,22 @@ fn a_preferred_node_gets_it_first_and_gets_it_back_only_if_asked() {
     });
 
     let client = Prober::start(&lan, "probe", &format!("{VIP}:80"));
-    lan.apply(0, &front("prefer: [n2, n3], preempt: true")).expect("it is applied");
+    lan.apply(0, &kept("prefer: [n2, n3], preempt: true")).expect("it is applied");
     owned_by(&lan, 0, "n2");
-    let moved = lan.nodes[0].cli(&["vip", "move", "front", "n3"]).expect("it moves");
+    let moved = eventually(SETTLE, "it moves", || lan.nodes[0].cli(&["vip", "move", "front", "n3"]));
     let said = String::from_utf8_lossy(&moved.stderr).into_owned();
     assert!(said.contains("goes back to n2"), "{said}");
     owned_by(&lan, 0, "n2");
     // A node that may not hold it never does.
-    lan.apply(0, &front("nodes: [n1, n9]")).expect("it is applied");
+    lan.apply(0, &kept("nodes: [n1, n9]")).expect("it is applied");
     owned_by(&lan, 0, "n1");
     let seen = client.stop();
     assert_eq!(seen["failed"], 0, "{seen}");
-    let status = lan.nodes[2].status().expect("it answers").to_string();
-    assert!(status.contains("names nodes that are not in the cluster: n9"), "{status}");
+    eventually(SETTLE, "every node says what is wrong", || {
+        let status = lan.nodes[2].status()?.to_string();
+        ensure!(status.contains("names nodes that are not in the cluster: n9"), "{status}");
+        Ok(())
+    });
 }
 
 #[test]
@@ -100,17 +111,17 @@ fn an_owner_that_may_not_have_it_any_more_hands_it_over_or_lets_it_go() {
     if !peers::have_namespaces() {
         return;
     }
-    let lan = Lan::start(2, "1s");
+    let lan = Lan::start(2, LONG);
     let owner = lan.owner(None);
     let other = &lan.nodes[1 - owner].name;
     let client = Prober::start(&lan, "probe", &format!("{VIP}:80"));
     std::thread::sleep(Duration::from_millis(300));
-    lan.apply(0, &front(&format!("nodes: [{other}]"))).expect("it is applied");
+    lan.apply(0, &kept(&format!("nodes: [{other}]"))).expect("it is applied");
     owned_by(&lan, 0, other);
     std::thread::sleep(Duration::from_secs(1));
     let seen = client.stop();
     assert_eq!(seen["failed"], 0, "{seen}");
-    lan.apply(0, &front("nodes: [n9]")).expect("it is applied");
+    lan.apply(0, &kept("nodes: [n9]")).expect("it is applied");
     owned_by(&lan, 0, "-");
     eventually(SETTLE, "it is let go of", || {
         ensure!(lan.with_address().is_empty(), "{:?}", lan.with_address());
@@ -125,7 +136,7 @@ fn a_move_can_be_asked_of_any_node_and_says_why_it_can_not_be() {
     if !peers::have_namespaces() {
         return;
     }
-    let lan = Lan::start(3, "1s");
+    let lan = Lan::start(3, LONG);
     for round in 0..2 {
         for asked in 0..3 {
             let to = (lan.owner(None) + 1) % 3;
@@ -225,7 +236,11 @@ fn a_program_is_told_of_each_change_with_the_addresses_that_it_is_about() {
     let config = Lan::config(&format!("addresses: [198.18.0.103/24], {notify}"), "");
     lan.apply(0, &config).expect("it is applied");
     eventually(SETTLE, "the new address is served", || lan.get("198.18.0.103").map(drop));
-    let now = eventually(SETTLE, "it has an owner", || Ok(owners(&lan, 0)?.remove(0)));
+    let now = eventually(SETTLE, "it has an owner", || {
+        let owner = owners(&lan, 0)?.remove(0);
+        ensure!(owner != "-", "nobody");
+        Ok(owner)
+    });
     told(&[change(&b, "released", VIP), change(&now, "owner", "198.18.0.103")]);
     // A node that stops has told before it has ended.
     let stopped = lan.nodes.iter().position(|node| node.name == now).expect("it is one of them");
@@ -250,7 +265,7 @@ fn a_vip_with_an_ipv6_address_moves_and_fails_over_with_both() {
     if !peers::have_namespaces() {
         return;
     }
-    let vip = format!("addresses: [{VIP}/24, \"{VIP6}/64\"]");
+    let vip = format!("addresses: [{VIP}/24, \"{VIP6}/64\"], ttl: 3s");
     let mut lan = Lan::with_config(3, &Lan::config(&vip, ""));
     let six = format!("[{VIP6}]");
     eventually(SETTLE, "it is served over IPv6", || lan.get(&six).map(drop));
@@ -275,7 +290,7 @@ fn a_vip_with_an_ipv6_address_moves_and_fails_over_with_both() {
     });
     std::thread::sleep(Duration::from_millis(300));
     let seen = client.stop();
-    assert!(seen["outage_ms"].as_u64().is_some_and(|ms| ms < 5_000), "{seen}");
+    assert!(seen["outage_ms"].as_u64().is_some_and(|ms| ms < 8_000), "{seen}");
 }
 
 /// Within a few seconds.
@@ -298,7 +313,7 @@ fn who_can_not_add_an_address_says_so_and_another_node_holds_the_vip() {
     if !peers::have_namespaces() {
         return;
     }
-    let lan = Lan::start(3, "1s");
+    let lan = Lan::start(3, LONG);
     let ipv6 = |disabled: u8| {
         let setting = format!("net.ipv6.conf.eth0.disable_ipv6={disabled}");
         let output = lan.beside(1, "sysctl").args(["-qw", &setting]).output().expect("sysctl runs");
@@ -312,7 +327,7 @@ fn who_can_not_add_an_address_says_so_and_another_node_holds_the_vip() {
     };
     let entries = || lan.nodes[0].status()?["last_log_index"].as_u64().context("no index");
     ipv6(1);
-    let config = Lan::config(&format!("addresses: [{VIP}/24, \"{VIP6}/64\"], prefer: [n2]"), "");
+    let config = Lan::config(&format!("addresses: [{VIP}/24, \"{VIP6}/64\"], ttl: {LONG}, prefer: [n2]"), "");
     let mut before = epoch().expect("it is owned");
     lan.apply(0, &config).expect("it is applied");
     let mut tries = 0..5;
@@ -349,12 +364,12 @@ fn another_lease_time_cuts_nothing() {
     if !peers::have_namespaces() {
         return;
     }
-    let lan = Lan::start(3, "8s");
+    let lan = Lan::start(3, LONG);
     let (owner, before) = (lan.owner(None), lan.nodes[0].status().expect("it answers"));
     let guard = lan.nodes[owner].guard().expect("there is one");
     let new = Prober::start(&lan, "probe", &format!("{VIP}:80"));
     let kept = Prober::start(&lan, "keep", &format!("{VIP}:81"));
-    for ttl in ["1s", "30s", "2s"] {
+    for ttl in ["3s", "30s", "4s"] {
         lan.apply(0, &front(&format!("ttl: {ttl}"))).expect("it is applied");
         holds_for(Duration::from_millis(2_500), "it stays with its owner and guard", || {
             let status = lan.nodes[0].status()?;
@@ -398,7 +413,7 @@ fn an_address_of_a_machine_is_no_vip_and_stays_where_it_is() {
     });
     let shown = eth0(&["addr", "show", "dev", "eth0"]);
     assert!(shown.contains("198.18.0.120/24"), "{shown}");
-    let answered = lan.client("curl").args(["-sS", "--max-time", "1", "http://198.18.0.120:9/"]).output();
+    let answered = lan.client("curl").args(["-sS", "--max-time", "5", "http://198.18.0.120:9/"]).output();
     let said = String::from_utf8_lossy(&answered.expect("curl runs").stderr).into_owned();
     assert!(said.contains("refused") || said.contains("Couldn't connect"), "it is reached as before: {said}");
     eth0(&["addr", "del", "198.18.0.120/24", "dev", "eth0"]);
@@ -558,7 +573,7 @@ fn a_second_interface_on_the_segment_does_not_answer_for_it() {
     if !peers::have_namespaces() {
         return;
     }
-    let lan = Lan::start(3, "1s");
+    let lan = Lan::start(3, LONG);
     lan.second_interfaces();
     let owner = lan.owner(None);
     let to = (owner + 1) % 3;

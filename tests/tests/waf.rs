@@ -116,7 +116,12 @@ fn the_waf_example_keeps_attacks_from_nginx_and_lets_all_else_through() {
         assert_eq!(curl(&url(path), args), ("200".to_owned(), "served".to_owned()), "{path} {args:?}");
     }
 
-    let seen = std::fs::read_to_string(seen).expect("nginx's log");
+    // nginx notes what it has answered, a moment later.
+    let seen = eventually(SOON, "nginx has noted all", || {
+        let seen = std::fs::read_to_string(&seen)?;
+        ensure!(seen.lines().filter(|line| line.contains("passed")).count() >= innocent.len(), "{seen}");
+        Ok(seen)
+    });
     assert!(!seen.contains("blocked"), "{seen}");
     assert_eq!(seen.lines().filter(|line| line.contains("passed")).count(), innocent.len(), "{seen}");
 

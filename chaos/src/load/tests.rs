@@ -172,7 +172,7 @@ fn changed_datagrams_are_seen_and_lost_ones_fail() {
             }
         }
     });
-    let load = load(&Args { time: 100, patience: 100, ..args(LoadKind::Udp, target) });
+    let load = load(&Args { time: 100, ..args(LoadKind::Udp, target) });
     assert_eq!((load.total.wrong, load.total.failed, load.total.ok), (10, 10, 0), "{load:#?}");
 }
 
@@ -183,7 +183,7 @@ fn a_cut_stream_is_counted_and_another_goes_on() {
     }
     let servers = Servers::new();
     let target = servers.relay(servers.backend("b1", Kind::Tcp), short);
-    let load = load(&args(LoadKind::Tcp, target));
+    let load = load(&Args { time: 3_000, ..args(LoadKind::Tcp, target) });
     assert!(load.total.cut > 3 && load.total.ok > 30 && load.total.failed > 0, "{load:#?}");
     assert_eq!(load.total.wrong, 0);
 }
@@ -201,9 +201,10 @@ fn a_kept_connection_that_is_cut_in_use_is_counted_and_one_that_ends_at_rest_is_
 
 #[test]
 fn nobody_there_is_one_long_outage() {
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let target = free.local_addr().unwrap();
-    drop(free);
+    // Bound, so that nobody else gets it, and not listening.
+    let bound = tokio::net::TcpSocket::new_v4().unwrap();
+    bound.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    let target = bound.local_addr().unwrap();
     let load = load(&args(LoadKind::Probe, target));
     assert_eq!((load.total.due, load.total.failed), (100, 100));
     assert_eq!(load.gaps.len(), 1);

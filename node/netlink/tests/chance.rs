@@ -155,11 +155,11 @@ fn a_chance_ends_by_itself() {
         let mut chance = Chance::install().unwrap();
         let (vips, old) = (vips(), old_addresses());
         let moved = |until| Move { vips: &vips, old: &old[..1], except: &[], device: ("eth0", link), until };
-        let armed = chance.arm(&moved(in_ms(400))).unwrap();
+        let armed = chance.arm(&moved(in_ms(3_000))).unwrap();
         assert_eq!(armed, [(vips[0], true), (vips[1], false)], "no old owner of that family");
         let mut nft = Nft::open().unwrap();
         assert_eq!(nft.elements(TABLE, "old4").unwrap().unwrap().len(), 1);
-        let end = Instant::now() + Duration::from_secs(2);
+        let end = Instant::now() + Duration::from_secs(10);
         while !nft.elements(TABLE, "old4").unwrap().unwrap().is_empty() {
             assert!(Instant::now() < end, "it does not end");
             thread::sleep(Duration::from_millis(5));

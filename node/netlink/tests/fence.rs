@@ -158,12 +158,12 @@ fn an_open_vip_shuts_by_itself_and_an_extended_one_lives_on() {
     assert!(until <= end, "the element outlives its deadline by {} ns", until - end);
     // A new IPv6 address takes a moment until it is in use.
     within(Duration::from_secs(2), "answers", || vips.iter().all(|vip| scene.answers(*vip)).then_some(()));
-    let longer = in_ms(4_500);
+    let longer = in_ms(8_000);
     scene.fence.open(vip4(), longer).unwrap();
     within(Duration::from_secs(5), "the end of the one", || (!scene.answers(vip6())).then_some(()));
     assert!(clock::now() >= end - 600_000_000, "it ended early");
     assert!(scene.answers(vip4()), "it was extended");
-    within(Duration::from_secs(5), "the end of the other", || {
+    within(Duration::from_secs(10), "the end of the other", || {
         let now = clock::now();
         let answers = scene.answers(vip4());
         assert!(!answers || now <= longer, "it answers after its deadline");
@@ -424,7 +424,9 @@ fn devices_and_addresses_change_and_what_is_live_stays() {
     assert!(scene.fence.is_intact().unwrap() && scene.answers(vip4()) && !scene.answers(vip6()));
     let more: IpAddr = "198.18.0.101".parse().unwrap();
     scene.fence.set_addresses(&[vip4(), more]).unwrap();
-    assert!(scene.fence.is_intact().unwrap() && scene.answers(vip4()) && scene.answers(vip6()));
+    assert!(scene.fence.is_intact().unwrap() && scene.answers(vip4()));
+    // A new IPv6 address takes a moment until it is in use.
+    within(Duration::from_secs(5), "an answer", || scene.answers(vip6()).then_some(()));
     let mut fenced = scene.fence.listing().unwrap().unwrap().fenced;
     fenced.sort();
     assert_eq!(fenced, [vip4(), more]);

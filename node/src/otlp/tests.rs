@@ -194,8 +194,10 @@ async fn the_end_of_the_plane_sends_what_is_left_and_ends_the_exporter() {
 
 #[tokio::test]
 async fn without_a_collector_traffic_goes_on_and_spans_are_counted_as_lost() {
-    let unused = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let traced = Traced::start(&format!("http://{unused}")).await;
+    // Bound, so that nobody else gets it, and not listening.
+    let unused = tokio::net::TcpSocket::new_v4().unwrap();
+    unused.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    let traced = Traced::start(&format!("http://{}", unused.local_addr().unwrap())).await;
     traced.ask("GET").await;
     traced.until("it is given up", || traced.count() == (0, 1, true)).await;
     traced.ask("GET").await;

@@ -6,7 +6,6 @@ mod harness;
 use std::{
     os::unix::process::ExitStatusExt,
     process::{Child, Command, Stdio},
-    time::Duration,
 };
 
 use harness::until;
@@ -76,11 +75,10 @@ fn signals_reach_the_node() {
 fn it_reaps_and_outlives_a_node_whose_socket_was_inherited() {
     let Some(host) = host() else { return };
     // A program of the node's keeps its end of the socket open; the node's own end is what counts.
-    let script = "sleep 2 & exit 4";
+    let script = "sleep 20 & exit 4";
     let mut init = Init::run(&host, script);
-    let begun = std::time::Instant::now();
+    // Well before that program's end.
     assert_eq!(harness::wait(&mut init.0).code(), Some(4));
-    assert!(begun.elapsed() < Duration::from_millis(1500));
 }
 
 #[test]

@@ -144,14 +144,15 @@ async fn names_are_asked_for_while_they_are_wanted() {
     let began = Instant::now();
     names.want(&config(&["app.test", "silent.test"])).await;
     assert!(began.elapsed() >= FIRST_ANSWER, "it waits for the one that is silent, but not for long");
-    assert!(began.elapsed() < FIRST_ANSWER * 3);
+    assert!(began.elapsed() < FIRST_ANSWER * 8);
     let mut answers = names.answers();
     let ips = |answers: &Answers| {
         answers
             .get(&host("app.test"))
             .map(|targets| targets.iter().map(|t| t.ip.to_string()).collect::<Vec<_>>())
     };
-    assert_eq!(ips(&answers.borrow()), Some(vec!["192.0.2.1".to_owned()]));
+    let first = answers.wait_for(|answers| ips(answers) == Some(vec!["192.0.2.1".to_owned()]));
+    drop(timeout(Duration::from_secs(10), first).await.expect("in time").expect("it asks"));
     assert!(!answers.borrow().contains_key(&host("silent.test")));
 
     dns.set_ips("app.test", &["192.0.2.2"]);

@@ -15,9 +15,9 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use trestle_cluster::Ended;
 use trestle_cluster::identity::ClusterKey;
-use trestle_cluster::raft::{Enter, RaftNode, Settings, StartError, Timers, Tuning};
+use trestle_cluster::raft::{Enter, ProposeError, RaftNode, Settings, StartError, Timers, Tuning};
 use trestle_raft_store::Store;
-use trestle_raft_store::types::{Command, LeaseTimes, NodeId, PutConfig};
+use trestle_raft_store::types::{Command, LeaseTimes, NodeId, Outcome, PutConfig};
 
 /// For whatever must happen sooner or later.
 pub const SOON: Duration = Duration::from_secs(30);
@@ -208,11 +208,16 @@ impl Node {
     }
 
     pub async fn put(&self, document: &str) -> u64 {
-        let command = put(document.as_bytes().to_vec());
-        let (outcome, _) = self.on(|raft| async move { raft.propose(command).await }).await.unwrap();
-        match outcome {
-            trestle_raft_store::types::Outcome::Revision(number) => number,
-            other => panic!("{other:?}"),
+        let began = Instant::now();
+        loop {
+            let command = put(document.as_bytes().to_vec());
+            match self.on(|raft| async move { raft.propose(command).await }).await {
+                // Twice the same is one revision.
+                Ok((Outcome::Revision(number) | Outcome::Unchanged(number), _)) => return number,
+                // A leader that stands still for long loses its term in the middle of it.
+                Err(ProposeError::Unknown(_)) if began.elapsed() < SOON => {}
+                other => panic!("{other:?}"),
+            }
         }
     }
 

@@ -146,6 +146,15 @@ pub(crate) fn listener(protocol: Protocol, bind: Bind, pool: Option<&str>) -> Li
     Listener { pool: pool.map(str::to_owned), ..Listener::new(protocol, bind) }
 }
 
+/// An address at which nobody listens: bound for as long as the process lives, so that nobody else gets it.
+pub(crate) fn nobody() -> SocketAddr {
+    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+    socket.bind(([127, 0, 0, 1], 0).into()).expect("a port");
+    let address = socket.local_addr().expect("bound");
+    std::mem::forget(socket);
+    address
+}
+
 pub(crate) fn pool(members: &[SocketAddr]) -> Pool {
     let member = |address: &SocketAddr| Member::new(&address.to_string(), *address);
     Pool { members: members.iter().map(member).collect(), ..Pool::default() }

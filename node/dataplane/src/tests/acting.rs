@@ -455,7 +455,8 @@ async fn a_member_that_answers_slowly_gets_less_by_peak_ewma() {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         let mut buffer = [0; 4096];
         while matches!(stream.read(&mut buffer).await, Ok(1..)) {
-            tokio::time::sleep(std::time::Duration::from_millis(30)).await;
+            // Longer than a busy machine makes a quick answer take: one such is remembered for seconds.
+            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
             let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nslow").await;
         }
     })

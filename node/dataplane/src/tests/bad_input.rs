@@ -373,7 +373,7 @@ async fn more_requests_than_granted_are_refused_alone() {
 async fn an_answer_that_hardly_anything_is_taken_of_ends_by_the_idle_time() {
     let backend = Backend::answering(|_| Response::new(Full::from(vec![0; 8 << 20]))).await;
     let mut config = config(&[backend.address]);
-    the_rule(&mut config).timeout.idle = Duration::from_millis(300);
+    the_rule(&mut config).timeout.idle = Duration::from_secs(2);
     let (proxy, address) = Proxy::serving(config).await;
     // SETTINGS_INITIAL_WINDOW_SIZE
     let mut client = Frames::with_settings(address, &[0, 4, 0, 0, 0, 1]).await;

@@ -153,7 +153,7 @@ async fn a_cookie_keeps_nobody_else_from_waiting_along() {
         assert_eq!(client.reply().await.text(), "ok");
     }
     // One that was read late may have come to what is on its way, or to nothing.
-    assert!(script.requests.load(Relaxed) <= 5, "{}", script.requests.load(Relaxed));
+    assert!(script.requests.load(Relaxed) <= 8, "{}", script.requests.load(Relaxed));
 }
 
 #[tokio::test]

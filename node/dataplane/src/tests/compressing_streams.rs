@@ -135,7 +135,7 @@ async fn a_body_that_breaks_off_is_not_ended_as_if_it_were_whole() {
             }
             let _ = stream.flush().await;
             // The proxy has passed the head on before the end comes.
-            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            tokio::time::sleep(std::time::Duration::from_millis(500)).await;
         })
         .await;
         let (proxy, address) = Proxy::serving(with(&backend, ON)).await;

@@ -381,8 +381,8 @@ async fn a_header_that_does_not_come_is_a_408_and_an_idle_connection_just_ends()
     let backend = Backend::named("app").await;
     let mut config = config(&[backend.address]);
     let http = &mut config.listeners.get_mut("web").expect("a listener").http;
-    http.header_timeout = Duration::from_millis(150);
-    http.idle = Duration::from_millis(300);
+    http.header_timeout = Duration::from_secs(1);
+    http.idle = Duration::from_secs(2);
     let (_proxy, address) = Proxy::serving(config).await;
     let mut slow = Client::connect(address).await;
     slow.write("GET / HTTP/1.1\r\nHos").await;

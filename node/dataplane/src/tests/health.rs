@@ -120,8 +120,8 @@ async fn a_member_that_comes_up_again_gets_its_share_slowly() {
     judge(&proxy, &backends, &[true, false]);
     assert_eq!(shares(address, 20).await, BTreeMap::from([("old".to_owned(), 20)]));
 
-    judge(&proxy, &backends, &[true, true]);
     let came = Instant::now();
+    judge(&proxy, &backends, &[true, true]);
     let (mut last, mut seen) = (0.0, Vec::new());
     while last < 0.9 {
         let counts = shares(address, 40).await;

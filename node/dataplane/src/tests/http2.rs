@@ -512,7 +512,7 @@ async fn who_breaks_off_requests_faster_than_anybody_needs_is_cut_off() {
 async fn the_time_for_a_header_counts_from_its_first_byte_whatever_it_may_become() {
     let backend = Backend::named("app").await;
     let mut config = config(&[backend.address]);
-    config.listeners.get_mut("web").expect("the listener").http.header_timeout = Duration::from_secs(1);
+    config.listeners.get_mut("web").expect("the listener").http.header_timeout = Duration::from_secs(4);
     let (_proxy, address) = Proxy::serving(config).await;
     const PREFACE: &str = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     let silent = async {
@@ -520,23 +520,24 @@ async fn the_time_for_a_header_counts_from_its_first_byte_whatever_it_may_become
         let mut client = Client::connect(address).await;
         client.write(format!("{PREFACE}\0\0\0\x04\0\0\0\0\0")).await;
         client.rest().await;
-        assert!(began.elapsed() < Duration::from_millis(1900), "{:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_millis(7_000), "{:?}", began.elapsed());
     };
     let half = |bytes: &'static str| async move {
         let began = tokio::time::Instant::now();
         let mut client = Client::connect(address).await;
         client.write(bytes).await;
         assert_eq!(client.reply().await.status, 408, "{bytes:?}");
-        assert!(began.elapsed() < Duration::from_millis(1900), "{bytes:?}: {:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_millis(7_000), "{bytes:?}: {:?}", began.elapsed());
     };
     let turning = async {
         let began = tokio::time::Instant::now();
         let mut client = Client::connect(address).await;
         client.write("P").await;
-        sleep(Duration::from_millis(700)).await;
+        sleep(Duration::from_secs(3)).await;
         client.write("OST / HTTP/1.1\r\n").await;
         assert_eq!(client.reply().await.status, 408);
-        assert!(began.elapsed() < Duration::from_millis(1600), "{:?}", began.elapsed());
+        // Begun anew it would be seven seconds.
+        assert!(began.elapsed() < Duration::from_millis(6_500), "{:?}", began.elapsed());
     };
     tokio::join!(silent, half(&PREFACE[..5]), half(&PREFACE[..20]), turning);
 }
@@ -565,7 +566,7 @@ async fn a_body_that_trickles_is_a_408() {
 async fn a_client_that_takes_nothing_of_an_answer_loses_it() {
     let backend = Backend::answering(|_| Response::new(Full::from(vec![0; 8 << 20]))).await;
     let mut config = config(&[backend.address]);
-    the_rule(&mut config).timeout.idle = Duration::from_millis(300);
+    the_rule(&mut config).timeout.idle = Duration::from_secs(2);
     let (proxy, address) = Proxy::serving(config).await;
     let mut client = connect(address).await;
     // Held, and not read.
@@ -639,13 +640,13 @@ async fn what_a_client_still_sends_after_its_answer_is_taken_for_a_while() {
     let known = [head.clone(), vec![(b"content-length".to_vec(), b"3000000".to_vec())]].concat();
     for head in [known, head] {
         let mut client = frames::Frames::connect(address).await;
+        let begun = tokio::time::Instant::now();
         client.send(&frames::frame(frames::HEADERS, frames::END_HEADERS, 1, &frames::fields(&head))).await;
         // Within the window that a stream begins with.
         client.send(&frames::frame(frames::DATA, 0, 1, &[0; 10_000])).await;
         assert_eq!(client.outcome(1).await, frames::Outcome::Status(413));
         client.send(&frames::frame(frames::DATA, 0, 1, &[0; 10_000])).await;
         // The answer's page, room for more, and no reset while it is read.
-        let begun = tokio::time::Instant::now();
         let reset = client.outcome(1).await;
         assert_eq!(reset, frames::Outcome::Reset("NO_ERROR"));
         assert!(begun.elapsed() >= Duration::from_millis(1_500), "{:?}", begun.elapsed());
@@ -780,7 +781,7 @@ fn extended_connect(path: &str) -> Request<Body> {
 async fn a_websocket_over_http2_reaches_a_member_of_http1() {
     let backend = websocket().await;
     let mut config = config(&[backend.address]);
-    config.listeners.get_mut("web").expect("web").http.idle = Duration::from_millis(200);
+    config.listeners.get_mut("web").expect("web").http.idle = Duration::from_secs(2);
     let (proxy, address) = Proxy::serving(config.clone()).await;
     let mut client = connect(address).await;
     // The server has to say first that it can.
@@ -797,7 +798,7 @@ async fn a_websocket_over_http2_reaches_a_member_of_http1() {
         timeout(PATIENCE, stream.read_exact(&mut back)).await.expect("in time").expect("an echo");
         assert_eq!(&back, text.as_bytes());
         // Longer than a connection without requests may live.
-        sleep(Duration::from_millis(500)).await;
+        sleep(Duration::from_millis(2_500)).await;
     }
     drop(stream);
     proxy.log.line(&["\"path\":\"/chat\"", "\"status\":200", "\"bytes_out\":10"]).await;

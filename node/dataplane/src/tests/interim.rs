@@ -185,7 +185,7 @@ async fn a_client_that_takes_nothing_is_given_up() {
     })
     .await;
     let mut config = config(&[backend.address]);
-    the_rule(&mut config).timeout.idle = Duration::from_millis(300);
+    the_rule(&mut config).timeout.idle = Duration::from_secs(2);
     let (proxy, address) = Proxy::serving(config).await;
     let mut client = Client::connect(address).await;
     client.write("GET /slow HTTP/1.1\r\nHost: a\r\n\r\n").await;

@@ -102,7 +102,7 @@ async fn a_member_at_its_limit_gets_the_next_request_when_one_ends_in_the_order_
 #[tokio::test]
 async fn without_room_in_the_queue_or_in_time_a_request_is_refused() {
     let gate = Gate::new().await;
-    let (proxy, address) = Proxy::serving(gate.config(limited(1, 1, Duration::from_millis(300)))).await;
+    let (proxy, address) = Proxy::serving(gate.config(limited(1, 1, Duration::from_secs(3)))).await;
     let served = asks(address, "/served");
     gate.has(1).await;
     let waits = asks(address, "/waits");

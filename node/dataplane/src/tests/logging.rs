@@ -157,9 +157,7 @@ async fn json_tells_who_asked_how_and_where_the_time_went() {
 
 #[tokio::test]
 async fn the_time_for_a_connection_that_is_not_made_is_told() {
-    // Nobody listens there.
-    let gone = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound");
-    let (proxy, address) = Proxy::serving(config(&[gone])).await;
+    let (proxy, address) = Proxy::serving(config(&[crate::testing::nobody()])).await;
     send(address, "GET / HTTP/1.0\r\n\r\n").await;
     let line = proxy.log.line(&["\"status\":502", "\"protocol\":\"HTTP/1.0\""]).await;
     assert!(number(&line, "connect_us").is_some() && number(&line, "first_byte_us").is_none(), "{line}");
@@ -246,7 +244,7 @@ async fn of_a_header_that_came_too_slowly_the_log_tells_what_came() {
     let backend = Backend::named("hello").await;
     let mut config = config(&[backend.address]);
     config.listeners.get_mut("web").expect("the listener").http.header_timeout =
-        std::time::Duration::from_millis(100);
+        std::time::Duration::from_secs(1);
     let (proxy, address) = Proxy::serving(config).await;
     assert_eq!(send(address, "PATCH /slow HTTP/1.1\r\nHo").await.status, 408);
     proxy.log.line(&[r#""method":"PATCH","host":"","path":"/slow""#, "client_header_timeout"]).await;

@@ -423,7 +423,7 @@ async fn an_answer_of_ours_before_the_body_keeps_the_connection_or_says_that_it_
         let mut client = Client::connect(address).await;
         for round in 0..5 {
             client.write(format!("POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n")).await;
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(2)).await;
             client.write("0123456789").await;
             let reply = client.reply().await;
             assert_eq!((reply.status, reply.header("connection")), (status, None), "{path}, round {round}");

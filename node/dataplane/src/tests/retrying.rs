@@ -6,15 +6,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use trestle_config::model::Outlier;
 
-use crate::testing::{Backend, Client, Proxy, config, get, pool, send, the_rule, until};
-
-/// An address at which nobody listens.
-async fn nobody() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("bound")
-}
+use crate::testing::{Backend, Client, Proxy, config, get, nobody, pool, send, the_rule, until};
 
 async fn read_request(stream: &mut TcpStream) -> Option<String> {
     let mut request = Vec::new();
@@ -37,7 +32,7 @@ async fn closes_on_the_second(mut stream: TcpStream) {
 #[tokio::test]
 async fn with_half_of_the_pool_dead_no_request_fails() {
     let backend = Backend::named("alive").await;
-    let (proxy, address) = Proxy::serving(config(&[nobody().await, backend.address])).await;
+    let (proxy, address) = Proxy::serving(config(&[nobody(), backend.address])).await;
     for _ in 0..40 {
         assert_eq!(get(address, "/").await.text(), "alive");
     }
@@ -48,7 +43,7 @@ async fn with_half_of_the_pool_dead_no_request_fails() {
 async fn a_dead_member_is_ejected_and_not_tried_any_more() {
     let backends =
         [Backend::named("alive").await, Backend::named("alive").await, Backend::named("alive").await];
-    let dead = nobody().await;
+    let dead = nobody();
     let members: Vec<SocketAddr> = backends.iter().map(|b| b.address).chain([dead]).collect();
     let mut config = config(&members);
     config.pools.get_mut("app").expect("a pool").outlier = Outlier { failures: 3, ..Outlier::default() };
@@ -63,7 +58,7 @@ async fn a_dead_member_is_ejected_and_not_tried_any_more() {
 
 #[tokio::test]
 async fn a_pool_that_is_dead_is_a_502() {
-    let (proxy, address) = Proxy::serving(config(&[nobody().await])).await;
+    let (proxy, address) = Proxy::serving(config(&[nobody()])).await;
     assert_eq!(get(address, "/").await.status, 502);
     proxy.log.line(&["\"status\":502", "\"reason\":\"connect_failed\"", "\"attempts\":1"]).await;
 }
@@ -211,7 +206,7 @@ async fn without_a_retry_budget_nothing_is_sent_again() {
 
 #[tokio::test]
 async fn retries_end_with_the_attempts_that_the_rule_allows() {
-    let mut config = config(&[nobody().await, nobody().await, nobody().await, nobody().await]);
+    let mut config = config(&[nobody(), nobody(), nobody(), nobody()]);
     the_rule(&mut config).retry.attempts = 2;
     let (proxy, address) = Proxy::serving(config).await;
     assert_eq!(get(address, "/").await.status, 502);
@@ -221,7 +216,7 @@ async fn retries_end_with_the_attempts_that_the_rule_allows() {
 #[tokio::test]
 async fn a_body_survives_a_member_that_refuses() {
     let backend = Backend::named("alive").await;
-    let (_proxy, address) = Proxy::serving(config(&[nobody().await, backend.address])).await;
+    let (_proxy, address) = Proxy::serving(config(&[nobody(), backend.address])).await;
     for _ in 0..6 {
         let request = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello";
         assert_eq!(send(address, request).await.text(), "alive");

@@ -296,7 +296,7 @@ async fn values_without_a_good_mark_are_balanced_and_left_alone() {
 #[tokio::test]
 async fn a_request_that_is_sent_again_and_its_copies_have_the_members_own_value() {
     let [a, shadow] = [application("a").await, application("shadow").await];
-    let gone = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port");
+    let gone = crate::testing::nobody();
     let mut config = learning(&[&a]);
     config.pools.get_mut("app").expect("the pool").members = vec![Member::new("one", a.address)];
     let (_proxy, first) = Proxy::serving(config.clone()).await;

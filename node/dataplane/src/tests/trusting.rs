@@ -124,7 +124,7 @@ async fn a_client_sticks_and_hashes_by_the_address_that_a_proxy_gives() {
         config.listeners.insert("web".into(), web);
         let (_proxy, address) = Proxy::serving(config).await;
         let mut members = std::collections::BTreeSet::new();
-        for client in 1..30 {
+        for client in 1..120 {
             let request = format!("GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 192.0.2.{client}\r\n\r\n");
             let first = send(address, &request).await;
             assert_eq!(send(address, &request).await.text(), first.text());

@@ -425,9 +425,7 @@ async fn a_stream_that_is_not_read_begins_before_it_ends() {
 
 #[tokio::test]
 async fn a_body_that_was_held_back_is_sent_again_to_the_next_member() {
-    let dead = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let gone = dead.local_addr().expect("bound");
-    drop(dead);
+    let gone = crate::testing::nobody();
     let backend = Backend::named("app").await;
     let (_proxy, address) = Proxy::serving(written(&format!(
         "listeners:\n  web: {{ bind: \"127.0.0.1:0\", protocol: http, pool: app, waf: {{ mode: block }} }}\n\

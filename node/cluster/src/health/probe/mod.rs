@@ -281,7 +281,7 @@ pub(super) mod tests {
     }
 
     fn check(kind: CheckKind) -> HealthCheck {
-        HealthCheck { timeout: Duration::from_millis(300), kind, ..HealthCheck::default() }
+        HealthCheck { timeout: Duration::from_secs(2), kind, ..HealthCheck::default() }
     }
 
     async fn outcome(check_: HttpCheck, address: SocketAddr) -> String {

@@ -287,20 +287,20 @@ async fn a_client_has_so_many_data_connections_and_no_more() {
 #[tokio::test]
 async fn a_control_connection_whose_data_moves_is_not_idle() {
     local(async || {
-        let settings = TcpSettings { idle: Duration::from_millis(400), ..TcpSettings::default() };
+        let settings = TcpSettings { idle: Duration::from_secs(2), ..TcpSettings::default() };
         let mut scene = scene("127.0.0.1", "127.0.0.1", settings).await;
         let (mut client, mut server) = scene.data().await;
         let begun = Instant::now();
-        while begun.elapsed() < Duration::from_millis(1_200) {
-            sleep(Duration::from_millis(100)).await;
+        while begun.elapsed() < Duration::from_millis(3_000) {
+            sleep(Duration::from_millis(500)).await;
             server.write_all(b"x").await.expect("written");
             soon("x", client.read_u8()).await.expect("still open");
         }
-        scene.answers("226 done", "226 done").await;
         let quiet = Instant::now();
+        scene.answers("226 done", "226 done").await;
         let counters = Arc::clone(&scene.counters);
         sees_reset(&mut scene.client).await;
-        assert!(quiet.elapsed() >= Duration::from_millis(350), "after {:?}", quiet.elapsed());
+        assert!(quiet.elapsed() >= Duration::from_millis(1_950), "after {:?}", quiet.elapsed());
         sees_reset(&mut client).await;
         let reason = scene.ended().await.reason;
         assert_eq!((reason, counters.ended(Reason::Idle) >= 1), (Reason::Idle, true));

@@ -26,7 +26,9 @@ const FORMS: &str = "a member is `ADDRESS:PORT`, `NAME:PORT` or `srv:NAME`";
 
 /// An IP address or DNS name with a port that can be connected to, or an SRV name.
 pub(crate) fn member_address(text: &str) -> Parsed<MemberAddress> {
-    if let Some(name) = text.strip_prefix("srv:") {
+    if let Some((kind, name)) = text.split_once(':')
+        && kind.eq_ignore_ascii_case("srv")
+    {
         return srv(name).map(|name| MemberAddress::Named(DnsName::Srv(name)));
     }
     if let Some((_, rest)) = text.split_once("://") {
@@ -102,6 +104,7 @@ mod tests {
             ("xn--bcher-kva.example:443", "xn--bcher-kva.example:443"),
             ("srv:_http._tcp.App.internal", "srv:_http._tcp.app.internal"),
             ("srv:app.service.consul.", "srv:app.service.consul."),
+            ("SRV:app.service.consul", "srv:app.service.consul"),
         ] {
             assert_eq!(member_address(text).unwrap().to_string(), printed);
         }
@@ -128,6 +131,7 @@ mod tests {
             ("srv:_http._tcp.app:80", "(did you mean `srv:_http._tcp.app`?)"),
             ("srv:192.0.2.1", "is no IP address"),
             ("srv:a b", "is no part of a host name"),
+            ("SRV:80", "is no IP address"),
             ("0.0.0.0:80", "can be reached at"),
             ("[::]:80", "can be reached at"),
             ("192.0.2.1:0", "must not be 0"),

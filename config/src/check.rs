@@ -281,6 +281,7 @@ fn map_key(text: &str, format: Format) -> Result<String, Fault> {
     match format {
         Format::Name => scalar::name(text),
         Format::HeaderName => scalar::header_name(text),
+        Format::CookieName => scalar::cookie_name(text),
         Format::Host => scalar::host_pattern(text).map(|host| host.to_string()),
         Format::ErrorStatus => scalar::error_status(text).map(|_| text.to_owned()),
         Format::UserName => scalar::user_name(text),
@@ -368,6 +369,7 @@ fn typed_text(text: &str, format: Format) -> Result<Kind, Fault> {
         Format::Path => Kind::Text(scalar::request_path(text)?),
         Format::Method => Kind::Text(scalar::method(text)?),
         Format::HeaderName => Kind::Text(scalar::header_name(text)?),
+        Format::CookieName => Kind::Text(scalar::cookie_name(text)?),
         Format::HeaderValue => Kind::Text(scalar::header_value(text)?),
         Format::Regex => Kind::Pattern(Pattern::parse(text)?),
         Format::PathRegex => Kind::Pattern(Pattern::of_path(text)?),

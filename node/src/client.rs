@@ -75,7 +75,7 @@ pub(crate) enum ClientError {
     Unreachable(Vec<String>),
     /// The connection broke after a change was sent.
     #[error(
-        "{endpoint} took the change but did not answer ({cause}); look at `trestle history` before you repeat it"
+        "{endpoint} took the change but did not answer ({cause}); look before you repeat it (a config: `trestle history`; a purge does no harm twice)"
     )]
     Unknown { endpoint: String, cause: String },
     #[error(transparent)]

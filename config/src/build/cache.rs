@@ -29,6 +29,12 @@ fn key(fields: &Fields, sink: &mut Sink) -> CacheKey {
     }
 }
 
+/// A slip here would have strangers' pages served.
+fn is_meant_as_word(name: &str) -> bool {
+    const WORDS: [&str; 10] = ["all", "none", "any", "on", "off", "true", "false", "yes", "no", "*"];
+    WORDS.iter().any(|word| name.eq_ignore_ascii_case(word))
+}
+
 /// The words stand alone.
 fn query(fields: &Fields, names: &[String], sink: &mut Sink) -> CacheQuery {
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
@@ -36,13 +42,16 @@ fn query(fields: &Fields, names: &[String], sink: &mut Sink) -> CacheQuery {
         [] | ["all"] => CacheQuery::All,
         ["none"] => CacheQuery::None,
         _ => {
-            let word = names.iter().find(|name| matches!(**name, "all" | "none"));
-            if let (Some(word), Some(value)) = (word, fields.at("query")) {
-                let fault = Fault::new(format!("`{word}` stands among parameters"));
-                sink.report(
-                    Place::Value(value.node),
-                    fault.help("give `all`, `none` or a list of parameters"),
-                );
+            let fault = match names[..] {
+                [word] if is_meant_as_word(word) => Some(format!("`{word}` is no parameter")),
+                _ => {
+                    let word = names.iter().find(|name| matches!(**name, "all" | "none" | "*"));
+                    word.map(|word| format!("`{word}` stands among parameters"))
+                }
+            };
+            if let (Some(fault), Some(value)) = (fault, fields.at("query")) {
+                let fault = Fault::new(fault).help("give `all`, `none` or a list of parameters");
+                sink.report(Place::Value(value.node), fault);
             }
             CacheQuery::Only(names.into_iter().map(str::to_owned).collect())
         }

@@ -219,6 +219,24 @@ pub(crate) fn header_name(text: &str) -> Parsed<String> {
     }
 }
 
+/// A token, RFC 6265 4.1.1.
+pub(crate) fn cookie_name(text: &str) -> Parsed<String> {
+    const COOKIE_NAME_MAX: usize = 256;
+    if text.is_empty() || text.len() > COOKIE_NAME_MAX {
+        return Err(Fault::new(format!("a cookie's name has 1 to {COOKIE_NAME_MAX} characters")));
+    }
+    if text == "*" {
+        return Err(Fault::new("name each cookie: `*` is not all of them"));
+    }
+    match text.char_indices().find(|(_, c)| !is_token(*c)) {
+        Some((at, c)) => {
+            let fault = Fault::new(format!("{} can't stand in a cookie's name", shown(&c.to_string())));
+            Err(fault.near(Some(&text[..at]).filter(|before| !before.is_empty())))
+        }
+        None => Ok(text.to_owned()),
+    }
+}
+
 /// A field value as it arrives, RFC 9110 5.5: no control characters, no space around it.
 pub(crate) fn header_value(text: &str) -> Parsed<String> {
     const HEADER_VALUE_MAX: usize = 8192;
@@ -297,7 +315,11 @@ pub(crate) fn media_range(text: &str) -> Parsed<String> {
         return Ok(lower);
     }
     let whole = lower.strip_suffix("/*").map(|kind| format!("{kind}/any"));
-    let refused = |fault: Fault| {
+    let refused = |_| {
+        let fault = Fault::new(format!("{} is no media type", shown(text)));
+        if lower == "*/*" {
+            return fault.near(Some("*"));
+        }
         fault.help("`text/html` is one, without parameters; `text/*` is all of a kind, `*` all, `default` the usual ones")
     };
     media_type(whole.as_deref().unwrap_or(&lower)).map_err(refused)?;
@@ -394,6 +416,10 @@ mod tests {
         assert!(fault(method("GTE")).ends_with("(did you mean `GET`?)"));
         assert_eq!(header_name("X-Canary").unwrap(), "x-canary");
         assert!(fault(header_name("X-Canary:")).ends_with("(did you mean `X-Canary`?)"));
+        assert_eq!(cookie_name("Lang").unwrap(), "Lang");
+        assert!(fault(cookie_name("lang=de")).ends_with("(did you mean `lang`?)"));
+        assert!(fault(cookie_name("*")).contains("name each cookie"));
+        assert!(cookie_name("").is_err() && cookie_name("lang ").is_err());
         fault(header_value("a\r\nb"));
         assert!(fault(request_path("a")).ends_with("(did you mean `/a`?)"));
         for text in ["/a?b", "/a/../b", "/a b", "/*", "/%2f%zz", "/%", "/a%0", "/%00"] {

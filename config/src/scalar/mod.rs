@@ -22,8 +22,8 @@ use crate::value::WrittenBind;
 pub(crate) use content::{alpn, file, pem, server_name};
 pub(crate) use http::hostname;
 pub(crate) use http::{
-    error_status, hash_on, header_name, header_value, host_pattern, media_range, media_type, method, origin,
-    request_path, retry_on, status_range, status_text, target_host,
+    cookie_name, error_status, hash_on, header_name, header_value, host_pattern, media_range, media_type,
+    method, origin, request_path, retry_on, status_range, status_text, target_host,
 };
 pub(crate) use log::{log_format, log_target};
 pub(crate) use member::{MemberAddress, member_address};

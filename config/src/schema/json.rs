@@ -145,7 +145,9 @@ fn text(format: Format) -> Json {
         }
         Format::Path => json!({ "type": "string", "pattern": "^/[^?# *]*$" }),
         Format::Method => json!({ "type": "string", "pattern": "^[A-Z0-9!#$%&'*+.^_`|~-]{1,32}$" }),
-        Format::HeaderName => json!({ "type": "string", "pattern": "^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,256}$" }),
+        Format::HeaderName | Format::CookieName => {
+            json!({ "type": "string", "pattern": "^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,256}$" })
+        }
         Format::Regex | Format::PathRegex => json!({ "type": ["string", "number", "boolean"] }),
         Format::Network => json!({ "type": "string", "pattern": "^[0-9A-Fa-f:.]+(/[0-9]{1,3})?$" }),
         Format::NetworkOrSet => {

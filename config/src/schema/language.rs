@@ -11,7 +11,6 @@ use crate::scalar::{DURATION_MAX, SIZE_MAX};
 
 const BOOL: Type = Type::Bool;
 const TEXT: Type = Type::Text(Format::Any);
-const TEXTS: Type = Type::List { of: &TEXT, min: 0 };
 const COUNT: Type = Type::Int { min: 0, max: COUNT_MAX };
 const POSITIVE: Type = Type::Int { min: 1, max: COUNT_MAX };
 /// Fits every integer of the model.
@@ -369,7 +368,7 @@ static CACHE: Object = Object::new("policy.cache", &[
 
 static CACHE_KEY: Object = Object::new("policy.cache.key", &[
     key("headers", HEADER_NAMES, Yaml("[]"), "Header fields of the request"),
-    key("cookies", TEXTS, Yaml("[]"), "Cookies of the request"),
+    key("cookies", Type::List { of: &Type::Text(Format::CookieName), min: 0 }, Yaml("[]"), "Cookies of the request, by name"),
     key("query", Type::OneOrList(&TEXT), Yaml("all"), "`all`, `none`, or the parameters that count"),
 ]);
 

@@ -144,6 +144,7 @@ pub(crate) enum Format {
     Path,
     Method,
     HeaderName,
+    CookieName,
     HeaderValue,
     Status,
     /// A regular expression.

@@ -150,6 +150,7 @@ fn text(format: Format) -> String {
         Format::Path => "path",
         Format::Method => "method",
         Format::HeaderName => "header name",
+        Format::CookieName => "cookie name",
         Format::HeaderValue => "text",
         Format::Status => "status",
         Format::Regex | Format::PathRegex => "regular expression",

@@ -36,7 +36,9 @@ pub enum ChangeError {
     )]
     NoQuorum { why: String, revision: u64 },
     /// It may or may not take effect.
-    #[error("the outcome is unknown: {0}; look at `trestle history` before you repeat it")]
+    #[error(
+        "the outcome is unknown: {0}; look before you repeat it (a config: `trestle history`; a purge does no harm twice)"
+    )]
     Unknown(String),
     #[error("{0}")]
     Invalid(String),

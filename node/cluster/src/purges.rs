@@ -85,9 +85,9 @@ impl Order {
             targets.push(PurgeTarget::Prefix(purged_prefix(prefix).map_err(|why| invalid(prefix, why))?));
         }
         for tag in &self.tags {
-            let is_plain = |byte: u8| byte.is_ascii_graphic() && byte != b',';
-            if tag.is_empty() || !tag.bytes().all(is_plain) {
-                let why = "a tag has visible ASCII characters, without commas and spaces";
+            let is_plain = |c: char| !c.is_control() && !matches!(c, ',' | ' ');
+            if tag.is_empty() || !tag.chars().all(is_plain) {
+                let why = "a tag has neither commas nor spaces: name each by itself";
                 return Err(PurgeError::Invalid(format!("{tag:?}: {why}")));
             }
             targets.push(PurgeTarget::Tag(tag.clone()));
@@ -140,9 +140,10 @@ impl Cluster {
     pub async fn purge(&self, order: Order) -> Result<Purged, PurgeError> {
         let targets = order.targets()?;
         let told: Vec<String> = targets.iter().map(shown).collect();
-        tracing::info!(targets = told.join(" "), author = order.author, "purge");
+        let author = order.author.clone();
         let command = Command::Purge { targets, author: order.author, at_ms: now_ms() };
         let number = self.have_acted_at(command).await?;
+        tracing::info!(number, targets = told.join(" "), author, "purge");
         let until = Instant::now() + TOLD_WITHIN;
         // Who was let in later begins with an empty cache.
         let asked: BTreeSet<NodeId> = self.inner.raft.state().nodes.keys().copied().collect();

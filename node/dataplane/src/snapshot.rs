@@ -336,7 +336,8 @@ fn turns(config: &Config, previous: Option<&Turns>) -> Turns {
 /// What no other rule has, nor this one once it does something else: names alone may come again, also after a restart
 /// that cached responses outlast. That it is written by `Debug` lets another release begin anew.
 fn place(listener: &str, route: &str, rule: &model::Rule, policies: &model::Policies) -> String {
-    let pools = rule.pools.iter().map(|weighted| (&weighted.pool, &weighted.request_headers));
+    let pools =
+        rule.pools.iter().map(|weighted| (&weighted.pool, weighted.weight > 0, &weighted.request_headers));
     let pools: Vec<_> = pools.collect();
     let model::Rule { name, matches, rewrite, .. } = rule;
     let edits = &policies.request_headers;
@@ -679,6 +680,12 @@ impl Split {
     /// Those with a weight.
     pub(crate) fn pools(&self) -> &[Arc<Pool>] {
         &self.pools
+    }
+
+    /// Where the pool of that name stands, if any pool edits responses.
+    pub(crate) fn edited_by(&self, name: &str) -> Option<usize> {
+        let any = self.edits.iter().any(|edits| edits.response.is_some());
+        self.pools.iter().position(|pool| any && pool.name() == name)
     }
 
     pub(crate) fn edits(&self, at: usize) -> Option<&PoolEdits> {

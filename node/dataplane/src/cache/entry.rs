@@ -50,6 +50,8 @@ pub(crate) struct Stem {
     /// When it was as old as its terms say.
     pub(crate) since: Instant,
     pub(crate) url: Box<str>,
+    /// By whose response edits it goes out.
+    pub(crate) pool: Box<str>,
     pub(crate) tags: Box<[Box<str>]>,
     pub(crate) mark: Mark,
     /// Of its URL's slot when its request was sent: see [`super::Invalidations`].
@@ -102,19 +104,20 @@ impl Stem {
         head: &HeaderMap,
         terms: Terms,
         since: Instant,
-        origin: &Origin,
+        (origin, pool): (&Origin, &str),
     ) -> Result<Self, Why> {
         let tags = tags(head)?;
         let unwanted =
             |name: &HeaderName| *name == AGE || BETWEEN.contains(name) || terms.withheld.contains(name);
         let head = packed(head, unwanted);
         Ok(Self {
-            weight: weight(&head, &tags, &origin.url),
+            weight: weight(&head, &tags, &origin.url) + pool.len(),
             status,
             head,
             terms,
             since,
             url: origin.url.clone(),
+            pool: pool.into(),
             tags,
             mark: Mark::at(origin.number),
             generation: origin.generation,
@@ -136,17 +139,17 @@ impl Stem {
             withheld: Vec::new(),
         };
         let origin = Origin { url: "http://h/".into(), number: 0, generation: 0, sent: Instant::now() };
-        let stem = Self::new(StatusCode::OK, &HeaderMap::new(), terms, Instant::now(), &origin);
+        let stem = Self::new(StatusCode::OK, &HeaderMap::new(), terms, Instant::now(), (&origin, "app"));
         Arc::new(stem.expect("a stem"))
     }
 
     /// As it was written down.
     pub(super) fn restored(head: Head, terms: Terms, since: Instant, generation: u32) -> Self {
-        let Head { status, fields, url, tags, number, .. } = head;
-        let weight = weight(&fields, &tags, &url);
+        let Head { status, fields, url, pool, tags, number, .. } = head;
+        let weight = weight(&fields, &tags, &url) + pool.len();
         let head = packed(&fields, |_| false);
         let (mark, sent) = (Mark::at(number), None);
-        Self { weight, status, head, terms, since, url, tags, mark, generation, sent }
+        Self { weight, status, head, terms, since, url, pool, tags, mark, generation, sent }
     }
 
     /// It is what its member said later than `other`: it was asked later, and its date, in seconds, does not say otherwise
@@ -296,9 +299,10 @@ fn packed(head: &HeaderMap, unwanted: impl Fn(&HeaderName) -> bool) -> HeaderMap
 fn tags(head: &HeaderMap) -> Result<Box<[Box<str>]>, Why> {
     let mut tags: Vec<Box<str>> = Vec::new();
     let mut bytes = 0;
-    for (field, separator) in [(CACHE_TAG, b','), (SURROGATE_KEY, b' ')] {
+    for field in [CACHE_TAG, SURROGATE_KEY] {
         for line in head.get_all(field) {
-            for tag in line.as_bytes().split(|byte| *byte == separator).map(<[u8]>::trim_ascii) {
+            // Commas are in the one and spaces in the other; what has both could not be named in an order.
+            for tag in line.as_bytes().split(|byte| matches!(byte, b',' | b' ' | b'\t')) {
                 let Ok(tag) = std::str::from_utf8(tag) else { return Err(Why::Tags) };
                 bytes += tag.len();
                 if bytes > TAG_BYTES_MAX || tags.len() >= TAGS_MAX {
@@ -321,9 +325,9 @@ mod tests {
     fn tags_stand_in_two_fields() {
         let mut head = HeaderMap::new();
         head.append(CACHE_TAG, HeaderValue::from_static("a, b c ,"));
-        head.append(SURROGATE_KEY, HeaderValue::from_static("d  e a"));
+        head.append(SURROGATE_KEY, HeaderValue::from_static("d  e,f a"));
         let found = tags(&head).expect("tags");
-        assert_eq!(found.iter().map(AsRef::as_ref).collect::<Vec<&str>>(), ["a", "b c", "d", "e"]);
+        assert_eq!(found.iter().map(AsRef::as_ref).collect::<Vec<&str>>(), ["a", "b", "c", "d", "e", "f"]);
         let many = (0..=TAGS_MAX).map(|n| n.to_string()).collect::<Vec<_>>().join(",");
         head.insert(CACHE_TAG, HeaderValue::from_str(&many).expect("a value"));
         assert_eq!(tags(&head), Err(Why::Tags));

@@ -124,8 +124,10 @@ impl KeyRule {
         part(&mut hasher, of.path.as_bytes());
         match (&self.query, of.query) {
             (CacheQuery::All, Some(query)) => part(&mut hasher, query.as_bytes()),
-            // Some take that for an end of a pair, and would find one of the chosen where we see none.
-            (CacheQuery::Only(_), Some(query)) if query.contains(';') => part(&mut hasher, query.as_bytes()),
+            // Some would find one of the chosen where we see none.
+            (CacheQuery::Only(names), Some(query)) if is_ambiguous(query, names) => {
+                part(&mut hasher, query.as_bytes());
+            }
             (CacheQuery::Only(names), Some(query)) => {
                 chosen(query, names).for_each(|pair| part(&mut hasher, pair.as_bytes()));
             }
@@ -180,7 +182,8 @@ fn host_of<'a>(of: &Subject<'a>) -> &'a [u8] {
 /// Without the port that goes without saying.
 pub(super) fn bare_host(scheme: Scheme, host: &str) -> &str {
     let port = if scheme == Scheme::Https { HTTPS_PORT } else { HTTP_PORT };
-    let bare = host.rsplit_once(':').filter(|(_, told)| told.parse() == Ok(port));
+    // A port may be empty (RFC 3986, section 6.2.3).
+    let bare = host.rsplit_once(':').filter(|(_, told)| told.is_empty() || told.parse() == Ok(port));
     bare.map_or(host, |(name, _)| name)
 }
 
@@ -225,6 +228,25 @@ fn chosen<'a>(query: &'a str, names: &'a [String]) -> impl Iterator<Item = &'a s
         let mut names = names.iter();
         form_urlencoded::parse(pair.as_bytes()).next().is_some_and(|(name, _)| names.any(|n| *n == name))
     })
+}
+
+/// Whether some members find one of these where it does not stand as such: they take `;` for the end of a pair, letters
+/// in whatever case, what is before a bracket or a NUL for the name, or forgive space around it.
+fn is_ambiguous(query: &str, names: &[String]) -> bool {
+    query.contains(';')
+        || form_urlencoded::parse(query.as_bytes()).any(|(name, _)| {
+            let is_exact = names.iter().any(|wanted| *wanted == name);
+            !is_exact && names.iter().any(|wanted| may_be(&name, wanted))
+        })
+}
+
+fn may_be(name: &str, wanted: &str) -> bool {
+    let is_space = |c: char| c.is_whitespace() || c.is_control();
+    let end = name.find(['[', '\0']).unwrap_or(name.len());
+    // PHP has underscores in their place.
+    let same = |byte: u8| if matches!(byte, b'.' | b' ') { b'_' } else { byte.to_ascii_lowercase() };
+    let (name, wanted) = (name[..end].trim_matches(is_space), wanted.trim_matches(is_space));
+    name.len() == wanted.len() && name.bytes().map(same).eq(wanted.bytes().map(same))
 }
 
 /// With its length before it, so that no two sequences of parts are alike.
@@ -321,6 +343,12 @@ mod tests {
         assert_ne!(key(&some, "/a?p+q=2", &[]), key(&some, "/a", &[]));
         assert_eq!(key(&some, "/a?utm=1", &[]), key(&some, "/a", &[]));
         assert_ne!(key(&some, "/a?id=2&utm=1;id=3", &[]), key(&some, "/a?id=2", &[]));
+        for other in
+            ["ID=3", "id[]=3", "id%5B%5D=3", "id[x]=3", "+id=3", "%20id=3", "id%00=3", "id%00x=3", "p.q=3"]
+        {
+            assert_ne!(key(&some, &format!("/a?{other}"), &[]), key(&some, "/a", &[]), "{other}");
+        }
+        assert_eq!(key(&some, "/a?idx=3&xid=4&i", &[]), key(&some, "/a", &[]));
     }
 
     #[test]

@@ -9,7 +9,8 @@
 //! and count as purges of everything: what is older than those is lost, and nothing that was purged comes back.
 //!
 //! A rule may count only some of a URL's query. Its responses are known by that part alone, so a purge of a URL is also one
-//! of what each such choice leaves of it ([`Purges::set_choices`]).
+//! of what each such choice leaves of it ([`Purges::set_choices`]). A listener may merge slashes, so it is one of the URL
+//! without double ones, too.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -23,7 +24,7 @@ use http::uri::PathAndQuery;
 use parking_lot::RwLock;
 use percent_encoding::{AsciiSet, utf8_percent_encode};
 use trestle_config::model::{CacheQuery, Scheme};
-use trestle_config::path;
+use trestle_config::path::{self, PathError};
 
 use super::key::{bare_host, counted};
 use crate::l7::head::is_host;
@@ -88,8 +89,35 @@ pub fn purged_url(url: &str) -> Result<String, PurgeError> {
 /// If it does not name scheme and host.
 pub fn purged_prefix(prefix: &str) -> Result<String, PurgeError> {
     let (scheme, host, uri) = split(prefix)?;
-    let target = uri.path_and_query().map_or("/", PathAndQuery::as_str);
-    Ok(join(scheme, &host, if target.is_empty() { "/" } else { target }, None))
+    let target = uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
+    let path = match target.query() {
+        Some(_) => path::normalise(target.path(), false).map(Cow::into_owned),
+        None => beginning(target.path()),
+    };
+    Ok(join(scheme, &host, &path.map_err(|_| PurgeError::Path)?, target.query()))
+}
+
+/// Of a path. Its last segment may go on: `.` is the beginning of `.well-known`.
+fn beginning(path: &str) -> Result<String, PathError> {
+    let (folder, last) = path.split_at(path.rfind('/').map_or(0, |at| at + 1));
+    let mut begun = path::normalise(if folder.is_empty() { "/" } else { folder }, false)?.into_owned();
+    match last {
+        "." | ".." => begun.push_str(last),
+        _ => begun.push_str(path::normalise(&format!("/{last}"), false)?.trim_start_matches('/')),
+    }
+    Ok(begun)
+}
+
+/// As it is where slashes are merged. `None`: the same.
+fn merged(url: &str) -> Option<String> {
+    let start = url.find("://")? + 3;
+    let end = url.find('?').unwrap_or(url.len()).max(start);
+    let mut path = url[start..end].to_owned();
+    let before = path.len();
+    while let Some(at) = path.find("//") {
+        path.remove(at);
+    }
+    (path.len() < before).then(|| format!("{}{path}{}", &url[..start], &url[end..]))
 }
 
 fn split(url: &str) -> Result<(Scheme, String, Uri), PurgeError> {
@@ -109,22 +137,24 @@ fn split(url: &str) -> Result<(Scheme, String, Uri), PurgeError> {
     if host.contains('@') {
         return Err(PurgeError::User);
     }
-    if !is_host(host.as_bytes()) || host.ends_with(':') {
+    if !is_host(host.as_bytes()) {
         return Err(PurgeError::Host);
     }
     Ok((scheme, host, uri))
 }
 
 /// Letters beyond ASCII, always, and this as clients send them, who may show them otherwise (RFC 3987, section 3.1).
-const SHOWN: &AsciiSet = &AsciiSet::EMPTY.add(b' ');
+const SHOWN: &AsciiSet = &AsciiSet::EMPTY.add(b' ').add(b'"').add(b'<').add(b'>').add(b'`');
 
 /// A URL; `host` is in lower case and may have a port.
 pub(super) fn join(scheme: Scheme, host: &str, path: &str, query: Option<&str>) -> String {
     let host = bare_host(scheme, host);
-    let host = host.strip_suffix('.').unwrap_or(host);
+    let end = host.rfind(':').filter(|colon| !host[*colon..].contains(']')).unwrap_or(host.len());
+    let (name, port) = host.split_at(end);
+    let name = name.strip_suffix('.').unwrap_or(name);
     let mut url = String::with_capacity(host.len() + path.len() + query.map_or(0, str::len) + 10);
     // Writing to a String can't fail.
-    let _ = write!(url, "{}://{host}{path}", scheme.as_str());
+    let _ = write!(url, "{}://{name}{port}{path}", scheme.as_str());
     if let Some(query) = query {
         url.push('?');
         url.push_str(query);
@@ -167,7 +197,7 @@ struct Table {
     /// Whatever has a lower number is purged.
     floor: u64,
     urls: HashMap<Box<str>, u64, ahash::RandomState>,
-    /// What choices leave of them, where that is another URL.
+    /// What choices, and merged slashes, leave of them, where that is another URL.
     chosen: HashMap<Box<str>, u64, ahash::RandomState>,
     choices: Vec<CacheQuery>,
     tags: HashMap<Box<str>, u64, ahash::RandomState>,
@@ -246,7 +276,13 @@ impl Table {
                 lost
             }
             PurgeWhat::Tag(tag) => put(&mut self.tags, tag.into(), number, TAGS_MAX),
-            PurgeWhat::Prefix(prefix) => put(&mut self.prefixes, prefix.into(), number, PREFIXES_MAX),
+            PurgeWhat::Prefix(prefix) => {
+                let also = merged(&prefix);
+                let lost = put(&mut self.prefixes, prefix.into(), number, PREFIXES_MAX);
+                let also =
+                    also.and_then(|prefix| put(&mut self.prefixes, prefix.into(), number, PREFIXES_MAX));
+                lost.max(also)
+            }
         };
         self.floor = self.floor.max(lost.unwrap_or_default());
     }
@@ -259,14 +295,21 @@ impl Table {
     }
 
     fn choose(&mut self, url: &str, number: u64) {
-        let Some((bare, query)) = url.split_once('?') else { return };
-        for choice in &self.choices {
-            let own = counted(choice, Some(query)).map_or_else(|| bare.into(), |own| format!("{bare}?{own}"));
+        let merged = merged(url);
+        let mut note = |own: String| {
             if own != url {
                 let known = self.chosen.entry(own.into()).or_default();
                 *known = number.max(*known);
             }
+        };
+        for url in [Some(url), merged.as_deref()].into_iter().flatten() {
+            let Some((bare, query)) = url.split_once('?') else { continue };
+            for choice in &self.choices {
+                let own = counted(choice, Some(query));
+                note(own.map_or_else(|| bare.to_owned(), |own| format!("{bare}?{own}")));
+            }
         }
+        merged.into_iter().for_each(note);
         if self.chosen.len() > CHOSEN_MAX {
             self.chosen.clear();
             self.floor = self.latest;
@@ -415,7 +458,9 @@ mod tests {
             ("http://h:65536/", Err(PurgeError::Host)),
             ("http://h:99999/a", Err(PurgeError::Host)),
             ("http://h:80a/", Err(PurgeError::Host)),
-            ("http://h:/a", Err(PurgeError::Host)),
+            ("http://h:/a", Ok("http://h/a")),
+            ("http://h.:8080/", Ok("http://h:8080/")),
+            ("http://h/q\"<", Ok("http://h/q%22%3C")),
             ("http://[::1]:99999/", Err(PurgeError::Host)),
             ("http://h.:80/", Ok("http://h/")),
             ("http://h/%00", Err(PurgeError::Path)),
@@ -428,6 +473,35 @@ mod tests {
         assert_eq!(purged_prefix("http://h").as_deref(), Ok("http://h/"));
         assert_eq!(purged_prefix("http://h:99999/img"), Err(PurgeError::Host));
         assert_eq!(purged_prefix("http://h/b\u{e4}").as_deref(), Ok("http://h/b%C3%A4"));
+        for (prefix, expected) in [
+            ("http://h/%7Eu/", Ok("http://h/~u/")),
+            ("http://h/k%c3%a9/", Ok("http://h/k%C3%A9/")),
+            ("http://h/pp/./", Ok("http://h/pp/")),
+            ("http://h/q/../pp/%7e", Ok("http://h/pp/~")),
+            ("http://h/.", Ok("http://h/.")),
+            ("http://h/a/..", Ok("http://h/a/..")),
+            ("http://h/a/../?b=%7e", Ok("http://h/?b=%7e")),
+            ("http://h/%", Err(PurgeError::Path)),
+            ("http://h/%zz", Err(PurgeError::Path)),
+        ] {
+            assert_eq!(purged_prefix(prefix).as_deref(), expected.as_ref().copied(), "{prefix}");
+        }
+    }
+
+    #[test]
+    fn a_purge_is_about_what_is_left_where_slashes_are_merged_too() {
+        let purges = Purges::default();
+        purges.set_choices(vec![CacheQuery::None]);
+        purges.add([
+            purge(1, PurgeWhat::Url("http://h//m///a?x=//".into())),
+            purge(2, PurgeWhat::Prefix("http://h/p//".into())),
+        ]);
+        for url in
+            ["http://h//m///a?x=//", "http://h/m/a?x=//", "http://h/m/a", "http://h//m///a", "http://h/p/b"]
+        {
+            assert!(has(&purges, 0, url, &[]), "{url}");
+        }
+        assert!(!has(&purges, 0, "http://h/m", &[]) && !has(&purges, 0, "http://h/p", &[]));
     }
 
     proptest! {

@@ -30,7 +30,7 @@ use crate::cache::conditional::Question;
 use crate::cache::status::Status as CacheStatus;
 use crate::limits::{Excess, Held};
 use crate::metrics::Reason;
-use crate::pool::{CookieOf, Picked};
+use crate::pool::{CookieOf, Picked, Pool};
 use crate::rates::{self, Asked, Told};
 use crate::request_id::RequestId;
 use crate::snapshot::Rule;
@@ -70,6 +70,8 @@ pub(crate) struct Record {
     pub(crate) origin: Option<HeaderValue>,
     /// In the rule's split.
     pub(crate) pool: Option<usize>,
+    /// The same of an answer of the cache, where that matters: where it had come from.
+    pub(crate) edited_by: Option<usize>,
     pub(crate) picked: Option<Picked>,
     /// In the rule's split, and in that pool: the member that the client's cookie names.
     pub(crate) stuck: Option<(usize, CookieOf)>,
@@ -163,6 +165,7 @@ impl Record {
             header: None,
             origin: None,
             pool: None,
+            edited_by: None,
             picked: None,
             stuck: None,
             grpc: false,
@@ -315,6 +318,10 @@ impl Record {
         rule_at(&self.listener, self.rule?)
     }
 
+    pub(crate) fn asked_pool(&self) -> Option<&Arc<Pool>> {
+        self.rule()?.split.pool(self.pool?)
+    }
+
     /// Of the rule; of the listener where no rule was found.
     pub(crate) fn error_pages(&self) -> Option<&ErrorPages> {
         let of_rule = self.rule().map(|rule| rule.error_pages.as_deref());
@@ -330,7 +337,8 @@ impl Record {
         if let Some(cors) = &rule.cors {
             cors.mark(self.origin.as_ref(), headers);
         }
-        let of_pool = self.pool.and_then(|at| rule.split.edits(at)?.response.as_ref());
+        let by = self.edited_by.or(self.pool);
+        let of_pool = by.and_then(|at| rule.split.edits(at)?.response.as_ref());
         if rule.response_edits.is_none() && of_pool.is_none() {
             return;
         }

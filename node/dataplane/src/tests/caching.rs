@@ -305,6 +305,62 @@ async fn a_field_that_members_do_not_get_counts_for_no_key() {
     until("the response is kept", || proxy.plane.cache_stats().entries == 2).await;
 }
 
+/// By which pool it came from, not by whether one was asked for this client.
+#[tokio::test]
+async fn what_a_pool_changes_in_its_answers_is_changed_in_what_is_kept_too() {
+    const FIELDS: [(&str, &str); 3] =
+        [("cache-control", "max-age=60"), ("x-internal", "db-7"), ("etag", "\"v\"")];
+    let [a, b] = [numbered(&FIELDS).await, numbered(&FIELDS).await];
+    let pool = |name: &str| {
+        format!("{{ pool: {name}, response_headers: {{ set: {{ x-pool: {name} }}, remove: [x-internal] }} }}")
+    };
+    let (proxy, address) = Proxy::serving(written(&format!(
+        "pools: {{ a: {{ members: [\"{}\"] }}, b: {{ members: [\"{}\"] }} }}\n\
+         routes: {{ all: {{ rules: [{{ pools: [{}, {}], cache: {{ mode: on }} }}] }} }}\n",
+        a.address,
+        b.address,
+        pool("a"),
+        pool("b"),
+    )))
+    .await;
+    let mut client = Client::connect(address).await;
+    let mut pools = std::collections::BTreeSet::new();
+    for at in 0..4 {
+        let first = ask(&mut client, &format!("GET /{at}"), "").await;
+        let from = first.header("x-pool").expect("a pool").to_owned();
+        until("the response is kept", || proxy.plane.cache_stats().entries == at + 1).await;
+        for (method, fields, status) in [
+            ("GET", "", 200),
+            ("HEAD", "", 200),
+            ("GET", "If-None-Match: \"v\"\r\n", 304),
+            ("GET", "Range: bytes=0-1\r\n", 206),
+        ] {
+            let hit = ask(&mut client, &format!("{method} /{at}"), fields).await;
+            assert_eq!(hit.status, status);
+            assert!(cache_status(&hit).starts_with("trestle; hit"), "{}", cache_status(&hit));
+            assert_eq!(
+                (hit.header("x-pool"), hit.header("x-internal")),
+                (Some(&*from), None),
+                "{method} {fields}"
+            );
+        }
+        pools.insert(from);
+    }
+    assert_eq!(pools.len(), 2, "both were asked");
+}
+
+#[tokio::test]
+async fn a_request_without_a_host_keeps_nothing() {
+    let backend = numbered(&[FRESH]).await;
+    let (proxy, address) = Proxy::serving(cached(backend.address, "{ mode: on }")).await;
+    for number in 1..3 {
+        let reply = crate::testing::send(address, "GET / HTTP/1.0\r\n\r\n").await;
+        assert_eq!(reply.text(), format!("answer {number}"));
+        assert_eq!(cache_status(&reply), "trestle; fwd=bypass; detail=no-host");
+    }
+    assert_eq!(proxy.plane.cache_stats().entries, 0);
+}
+
 #[tokio::test]
 async fn fields_that_poison_are_answered_without_the_cache() {
     let backend = Backend::answering(|seen: &Seen| {

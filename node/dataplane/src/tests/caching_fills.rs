@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
 use super::caching::{ask, cache_status, cached, response, serving};
-use crate::testing::{Backend, Client, Proxy, until};
+use crate::testing::{Backend, Client, Proxy, until, written};
 
 /// Reads one request; false: none came.
 pub(super) async fn take(stream: &mut TcpStream) -> bool {
@@ -102,6 +102,33 @@ async fn a_thousand_clients_of_a_cold_key_are_one_request() {
     until("the response is kept", || proxy.plane.cache_stats().entries == 1).await;
     let stats = proxy.plane.cache_stats();
     assert_eq!((stats.misses, stats.coalesced + stats.hits), (1, 999), "{stats:?}");
+}
+
+#[tokio::test]
+async fn whoever_waits_gets_what_the_pool_makes_of_the_answer() {
+    let (backend, go, requests) = in_parts(&[
+        "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nX-Internal: a\r\nContent-Length: 2\r\n\r\n",
+        "ok",
+    ])
+    .await;
+    let (proxy, address) = Proxy::serving(written(&format!(
+        "pools: {{ app: {{ members: [\"{}\"] }} }}\n\
+         routes: {{ all: {{ rules: [{{ cache: {{ mode: on }}, \
+         pools: [{{ pool: app, response_headers: {{ set: {{ x-pool: app }}, remove: [x-internal] }} }}] }}] }} }}\n",
+        backend.address
+    )))
+    .await;
+    let mut clients = waiting(address, 5).await;
+    until("all have asked", || proxy.plane.open_connections() == 5).await;
+    until("one asks", || requests.load(Relaxed) > 0).await;
+    go.add_permits(20);
+    for client in &mut clients {
+        let reply = client.reply().await;
+        assert_eq!(
+            (reply.text(), reply.header("x-pool"), reply.header("x-internal")),
+            ("ok", Some("app"), None)
+        );
+    }
 }
 
 #[tokio::test]

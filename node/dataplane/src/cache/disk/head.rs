@@ -15,7 +15,7 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use super::chunk::{SUM, Sums};
 use crate::cache::vary::Spec;
 
-const MAGIC: [u8; 8] = *b"trestle\x01";
+const MAGIC: [u8; 8] = *b"trestle\x02";
 pub(super) const PREFIX: usize = 40;
 /// Where the mark stands.
 pub(super) const MARK_AT: u64 = 8;
@@ -38,6 +38,8 @@ pub(crate) struct Head {
     pub(crate) slot: u16,
     pub(crate) spec: Spec,
     pub(crate) url: Box<str>,
+    /// By whose response edits it goes out.
+    pub(crate) pool: Box<str>,
     pub(crate) tags: Box<[Box<str>]>,
     /// Of the newest purge when its request was sent.
     pub(crate) number: u64,
@@ -130,6 +132,7 @@ fn write(head: &Head) -> Option<Vec<u8>> {
     out.push(u8::from(validate) | u8::from(strict) << 1);
     out.extend_from_slice(&head.status.as_u16().to_le_bytes());
     text(&mut out, head.url.as_bytes())?;
+    text(&mut out, head.pool.as_bytes())?;
     count(&mut out, head.tags.len())?;
     head.tags.iter().try_for_each(|tag| text(&mut out, tag.as_bytes()))?;
     count(&mut out, head.spec.names().len())?;
@@ -174,6 +177,7 @@ pub(crate) fn read(bytes: &[u8]) -> Option<Head> {
         life: rest.life()?,
         status: StatusCode::from_u16(rest.short()?).ok()?,
         url: rest.string()?,
+        pool: rest.string()?,
         tags: rest.list(Rest::string)?.into(),
         spec: Spec::of_names(rest.list(Rest::name)?)?,
         fields: rest.fields()?,
@@ -300,6 +304,7 @@ pub(super) mod tests {
             slot: 9,
             spec: Spec::of(&vary, |_| Fate::Sent).expect("a spec"),
             url: url.into(),
+            pool: "app".into(),
             tags: ["a".into(), "b c".into()].into(),
             number: 77,
             since: Duration::new(1_800_000_000, 5),

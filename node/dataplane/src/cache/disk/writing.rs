@@ -549,6 +549,7 @@ fn of(stem: &Stem) -> Head {
         slot: 0,
         spec: Spec::default(),
         url: stem.url.clone(),
+        pool: stem.pool.clone(),
         tags: stem.tags.clone(),
         number: stem.mark.number(),
         since: wall_clock::now().saturating_sub(Instant::now().saturating_duration_since(stem.since)),

@@ -69,13 +69,14 @@ pub(super) async fn answer(mut reply: Reply, record: Record) -> Response<Answer>
 }
 
 /// The same for what the cache has, whose body is edited for each client.
-pub(super) async fn stored(served: Served, record: Record) -> Response<Answer> {
+pub(super) async fn stored(served: Served, mut record: Record) -> Response<Answer> {
     let listener = Rc::clone(&record.listener);
     let rule = record.rule.and_then(|at| rule_at(&listener, at));
     let Some(edits) = rule.and_then(|rule| rule.body_edits.as_deref()) else {
         return served.into_response(record);
     };
-    let Served { status, mut parts, mut source, place, .. } = served;
+    let Served { status, mut parts, mut source, place, edited_by, .. } = served;
+    record.edited_by = edited_by;
     parts.headers.remove(ACCEPT_RANGES);
     let mut response = Response::from_parts(parts, Measured(&source));
     let plan = edits.plan(&record.method, &response);
@@ -84,7 +85,7 @@ pub(super) async fn stored(served: Served, record: Record) -> Response<Answer> {
     }
     let (mut parts, _) = response.into_parts();
     let Plan::Body(room) = plan else {
-        return Served { status, parts, source, place, form: None }.into_response(record);
+        return Served { status, parts, source, place, form: None, edited_by }.into_response(record);
     };
     let (mut pieces, mut length, mut trailers) = (VecDeque::new(), 0, None);
     while let Some(frame) = poll_fn(|cx| source.poll(cx)).await {
@@ -93,7 +94,8 @@ pub(super) async fn stored(served: Served, record: Record) -> Response<Answer> {
                 length += data.len();
                 pieces.push_back(data);
                 if length > room {
-                    return Served { status, parts, source, place: None, form: None }.pass(record, pieces);
+                    let served = Served { status, parts, source, place: None, form: None, edited_by };
+                    return served.pass(record, pieces);
                 }
             }
             Ok(Err(frame)) => trailers = frame.into_trailers().ok(),

@@ -40,6 +40,8 @@ pub(super) struct Errand {
     /// As the client sent them.
     pub(super) headers: HeaderMap,
     pub(super) origin: Origin,
+    /// Whose member was asked.
+    pub(super) pool: Box<str>,
     /// `None`: nobody waits for it.
     pub(super) lead: Option<Lead>,
     /// What may still hold.
@@ -73,6 +75,7 @@ impl Errand {
             asked: lookup.asked,
             headers: lookup.request.clone(),
             origin,
+            pool: Box::default(),
             lead: None,
             entry,
             edited: lookup.edited,
@@ -127,6 +130,7 @@ impl Errand {
         status.ttl = Some(entry.stem.terms.ttl(entry.stem.age(now)));
         let request = (!self.edited).then_some(&self.headers);
         let mut served = Served::kept(&entry, request, record.method == Method::GET, now, status);
+        served.edited_by = record.rule().and_then(|rule| rule.split.edited_by(&entry.stem.pool));
         served.place = Some((self.at, entry));
         served
     }
@@ -178,7 +182,7 @@ impl Errand {
             return Err(Why::TooLarge);
         }
         let variant = self.variant(policy, head).ok_or(Why::Vary)?;
-        let stem = Stem::new(response.status(), head, terms, now, &self.origin)?;
+        let stem = Stem::new(response.status(), head, terms, now, (&self.origin, &self.pool))?;
         let hold = cache.budget.hold(stem.weight).ok_or(Why::NoRoom)?;
         Ok(Prospect { stem: Arc::new(stem), hold, variant, most: policy.max_object, length })
     }
@@ -232,7 +236,7 @@ impl Errand {
         let whom = why.and_then(Why::whom).unwrap_or(Whom::All);
         // What may be kept no longer goes out once more.
         let terms = terms.unwrap_or_else(|_| Terms { validate: true, ..entry.stem.terms.clone() });
-        let stem = Stem::new(entry.stem.status, &head, terms, now, &self.origin).ok();
+        let stem = Stem::new(entry.stem.status, &head, terms, now, (&self.origin, &entry.stem.pool)).ok();
         let stem = stem.map_or_else(|| Arc::clone(&entry.stem), Arc::new);
         let hold = self.cache().budget.hold(stem.weight);
         let room = hold.is_some();

@@ -18,6 +18,7 @@ use crate::cache::rules::{Asked, Reuse};
 use crate::cache::status::{Fwd, Outcome, Status};
 use crate::cache::store::{Found, Kept};
 use crate::metrics::Reason;
+use crate::snapshot::Split;
 
 pub(super) struct Lookup<'a> {
     pub(super) cache: &'a Cache,
@@ -31,6 +32,8 @@ pub(super) struct Lookup<'a> {
     pub(super) edited: bool,
     /// The rule has responses compressed.
     pub(super) coded: bool,
+    /// Of the rule.
+    pub(super) split: &'a Split,
 }
 
 pub(super) enum Decision {
@@ -155,6 +158,7 @@ impl Lookup<'_> {
         let request = (!self.edited).then_some(self.request);
         let mut served = Served::kept(entry, request, self.is_get, now, status);
         served.place = self.coded.then(|| (at, Arc::clone(entry)));
+        served.edited_by = self.split.edited_by(&entry.stem.pool);
         served
     }
 
@@ -222,7 +226,9 @@ impl Lookup<'_> {
             Some(follow) => {
                 let status = Status::new(Outcome::Coalesced, Some(fwd));
                 let request = (!self.edited).then_some(self.request);
-                After::Serve(Served::joining(follow, stem, request, now, status))
+                let mut served = Served::joining(follow, stem, request, now, status);
+                served.edited_by = self.split.edited_by(&stem.pool);
+                After::Serve(served)
             }
             None => After::Alone,
         }

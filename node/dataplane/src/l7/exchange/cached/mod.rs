@@ -72,6 +72,7 @@ pub(super) async fn serve(
         is_get: record.method == Method::GET,
         edited: rule.body_edits.is_some(),
         coded: record.wish.is_some(),
+        split: &rule.split,
     };
     let mut now = record.started;
     for round in 0..=ROUNDS_MAX {
@@ -95,10 +96,12 @@ pub(super) async fn serve(
             }
             Decision::Ask(miss) => miss,
         };
-        record.cache = Some(Status::new(Became::Miss, Some(miss.fwd)));
         if lookup.asked.directives.only_if_cached {
+            // No member is asked.
+            record.cache = None;
             return Err(Reason::NotCached);
         }
+        record.cache = Some(Status::new(Became::Miss, Some(miss.fwd)));
         let wants_part = !lookup.edited && parts.headers.contains_key(RANGE);
         if miss.entry.is_none() && (wants_part || !lookup.is_get) {
             return ask(conn, record, rule, parts, None).await.map(Outcome::Reply);
@@ -185,6 +188,10 @@ fn passes(conn: &Conn, record: &Record, (rule, policy): (&Rule, &Policy), parts:
     }
     if !matches!(record.method, Method::GET | Method::HEAD) {
         return pass(Fwd::Method, None);
+    }
+    // Of HTTP/1.0: no URL would name it.
+    if record.asked_host().or(record.host.as_ref()).is_none_or(|host| host.is_empty()) {
+        return pass(Fwd::Bypass, Some("no-host"));
     }
     if conn.gate.framing.get() != Framing::None {
         return pass(Fwd::Bypass, Some("body"));
@@ -301,6 +308,7 @@ pub(super) async fn in_place_of_broken(record: &mut Record) -> Option<Box<Served
     let ttl = Some(entry.stem.terms.ttl(entry.stem.age(now)));
     let became = Status { ttl, ..Status::new(Became::Stale, fwd) };
     let mut served = Served::kept(&entry, None, record.method == Method::GET, now, became);
+    served.edited_by = record.rule()?.split.edited_by(&entry.stem.pool);
     served.ready(record).await.ok()?;
     record.cache = Some(became);
     Some(served)
@@ -315,6 +323,7 @@ fn is_failure(status: StatusCode) -> bool {
 fn keep(record: &mut Record, mut reply: Reply, mut errand: Errand, fwd: Fwd) -> Outcome {
     let now = Instant::now();
     let mut became = Status::new(Became::Miss, Some(fwd));
+    errand.pool = record.asked_pool().map(|pool| pool.name().into()).unwrap_or_default();
     let prospect = match errand.judge(&mut reply.response, now) {
         Ok(prospect) => prospect,
         Err(why) => {
@@ -371,8 +380,8 @@ pub(super) fn invalidate(record: &Record, reply: &Reply) {
         return;
     }
     let host = record.asked_host().map_or(&b""[..], HeaderValue::as_bytes);
-    let here = record.target.path();
-    cache.invalidate(host, here, record.target.query());
+    let here = (record.target.path(), record.listener.settings.http.merge_slashes);
+    cache.invalidate(host, here.0, record.target.query());
     for name in [LOCATION, CONTENT_LOCATION] {
         let Some(value) = reply.response.headers().get(name) else { continue };
         let Some((there, query)) = target_of(value, host, here) else { continue };
@@ -380,10 +389,17 @@ pub(super) fn invalidate(record: &Record, reply: &Reply) {
     }
 }
 
-/// Path and query of what a member names, if it is of the same host.
-fn target_of(value: &HeaderValue, host: &[u8], here: &str) -> Option<(String, Option<String>)> {
+/// Path and query of what a member names, if it is of the same host (RFC 3986, section 5.2.2). `here`: the request's
+/// path, and whether slashes are merged.
+fn target_of(
+    value: &HeaderValue,
+    host: &[u8],
+    (here, merge): (&str, bool),
+) -> Option<(String, Option<String>)> {
     let text = value.to_str().ok()?;
-    let absolute = text.split_once("://").or_else(|| Some(("", text.strip_prefix("//")?)));
+    let is_scheme = |scheme: &str| scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b));
+    let absolute = text.split_once("://").filter(|(scheme, _)| is_scheme(scheme));
+    let absolute = absolute.or_else(|| Some(("", text.strip_prefix("//")?)));
     let target = match absolute {
         Some((scheme, rest)) => {
             let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
@@ -399,11 +415,13 @@ fn target_of(value: &HeaderValue, host: &[u8], here: &str) -> Option<(String, Op
     let target = target.split('#').next().unwrap_or_default();
     let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
     let folder = here.rfind('/').map_or("/", |at| &here[..=at]);
-    let path = match path.starts_with('/') || absolute.is_some() {
-        true => path.to_owned(),
-        false => format!("{folder}{path}"),
+    let path = match path {
+        "" if absolute.is_some() => "/".to_owned(),
+        "" => here.to_owned(),
+        _ if path.starts_with('/') => path.to_owned(),
+        _ => format!("{folder}{path}"),
     };
-    let path = path::normalise(&path, false).ok()?.into_owned();
+    let path = path::normalise(&path, merge).ok()?.into_owned();
     Some((path, query.map(str::to_owned)))
 }
 
@@ -430,9 +448,15 @@ mod tests {
             ("//H:80/x#y", Some(("/x", None))),
             ("http://h/x", Some(("/x", None))),
             ("https://h:443/x", None),
+            ("http://h", Some(("/", None))),
+            ("http://h?q", Some(("/", Some("q")))),
+            ("/l?back=http://x/", Some(("/l", Some("back=http://x/")))),
+            ("?v=2", Some(("/a/b", Some("v=2")))),
+            ("//h//x", Some(("/x", None))),
+            ("/x//y", Some(("/x/y", None))),
             ("http://h:8080/x", None),
         ] {
-            let found = target_of(&HeaderValue::from_static(named), b"h:80", "/a/b");
+            let found = target_of(&HeaderValue::from_static(named), b"h:80", ("/a/b", true));
             let found = found.as_ref().map(|(path, query)| (path.as_str(), query.as_deref()));
             assert_eq!(found, expected, "{named}");
         }

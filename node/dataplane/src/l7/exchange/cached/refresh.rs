@@ -62,7 +62,7 @@ pub(super) fn begin(record: &mut Record, rule: &Rule, uri: &Uri, mut errand: Err
 }
 
 /// `None`: it can't be sent, or nobody is there to be asked.
-fn refresh(record: &Record, rule: &Rule, uri: &Uri, errand: Errand, place: Place) -> Option<Refresh> {
+fn refresh(record: &Record, rule: &Rule, uri: &Uri, mut errand: Errand, place: Place) -> Option<Refresh> {
     let (mut uri, mut headers) = (uri.clone(), errand.headers.clone());
     prepare(record, rule, &mut uri, &mut headers, Framing::None, false).ok()?;
     let (at, pool, picked) = rule.split.next().find_map(|at| {
@@ -70,6 +70,7 @@ fn refresh(record: &Record, rule: &Rule, uri: &Uri, errand: Errand, place: Place
         let picked = pool.pick(&[], key(pool, record, &headers), Instant::now()).ok()?;
         Some((at, Arc::clone(pool), picked))
     })?;
+    errand.pool = pool.name().into();
     edit(record, &mut headers, rule.split.edits(at).and_then(|edits| edits.request.as_deref()));
     let ends = record.conn.client.ends_of(record.client());
     Some(Refresh {

@@ -34,6 +34,8 @@ pub(crate) struct Served {
     pub(crate) place: Option<(u128, Arc<Entry>)>,
     /// Of a body on disk, the form that the client is likely to get.
     pub(crate) form: Option<Box<Form>>,
+    /// In the rule's split: the pool that it came from, if a pool edits responses.
+    pub(crate) edited_by: Option<usize>,
 }
 
 /// Where its body comes from.
@@ -82,7 +84,14 @@ impl Served {
     ) -> Box<Self> {
         let mut parts = parts(entry.stem.status, entry.head_at(now));
         if !is_get && request.is_none_or(|request| !is_told(request, &parts)) {
-            return Box::new(Self { status, parts, source: Source::Nothing, place: None, form: None });
+            return Box::new(Self {
+                status,
+                parts,
+                source: Source::Nothing,
+                place: None,
+                form: None,
+                edited_by: None,
+            });
         }
         if request.is_some_and(|request| is_told(request, &parts)) {
             return Box::new(Self::unchanged(parts, status));
@@ -115,7 +124,7 @@ impl Served {
                 Source::Nothing
             }
         };
-        Box::new(Self { status, parts, source, place: None, form: None })
+        Box::new(Self { status, parts, source, place: None, form: None, edited_by: None })
     }
 
     /// Waits for what has to be read first. If that can't be, where it was kept.
@@ -151,7 +160,7 @@ impl Served {
             return Box::new(Self::unchanged(parts, status));
         }
         let source = follow.map_or(Source::Nothing, Source::Following);
-        Box::new(Self { status, parts, source, place: None, form: None })
+        Box::new(Self { status, parts, source, place: None, form: None, edited_by: None })
     }
 
     /// Of what another has had asked for.
@@ -168,7 +177,7 @@ impl Served {
     fn unchanged(mut parts: Parts, status: Status) -> Self {
         parts.status = StatusCode::NOT_MODIFIED;
         strip(&mut parts.headers);
-        Self { status, parts, source: Source::Nothing, place: None, form: None }
+        Self { status, parts, source: Source::Nothing, place: None, form: None, edited_by: None }
     }
 
     pub(crate) fn into_response(self, record: Record) -> Response<Answer> {
@@ -177,7 +186,8 @@ impl Served {
 
     /// The same if the beginning of the body has been read already.
     pub(crate) fn pass(self, mut record: Record, ahead: VecDeque<Bytes>) -> Response<Answer> {
-        let Self { mut parts, mut source, place, form, .. } = self;
+        let Self { mut parts, mut source, place, form, edited_by, .. } = self;
+        record.edited_by = edited_by;
         record.status = parts.status.as_u16();
         let length = if ahead.is_empty() { source.length() } else { None };
         let whole = source.whole().filter(|_| ahead.is_empty());

@@ -169,6 +169,10 @@ impl Checker<'_> {
                 Err(fault) => self.sink.report(Place::Key(entry.value), fault),
             }
         }
+        if checked.is_empty() && !entries.is_empty() {
+            // That it is empty is not what somebody wrote.
+            return Kind::Bad;
+        }
         checked.sort_by(|a, b| a.0.cmp(&b.0));
         Kind::Map(checked)
     }
@@ -182,7 +186,7 @@ impl Checker<'_> {
             if matches!(value.kind, Kind::Bad) {
                 return Kind::Bad;
             }
-            return Kind::Short(short, Fields { object, set: vec![(key, value)] });
+            return Kind::Short(short, Fields { object, set: vec![(key, value)], has_unknown: false });
         }
         self.object(node, object).map_or(Kind::Bad, |fields| Kind::Short(short, fields))
     }
@@ -199,6 +203,7 @@ impl Checker<'_> {
             return None;
         };
         let mut set: Vec<(&'static Key, Value)> = Vec::new();
+        let mut has_unknown = false;
         for entry in entries {
             match object.key(&entry.key) {
                 // The first counts; the second was reported when the document was read.
@@ -210,6 +215,7 @@ impl Checker<'_> {
                 // Was refused when the document was read.
                 None if entry.key == "<<" => {}
                 None => {
+                    has_unknown = true;
                     let fault = if self.sink.full() {
                         Fault::new("unknown key")
                     } else {
@@ -221,7 +227,7 @@ impl Checker<'_> {
         }
         let order = |name: &str| object.all_keys().position(|key| key.name == name);
         set.sort_by_key(|(key, _)| order(key.name));
-        let fields = Fields { object, set };
+        let fields = Fields { object, set, has_unknown };
         self.required(node, &fields);
         self.choose(node, &fields);
         Some(fields)

@@ -116,6 +116,8 @@ impl fmt::Display for WrittenBind {
 pub(crate) struct Fields {
     pub(crate) object: &'static Object,
     pub(crate) set: Vec<(&'static Key, Value)>,
+    /// Beside them stand keys that nobody knows: problems were reported of these.
+    pub(crate) has_unknown: bool,
 }
 
 impl Fields {

@@ -57,6 +57,9 @@ fn is_no_word(value: &Value) -> bool {
 
 fn exception(value: &Value, has_files: bool, sink: &mut Sink) -> Option<WafException> {
     let fields = value.as_object()?;
+    if fields.set.is_empty() && fields.has_unknown {
+        return None;
+    }
     if fields.set.is_empty() {
         let fault = Fault::new("an exception without `rule`, `path` and `field` is about everything");
         sink.report(Place::Value(value.node), fault.help("`mode: off` says so"));

@@ -19,6 +19,7 @@ pub(super) fn warnings(root: &Fields, config: &Config, sink: &mut Sink) {
         }
     }
     limits_nothing(root, sink);
+    longer_than_nothing(root, sink);
     hashes_of_nothing(root, config, sink);
     greetings_of_datagrams(root, config, sink);
 }
@@ -106,6 +107,19 @@ fn limits_nothing(root: &Fields, sink: &mut Sink) {
                         .help("set `connections_per_client`, `connections` or `requests_per_client`"),
                 );
             }
+        }
+    }
+}
+
+fn longer_than_nothing(root: &Fields, sink: &mut Sink) {
+    for waf in places(root).filter_map(|fields| fields.object("waf")) {
+        let refuses = waf.at("over").filter(|_| waf.word("over") == Some("block"));
+        if let Some(value) = refuses.filter(|_| waf.size("inspect_body") == Some(0)) {
+            let fault = Fault::new("no body is looked at, so none is longer than that");
+            sink.report(
+                Place::Key(value.node),
+                fault.help("give `inspect_body` a size; `max_body` refuses what is longer, whatever it is"),
+            );
         }
     }
 }

@@ -12,6 +12,9 @@ use crate::{Fault, lex};
 /// First line of what was gathered.
 const MARK: &str = "# trestle: gathered rule files, 1\n";
 
+/// Editors put it before the first line.
+const BYTE_ORDER_MARK: char = '\u{feff}';
+
 /// Begins the line that names a piece.
 const PIECE: char = '\x1e';
 
@@ -40,6 +43,7 @@ pub(crate) struct Files<'a> {
 impl<'a> Files<'a> {
     pub(crate) fn open(bytes: &'a [u8]) -> Result<Self, Fault> {
         let text = std::str::from_utf8(bytes).map_err(|_| Fault::at(1, "it is no UTF-8 text"))?;
+        let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
         let Some(gathered) = text.strip_prefix(MARK) else {
             return Ok(Self { pieces: vec![Piece { file: "", first: 1, text }], lists: BTreeMap::new() });
         };
@@ -171,6 +175,9 @@ impl Gathering {
         if bytes.len() > self.most {
             return Err(format!("it has more than {} bytes", self.most));
         }
+        if bytes.starts_with(BYTE_ORDER_MARK.encode_utf8(&mut [0; 4]).as_bytes()) {
+            bytes.drain(..BYTE_ORDER_MARK.len_utf8());
+        }
         // Lists of attacks have bytes of other character sets here and there.
         let text = String::from_utf8(bytes)
             .unwrap_or_else(|e| e.into_bytes().iter().map(|b| char::from(*b)).collect());
@@ -264,6 +271,21 @@ mod tests {
         for ((name, line, word), expected) in directives.iter().zip(expected) {
             assert_eq!((*name, *line, word.as_str()), expected);
         }
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_skipped() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &[u8]| std::fs::write(dir.path().join(name), text).unwrap();
+        write("main.conf", b"\xef\xbb\xbfInclude sub.conf\nSecRule ARGS \"@pmf words.data\" id:1\n");
+        write("sub.conf", b"\xef\xbb\xbfSecMarker A\n");
+        write("words.data", b"\xef\xbb\xbfone\n\xff\n");
+        let gathered = gather(&dir.path().join("main.conf"), 1 << 20).unwrap();
+        let files = Files::open(&gathered).unwrap();
+        assert!(files.pieces.iter().any(|piece| piece.text == "SecMarker A\n"), "{files:?}");
+        assert_eq!(files.lists["words.data"], "one\n\u{ff}\n");
+        assert!(crate::Rules::compile(&[&gathered]).is_ok());
+        assert!(crate::Rules::compile(&["\u{feff}SecAction id:1\n".as_bytes()]).is_ok());
     }
 
     #[test]

@@ -35,7 +35,7 @@ pub(crate) struct Exhausted;
 
 impl Pattern {
     pub(crate) fn new(pattern: &str) -> Result<Self, String> {
-        let translated = translated(pattern);
+        let translated = translated(pattern)?;
         let built = RegexBuilder::new(&translated)
             .unicode(false)
             .dot_matches_new_line(true)
@@ -112,12 +112,13 @@ fn needs_steps(pattern: &str) -> bool {
         .any(|sign| pattern.contains(sign))
 }
 
+const CALLS: &str = "a pattern that calls a group or itself (\\g, (?1), (?R), (?&name)) is not supported";
+
 /// Why a pattern may not be compiled, since that has no bound: for each group up to one that a reference (`\1`, `\k{1}`,
 /// `(?(1)...`) names room is taken, before it is looked whether it is there; and a group that is called (`\g<1>`,
 /// `(?1)`, `(?R)`, `(?&name)`) is put in its place, within itself as well.
 fn unbounded(pattern: &str) -> Option<&'static str> {
     const DIGITS_MAX: usize = 4;
-    const CALLS: &str = "a pattern that calls a group or itself (\\g, (?1), (?R), (?&name)) is not supported";
     let mut rest = pattern;
     while let Some(c) = rest.chars().next() {
         let after = &rest[c.len_utf8()..];
@@ -149,8 +150,8 @@ fn unbounded(pattern: &str) -> Option<&'static str> {
     None
 }
 
-/// What PCRE writes otherwise than `regex`.
-fn translated(pattern: &str) -> String {
+/// What PCRE writes otherwise than `regex`. What only one of them knows is refused: it would mean something else.
+fn translated(pattern: &str) -> Result<String, String> {
     let mut out = String::with_capacity(pattern.len() + 16);
     let mut rest = pattern;
     let mut class = Bracket::Out;
@@ -158,7 +159,7 @@ fn translated(pattern: &str) -> String {
         let after = &rest[c.len_utf8()..];
         match c {
             '\\' => {
-                rest = escape(after, class != Bracket::Out, &mut out);
+                rest = escape(after, class != Bracket::Out, &mut out)?;
                 class = class.inside();
                 continue;
             }
@@ -193,6 +194,10 @@ fn translated(pattern: &str) -> String {
             '-' if class != Bracket::Out && (after.starts_with('-') || out.ends_with('-')) => {
                 out.push_str("\\-")
             }
+            '(' if class == Bracket::Out => {
+                options(after)?;
+                out.push('(');
+            }
             '{' if class == Bracket::Out && !is_count(after) => out.push_str("\\{"),
             c if !c.is_ascii() => {
                 for byte in c.encode_utf8(&mut [0; 4]).bytes() {
@@ -204,7 +209,21 @@ fn translated(pattern: &str) -> String {
         class = class.inside();
         rest = after;
     }
-    out
+    Ok(out)
+}
+
+/// Behind an opening parenthesis: options that `regex` knows, and PCRE does not, or not as options.
+fn options(group: &str) -> Result<(), String> {
+    let Some(text) = group.strip_prefix('?') else { return Ok(()) };
+    let end = text.find(|c: char| !c.is_ascii_alphabetic() && c != '-').unwrap_or(text.len());
+    let (options, behind) = text.split_at(end);
+    match options {
+        "R" => Err(CALLS.to_owned()),
+        _ if behind.starts_with([')', ':']) && options.contains(['R', 'u']) => {
+            Err(format!("PCRE has no options `(?{options}`"))
+        }
+        _ => Ok(()),
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -221,10 +240,10 @@ impl Bracket {
 }
 
 /// What is behind a backslash; returns what is behind that.
-fn escape<'a>(text: &'a str, in_class: bool, out: &mut String) -> &'a str {
+fn escape<'a>(text: &'a str, in_class: bool, out: &mut String) -> Result<&'a str, String> {
     let Some(c) = text.chars().next() else {
         out.push_str("\\\\");
-        return text;
+        return Ok(text);
     };
     let after = &text[c.len_utf8()..];
     let bytes = text.as_bytes();
@@ -237,9 +256,14 @@ fn escape<'a>(text: &'a str, in_class: bool, out: &mut String) -> &'a str {
         let value = text.get(..count).and_then(|digits| u32::from_str_radix(digits, 8).ok())?;
         Some((value & 0xff, count))
     };
-    match c {
-        'x' if bytes.get(1) == Some(&b'{') => {
-            out.push_str("\\x");
+    Ok(match c {
+        'x' | 'o' if bytes.get(1) == Some(&b'{') => {
+            let (digits, after) = text[2..].split_once('}').unwrap_or_default();
+            let radix = if c == 'x' { 16 } else { 8 };
+            let is_number = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_hexdigit());
+            let byte = u8::from_str_radix(digits, radix).ok().filter(|_| is_number);
+            let byte = byte.ok_or_else(|| format!("`\\{c}{{{digits}}}` is no byte"))?;
+            out.push_str(&format!("\\x{byte:02x}"));
             after
         }
         'x' => {
@@ -262,12 +286,50 @@ fn escape<'a>(text: &'a str, in_class: bool, out: &mut String) -> &'a str {
             text.get(count..).unwrap_or_default()
         }
         'h' => {
-            out.push_str(if in_class { " \\t" } else { "[ \\t]" });
+            out.push_str(if in_class { " \\t\\xa0" } else { "[ \\t\\xa0]" });
+            after
+        }
+        'H' => {
+            out.push_str("[^ \\t\\xa0]");
+            after
+        }
+        'v' => {
+            out.push_str(if in_class { "\\n-\\r\\x85" } else { "[\\n-\\r\\x85]" });
+            after
+        }
+        'V' => {
+            out.push_str("[^\\n-\\r\\x85]");
             after
         }
         'R' if !in_class => {
-            out.push_str("(?:\\r\\n|[\\n-\\r])");
+            out.push_str("(?:\\r\\n|[\\n-\\r\\x85])");
             after
+        }
+        'N' if !in_class && !after.starts_with('{') => {
+            out.push_str("[^\\n]");
+            after
+        }
+        'C' if !in_class => {
+            out.push_str("[\\x00-\\xff]");
+            after
+        }
+        'Q' => {
+            let (quoted, after) = after.split_once("\\E").unwrap_or((after, ""));
+            quoted.bytes().for_each(|byte| out.push_str(&format!("\\x{byte:02x}")));
+            after
+        }
+        // Without a `\Q` before it.
+        'E' => after,
+        'c' => {
+            let Some(control) = after.bytes().next().filter(|b| b.is_ascii_graphic()) else {
+                return Err("behind `\\c` stands a letter or a sign".to_owned());
+            };
+            out.push_str(&format!("\\x{:02x}", control.to_ascii_uppercase() ^ 0x40));
+            &after[1..]
+        }
+        'N' | 'X' | 'o' | 'R' | 'C' | 'u' | 'U' | 'l' | 'L' => {
+            let place = if in_class { " in a class" } else { "" };
+            return Err(format!("`\\{c}`{place} is not supported"));
         }
         'Z' if !in_class => {
             out.push_str("\\z");
@@ -287,7 +349,6 @@ fn escape<'a>(text: &'a str, in_class: bool, out: &mut String) -> &'a str {
         | 'n'
         | 'r'
         | 't'
-        | 'v'
         | 'd'
         | 'D'
         | 's'
@@ -304,16 +365,11 @@ fn escape<'a>(text: &'a str, in_class: bool, out: &mut String) -> &'a str {
         | 'g'
         | 'k'
         | 'G'
-        | 'K'
-        | 'Q'
-        | 'E'
-        | 'c'
-        | 'u'
-        | 'U' => {
+        | 'K' => {
             out.extend(['\\', c]);
             after
         }
-        // A boundary to `regex`, themselves to PCRE; and letters without a meaning.
+        // A boundary to `regex`, themselves to PCRE; and letters without a meaning to either.
         '<' | '>' | ' ' | '\n' | '\t' => {
             out.push(c);
             after
@@ -327,7 +383,7 @@ fn escape<'a>(text: &'a str, in_class: bool, out: &mut String) -> &'a str {
             after
         }
         _ => text,
-    }
+    })
 }
 
 /// A class by name, as `[:alpha:]`.
@@ -348,7 +404,7 @@ fn is_count(text: &str) -> bool {
 /// Words in lower case of which a text has at least one, in whichever case, if the pattern fits; `None`: it can't be
 /// told, or by too many.
 pub(crate) fn required(pattern: &str) -> Option<Vec<Vec<u8>>> {
-    let translated = translated(pattern);
+    let translated = translated(pattern).ok()?;
     let mut parser = regex_syntax::ParserBuilder::new();
     let parser = parser.unicode(false).utf8(false).dot_matches_new_line(true);
     let hir = parser.build().parse(&translated).ok()?;
@@ -494,6 +550,8 @@ mod tests {
             r"(a)(?1)",
             r"(a)(?-1)",
             "a(?R)?",
+            "(?R)",
+            "a(?R)",
             "(?<n>a)(?&n)",
             "(?P<n>a)(?P>n)",
         ] {
@@ -528,8 +586,49 @@ mod tests {
             (r"^(?i)ab$", "AB", "AB\n"),
             (r"[\b]", "\x08", "b"),
             (r"\_\-\/\:\'\%u", "_-/:'%u", "u"),
+            (r"^a\x{2f}b$", "a/b", "a2f}b"),
+            (r"^[\x{2f}]$", "/", "2"),
+            (r"^\o{101}[\o{102}]$", "AB", "o{101}B"),
+            (r"^a\Nb$", "a b", "aNb\n"),
+            (r"^a\Nb$", "axb", "a\nb"),
+            (r"^\H[\H1]$", "xx", " x"),
+            (r"^\v[\v]$", "\n\x0c", "vv"),
+            (r"^\V[\V]$", "vx", "\nx"),
+            (r"^a\Rb$", "a\r\nb", "aRb"),
+            (r"^\Qa.b[(\E+$", "a.b[((", "aXb[("),
+            (r"^[\Q]^\E]+$", "^]", "Q"),
+            (r"^a\Eb$", "ab", "aEb"),
+            (r"^\cA\c[$", "\x01\x1b", "cAc["),
+            (r"^\C$", "\n", ""),
+            (r"a\Kb", "ab", "aKb"),
+            (r"\Gab", "ab", "Gab"),
+            (r"\(?R\(?u:[(?R]", "R(u:R", "R"),
+            (r"(?i-s:A)", "a", "b"),
         ] {
-            assert!(fits(pattern, yes) && !fits(pattern, no), "{pattern}: {}", translated(pattern));
+            assert!(fits(pattern, yes) && !fits(pattern, no), "{pattern}: {:?}", translated(pattern));
+        }
+        let latin = Pattern::new(r"^\x{e9}\h[\h]$").unwrap();
+        assert!(latin.find(b"\xe9\xa0 ").unwrap().is_some());
+        for pattern in [
+            r"\X",
+            r"\x{100}",
+            r"\x{zz}",
+            r"\x{}",
+            r"\x{2f",
+            r"\o101",
+            r"\o{777}",
+            r"\o{9}",
+            r"\u0041",
+            r"\N{U+41}",
+            r"[\N]",
+            r"[\R]",
+            r"[\X]",
+            r"\L",
+            r"\c",
+            "(?u)a",
+            "(?iR:a)",
+        ] {
+            assert!(Pattern::new(pattern).is_err(), "{pattern}");
         }
         assert!(Pattern::new("(").unwrap_err().contains("unclosed group"));
         assert!(Pattern::new("(?:a{1000}){1000}").unwrap_err().contains("memory"));

@@ -142,7 +142,16 @@ struct RuleText {
 
 impl fmt::Display for RuleText {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.action, self.from.join(","))
+        f.write_str(&self.action)?;
+        if !self.from.is_empty() {
+            write!(f, " {}", self.from.join(","))?;
+        }
+        // A number or a range, as it was sent.
+        let port = |port: &Value| port.as_str().map_or_else(|| port.to_string(), str::to_owned);
+        if !self.ports.is_empty() {
+            write!(f, " on {}", self.ports.iter().map(port).collect::<Vec<_>>().join(","))?;
+        }
+        Ok(())
     }
 }
 
@@ -390,6 +399,15 @@ pools: { p: { members: [] } }
 
     fn rule(from: &str) -> Value {
         json!({ "from": [from], "action": "deny" })
+    }
+
+    #[test]
+    fn a_rule_is_told_with_its_ports() {
+        let told = |rule: Value| serde_json::from_value::<RuleText>(rule).unwrap().to_string();
+        assert_eq!(told(json!({ "ports": ["8000-8999", 25], "action": "deny" })), "deny on 8000-8999,25");
+        assert_eq!(told(json!({ "from": ["@a", "192.0.2.1"], "action": "allow" })), "allow @a,192.0.2.1");
+        let both = json!({ "from": ["192.0.2.1"], "ports": [25], "action": "reset" });
+        assert_eq!(told(both), "reset 192.0.2.1 on 25");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use aho_corasick::AhoCorasick;
 use regex::bytes::{Regex, RegexBuilder};
 
 use super::decode;
-use super::normal::{fold, uncomment};
+use super::normal::{NO_BREAK, fold, is_lone, uncomment};
 use super::rules::{Gate, PATTERNS, Pattern, Rule, Rules, Text};
 
 /// Bytes of a value that libinjection reads from its beginning, and as many from its first quote.
@@ -151,7 +151,7 @@ impl Builtin {
 
     /// One form of a value.
     fn form(&self, form: &[u8], kind: Kind, rules: Rules, scratch: &mut Scratch) -> Option<Finding> {
-        let classes = Classes::of(form);
+        let classes = Classes::of(form).with_lone(form);
         if classes.is_plain() || kind == Kind::Structured && !classes.may_break_out(form) {
             return None;
         }
@@ -255,11 +255,22 @@ impl Classes {
     const CONTROL: u16 = 1 << 8;
     const COLON: u16 = 1 << 9;
     const OTHER: u16 = 1 << 10;
+    /// The byte may be a space, or part of a character.
+    const NO_BREAK: u16 = 1 << 11;
     const SIGNS: u16 =
         Self::QUOTE | Self::OPERATOR | Self::PARENTHESIS | Self::EQUALS | Self::COMMENT | Self::OTHER;
 
     fn of(value: &[u8]) -> Self {
         Self(value.iter().fold(0, |all, byte| all | CLASSES[usize::from(*byte)]))
+    }
+
+    /// A space in place of a byte that may be one, if it is one somewhere.
+    fn with_lone(self, value: &[u8]) -> Self {
+        if !self.has(Self::NO_BREAK) {
+            return self;
+        }
+        let has_lone = memchr::memchr_iter(NO_BREAK, value).any(|at| is_lone(value, at));
+        Self(self.0 & !Self::NO_BREAK | if has_lone { Self::SPACE } else { 0 })
     }
 
     fn has(self, some: u16) -> bool {
@@ -311,6 +322,7 @@ const fn classes() -> [u16; 256] {
     while byte < 256 {
         classes[byte] = match byte as u8 {
             b'a'..=b'z' | b'A'..=b'Z' | b'_' | b'.' | b'~' | b'/' | b',' | b'-' => 0,
+            NO_BREAK => Classes::NO_BREAK,
             0x80..=0xff => 0,
             b'0'..=b'9' => Classes::DIGIT,
             b' ' => Classes::SPACE,

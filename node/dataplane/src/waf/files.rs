@@ -5,21 +5,24 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Weak};
 
 use http::{HeaderMap, Version};
 use parking_lot::Mutex;
 use trestle_config::Contents;
-use trestle_config::model::{Content, WafRule};
+use trestle_config::model::{Content, WafException, WafRule};
 use trestle_seclang::{Arg, Engine, Fault, Limits, Processor, Request, Rules, Skips, Source, Verdict};
 
 use super::body::{self, Form, Part};
-use super::inspection::{is_it, percent};
+use super::inspection::{has_secret_parameter, is_it, percent};
 use super::rules::Rule;
 use super::{Exception, FINDINGS_MAX, Hit, Place, RuleName};
 use crate::metrics::Counter;
+
+/// Bytes of the name of an element, or of a part whose header has several lines, that are kept with each value.
+const SHARED_NAME_MAX: usize = 1 << 10;
 
 /// What a request is, beside its fields and its body.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +61,8 @@ type Compiled = (Box<[Content]>, Weak<Rules>);
 pub(super) struct Known {
     sets: Mutex<Vec<Compiled>>,
     pub(super) counters: Mutex<BTreeMap<u32, Arc<FileCounters>>>,
+    /// Numbers without a rule that were told of.
+    warned: Mutex<BTreeSet<u32>>,
 }
 
 thread_local! {
@@ -85,6 +90,21 @@ impl FileRules {
         Ok(Self { rules, paranoia, counters })
     }
 
+    /// Of exceptions that hold for nothing, once for each number that no file has.
+    pub(super) fn warn_of_unknown(&self, exceptions: &[WafException], known: &Known) {
+        for exception in exceptions {
+            if let Some(WafRule::Id(id)) = exception.rule
+                && !self.counters.contains_key(&id)
+                && known.warned.lock().insert(id)
+            {
+                tracing::warn!(
+                    rule = id,
+                    "an exception of `waf` does nothing: its rule files have no rule about requests with this number"
+                );
+            }
+        }
+    }
+
     /// What they say of a request, and of its body if that is looked at.
     pub(super) fn judge(
         &self,
@@ -100,7 +120,7 @@ impl FileRules {
             return Verdict::default();
         }
         let request = request(asked, headers, body);
-        let skips = Excepted(&exceptions);
+        let skips = Excepted { exceptions: &exceptions, is_json: request.processor == Processor::Json };
         let skips: Option<&dyn Skips> = if exceptions.is_empty() { None } else { Some(&skips) };
         ENGINES.with_borrow_mut(|engines| {
             let mine = |(rules, _): &(Weak<Rules>, Engine)| Weak::as_ptr(rules) == Arc::as_ptr(&self.rules);
@@ -177,12 +197,21 @@ impl OfFiles {
 }
 
 /// Those that are about a path.
-struct Excepted<'a>(&'a [&'a Exception]);
+struct Excepted<'a> {
+    exceptions: &'a [&'a Exception],
+    /// The body is.
+    is_json: bool,
+}
 
 impl Skips for Excepted<'_> {
     fn skips(&self, rule: u32, tags: &[Box<str>], source: Source, name: &[u8]) -> bool {
-        self.0.iter().any(|exception| {
-            let here = match (&exception.field, place(source)) {
+        let place = match place(source) {
+            // Those behind `json.` in the name are what the names of a document end with.
+            Some(Place::Body) if self.is_json => Some(Place::Json),
+            place => place,
+        };
+        self.exceptions.iter().any(|exception| {
+            let here = match (&exception.field, place) {
                 (None, _) => true,
                 (Some(field), Some(place)) => is_it(field, place, name),
                 (Some(_), None) => false,
@@ -204,10 +233,14 @@ fn place(source: Source) -> Option<Place> {
 }
 
 /// What a verdict tells, for the log.
-pub(super) fn hits(verdict: &Verdict) -> Vec<Hit> {
+pub(super) fn hits(verdict: &Verdict, headers: &HeaderMap) -> Vec<Hit> {
     let told = verdict.matches.iter().take(FINDINGS_MAX).map(|found| {
         let place = place(found.source).unwrap_or(Place::Request);
-        Hit::new(RuleName::File(found.rule), (place, &found.name), &found.matched)
+        let hit = Hit::new(RuleName::File(found.rule), (place, &found.name), &found.matched);
+        // Rules see a URL as one value, whatever parameters it has.
+        let mut values = std::str::from_utf8(&found.name).into_iter().flat_map(|name| headers.get_all(name));
+        let is_secret = values.any(|value| has_secret_parameter(value.as_bytes()));
+        if place == Place::Header && is_secret { hit.hidden() } else { hit }
     });
     told.collect()
 }
@@ -220,6 +253,9 @@ pub(super) fn exhausted() -> Hit {
 fn request<'a>(asked: &Asked<'a>, headers: &'a HeaderMap, body: Option<(&'a Form, &'a [u8])>) -> Request<'a> {
     let mut args = Vec::with_capacity(16);
     let mut add = |source, name: &[u8], value: &[u8]| {
+        // Rules don't look at the names of these, which many values may share.
+        let is_shared = matches!(source, Source::Xml | Source::PartHeader);
+        let name = if is_shared { &name[..name.len().min(SHARED_NAME_MAX)] } else { name };
         args.push(Arg { source, name: name.to_vec().into(), value: value.to_vec().into() });
         // More than the engine takes: it need not all be here for that.
         args.len() <= Limits::default().values
@@ -263,9 +299,13 @@ fn request<'a>(asked: &Asked<'a>, headers: &'a HeaderMap, body: Option<(&'a Form
         };
         form.read(bytes, &mut |part| match part {
             // As ModSecurity calls them; what has no name stays without.
-            Part::Field { name, value } if is_json && !name.is_empty() => {
-                add(source, &[b"json.", name].concat(), value)
+            Part::String { path, value } if !path.is_empty() => {
+                add(source, &[b"json.", path].concat(), value)
             }
+            Part::Name { name, .. } if is_json => add(source, &[b"json.", name].concat(), b""),
+            Part::String { path: name, value } => add(source, name, value),
+            // Those of elements are no values.
+            Part::Name { .. } => true,
             Part::Field { name, value } | Part::Element { name, value, .. } => add(source, name, value),
             Part::File { name, file } => add(Source::File, name, file),
             Part::Head { name, line } => add(Source::PartHeader, name, line),
@@ -287,5 +327,86 @@ fn request<'a>(asked: &Asked<'a>, headers: &'a HeaderMap, body: Option<(&'a Form
         args,
         body: body.map_or(&[], |(_, bytes)| bytes),
         processor,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use trestle_config::model::Digest;
+
+    use super::*;
+
+    fn asked() -> Asked<'static> {
+        Asked {
+            client: [198, 51, 100, 7].into(),
+            method: "POST",
+            path: "/",
+            query: None,
+            version: Version::HTTP_11,
+            host: b"shop.example.com",
+            id: "1",
+        }
+    }
+
+    fn compiled(text: &str, known: &Known) -> FileRules {
+        let digest = Digest([1; 32]);
+        let contents = [(digest, Arc::from(text.as_bytes()))].into_iter().collect();
+        FileRules::compile(&[Content::Stored(digest)], 1, &contents, known).unwrap()
+    }
+
+    #[test]
+    fn an_exception_for_a_rule_that_no_file_has_is_told_of_once() {
+        let known = Known::default();
+        let rules = compiled("SecAction id:5,phase:1,pass\nSecAction id:7,phase:4,pass", &known);
+        let of = |id| WafException { rule: Some(WafRule::Id(id)), path: None, field: None };
+        rules.warn_of_unknown(&[of(5), of(6)], &known);
+        rules.warn_of_unknown(&[of(6), of(7)], &known);
+        assert_eq!(*known.warned.lock(), [6, 7].into());
+    }
+
+    #[test]
+    fn names_that_many_values_share_are_cut_short() {
+        let name = "n".repeat(15_000);
+        let body = format!("<{name}>{}</{name}>", "a<b/>".repeat(900));
+        let (asked, headers) = (asked(), HeaderMap::new());
+        let read = request(&asked, &headers, Some((&Form::Xml, body.as_bytes())));
+        assert!(read.args.len() > 900);
+        assert!(read.args.iter().all(|arg| arg.name.len() <= SHARED_NAME_MAX));
+    }
+
+    #[test]
+    fn a_url_with_a_secret_is_not_shown() {
+        let rules = compiled("SecRule REQUEST_HEADERS \"@rx '\" id:1,phase:1,deny", &Known::default());
+        for (url, is_shown) in [("https://a.test/reset?token=SECRET'", false), ("https://a.test/?q='", true)]
+        {
+            let value = http::HeaderValue::from_str(url).unwrap();
+            let headers = HeaderMap::from_iter([(http::header::REFERER, value)]);
+            let verdict = rules.judge(&asked(), &headers, None, &[]);
+            let hits = hits(&verdict, &headers);
+            assert_eq!(hits.len(), 1);
+            assert_eq!(!hits[0].matched.ends_with(b"shown)"), is_shown, "{url}");
+        }
+    }
+
+    #[test]
+    fn only_members_of_json_are_excepted_by_their_last_name() {
+        let rules = compiled("SecRule ARGS \"@rx '\" id:1,phase:2,deny", &Known::default());
+        let exception = Exception {
+            rules: super::super::Rules::NONE,
+            of_files: OfFiles::Id(1),
+            path: None,
+            field: Some(trestle_config::model::WafField::Parameter("body".into())),
+        };
+        let exceptions = [exception];
+        let is_denied = |form: Form, body: &str| {
+            let verdict =
+                rules.judge(&asked(), &HeaderMap::new(), Some((&form, body.as_bytes())), &exceptions);
+            verdict.denied.is_some()
+        };
+        assert!(!is_denied(Form::Json, "{\"article\":{\"body\":\"'\"}}"));
+        assert!(!is_denied(Form::Json, "{\"body\":\"'\"}"));
+        assert!(!is_denied(Form::Urlencoded, "body='"));
+        assert!(is_denied(Form::Urlencoded, "q.body='"));
+        assert!(is_denied(Form::Urlencoded, "json.body='"));
     }
 }

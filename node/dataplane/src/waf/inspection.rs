@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use http::HeaderMap;
 use trestle_config::model::{WafField, WafMode};
 
-use super::body::{self, Form, Part, WHOLE};
+use super::body::{self, Form, Level, Part, WHOLE};
 use super::decode;
 use super::engine::{Kind, Scratch};
 use super::rules::Rules;
@@ -23,6 +23,9 @@ pub(super) struct Inspection<'a> {
     most: usize,
     scratch: Scratch,
     pub(super) hits: Vec<Hit>,
+    /// Bytes of all values.
+    #[cfg(test)]
+    examined: usize,
 }
 
 impl<'a> Inspection<'a> {
@@ -32,7 +35,16 @@ impl<'a> Inspection<'a> {
             waf.exceptions.iter().filter(about).partition(|exception| exception.field.is_none());
         let rules = everywhere.iter().fold(waf.rules, |rules, exception| rules.without(exception.rules));
         let most = if waf.mode == WafMode::Block { 1 } else { FINDINGS_MAX };
-        Self { waf, exceptions, rules, most, scratch: Scratch::default(), hits: Vec::new() }
+        Self {
+            waf,
+            exceptions,
+            rules,
+            most,
+            scratch: Scratch::default(),
+            hits: Vec::new(),
+            #[cfg(test)]
+            examined: 0,
+        }
     }
 
     /// Those that hold for a field.
@@ -84,6 +96,7 @@ impl<'a> Inspection<'a> {
 
     /// A value, and each of the parameters of a URL.
     fn header(&mut self, name: &[u8], value: &[u8], kind: Kind) {
+        let before = self.hits.len();
         self.value(Place::Header, name, value, kind);
         let is_url = value.starts_with(b"http") || value.starts_with(b"/");
         if let Some(mark) = memchr::memchr(b'?', value).filter(|_| is_url) {
@@ -97,6 +110,9 @@ impl<'a> Inspection<'a> {
                 !self.is_full()
             });
         }
+        if self.hits.len() > before && has_secret_parameter(value) {
+            self.hide(before);
+        }
     }
 
     fn cookies(&mut self, line: &[u8]) {
@@ -108,7 +124,18 @@ impl<'a> Inspection<'a> {
                 None => ([].as_slice(), pair),
             };
             let quoted = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\""));
-            if !self.field(Place::Cookie, name, &percent(quoted.unwrap_or(value))) {
+            let value = quoted.unwrap_or(value);
+            let before = self.hits.len();
+            let mut goes_on = self.field(Place::Cookie, name, &percent(value));
+            // Some readers have a plus for a space, as in forms.
+            if self.hits.len() == before && memchr::memchr(b'+', pair).is_some() {
+                self.value(Place::Cookie, name, &decode::form(value), Kind::Free);
+                if !self.is_full() {
+                    self.value(Place::Cookie, name, &decode::form(name), Kind::Free);
+                }
+                goes_on = !self.is_full();
+            }
+            if !goes_on {
                 return;
             }
         }
@@ -134,18 +161,9 @@ impl<'a> Inspection<'a> {
     fn part(&mut self, place: Place, part: Part<'_>) -> bool {
         match part {
             Part::Field { name, value } | Part::File { name, file: value } => self.field(place, name, value),
-            Part::Element { name, value, around } => {
-                let before = self.hits.len();
-                let goes_on = self.field(place, name, value);
-                if self.hits.len() > before
-                    && !is_secret(place, name)
-                    && around.iter().any(|level| is_secret(place, level.name))
-                {
-                    let found = self.hits.split_off(before);
-                    self.hits.extend(found.into_iter().map(Hit::hidden));
-                }
-                goes_on
-            }
+            Part::Name { name, around } => self.within(around, (place, name), name),
+            Part::String { path, value } => self.within(&[], (Place::Json, path), value),
+            Part::Element { name, value, around } => self.within(around, (place, name), value),
             // Its names stand in it by themselves.
             Part::Head { .. } => true,
             Part::Broken(rule) => {
@@ -157,6 +175,22 @@ impl<'a> Inspection<'a> {
                 !self.is_full()
             }
         }
+    }
+
+    /// A value that stands in elements of which any may be called like a secret.
+    fn within(&mut self, around: &[Level<'_>], (place, name): (Place, &[u8]), value: &[u8]) -> bool {
+        let before = self.hits.len();
+        self.value(place, name, value, Kind::Free);
+        if self.hits.len() > before && around.iter().any(|level| is_secret(place, level.name)) {
+            self.hide(before);
+        }
+        !self.is_full()
+    }
+
+    /// Of what was found since there were as many hits, no log shows the bytes.
+    fn hide(&mut self, since: usize) {
+        let found = self.hits.split_off(since);
+        self.hits.extend(found.into_iter().map(Hit::hidden));
     }
 
     /// A field's value, and its name, which a client chooses as freely. False: nothing more is wanted.
@@ -171,6 +205,10 @@ impl<'a> Inspection<'a> {
     fn value(&mut self, place: Place, name: &[u8], value: &[u8], kind: Kind) {
         if value.is_empty() {
             return;
+        }
+        #[cfg(test)]
+        {
+            self.examined += value.len();
         }
         let rules = if self.exceptions.is_empty() { self.rules } else { self.rules(place, name) };
         if rules.without(Rules::OF_FORM).is_empty() {
@@ -192,6 +230,15 @@ pub(super) fn percent(text: &[u8]) -> Cow<'_, [u8]> {
         Some(_) => percent_encoding::percent_decode(text).into(),
         None => Cow::Borrowed(text),
     }
+}
+
+/// Whether a URL, or one within it, has a parameter that is called like a secret.
+pub(super) fn has_secret_parameter(url: &[u8]) -> bool {
+    let decoded = percent(url);
+    let parameters = decoded.split(|byte| matches!(byte, b'?' | b'&' | b'#' | b';')).skip(1);
+    parameters
+        .filter_map(|pair| pair.split(|byte| *byte == b'=').next())
+        .any(|name| is_secret(Place::Query, name))
 }
 
 fn is_of_host(byte: u8) -> bool {
@@ -224,14 +271,12 @@ fn is_below(path: &str, prefix: &str) -> bool {
 
 pub(super) fn is_it(field: &WafField, place: Place, name: &[u8]) -> bool {
     match (field, place) {
-        (WafField::Parameter(wanted), Place::Query | Place::Body) => {
-            let wanted = wanted.as_bytes();
-            // `body` is also `body` in `article`.
-            name == wanted
-                || place == Place::Body
-                    && name.strip_suffix(wanted).is_some_and(|before| before.ends_with(b"."))
-        }
-        (WafField::Body, Place::Body) => name == WHOLE,
+        (WafField::Parameter(wanted), Place::Query | Place::Body) => name == wanted.as_bytes(),
+        // `body` is also `body` in `article`.
+        (WafField::Parameter(wanted), Place::Json) => name
+            .strip_suffix(wanted.as_bytes())
+            .is_some_and(|before| before.is_empty() || before.ends_with(b".")),
+        (WafField::Body, Place::Body | Place::Json) => name == WHOLE,
         (WafField::Header(wanted), Place::Header) => name.eq_ignore_ascii_case(wanted.as_bytes()),
         (WafField::Cookie(wanted), Place::Cookie) => name == wanted.as_bytes(),
         _ => false,
@@ -266,7 +311,128 @@ fn kind(header: &str) -> Kind {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use http::HeaderValue;
+    use trestle_config::Contents;
+    use trestle_config::model::{self, WafException};
+
     use super::*;
+
+    fn waf(mode: WafMode, except: &[WafField]) -> Waf {
+        let except =
+            except.iter().map(|field| WafException { rule: None, path: None, field: Some(field.clone()) });
+        let policy = model::Waf { mode, except: except.collect(), ..model::Waf::default() };
+        Waf::compile(&policy, &Arc::default(), &Contents::default()).expect("it is on")
+    }
+
+    const ATTACK: &str = "1' union select password from users-- ";
+
+    #[test]
+    fn names_cost_their_length_once() {
+        let waf = waf(WafMode::Detect, &[]);
+        let sign = "a(b=c)or'd'".repeat(1_300);
+        let key = "(a=b) or '".repeat(25);
+        let part = format!("--b\r\nContent-Disposition: form-data; name=\"{key}\"\r\n\r\n\r\n").repeat(300);
+        for (form, body) in [
+            (Form::Xml, format!("<{sign}>{}", "a<b/>".repeat(20_000))),
+            (Form::Xml, format!("<{sign}>{}", "<b c=''/>a".repeat(10_000))),
+            (Form::Json, format!("{{\"{key}\":[{}\"\"]}}", "\"\",".repeat(40_000))),
+            (Form::Json, format!("{{\"{sign}\":[{}\"\"]}}", "\"a\",".repeat(30_000))),
+            (Form::Urlencoded, format!("{sign}&").repeat(8)),
+            (Form::Multipart { boundary: b"b".to_vec() }, part),
+        ] {
+            let mut inspection = Inspection::new(&waf, "/");
+            // As if none were enough.
+            inspection.most = usize::MAX;
+            inspection.body(&form, body.as_bytes());
+            assert!(inspection.examined >= key.len(), "{form:?}");
+            assert!(
+                inspection.examined <= body.len() * 3,
+                "{form:?}: {} of {}",
+                inspection.examined,
+                body.len()
+            );
+        }
+    }
+
+    #[test]
+    fn names_are_looked_at() {
+        let waf = waf(WafMode::Block, &[]);
+        for (form, body) in [
+            (Form::Json, format!("{{\"{ATTACK}\":1}}")),
+            (Form::Json, format!("[{{\"a\":{{\"{ATTACK}\":[]}}}}]")),
+            (Form::Urlencoded, format!("{ATTACK}=")),
+            (Form::Xml, "<a/**/union/**/select/**/b/**/from/**/c>d</a>".replace('/', "&#47;")),
+            (Form::Xml, "<a 1'or'1'='1'/*=\"b\"/>".replace('\'', "&#39;").replace(' ', "\t")),
+        ] {
+            let hits = waf.body("/", &form, body.as_bytes(), None);
+            assert!(!hits.is_empty(), "{form:?} {body}");
+        }
+    }
+
+    #[test]
+    fn only_members_of_json_are_excepted_by_their_last_name() {
+        let waf = waf(WafMode::Block, &[WafField::Parameter("body".into())]);
+        let of = |form: Form, body: String| waf.body("/", &form, body.as_bytes(), None).len();
+        assert_eq!(of(Form::Json, format!("{{\"article\":{{\"body\":\"{ATTACK}\"}}}}")), 0);
+        assert_eq!(of(Form::Json, format!("{{\"body\":\"{ATTACK}\"}}")), 0);
+        assert_eq!(of(Form::Json, format!("{{\"nobody\":\"{ATTACK}\"}}")), 1);
+        assert_eq!(of(Form::Urlencoded, format!("body={ATTACK}")), 0);
+        assert_eq!(of(Form::Urlencoded, format!("q%00.body={ATTACK}")), 1);
+        assert_eq!(of(Form::Urlencoded, format!("q.body={ATTACK}")), 1);
+        assert_eq!(of(Form::Xml, format!("<body>{ATTACK}</body>")), 0);
+        assert_eq!(of(Form::Xml, format!("<q.body>{ATTACK}</q.body>")), 1);
+        let part = |name: &str| {
+            format!("--b\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{ATTACK}\r\n--b--\r\n")
+        };
+        let multipart = || Form::Multipart { boundary: b"b".to_vec() };
+        assert_eq!(of(multipart(), part("body")), 0);
+        assert_eq!(of(multipart(), part("q.body")), 1);
+    }
+
+    #[test]
+    fn a_plus_in_a_cookie_may_be_a_space() {
+        let waf = waf(WafMode::Block, &[WafField::Cookie("a+b".into())]);
+        let of = |line: &'static str| {
+            let headers = HeaderMap::from_iter([(http::header::COOKIE, HeaderValue::from_static(line))]);
+            waf.header("/", None, &headers).len()
+        };
+        assert_eq!(of("sid=1'+union+select+password+from+users--+"), 1);
+        assert_eq!(of("a=b; sid=1'+union%0aselect+password+from+users"), 1);
+        assert_eq!(of("1'+union+select+password+from+users--+=b"), 1);
+        assert_eq!(of("a+b=1'+union+select+password+from+users--+"), 0, "it is excepted");
+        assert_eq!(of("sid=Zm9v+YmFy/or+and+select=="), 0);
+    }
+
+    #[test]
+    fn the_space_of_latin_1_is_one() {
+        let waf = waf(WafMode::Block, &[]);
+        let of = |query: &str| waf.header("/", Some(query), &HeaderMap::new()).len();
+        assert_eq!(of("q=1%a0union%a0select%a0password%a0from%a0users"), 1);
+        assert_eq!(of("q=1%25a0union%25a0select%25a0password%25a0from%25a0users"), 1);
+        assert_eq!(of("q=caf%e9%a0et%a0th%e9"), 0);
+    }
+
+    #[test]
+    fn a_header_with_a_secret_in_its_url_is_not_shown() {
+        let waf = waf(WafMode::Block, &[]);
+        let shown = |url: &'static str| {
+            let headers = HeaderMap::from_iter([(http::header::REFERER, HeaderValue::from_static(url))]);
+            let hits = waf.header("/", None, &headers);
+            let hit = hits.first().unwrap_or_else(|| panic!("{url} has one"));
+            !hit.matched.ends_with(b"shown)")
+        };
+        for url in [
+            "https://a.test/reset?token=SECRET%27%20union%20select%201,2--%20",
+            "https://a.test/reset?a=%27%20union%20select%201,2--%20&token=SECRET",
+            "https://a.test/?next=%2Freset%3Ftoken%3DSECRET%27%20union%20select%201,2--%20",
+            "https://a.test/#access_token=SECRET%27%20union%20select%201,2--%20",
+        ] {
+            assert!(!shown(url), "{url}");
+        }
+        assert!(shown("https://a.test/?q=%27%20union%20select%201,2--%20"));
+    }
 
     #[test]
     fn a_path_that_leads_out_for_some_servers_is_below_nothing() {

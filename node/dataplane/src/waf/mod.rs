@@ -78,6 +78,8 @@ pub(crate) enum Place {
     Header,
     Cookie,
     Body,
+    /// A string of a body of JSON.
+    Json,
     /// No part of it by itself.
     Request,
 }
@@ -89,7 +91,7 @@ impl Place {
             Place::Query => "query",
             Place::Header => "header",
             Place::Cookie => "cookie",
-            Place::Body => "body",
+            Place::Body | Place::Json => "body",
             Place::Request => "request",
         }
     }
@@ -121,6 +123,7 @@ pub(crate) struct Hit {
     name: Box<[u8]>,
     /// The bytes that the rule is about, decoded and shortened; of a secret how many there are.
     pub(crate) matched: Box<[u8]>,
+    is_hidden: bool,
 }
 
 impl Hit {
@@ -129,12 +132,15 @@ impl Hit {
         let name = if place == Place::Cookie && !name.iter().all(is_of_cookie_name) { b"" } else { name };
         let is_secret = is_secret(place, name);
         let name = name[..name.len().min(NAME_SHOWN)].into();
-        let hit = Self { rule, place, name, matched: matched.into() };
+        let hit = Self { rule, place, name, matched: matched.into(), is_hidden: false };
         if is_secret { hit.hidden() } else { hit }
     }
 
     /// As it may be told of what stands in something that is called like a secret.
     fn hidden(mut self) -> Self {
+        if std::mem::replace(&mut self.is_hidden, true) {
+            return self;
+        }
         self.matched = format!("({} bytes, not shown)", self.matched.len()).into_bytes().into();
         self
     }
@@ -229,7 +235,10 @@ impl Waf {
         let files = match policy.files.as_slice() {
             [] => None,
             files => match FileRules::compile(files, policy.paranoia, contents, &counters.files) {
-                Ok(files) => Some(files),
+                Ok(files) => {
+                    files.warn_of_unknown(&policy.except, &counters.files);
+                    Some(files)
+                }
                 Err(why) => {
                     tracing::error!(
                         why,
@@ -283,7 +292,7 @@ impl Waf {
             WafMode::Block => files.count(&verdict, |counters| &counters.blocked),
             _ => files.count(&verdict, |counters| &counters.detected),
         }
-        let mut hits = files::hits(&verdict);
+        let mut hits = files::hits(&verdict, headers);
         if verdict.exhausted {
             hits.push(files::exhausted());
         }

@@ -7,9 +7,9 @@ use super::rules::Text;
 pub(super) fn fold(value: &[u8], text: Text, out: &mut Vec<u8>) {
     out.clear();
     out.reserve(value.len());
-    for byte in value {
-        match byte {
-            0..=b' ' | 0x7f => {
+    for (at, byte) in value.iter().enumerate() {
+        match *byte {
+            0..=b' ' | 0x7f | NO_BREAK if *byte != NO_BREAK || is_lone(value, at) => {
                 if text == Text::Spaced && out.last() != Some(&b' ') {
                     out.push(b' ');
                 }
@@ -17,6 +17,24 @@ pub(super) fn fold(value: &[u8], text: Text, out: &mut Vec<u8>) {
             _ => out.push(byte.to_ascii_lowercase()),
         }
     }
+}
+
+/// The no-break space of Latin-1, and a part of many a character of UTF-8.
+pub(super) const NO_BREAK: u8 = 0xa0;
+
+/// Whether the byte [`NO_BREAK`] that stands here is no part of a character of UTF-8: databases take it for a space.
+pub(super) fn is_lone(value: &[u8], at: usize) -> bool {
+    let begins = |from: usize| {
+        let length = match value[from] {
+            0xc2..=0xdf => 2,
+            0xe0..=0xef => 3,
+            0xf0..=0xf4 => 4,
+            _ => 0,
+        };
+        let character = value.get(from..from + length).filter(|_| from + length > at);
+        character.is_some_and(|bytes| std::str::from_utf8(bytes).is_ok())
+    };
+    !(at.saturating_sub(3)..at).any(begins)
 }
 
 /// Without the comments of SQL, each of which is a space; what MySQL runs all the same (`/*!50000 ... */`) stays.
@@ -77,7 +95,10 @@ mod tests {
         assert_eq!(spaced("a\t\r\n b"), "a b");
         assert_eq!(spaced("a'-- x"), "a'-- x");
         assert_eq!(spaced("a /* b"), "a /* b");
+        assert_eq!(spaced("\u{e0} la\u{a0}b \u{2020}"), "\u{e0} la\u{a0}b \u{2020}");
         let mut out = Vec::new();
+        fold(b"1\xa0union\xa0\xa0all \xc3\xa0\xa0", Text::Spaced, &mut out);
+        assert_eq!(out, b"1 union all \xc3\xa0 ");
         fold(b"Java\t\x01Script:", Text::Tight, &mut out);
         assert_eq!(out, b"javascript:");
     }

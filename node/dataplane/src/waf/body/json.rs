@@ -143,10 +143,9 @@ impl Reader<'_> {
                 }
                 let room = PATH_MAX.saturating_sub(self.path.len());
                 self.path.extend_from_slice(&value[..value.len().min(room)]);
-                // A name is looked at as one: `pairs` has names without values too.
-                see(Part::Field { name: value, value: &[] })
+                see(Part::Name { name: value, around: &[] })
             }
-            _ => see(Part::Field { name: self.name(), value }),
+            _ => see(Part::String { path: self.name(), value }),
         };
         self.text = text;
         goes_on
@@ -215,9 +214,7 @@ mod tests {
     fn check(body: &str, expected: &[&str]) {
         let mut found = Vec::new();
         read(body.as_bytes(), &mut |part| {
-            if let Part::Field { name, value } = part
-                && !value.is_empty()
-            {
+            if let Part::Field { name, value } | Part::String { path: name, value } = part {
                 found.push(format!("{}={}", String::from_utf8_lossy(name), String::from_utf8_lossy(value)));
             }
             true
@@ -245,6 +242,22 @@ mod tests {
         check("{\"a\":1 {\"c\":\"d\"}}", &["={\"c\":\"d\"}}"]);
         check("{\"a\":\"b", &["a=b"]);
         check("{\"a\":\"b\\", &["a=b\\"]);
+    }
+
+    #[test]
+    fn a_name_is_told_once_however_many_values_it_has() {
+        let name = "a'".repeat(100);
+        let body = format!("{{\"{name}\":[{}\"\"]}}", "\"\",".repeat(1_000));
+        let mut names = Vec::new();
+        read(body.as_bytes(), &mut |part| {
+            match part {
+                Part::Name { name, .. } => names.push(name.to_vec()),
+                Part::String { value, .. } => assert_eq!(value, b""),
+                _ => panic!("it is JSON"),
+            }
+            true
+        });
+        assert_eq!(names, [name.as_bytes()]);
     }
 
     #[test]

@@ -8,13 +8,13 @@ mod multipart;
 mod parameters;
 mod xml;
 
-use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue};
 
 use super::decode;
 use super::rules::Rule;
 use parameters::{Parameters, is_token};
-use xml::Level;
+pub(super) use xml::Level;
 
 /// Name of the field that a body has that is one text, and of what is in none: no parameter of a config has it.
 pub(super) const WHOLE: &[u8] = b"";
@@ -34,9 +34,24 @@ pub(crate) enum Form {
 }
 
 /// What one reader tells: a field, or a rule that the body breaks by its form.
+///
+/// Of a [`Part::Field`] and a [`Part::File`] the name stands in the body once for each, and is looked at with it. Where
+/// many values share a name, it is told by itself, once, as a [`Part::Name`]: else a long one would cost its length
+/// with each of them.
 pub(super) enum Part<'a> {
     Field {
         name: &'a [u8],
+        value: &'a [u8],
+    },
+    /// Of a member of JSON, of an element or of an attribute.
+    Name {
+        name: &'a [u8],
+        /// The elements that it stands in.
+        around: &'a [Level<'a>],
+    },
+    /// A string of JSON.
+    String {
+        path: &'a [u8],
         value: &'a [u8],
     },
     /// Text or an attribute of XML, called as its element or by its own name.
@@ -66,7 +81,7 @@ impl Form {
         let (Some(first), None) = (types.next(), types.next()) else { return Some(Form::Unknown) };
         let read = Parameters::of(first.as_bytes());
         match Self::named(&read) {
-            None if is_odd(&read) => Some(Form::Unknown),
+            None if is_odd(first.as_bytes(), &read) => Some(Form::Unknown),
             known => known,
         }
     }
@@ -76,7 +91,8 @@ impl Form {
         let (kind, subtype) = (&read.first[..slash], &read.first[slash + 1..]);
         let has = |word: &[u8]| subtype.split(|byte| !byte.is_ascii_alphanumeric()).any(|part| part == word);
         Some(match (kind, subtype) {
-            (b"application", b"x-www-form-urlencoded") => Form::Urlencoded,
+            // Some readers take whatever begins so.
+            (b"application", subtype) if subtype.starts_with(b"x-www-form-urlencoded") => Form::Urlencoded,
             // `x-ndjson`, `json5`, `x-amz-json-1.1`, `problem+json` and whatever there will be.
             _ if memchr::memmem::find(subtype, b"json").is_some() => Form::Json,
             (b"application", b"csp-report") => Form::Json,
@@ -93,17 +109,17 @@ impl Form {
     /// What stands in the way of reading it: its header says that it is something else than it looks like, or not
     /// clearly what it is.
     pub(super) fn disguise(headers: &HeaderMap) -> Option<Rule> {
-        let coded =
-            |value: &http::HeaderValue| !value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity");
+        let coded = |value: &HeaderValue| !value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity");
         if headers.get_all(CONTENT_ENCODING).iter().any(coded) {
             return Some(Rule::BodyEncoding);
         }
-        let types = headers.get_all(CONTENT_TYPE).iter();
-        let types: Vec<_> = types.map(|value| Parameters::of(value.as_bytes())).collect();
-        if !types.iter().flat_map(|read| read.each(b"charset")).all(is_known_charset) {
+        let types = headers.get_all(CONTENT_TYPE).iter().map(HeaderValue::as_bytes);
+        let types: Vec<_> = types.map(|value| (value, Parameters::of(value))).collect();
+        if !types.iter().flat_map(|(_, read)| read.each(b"charset")).all(is_known_charset) {
             return Some(Rule::BodyCharset);
         }
-        (types.len() > 1 || types.iter().any(is_odd)).then_some(Rule::BodyAmbiguous)
+        let has_odd = types.iter().any(|(value, read)| is_odd(value, read));
+        (types.len() > 1 || has_odd).then_some(Rule::BodyAmbiguous)
     }
 
     /// What an unknown one looks like.
@@ -137,7 +153,7 @@ impl Form {
 
 /// Whether it is not one media type with parameters, or one whose parts readers find by different boundaries. A
 /// single word is no type to anybody.
-fn is_odd(read: &Parameters) -> bool {
+fn is_odd(content_type: &[u8], read: &Parameters) -> bool {
     let is_type = match memchr::memchr(b'/', &read.first) {
         Some(slash) => is_token(&read.first[..slash]) && is_token(&read.first[slash + 1..]),
         None => read.first.is_empty() && read.names().next().is_none() || is_token(&read.first),
@@ -151,6 +167,7 @@ fn is_odd(read: &Parameters) -> bool {
         || read.is_broken
         || read.is_loose
         || has_odd_boundary
+        || read.first.starts_with(b"multipart/") && multipart::has_other_boundary(content_type, read)
         || is_hidden
         || read.names().any(is_extended)
 }
@@ -201,7 +218,6 @@ pub(super) fn pairs(text: &[u8], see: &mut dyn FnMut(Part<'_>) -> bool) {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
     use proptest::prelude::*;
 
     use super::*;
@@ -214,6 +230,8 @@ mod tests {
                 Part::Field { name, value } | Part::Element { name, value, .. } => {
                     format!("{}={}", String::from_utf8_lossy(name), String::from_utf8_lossy(value))
                 }
+                Part::String { path, value } => format!("{}={}", path.escape_ascii(), value.escape_ascii()),
+                Part::Name { name, .. } => format!("{}=", name.escape_ascii()),
                 Part::File { name, file } => format!("{}={}", name.escape_ascii(), file.escape_ascii()),
                 Part::Head { .. } => return true,
                 Part::Broken(rule) => rule.id().to_owned(),
@@ -233,6 +251,7 @@ mod tests {
         assert_eq!(form("Application/JSON"), Some(Form::Json));
         assert_eq!(form("application/problem+json"), Some(Form::Json));
         assert_eq!(form("application/soap+xml;action=x"), Some(Form::Xml));
+        assert_eq!(form("application/x-www-form-urlencodedX"), Some(Form::Urlencoded));
         assert_eq!(form("text/plain"), Some(Form::Text));
         assert_eq!(
             form("multipart/form-data; a=b; boundary=\"x y\""),
@@ -309,6 +328,14 @@ mod tests {
             "multipart/form-data; boundary=\"x;y\"",
             "multipart/form-data; boundary=aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
             "application/json; charset*=utf-8''ibm037",
+            "multipart/form-data; xboundary=A; boundary=B",
+            "multipart/form-data; xboundary=A",
+            "multipart/form-data; a=\"boundary=A,\"; boundary=B",
+            "multipart/form-data; x=boundary=A; boundary=B",
+            "multipart/form-data; x=Boundary=A; boundary=B",
+            "multipart/form-data; BOUNDARY=B; x=boundary=A",
+            "multipart/form-data; BOUNDARY=boundary=A",
+            "multipart/form-data; boundary=B; boundary2=A",
             r#"multipart/form-data; a="\"; boundary=y; b=\""; boundary=x"#,
         ] {
             let (form, disguise) = of(kind);
@@ -322,6 +349,9 @@ mod tests {
             "application/json; utf-8",
             "application/json;charset = UTF-8",
             "multipart/form-data; boundary=----WebKitFormBoundary7MA4YWxkTrZu0gW",
+            "multipart/form-data; Boundary=----WebKitFormBoundary7MA4YWxkTrZu0gW",
+            "multipart/form-data; boundary=boundary",
+            "text/plain; x=boundary; y=boundary",
             "multipart/form-data; boundary=\"----=_Part_1_2.3\"; charset=utf-8",
             "multipart/form-data; boundary=*****",
             r#"multipart/related; boundary=x; start-info="application/soap+xml; action=\"urn:a\"""#,

@@ -5,6 +5,8 @@
 
 use std::borrow::Cow;
 
+use memchr::memmem;
+
 use super::parameters::{Parameters, is_token};
 use super::{Part, WHOLE, is_known_charset};
 use crate::waf::inspection::percent;
@@ -24,9 +26,21 @@ pub(super) fn boundary(content_type: &Parameters) -> Option<&[u8]> {
     (is_one && boundary.iter().all(is_clear)).then_some(boundary)
 }
 
+/// Whether those who look for the first `boundary` in the text, in lower case or any, find another one than that which
+/// the parameter has.
+pub(super) fn has_other_boundary(text: &[u8], content_type: &Parameters) -> bool {
+    const WORD: &[u8] = b"boundary";
+    let count = |text: &[u8]| memmem::find_iter(text, WORD).count();
+    let lower = text.to_ascii_lowercase();
+    // Browsers have the word in the boundary itself.
+    let ours = content_type.get(WORD).map_or(0, |own| 1 + count(&own.to_ascii_lowercase()));
+    let first = memmem::find(text, WORD);
+    count(&lower) != ours || first.is_some() && first != memmem::find(&lower, WORD)
+}
+
 pub(super) fn read(body: &[u8], boundary: &[u8], see: &mut dyn FnMut(Part<'_>) -> bool) {
     let delimiter = [b"--", boundary].concat();
-    let finder = memchr::memmem::Finder::new(&delimiter);
+    let finder = memmem::Finder::new(&delimiter);
     let Some(first) = finder.find(body) else {
         see(Part::Field { name: WHOLE, value: body });
         return;
@@ -132,6 +146,8 @@ impl<'a> Head<'a> {
     }
 
     fn field(&mut self, line: &[u8]) {
+        // It ends the value for some, or the line.
+        self.is_ambiguous |= line.iter().any(|byte| byte.is_ascii_control() && *byte != b'\t');
         // A line that is no field ends the header for some.
         let Some(colon) = memchr::memchr(b':', line).filter(|colon| is_token(&line[..*colon])) else {
             self.is_ambiguous = true;
@@ -148,7 +164,10 @@ impl<'a> Head<'a> {
                     || read.has_one_twice()
                     || read.names().any(is_odd);
                 // Some clients leave quotes in names of files as they are.
-                self.has_unclear_name |= read.is_broken || read.is_loose || read.is_escaped;
+                self.has_unclear_name |=
+                    read.is_broken || read.is_loose || read.is_escaped || read.has_apostrophe;
+                // Some take it for another parameter then.
+                self.may_be_field |= read.is_crowded;
                 self.may_be_field |= self.has_unclear_name || read.each(b"filename*").any(is_no_name);
                 self.disposition.get_or_insert(read);
             }
@@ -172,9 +191,15 @@ impl<'a> Head<'a> {
 
 /// Of `filename*`: that some who read it have no name then, and so a field.
 fn is_no_name(extended: &[u8]) -> bool {
-    let mut parts = extended.splitn(3, |byte| *byte == b'\'').skip(2);
-    let name = parts.next().map(percent).unwrap_or_default();
+    let name = extended_name(extended).1.unwrap_or_default();
     !name.iter().any(|byte| *byte > b' ')
+}
+
+/// Character set and value (RFC 8187, section 3.2).
+fn extended_name(extended: &[u8]) -> (&[u8], Option<Cow<'_, [u8]>>) {
+    let mut parts = extended.splitn(3, |byte| *byte == b'\'');
+    let charset = parts.next().unwrap_or_default();
+    (charset, parts.nth(1).map(percent))
 }
 
 /// `bytes` stand between two delimiters, from behind the first.
@@ -201,12 +226,21 @@ fn part(bytes: &[u8], ends: &[u8], see: &mut dyn FnMut(Part<'_>) -> bool) -> boo
 
 fn content(head: &Head<'_>, name: &[u8], value: &[u8], see: &mut dyn FnMut(Part<'_>) -> bool) -> bool {
     let plain = head.get(b"filename").filter(|file| !file.is_empty());
-    if let Some(file) = plain.or_else(|| head.get(b"filename*")) {
-        let goes_on = see(Part::File { name, file });
-        // One with the newer parameter only, or without a name, is no file to everybody.
-        if !goes_on || plain.is_some() && !head.may_be_field {
-            return goes_on;
+    if plain.is_some_and(|file| !see(Part::File { name, file })) {
+        return false;
+    }
+    // Some take this one if both are there.
+    if let Some(extended) = head.get(b"filename*") {
+        let (charset, file) = extended_name(extended);
+        let (is_odd, file) =
+            (file.is_some() && !is_known_charset(charset), file.unwrap_or_else(|| percent(extended)));
+        if is_odd && !see(Part::Broken(Rule::BodyCharset)) || !see(Part::File { name, file: &file }) {
+            return false;
         }
+    }
+    // One with the newer parameter only, or without a name, is no file to everybody.
+    if plain.is_some() && !head.may_be_field {
+        return true;
     }
     if head.is_encoded && !see(Part::Broken(Rule::BodyEncoding)) {
         return false;
@@ -235,7 +269,7 @@ mod tests {
                 Part::Field { name, value } => found.push(format!("{}={}", text(name), text(value))),
                 Part::File { name, file } => found.push(format!("{}: {}", text(name), text(file))),
                 Part::Head { line, .. } => heads.push(text(line)),
-                Part::Broken(_) | Part::Element { .. } => {}
+                _ => {}
             }
             true
         });
@@ -266,12 +300,13 @@ mod tests {
         let mut found = Vec::new();
         read(body, b"x", &mut |part| {
             match part {
-                Part::Field { value: b"", .. } | Part::Head { .. } | Part::Element { .. } => {}
+                Part::Field { value: b"", .. } => {}
                 Part::Field { name, value } => {
                     found.push(format!("{}={}", name.escape_ascii(), value.escape_ascii()));
                 }
                 Part::File { file, .. } => found.push(format!("file {}", file.escape_ascii())),
                 Part::Broken(rule) => found.push(rule.id().to_owned()),
+                _ => {}
             }
             true
         });
@@ -288,13 +323,13 @@ mod tests {
                 "Content-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: binary\r\n",
             ),
             ("filename=\"a.png\"; filename*=UTF-8''%C3%A4.png", ""),
+            ("filename=\"it's.png\"; filename*=UTF-8'en'it%27s.png", ""),
             ("filename=\"C:\\a.png\"", "Content-Type: text/plain; charset=utf-16\r\n"),
             ("filename=\"a;b=c.png\"", "Content-Transfer-Encoding: base64\r\nContent-Length: 1\r\n"),
         ] {
             let found =
                 told(&format!("Content-Disposition: form-data; name=\"q\"; {disposition}\r\n{more}"), "v");
-            assert_eq!(found.len(), 1, "{disposition}: {found:?}");
-            assert!(found[0].starts_with("file "), "{disposition}: {found:?}");
+            assert!(!found.is_empty() && found.iter().all(|told| told.starts_with("file ")), "{found:?}");
         }
     }
 
@@ -311,6 +346,14 @@ mod tests {
             "; filename=\"x",
             "; filename=\"3/4\".pdf\"",
             "; filename=\"a\\\"b\"",
+            "; a='; filename=x",
+            "; a=b'; filename=x",
+            "; a'; filename=x",
+            "; 'a; filename=\"x\"",
+            ";filename=\"x\"",
+            ";\tfilename=\"x\"",
+            ";  filename=\"x\"",
+            "; a=\"; filename=\";filename=\"x\"",
             ";\r\n filename=\"x\"",
             "; filename=x\r\nContent-Type: multipart/mixed; boundary=y",
         ] {
@@ -330,6 +373,10 @@ mod tests {
             "; filename=x\r\nA : b",
             "; filename=x\nA: b",
             "; filename=x\rA: b",
+            "; filename=\"x\0y\"",
+            "; filename=x\0",
+            "; a=\"\x08\"; filename=x",
+            "; filename=x\r\nA: b\0c",
         ] {
             let found = told(&format!("{plain}{head}\r\n"), "v");
             assert!(found.iter().any(|told| told == "body-ambiguous"), "{head:?}: {found:?}");
@@ -344,6 +391,16 @@ mod tests {
         }
         let charset = told("Content-Disposition: form-data; name=_charset_\r\n", "ibm037");
         assert_eq!(charset[0], "body-charset");
+    }
+
+    #[test]
+    fn both_names_of_a_file_are_told() {
+        let of = |more: &str| {
+            told(&format!("Content-Disposition: form-data; name=q; filename=x; {more}\r\n"), "v")
+        };
+        assert_eq!(of("filename*=UTF-8''%27y"), ["file x", "file \\'y"]);
+        assert_eq!(of("filename*=%27y"), ["file x", "file \\'y", "q=v"]);
+        assert_eq!(of("filename*=utf-16''%00y"), ["file x", "body-charset", "file \\x00y"]);
     }
 
     #[test]

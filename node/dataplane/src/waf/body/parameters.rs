@@ -17,25 +17,35 @@ pub(super) struct Parameters {
     pub(super) is_loose: bool,
     /// A quote is escaped, which is the end of its value to some.
     pub(super) is_escaped: bool,
+    /// An apostrophe stands outside of quotes, which is a quote to some. Not those two that an extended value has
+    /// (RFC 8187): there it ends where it begins to them.
+    pub(super) has_apostrophe: bool,
+    /// Before `filename` stands anything but a semicolon and one space.
+    pub(super) is_crowded: bool,
 }
 
 impl Parameters {
     pub(super) fn of(field: &[u8]) -> Self {
         let end = memchr::memchr(b';', field).unwrap_or(field.len());
         let first = field[..end].trim_ascii().to_ascii_lowercase();
-        let mut parameters = Self { first, ..Self::default() };
-        let mut rest = field.get(end + 1..).unwrap_or_default().trim_ascii();
+        let has_apostrophe = first.contains(&b'\'');
+        let mut parameters = Self { first, has_apostrophe, ..Self::default() };
+        let mut rest = field.get(end + 1..).unwrap_or_default().trim_ascii_end();
         while !rest.is_empty() {
-            rest = parameters.one(rest).trim_ascii_start();
+            rest = parameters.one(rest);
         }
         parameters
     }
 
     /// Takes what stands before the next semicolon.
-    fn one<'a>(&mut self, rest: &'a [u8]) -> &'a [u8] {
+    fn one<'a>(&mut self, from: &'a [u8]) -> &'a [u8] {
+        let rest = from.trim_ascii_start();
+        let space = &from[..from.len() - rest.len()];
         let end = memchr::memchr2(b'=', b';', rest).unwrap_or(rest.len());
         let name = rest[..end].trim_ascii();
         let has_value = rest.get(end) == Some(&b'=');
+        self.has_apostrophe |= name.contains(&b'\'');
+        self.is_crowded |= has_value && space != b" " && name.eq_ignore_ascii_case(b"filename");
         self.is_broken |= !is_token(name) && (has_value || !name.is_empty());
         if !has_value {
             return rest.get(end + 1..).unwrap_or_default();
@@ -48,6 +58,8 @@ impl Parameters {
                 let end = memchr::memchr(b';', after).unwrap_or(after.len());
                 let value = after[..end].trim_ascii();
                 self.is_loose |= !value.iter().all(|byte| is_plain(*byte));
+                let apostrophes = memchr::memchr_iter(b'\'', value).count();
+                self.has_apostrophe |= apostrophes > 0 && !(apostrophes == 2 && name.ends_with(b"*"));
                 (value.to_vec(), &after[end..])
             }
         };
@@ -100,7 +112,9 @@ impl Parameters {
 
     /// The first counts for some, the last for others.
     pub(super) fn has_one_twice(&self) -> bool {
-        self.names().enumerate().any(|(at, name)| self.names().take(at).any(|before| before == name))
+        let mut names: Vec<_> = self.names().collect();
+        names.sort_unstable();
+        names.windows(2).any(|pair| pair[0] == pair[1])
     }
 }
 

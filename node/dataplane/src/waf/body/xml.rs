@@ -15,6 +15,10 @@ const DEPTH_MAX: usize = 256;
 /// How often the text of a whole document is looked at once more, since elements with text stand within each other.
 const AGAIN_MAX: usize = 8;
 
+/// Beginnings of addresses of document types.
+const KNOWN_ADDRESSES: [&[u8]; 3] =
+    [b"http://www.w3.org/", b"https://www.w3.org/", b"http://www.apple.com/DTDs/"];
+
 pub(super) fn read(body: &[u8], see: &mut dyn FnMut(Part<'_>) -> bool) {
     let mut reader = Reader {
         rest: body,
@@ -115,8 +119,12 @@ impl<'a> Reader<'a> {
         // An attribute stands in its element too.
         self.levels.push(level);
         let around = &self.levels;
-        let goes_on =
-            quoted(&tag[end..], |name, value| see(Part::Element { name: local(name), value, around }));
+        // Its name here, and not with each piece of its text.
+        let goes_on = see(Part::Name { name, around })
+            && quoted(&tag[end..], |name, value| {
+                let name = local(name);
+                see(Part::Name { name, around }) && see(Part::Element { name, value, around })
+            });
         self.levels.pop();
         if !goes_on || tag.ends_with(b"/") {
             return goes_on;
@@ -191,9 +199,31 @@ fn instruction(text: &[u8], see: &mut dyn FnMut(Part<'_>) -> bool) -> bool {
 /// Between `<!` and `>`: a document type, or what one declares.
 fn declaration(text: &[u8], see: &mut dyn FnMut(Part<'_>) -> bool) -> bool {
     let begins = |name: &[u8]| text.get(..name.len()).is_some_and(|text| text.eq_ignore_ascii_case(name));
-    let declares = begins(b"DOCTYPE") && memchr(b'[', text).is_some() || begins(b"ENTITY");
+    let declares =
+        begins(b"DOCTYPE") && (memchr(b'[', text).is_some() || is_external(text)) || begins(b"ENTITY");
     (!declares || see(Part::Broken(Rule::BodyDoctype)))
         && quoted(text, |_, value| see(Part::Field { name: WHOLE, value }))
+}
+
+/// Whether a document type says where more declarations are: at an address of its author's choice. Those of the
+/// public ones that XHTML, SVG and property lists have declare what everybody knows.
+fn is_external(doctype: &[u8]) -> bool {
+    let quote = memchr2(b'"', b'\'', doctype).unwrap_or(doctype.len());
+    let word = |wanted: &[u8]| {
+        let mut words = doctype[..quote].split(u8::is_ascii_whitespace);
+        words.any(|word| word.eq_ignore_ascii_case(wanted))
+    };
+    let is_known = || {
+        let mut addresses = Vec::new();
+        quoted(doctype, |_, value| {
+            addresses.push(value.to_vec());
+            true
+        });
+        let is_w3c = |address: &Vec<u8>| KNOWN_ADDRESSES.iter().any(|known| address.starts_with(known));
+        // An identifier alone is looked up by whoever knows it.
+        addresses.get(1).is_none_or(is_w3c) && addresses.len() <= 2
+    };
+    word(b"SYSTEM") || word(b"PUBLIC") && !is_known()
 }
 
 /// What stands before `end`, and after it.
@@ -257,7 +287,7 @@ mod tests {
                     ));
                 }
                 Part::Broken(rule) => found.push(rule.id().to_owned()),
-                Part::File { .. } | Part::Head { .. } => {}
+                _ => {}
             }
             true
         });
@@ -290,9 +320,39 @@ mod tests {
     #[test]
     fn what_a_document_declares_is_told() {
         assert_eq!(told("<!DOCTYPE a [<!ENTITY b 'c'>]><a/>")[..2], ["body-doctype", "=c"]);
-        assert_eq!(told("<!DOCTYPE html PUBLIC \"a\" 'b'><html/>"), ["=a", "=b"]);
+        assert_eq!(told("<!DOCTYPE html><html/>").len(), 0);
+        let address = "http://www.w3.org/TR/xhtml1/DTD/xhtml1-strict.dtd";
+        let known = format!("<!DOCTYPE html PUBLIC \"-//W3C//DTD XHTML 1.0 Strict//EN\" '{address}'><html/>");
+        assert_eq!(told(&known)[1..], [format!("={address}")]);
+        assert_eq!(told("<!DOCTYPE html PUBLIC '-//W3C//DTD HTML 4.01//EN'>").len(), 1);
+        for external in [
+            "SYSTEM 'http://a.test/x.dtd'",
+            "system\n\"x.dtd\"",
+            "SYSTEM'x.dtd'",
+            "PUBLIC 'a' 'http://a.test/x.dtd'",
+            "PUBLIC '-//W3C//DTD XHTML 1.0 Strict//EN' 'http://www.w3.org.a.test/x.dtd'",
+        ] {
+            assert_eq!(told(&format!("<!DOCTYPE a {external}><a/>"))[0], "body-doctype", "{external}");
+        }
         assert_eq!(told("<?xml version=\"1.0\" encoding=\"UTF-8\"?>"), ["=1.0", "=UTF-8"]);
         assert_eq!(told("<?xml version='1.0' encoding = 'ibm037'?>"), ["=1.0", "body-charset", "=ibm037"]);
+    }
+
+    #[test]
+    fn a_name_is_told_once_however_many_pieces_its_text_has() {
+        let name = "a(b=c)or'd'".repeat(100);
+        let body = format!("<{name} e='f'>{}", "a<b/>".repeat(1_000));
+        let (mut names, mut pieces) = (Vec::new(), 0);
+        read(body.as_bytes(), &mut |part| {
+            match part {
+                Part::Name { name: b"b", .. } => {}
+                Part::Name { name, .. } => names.push(name.to_vec()),
+                _ => pieces += 1,
+            }
+            true
+        });
+        assert_eq!(names, [name.as_bytes(), b"e"]);
+        assert!(pieces > 1_000, "{pieces}");
     }
 
     #[test]
@@ -307,7 +367,7 @@ mod tests {
             match part {
                 Part::Field { value, .. } | Part::Element { value, .. } => seen += value.len(),
                 Part::Broken(_) => broken = true,
-                Part::File { .. } | Part::Head { .. } => {}
+                _ => {}
             }
             true
         });

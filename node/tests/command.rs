@@ -35,7 +35,7 @@ fn wrong_usage_says_what_and_ends_with_2() {
         (&["cache", "purge", "http://shop.example.com:99999/"], "no host and port that a request could name"),
         (&["cache", "purge", "/cart.js"], "\"/cart.js\": no URL with scheme and host"),
         (&["cache", "purge", "--prefix", "ftp://shop.example.com/"], "a URL of http or https"),
-        (&["cache", "purge", "--tag", "a,b"], "\"a,b\": a tag has visible ASCII characters"),
+        (&["cache", "purge", "--tag", "a,b"], "\"a,b\": a tag has neither commas nor spaces"),
         (&["run", "--memory-max", "63MiB"], "--memory-max: \"63MiB\" is too little: 64MiB at least"),
         (&["run", "--memory-max", "2GB"], "--memory-max: \"2GB\" is no size; write it as 512MiB or 2GiB"),
     ] {

@@ -38,6 +38,9 @@ pub struct Lan {
     dir: TempDir,
 }
 
+/// A lease that no pause of a busy machine ends.
+pub const LONG: &str = "8s";
+
 /// A node in a namespace of its own, and its guard.
 pub struct LanNode {
     pub name: String,

@@ -135,17 +135,16 @@ fn a_browser_that_opens_all_it_may_at_once_at_one_node_is_not_refused() {
     let node = &cluster.nodes[0];
     // Who is not let in within 0.1 s is refused, and a node may be too busy to answer in that: another client comes then.
     let mut clients = (1..=200).map(|last| IpAddr::from([127, 0, 1, last]));
-    let mut all_are_let_in =
-        |what: &str, count: usize, mut admitted: Box<dyn FnMut(IpAddr) -> usize + '_>| {
-            let tries: Vec<usize> = clients
-                .by_ref()
-                .take(5)
-                .map(&mut admitted)
-                .inspect(|admitted| assert!(*admitted <= 6, "{admitted} of {count} {what}"))
-                .take_while(|admitted| *admitted != 6)
-                .collect();
-            assert!(tries.len() < 5, "{tries:?} of {count} {what} were let in");
-        };
+    let mut all_are_let_in = |what: &str, count: usize, admitted: &dyn Fn(IpAddr) -> usize| {
+        let tries: Vec<usize> = clients
+            .by_ref()
+            .take(5)
+            .map(admitted)
+            .inspect(|admitted| assert!(*admitted <= 6, "{admitted} of {count} {what}"))
+            .take_while(|admitted| *admitted != 6)
+            .collect();
+        assert!(tries.len() < 5, "{tries:?} of {count} {what} were let in");
+    };
 
     let raw = node.listener("raw").expect("bound");
     for count in [6, 12] {
@@ -165,7 +164,7 @@ fn a_browser_that_opens_all_it_may_at_once_at_one_node_is_not_refused() {
             eprintln!("{count} connections of 6 at once: {admitted} admitted after {:?}", began.elapsed());
             admitted
         };
-        all_are_let_in("connections", count, Box::new(admitted));
+        all_are_let_in("connections", count, &admitted);
     }
 
     let web = node.listener("web").expect("bound");
@@ -195,7 +194,7 @@ fn a_browser_that_opens_all_it_may_at_once_at_one_node_is_not_refused() {
             assert_eq!(of(200) + of(429), count, "{statuses:?}");
             of(200)
         };
-        all_are_let_in("requests", count, Box::new(admitted));
+        all_are_let_in("requests", count, &admitted);
     }
     let metrics = node.metrics().expect("metrics");
     assert!(!metrics.contains("trestle_limits_waited_total 0\n"), "the shares are smaller:\n{metrics}");

@@ -5,12 +5,10 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use rustix::process::Signal;
-use trestle_tests::lan::{Prober, SETTLE, VIP};
+use trestle_tests::lan::{LONG, Prober, SETTLE, VIP};
 use trestle_tests::{Lan, eventually, holds_for, peers};
 
-/// A lease so long that a heal within half of it can't have waited for its end, and that no pause of a busy machine
-/// ends.
-const LONG: &str = "8s";
+/// A heal within half of such a lease can't have waited for its end.
 const HALF_OF_LONG: u64 = 4_000;
 
 fn outage(seen: &serde_json::Value) -> u64 {

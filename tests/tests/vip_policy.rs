@@ -7,7 +7,7 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use trestle_tests::lan::{Prober, SETTLE, VIP};
+use trestle_tests::lan::{LONG, Prober, SETTLE, VIP};
 use trestle_tests::{Lan, eventually, holds_for, peers, trestle};
 
 const VIP6: &str = "2001:db8:18::100";
@@ -26,9 +26,6 @@ fn owned_by(lan: &Lan, seen_by: usize, name: &str) {
         Ok(())
     });
 }
-
-/// A lease that no pause of a busy machine ends.
-const LONG: &str = "8s";
 
 /// With such a lease.
 fn kept(vip: &str) -> String {

@@ -26,6 +26,8 @@ mod rt;
 mod settings;
 mod status;
 mod telling;
+#[cfg(test)]
+mod testing;
 mod tickets;
 mod vault;
 mod views;

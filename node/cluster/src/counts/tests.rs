@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::net::UdpSocket;
 use uuid::Uuid;
@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::core::Core;
 use super::*;
 use crate::gossip::{GossipSettings, INTERVAL};
+use crate::testing::until;
 
 fn count(client: u8, connections: u32) -> ClientCount {
     ClientCount { client: [10, 0, 0, client].into(), connections, arrivals: 0 }
@@ -193,19 +194,6 @@ impl Node {
         let found = totals.into_iter().find(|total| total.client == count(client, 0).client);
         found.map(|total| total.nodes).unwrap_or_default()
     }
-}
-
-async fn until(what: &str, deadline: Duration, condition: impl Fn() -> bool) -> Duration {
-    let (mut waited, mut last) = (Duration::ZERO, Instant::now());
-    while !condition() {
-        assert!(waited < deadline, "not within {deadline:?}: {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-        let now = Instant::now();
-        // Who was stopped itself has not waited.
-        waited += (now - last).min(Duration::from_millis(50));
-        last = now;
-    }
-    waited
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

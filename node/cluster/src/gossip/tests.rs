@@ -13,6 +13,7 @@ use uuid::Uuid;
 use super::metrics::Dropped;
 use super::seal::Kind;
 use super::*;
+use crate::testing::until;
 
 /// What a user is promised: a node that died is known to be dead within this time.
 const DETECTION: Duration = Duration::from_millis(1_200);
@@ -91,19 +92,6 @@ async fn three() -> [Node; 3] {
     })
     .await;
     nodes
-}
-
-async fn until(what: &str, deadline: Duration, condition: impl Fn() -> bool) -> Duration {
-    let (mut waited, mut last) = (Duration::ZERO, Instant::now());
-    while !condition() {
-        assert!(waited < deadline, "not within {deadline:?}: {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-        let now = Instant::now();
-        // Who was stopped itself has not waited.
-        waited += (now - last).min(Duration::from_millis(50));
-        last = now;
-    }
-    waited
 }
 
 fn news(revision: u64) -> NodeNews {

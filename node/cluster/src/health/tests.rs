@@ -125,16 +125,7 @@ impl Node {
 
 /// Waits for a condition on all nodes; how long it took.
 async fn until(nodes: &[Node], what: &str, condition: impl Fn(&Node) -> bool) -> Duration {
-    let (mut waited, mut last) = (Duration::ZERO, Instant::now());
-    while !nodes.iter().all(&condition) {
-        assert!(waited < Duration::from_secs(10), "not within 10 s: {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-        let now = Instant::now();
-        // Who was stopped itself has not waited.
-        waited += (now - last).min(Duration::from_millis(50));
-        last = now;
-    }
-    waited
+    crate::testing::until(what, Duration::from_secs(10), || nodes.iter().all(&condition)).await
 }
 
 async fn listen() -> (TcpListener, SocketAddr) {

@@ -92,15 +92,16 @@ pub fn purged_prefix(prefix: &str) -> Result<String, PurgeError> {
     let target = uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
     let path = match target.query() {
         Some(_) => path::normalise(target.path(), false).map(Cow::into_owned),
-        None => beginning(target.path()),
+        None => beginning(target.path(), false),
     };
     Ok(join(scheme, &host, &path.map_err(|_| PurgeError::Path)?, target.query()))
 }
 
 /// Of a path. Its last segment may go on: `.` is the beginning of `.well-known`.
-fn beginning(path: &str) -> Result<String, PathError> {
+fn beginning(path: &str, merge_slashes: bool) -> Result<String, PathError> {
     let (folder, last) = path.split_at(path.rfind('/').map_or(0, |at| at + 1));
-    let mut begun = path::normalise(if folder.is_empty() { "/" } else { folder }, false)?.into_owned();
+    let mut begun =
+        path::normalise(if folder.is_empty() { "/" } else { folder }, merge_slashes)?.into_owned();
     match last {
         "." | ".." => begun.push_str(last),
         _ => begun.push_str(path::normalise(&format!("/{last}"), false)?.trim_start_matches('/')),
@@ -110,14 +111,12 @@ fn beginning(path: &str) -> Result<String, PathError> {
 
 /// As it is where slashes are merged. `None`: the same.
 fn merged(url: &str) -> Option<String> {
-    let start = url.find("://")? + 3;
+    let host = url.find("://")? + 3;
+    let start = host + url[host..].find('/')?;
     let end = url.find('?').unwrap_or(url.len()).max(start);
-    let mut path = url[start..end].to_owned();
-    let before = path.len();
-    while let Some(at) = path.find("//") {
-        path.remove(at);
-    }
-    (path.len() < before).then(|| format!("{}{path}{}", &url[..start], &url[end..]))
+    let path = &url[start..end];
+    let merged = path.contains("//").then(|| beginning(path, true).ok())??;
+    Some(format!("{}{merged}{}", &url[..start], &url[end..]))
 }
 
 fn split(url: &str) -> Result<(Scheme, String, Uri), PurgeError> {

@@ -60,16 +60,22 @@ const OLD: &str =
 const NEW: &str =
     "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nETag: \"new\"\r\nContent-Length: 3\r\n\r\nnew";
 
-#[tokio::test]
-async fn what_was_asked_for_before_does_not_take_the_place_of_what_is_newer() {
-    let script = script(&[&[OLD, "old"], &[NEW]]).await;
+/// Half of the first answer is with a client, and another one has asked for what is newer.
+async fn overtaken(answers: &'static [&'static [&'static str]]) -> (Script, Proxy, Client, Client) {
+    let script = script(answers).await;
     let (proxy, address) = Proxy::serving(cached(script.backend.address, "{ mode: on }")).await;
     let mut slow = sent(address, "").await;
     script.asked(1).await;
     script.go(0, 1);
     slow.rest_until(b"\r\n\r\nold").await;
-    let mut reloads = sent(address, "Cache-Control: no-cache\r\n").await;
+    let reloads = sent(address, "Cache-Control: no-cache\r\n").await;
     script.asked(2).await;
+    (script, proxy, slow, reloads)
+}
+
+#[tokio::test]
+async fn what_was_asked_for_before_does_not_take_the_place_of_what_is_newer() {
+    let (script, proxy, mut slow, mut reloads) = overtaken(&[&[OLD, "old"], &[NEW]]).await;
     script.go(1, 1);
     assert_eq!(reloads.reply().await.text(), "new");
     until("it is kept", || proxy.plane.cache_stats().entries == 1).await;
@@ -83,14 +89,7 @@ async fn what_was_asked_for_before_does_not_take_the_place_of_what_is_newer() {
 #[tokio::test]
 async fn what_is_not_to_be_kept_any_more_is_not_followed_by_what_was() {
     const GONE: &str = "HTTP/1.1 200 OK\r\nCache-Control: no-store\r\nContent-Length: 3\r\n\r\nnew";
-    let script = script(&[&[OLD, "old"], &[GONE]]).await;
-    let (proxy, address) = Proxy::serving(cached(script.backend.address, "{ mode: on }")).await;
-    let mut slow = sent(address, "").await;
-    script.asked(1).await;
-    script.go(0, 1);
-    slow.rest_until(b"\r\n\r\nold").await;
-    let mut reloads = sent(address, "Cache-Control: no-cache\r\n").await;
-    script.asked(2).await;
+    let (script, proxy, mut slow, mut reloads) = overtaken(&[&[OLD, "old"], &[GONE]]).await;
     script.go(1, 2);
     assert_eq!(reloads.reply().await.text(), "new");
     script.go(0, 1);

@@ -13,6 +13,7 @@ use trestle_config::model::{self, Balance, HashOn};
 
 use super::*;
 use crate::metrics::HistogramTotals;
+use crate::testing::nobody;
 use crate::{Drain, MemberOrder};
 
 /// Longer than anything here may take on a busy machine.
@@ -34,14 +35,6 @@ async fn backend() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
     let address = listener.local_addr().expect("address");
     (listener, address)
-}
-
-/// An address at which nobody listens: bound, so nobody else gets it, but not listening.
-fn refusing() -> (tokio::net::TcpSocket, SocketAddr) {
-    let socket = tokio::net::TcpSocket::new_v4().expect("socket");
-    socket.bind("127.0.0.1:0".parse().expect("address")).expect("bind");
-    let address = socket.local_addr().expect("address");
-    (socket, address)
 }
 
 struct Proxied {
@@ -243,7 +236,7 @@ async fn a_reset_after_a_fin_is_passed_on_too() {
 
 #[tokio::test]
 async fn a_member_that_refuses_is_passed_over() {
-    let (_held, refusing) = refusing();
+    let refusing = nobody();
     let (listener, address) = backend().await;
     let pool = pool(&[refusing, address]);
     for _ in 0..4 {
@@ -261,7 +254,7 @@ async fn a_member_that_refuses_is_passed_over() {
 
 #[tokio::test]
 async fn refused_five_times_a_member_is_not_asked_any_more() {
-    let (_held, refusing) = refusing();
+    let refusing = nobody();
     let (listener, address) = backend().await;
     let pool = pool(&[refusing, address]);
     let accept = tokio::spawn(async move {
@@ -281,8 +274,7 @@ async fn refused_five_times_a_member_is_not_asked_any_more() {
 
 #[tokio::test]
 async fn with_nobody_to_connect_to_the_client_is_reset() {
-    let (_a, first) = refusing();
-    let (_b, second) = refusing();
+    let (first, second) = (nobody(), nobody());
     for (pool, reason) in [(pool(&[first, second]), Reason::ConnectFailed), (pool(&[]), Reason::NoMember)] {
         let mut proxied = proxied(&pool, TcpSettings::default()).await;
         sees_reset(&mut proxied.client).await;
